@@ -1,0 +1,373 @@
+//! What the controller and an agent say to each other: HTTP over the agent's Unix socket, reached
+//! through SSH (or directly on the controller's own machine).
+//!
+//! | Call | Meaning |
+//! |---|---|
+//! | `GET /v1/report` | a [`HostReport`] |
+//! | `GET /v1/watch` | a stream of [`HostReport`]s as JSON lines: one at once, one after each change (at most every 100 ms), one at least every 5 s |
+//! | `PUT /v1/orders` | a [`HostOrders`]; answered after it is on disk. 409 `stale-generation` for an older generation, 409 `generation-reused` for the same one with other content |
+//! | `GET /v1/blobs/{digest}` | a [`BlobStatus`] |
+//! | `PATCH /v1/blobs/{digest}?offset=N&size=TOTAL` | appends raw bytes at `offset`; 409 `wrong-offset` when that is not what the agent holds; the last one verifies the digest (422 `digest-mismatch` drops the blob) |
+//! | `GET /v1/instances/{id}/logs?tail=N&process=P&follow=true` | plain text, lines `TIME PROCESS STREAM LINE` |
+//! | `POST /v1/upgrade` | [`UpgradeOrder`]: installs an executable sent as a blob and restarts the agent, not the apps |
+//! | `POST /v1/uninstall` | stops every app, removes everything this host got from Beanpole, answers [`Uninstalled`], ends the agent |
+
+use crate::{
+    ApplicationName, Digest, EnvironmentId, EnvironmentName, Generation, Incarnation, InstanceId,
+    ReleaseNumber, Timestamp, VersionLabel,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Everything that one host shall hold. What is not in it goes away.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostOrders {
+    /// Rises with every change of content.
+    pub generation: Generation,
+    /// Releases to keep prepared.
+    pub releases: Vec<ReleaseOrder>,
+    /// Instances to hold.
+    pub instances: Vec<InstanceOrder>,
+}
+
+/// A release of an environment.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ReleaseKey {
+    /// The environment.
+    pub environment: EnvironmentId,
+    /// Its release.
+    pub number: ReleaseNumber,
+}
+
+/// A release to prepare and keep: unpack the bundle, find out how it runs, install what it needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseOrder {
+    /// Which release.
+    pub key: ReleaseKey,
+    /// The application it belongs to; decides the system user of builds and processes.
+    pub application: ApplicationName,
+    /// The environment's name, for logs.
+    pub environment_name: EnvironmentName,
+    /// The version, for logs and the app's environment.
+    pub version: VersionLabel,
+    /// The bundle, a ZIP.
+    pub bundle: Digest,
+    /// Its size in bytes.
+    pub bundle_size: u64,
+    /// How to run it.
+    pub platform: Platform,
+    /// Environment properties: given to the build and to the processes.
+    pub properties: Properties,
+    /// Options of the platform, `namespace` + `:` + `name` (for example `WSGIPath`).
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
+    /// How long preparing may take, in milliseconds.
+    pub prepare_timeout_ms: u64,
+}
+
+/// Environment properties of an application. Values may be secret and are never printed.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Properties(pub BTreeMap<String, String>);
+
+impl std::fmt::Debug for Properties {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_map()
+            .entries(self.0.keys().map(|key| (key, "***")))
+            .finish()
+    }
+}
+
+/// How an application is built and run.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    utoipa::ToSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Platform {
+    /// Found from the bundle's files: a `Procfile` wins, then `package.json`, then
+    /// `requirements.txt`.
+    #[default]
+    Auto,
+    /// The commands of a `Procfile`, nothing installed.
+    Procfile,
+    /// Node.js: `npm ci` (or `npm install`), then the `Procfile` or `npm start`.
+    Node,
+    /// Python: a virtualenv with `requirements.txt`, then the `Procfile` or gunicorn.
+    Python,
+    /// Containers by Docker Engine. Not available yet: an order for it is refused.
+    Docker,
+}
+
+impl Platform {
+    /// The name users type.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Procfile => "procfile",
+            Self::Node => "node",
+            Self::Python => "python",
+            Self::Docker => "docker",
+        }
+    }
+}
+
+impl std::fmt::Display for Platform {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One instance to hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceOrder {
+    /// Which instance.
+    pub id: InstanceId,
+    /// The environment it serves.
+    pub environment: EnvironmentId,
+    /// The release to run; it is among the orders' releases.
+    pub release: ReleaseNumber,
+    /// When this rises, the processes are stopped and started afresh, on `release`.
+    pub incarnation: Incarnation,
+    /// Whether its processes shall run.
+    pub run: bool,
+    /// The port that its `web` process listens on (`$PORT`).
+    pub port: u16,
+    /// SIGTERM to SIGKILL, in milliseconds.
+    pub stop_grace_ms: u64,
+    /// What it may use.
+    pub limits: Limits,
+}
+
+/// Upper bounds for one instance. None means unlimited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Limits {
+    /// Memory in bytes.
+    pub memory_bytes: Option<u64>,
+    /// CPU in thousandths of a core.
+    pub cpu_millis: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+    /// Open files per process.
+    pub open_files: Option<u64>,
+}
+
+/// What a host is and does, as its agent sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostReport {
+    /// Rises with every report of one run of the agent.
+    pub sequence: u64,
+    /// The agent's version.
+    pub agent_version: String,
+    /// SHA-256 of the agent's executable.
+    #[serde(default)]
+    pub agent_digest: Option<Digest>,
+    /// The agent's clock when it wrote this.
+    pub now: Timestamp,
+    /// The orders it holds on disk.
+    pub generation: Generation,
+    /// The machine.
+    pub facts: HostFacts,
+    /// Releases, one entry per release ordered.
+    pub releases: Vec<ReleaseReport>,
+    /// Instances, one entry per instance ordered or not yet gone.
+    pub instances: Vec<InstanceReport>,
+}
+
+/// Facts about a machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct HostFacts {
+    /// `hostname`.
+    pub hostname: String,
+    /// For example `Debian GNU/Linux 12 (bookworm)`.
+    pub os: String,
+    /// Kernel release.
+    pub kernel: String,
+    /// For example `x86_64`.
+    pub arch: String,
+    /// Changes at every boot.
+    pub boot_id: String,
+    /// Cores.
+    pub cpus: u32,
+    /// Memory in bytes.
+    pub memory_total_bytes: u64,
+    /// Memory that programs may still take, in bytes.
+    pub memory_available_bytes: u64,
+    /// The disk that holds the agent's data, in bytes.
+    pub disk_total_bytes: u64,
+    /// Free there, in bytes.
+    pub disk_available_bytes: u64,
+    /// Load average over one minute, in hundredths.
+    pub load_1m_hundredths: u32,
+    /// Docker Engine's version where one answers.
+    pub docker: Option<String>,
+    /// Whether systemd runs the machine.
+    pub systemd: bool,
+    /// Whether the agent runs as root.
+    pub root: bool,
+    /// What the agent does to fence instances in, and what it cannot here.
+    pub fences: Vec<Fence>,
+}
+
+/// One way in which instances are fenced in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Fence {
+    /// For example `memory limit`.
+    pub name: String,
+    /// Whether it is in force.
+    pub active: bool,
+    /// How, or why not.
+    pub detail: String,
+}
+
+/// How far a release is on a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseReport {
+    /// Which release.
+    pub key: ReleaseKey,
+    /// How far it is.
+    pub phase: ReleasePhase,
+    /// The bundle it needs and how much of it has arrived, while it waits for it.
+    pub bundle: Digest,
+    /// Bytes of the bundle on this host.
+    pub bundle_have: u64,
+    /// Since when it is in this phase.
+    pub since: Timestamp,
+}
+
+/// The stages of preparing a release on a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "phase", rename_all = "kebab-case")]
+pub enum ReleasePhase {
+    /// The bundle is not here in full.
+    NeedsBundle,
+    /// Being unpacked.
+    Unpacking,
+    /// Dependencies are being installed.
+    Building {
+        /// The command that runs, for people.
+        command: String,
+    },
+    /// Instances can start from it.
+    Ready,
+    /// It cannot be prepared; trying again needs a new release (or a new preparation order).
+    Failed(Failure),
+}
+
+/// Why something on a host failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Failure {
+    /// Stable, kebab-case: `bundle-unsafe`, `build-failed`, `disk-full`, …
+    pub code: String,
+    /// What happened and why, in a sentence.
+    pub message: String,
+    /// The last lines that the command or app wrote, oldest first; at most 20.
+    #[serde(default)]
+    pub log: Vec<String>,
+}
+
+/// How an instance is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceReport {
+    /// Which instance.
+    pub id: InstanceId,
+    /// The release whose processes run or ran last.
+    pub release: Option<ReleaseNumber>,
+    /// The incarnation these processes belong to.
+    pub incarnation: Incarnation,
+    /// What it does.
+    pub phase: InstancePhase,
+    /// Since when.
+    pub since: Timestamp,
+    /// Its processes.
+    pub processes: Vec<ProcessReport>,
+    /// The last lines that it logged, oldest first; at most 20. Only while it is not well.
+    #[serde(default)]
+    pub log: Vec<String>,
+}
+
+/// What an instance does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "phase", rename_all = "kebab-case")]
+pub enum InstancePhase {
+    /// Its release is not ready here.
+    Waiting,
+    /// All its processes run.
+    Running,
+    /// A process ended and is started again after a pause.
+    Restarting,
+    /// Told to end, not gone yet.
+    Stopping,
+    /// No process runs, as ordered.
+    Stopped,
+    /// It cannot be started.
+    Failed(Failure),
+}
+
+/// One process of an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ProcessReport {
+    /// The name in the Procfile.
+    pub name: String,
+    /// Its process id while it runs.
+    pub pid: Option<u32>,
+    /// When it was last started.
+    pub started_at: Option<Timestamp>,
+    /// How often it was started again after ending by itself, in this incarnation.
+    pub restarts: u32,
+    /// How it last ended.
+    pub last_exit: Option<ExitReport>,
+    /// Resident memory in bytes, when known.
+    #[serde(default)]
+    pub memory_bytes: Option<u64>,
+}
+
+/// How a process ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ExitReport {
+    /// Its exit code, when it ended by itself.
+    pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// Whether the kernel killed it for memory.
+    pub oom: bool,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// How much of a blob an agent holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobStatus {
+    /// Bytes held, from the start.
+    pub have: u64,
+    /// Whether it is whole and verified.
+    pub complete: bool,
+}
+
+/// Replace the agent's executable by a blob that it holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpgradeOrder {
+    /// The executable.
+    pub digest: Digest,
+    /// Its version, for the path.
+    pub version: String,
+}
+
+/// What an uninstall removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Uninstalled {
+    /// One line for each thing, for people: `directory /var/lib/beanpole`.
+    pub removed: Vec<String>,
+    /// What could not be removed and why.
+    pub left: Vec<String>,
+}

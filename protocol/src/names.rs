@@ -1,0 +1,83 @@
+//! Names that users choose, with Elastic Beanstalk's limits on them.
+
+use crate::ids::text_type;
+use serde::{Deserialize, Serialize};
+
+fn label(text: &str, longest: usize) -> bool {
+    !text.is_empty()
+        && text.chars().count() <= longest
+        && !text.starts_with(char::is_whitespace)
+        && !text.ends_with(char::is_whitespace)
+        && text.chars().all(|c| !c.is_control() && c != '/')
+}
+
+fn dns_label(text: &str, shortest: usize, longest: usize) -> bool {
+    (shortest..=longest).contains(&text.len())
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}
+
+text_type!(
+    /// An application. 1 to 100 characters without `/` (EB API, `CreateApplication`).
+    ApplicationName, "application name", "it must be 1 to 100 characters, without `/` and without spaces at its ends",
+    |text| label(text, 100)
+);
+text_type!(
+    /// A version of an application. 1 to 100 characters without `/` (EB API,
+    /// `CreateApplicationVersion`).
+    VersionLabel, "version label", "it must be 1 to 100 characters, without `/` and without spaces at its ends",
+    |text| label(text, 100)
+);
+text_type!(
+    /// An environment. 4 to 40 letters, digits or hyphens, no hyphen at an end (EB API,
+    /// `CreateEnvironment`).
+    EnvironmentName, "environment name", "it must be 4 to 40 letters, digits or hyphens, with no hyphen at an end",
+    |text| dns_label(text, 4, 40)
+);
+text_type!(
+    /// The first label of an environment's hostname. 4 to 63 lower-case letters, digits or hyphens
+    /// (EB API, `CheckDNSAvailability`).
+    Cname, "CNAME prefix", "it must be 4 to 63 lower-case letters, digits or hyphens, with no hyphen at an end",
+    |text| dns_label(text, 4, 63) && !text.bytes().any(|byte| byte.is_ascii_uppercase())
+);
+text_type!(
+    /// A host's name in Beanpole. 1 to 63 letters, digits, dots or hyphens.
+    HostName, "host name", "it must be 1 to 63 letters, digits, dots or hyphens, with none of these at an end",
+    |text| (1..=63).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.' || byte == b'_')
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.ends_with(|c: char| c.is_ascii_alphanumeric())
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn environment_names_have_four_to_forty_characters() {
+        assert!(EnvironmentName::new("prod").is_ok());
+        assert!(EnvironmentName::new("my-App-2").is_ok());
+        for wrong in [
+            "dev",
+            "-prod",
+            "prod-",
+            "pro d",
+            "prod/x",
+            &"x".repeat(41),
+            "",
+        ] {
+            assert!(EnvironmentName::new(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn labels_refuse_slashes_and_control_characters() {
+        assert!(VersionLabel::new("v1.2 (hotfix)").is_ok());
+        for wrong in ["a/b", "a\nb", " a", "", &"x".repeat(101)] {
+            assert!(VersionLabel::new(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! What the controller and a proxy say to each other: HTTP over the proxy's Unix socket.
+//!
+//! | Call | Meaning |
+//! |---|---|
+//! | `PUT /v1/table` | a [`RoutingTable`]; answered after it is in force for every new request and on disk. 409 `stale-generation`, 409 `generation-reused` as for an agent's orders, 422 `invalid-table` changes nothing |
+//! | `GET /v1/report` | a [`ProxyReport`] |
+//! | `GET /v1/watch` | a stream of [`ProxyReport`]s as JSON lines: one at once, one after each change of a target's state (at most every 100 ms), one at least every 2 s |
+
+use crate::{
+    ApplicationName, EnvironmentId, EnvironmentName, Generation, Incarnation, InstanceId,
+    ReleaseNumber, Timestamp,
+};
+use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
+
+/// Where every request goes. An immutable value, replaced as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoutingTable {
+    /// Rises with every change of content.
+    pub generation: Generation,
+    /// Hostnames and where they lead.
+    pub routes: Vec<Route>,
+    /// The instances that share traffic.
+    pub pools: Vec<TargetPool>,
+}
+
+/// A hostname and the pools that answer for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// Lower-case, without a port.
+    pub host: String,
+    /// The pools and their shares. Weights are relative; a pool of weight 0 gets nothing.
+    pub pools: Vec<WeightedPool>,
+}
+
+/// A pool and its share of a route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WeightedPool {
+    /// The [`TargetPool::name`].
+    pub pool: String,
+    /// Its share, relative to the others of the route.
+    pub weight: u32,
+}
+
+/// Instances that share traffic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetPool {
+    /// Unique in the table.
+    pub name: String,
+    /// The environment it belongs to.
+    pub environment: EnvironmentId,
+    /// Its name, for pages and logs.
+    pub environment_name: EnvironmentName,
+    /// Its application, for pages and logs.
+    pub application: ApplicationName,
+    /// Who gets the next request.
+    pub algorithm: Algorithm,
+    /// How targets are checked.
+    pub check: HealthCheck,
+    /// The instances.
+    pub targets: Vec<Target>,
+}
+
+/// Who gets the next request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Algorithm {
+    /// Each in turn.
+    #[default]
+    RoundRobin,
+    /// The one with the fewest requests in flight.
+    LeastConnections,
+}
+
+/// How a target is checked, and when it counts as healthy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthCheck {
+    /// What is asked.
+    pub probe: Probe,
+    /// From one check to the next, in milliseconds.
+    pub interval_ms: u64,
+    /// How long an answer may take, in milliseconds.
+    pub timeout_ms: u64,
+    /// Good checks in a row after which an unhealthy target is healthy.
+    pub healthy_threshold: u32,
+    /// Bad checks in a row after which a healthy target is unhealthy.
+    pub unhealthy_threshold: u32,
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        Self {
+            probe: Probe::default(),
+            interval_ms: 1_000,
+            timeout_ms: 5_000,
+            healthy_threshold: 2,
+            unhealthy_threshold: 3,
+        }
+    }
+}
+
+/// What a check asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Probe {
+    /// `GET path`, any status within one of the ranges is good.
+    Http {
+        /// Begins with `/`.
+        path: String,
+        /// Inclusive ranges of good statuses.
+        statuses: Vec<(u16, u16)>,
+    },
+    /// A connection that is accepted is good.
+    Tcp,
+}
+
+impl Default for Probe {
+    fn default() -> Self {
+        Self::Http {
+            path: "/".to_owned(),
+            statuses: vec![(200, 399)],
+        }
+    }
+}
+
+impl std::fmt::Display for Probe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Http { path, .. } => write!(f, "GET {path}"),
+            Self::Tcp => f.write_str("TCP connect"),
+        }
+    }
+}
+
+/// An instance as a target. Counters belong to (instance, incarnation): a new incarnation starts
+/// from nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// Which instance.
+    pub instance: InstanceId,
+    /// Which run of it.
+    pub incarnation: Incarnation,
+    /// The release it runs.
+    pub release: ReleaseNumber,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What it is for.
+    pub mode: TargetMode,
+}
+
+/// What a target is for.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    utoipa::ToSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum TargetMode {
+    /// Checked, given no requests.
+    Probe,
+    /// Checked and given requests while healthy.
+    Serve,
+    /// Finishes what it has, given nothing new.
+    Drain,
+}
+
+/// What a proxy sees.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProxyReport {
+    /// Rises with every report of one run of the proxy.
+    pub sequence: u64,
+    /// Differs for every run of the proxy: counters start at zero in each.
+    pub run: String,
+    /// The proxy's version.
+    pub version: String,
+    /// The table in force.
+    pub generation: Generation,
+    /// The proxy's clock when it wrote this.
+    pub now: Timestamp,
+    /// Every target of the table in force.
+    pub targets: Vec<TargetReport>,
+    /// Every environment of the table in force.
+    pub environments: Vec<EnvironmentTraffic>,
+    /// The addresses it listens on.
+    #[serde(default)]
+    pub listeners: Vec<String>,
+}
+
+/// What a proxy sees of one target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetReport {
+    /// Which instance.
+    pub instance: InstanceId,
+    /// Which run of it.
+    pub incarnation: Incarnation,
+    /// What it is for, by the table in force.
+    pub mode: TargetMode,
+    /// Whether checks and traffic find it well.
+    pub healthy: bool,
+    /// Good checks in a row, up to now.
+    pub good_checks: u32,
+    /// Bad checks in a row, up to now.
+    pub bad_checks: u32,
+    /// The last check.
+    pub last_check: Option<CheckResult>,
+    /// Requests being answered, WebSockets included.
+    pub in_flight: u32,
+    /// What it was given and how it answered.
+    pub traffic: Traffic,
+}
+
+/// How one check went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct CheckResult {
+    /// When it ended.
+    pub at: Timestamp,
+    /// Whether it was good.
+    pub good: bool,
+    /// For people: `200 in 3 ms`, `connection refused`, `no answer within 5000 ms`.
+    pub answer: String,
+}
+
+/// Counts of one run of a proxy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Traffic {
+    /// Requests answered.
+    pub requests: u64,
+    /// By status class: 1xx (WebSockets), 2xx, 3xx, 4xx, 5xx.
+    pub by_class: [u64; 5],
+    /// Requests that got no answer from an app: the proxy answered 502, 503 or 504 itself, or the
+    /// connection broke midway. They are also in `by_class` where a status was sent.
+    pub failed: u64,
+    /// Median latency over the last minute, in microseconds.
+    pub p50_us: u64,
+    /// 99th percentile over the last minute, in microseconds.
+    pub p99_us: u64,
+}
+
+/// What a proxy saw for one environment, including requests that no target was given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvironmentTraffic {
+    /// Which environment.
+    pub environment: EnvironmentId,
+    /// Its counts.
+    pub traffic: Traffic,
+}
