@@ -1,1 +1,11 @@
-//! .
+//! What every Beanpole daemon needs and none owns: files that are never half written, a private
+//! Unix socket that speaks HTTP, logs, the signal to stop, the clock.
+//!
+//! This is a shelf of small tools, without any knowledge of hosts, environments or traffic.
+
+pub mod clock;
+pub mod files;
+pub mod http;
+pub mod logs;
+pub mod socket;
+pub mod stop;
