@@ -1,1 +1,26 @@
-//! .
+//! Decides: which instances change in which order, where new ones go, and what comes next.
+//!
+//! Everything here is a pure function of its arguments. There is no clock, network, disk or
+//! randomness (the manifest proves it): the time, a [`World`] as it is wanted and seen, and a seed
+//! for new ids come in; a [`Plan`], journal entries ([`Happened`]) or a wait with its reasons come
+//! out. The engine records them; agents and proxies carry them out.
+//!
+//! - [`plan()`] turns a goal into a [`Plan`], once; [`plan_back`] the way back from a failed one.
+//! - [`next()`] says what to record now, what to wait for, or how it ended.
+//! - [`apply`] folds an entry into a [`Progress`]; it refuses what may not follow.
+
+mod back;
+mod deploy;
+mod next;
+mod place;
+mod plan;
+mod progress;
+mod world;
+
+pub use back::plan_back;
+pub use deploy::{Goal, Rules, plan};
+pub use next::{Decision, RESTARTS_THAT_FAIL, next};
+pub use place::{Place, Refusal, place};
+pub use plan::{Action, Batch, Change, Gate, Plan, Skipped, Stage, Timeouts};
+pub use progress::{ChangeState, Happened, IllegalTransition, Progress, apply};
+pub use world::{HostState, InstanceState, ProxyState, Reach, World};

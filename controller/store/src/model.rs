@@ -1,0 +1,563 @@
+//! What is stored: one record type per table.
+//!
+//! Records are the stored side of things; what crosses an interface is in `beanpole_protocol`. Fields
+//! are only ever added, with a default. Who writes what: the engine writes environments, releases,
+//! instances, operations, the journal, orders and the table; the controller's services write
+//! applications, versions, hosts and tokens; both write events.
+
+use crate::{Record, key};
+use beanpole_planner::{Happened, Plan, Progress};
+use beanpole_protocol::agent::{HostOrders, Platform};
+use beanpole_protocol::api::{
+    EnvironmentStatus, OperationFailure, OperationKind, OperationStatus, SshAddress, Tier,
+};
+use beanpole_protocol::event::Event;
+use beanpole_protocol::options::OptionSettings;
+use beanpole_protocol::proxy::{RoutingTable, TargetMode};
+use beanpole_protocol::{
+    ApplicationName, Cname, Digest, EnvironmentId, EnvironmentName, EventId, Generation, HostId,
+    HostName, Incarnation, InstanceId, OperationId, ReleaseNumber, RequestId, Timestamp,
+    VersionLabel,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// An application.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApplicationRecord {
+    /// Its name, unique.
+    pub name: ApplicationName,
+    /// For people.
+    pub description: String,
+    /// When it was created.
+    pub created_at: Timestamp,
+}
+
+impl ApplicationRecord {
+    /// Its key.
+    pub fn key_of(name: &ApplicationName) -> Vec<u8> {
+        key::join(&[name.as_str().as_bytes()])
+    }
+}
+
+impl Record for ApplicationRecord {
+    const TABLE: &'static str = "applications";
+    fn key(&self) -> Vec<u8> {
+        Self::key_of(&self.name)
+    }
+}
+
+/// A version of an application.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionRecord {
+    /// The application.
+    pub application: ApplicationName,
+    /// Its label, unique in the application.
+    pub label: VersionLabel,
+    /// For people.
+    pub description: String,
+    /// Its bundle.
+    pub bundle: Digest,
+    /// The bundle's size in bytes.
+    pub bundle_size: u64,
+    /// When it was created.
+    pub created_at: Timestamp,
+}
+
+impl VersionRecord {
+    /// Its key.
+    pub fn key_of(application: &ApplicationName, label: &VersionLabel) -> Vec<u8> {
+        key::join(&[application.as_str().as_bytes(), label.as_str().as_bytes()])
+    }
+
+    /// What the keys of all versions of an application begin with.
+    pub fn prefix(application: &ApplicationName) -> Vec<u8> {
+        key::join(&[application.as_str().as_bytes(), b""])
+    }
+}
+
+impl Record for VersionRecord {
+    const TABLE: &'static str = "versions";
+    fn key(&self) -> Vec<u8> {
+        Self::key_of(&self.application, &self.label)
+    }
+}
+
+/// An environment. Terminated ones stay for a while, with their names free.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnvironmentRecord {
+    /// Its id.
+    pub id: EnvironmentId,
+    /// Its name, unique among those that are not terminated.
+    pub name: EnvironmentName,
+    /// Its application.
+    pub application: ApplicationName,
+    /// For people.
+    pub description: String,
+    /// Web server or worker.
+    pub tier: Tier,
+    /// How its versions are built and run.
+    pub platform: Platform,
+    /// The first label of its hostname, unique among those that are not terminated.
+    pub cname: Option<Cname>,
+    /// Where it stands.
+    pub status: EnvironmentStatus,
+    /// Its settings; a release freezes a copy of them.
+    pub settings: OptionSettings,
+    /// The release that is live: the last one deployed with success.
+    pub live: Option<ReleaseNumber>,
+    /// The number of the newest release; 0 before the first.
+    #[serde(default)]
+    pub last_release: ReleaseNumber,
+    /// The operation that runs.
+    pub operation: Option<OperationId>,
+    /// Left as a failed operation left it, as its user asked: nothing is mended by itself until the
+    /// next operation.
+    #[serde(default)]
+    pub hold: bool,
+    /// When mending by itself may be tried again, after it failed.
+    #[serde(default)]
+    pub mend_after: Option<Timestamp>,
+    /// How often in a row mending failed.
+    #[serde(default)]
+    pub mend_failures: u32,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+    /// When it was terminated.
+    #[serde(default)]
+    pub terminated_at: Option<Timestamp>,
+    /// The time of its newest event: the next one is later.
+    #[serde(default)]
+    pub last_event_at: Timestamp,
+}
+
+impl EnvironmentRecord {
+    /// Its key.
+    pub fn key_of(id: &EnvironmentId) -> Vec<u8> {
+        key::join(&[id.as_str().as_bytes()])
+    }
+}
+
+impl Record for EnvironmentRecord {
+    const TABLE: &'static str = "environments";
+    fn key(&self) -> Vec<u8> {
+        Self::key_of(&self.id)
+    }
+}
+
+/// A release: version and configuration, frozen and numbered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseRecord {
+    /// The environment.
+    pub environment: EnvironmentId,
+    /// Counted from 1 in it.
+    pub number: ReleaseNumber,
+    /// The release whose prepared tree it uses on hosts: itself, or an earlier one of the same
+    /// content.
+    pub tree: ReleaseNumber,
+    /// Its version.
+    pub version: VersionLabel,
+    /// That version's bundle.
+    pub bundle: Digest,
+    /// The bundle's size in bytes.
+    pub bundle_size: u64,
+    /// How it is built and run.
+    pub platform: Platform,
+    /// The settings, environment properties included.
+    pub settings: OptionSettings,
+    /// What made it: `deploy`, `rollback to 3`, `settings`.
+    pub reason: String,
+    /// How its last deployment ended.
+    pub outcome: Option<OperationStatus>,
+    /// When it last became live.
+    pub live_at: Option<Timestamp>,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+impl ReleaseRecord {
+    /// Its key.
+    pub fn key_of(environment: &EnvironmentId, number: ReleaseNumber) -> Vec<u8> {
+        key::join(&[environment.as_str().as_bytes(), &number.0.to_be_bytes()])
+    }
+
+    /// What the keys of all releases of an environment begin with.
+    pub fn prefix(environment: &EnvironmentId) -> Vec<u8> {
+        key::join(&[environment.as_str().as_bytes(), b""])
+    }
+}
+
+impl Record for ReleaseRecord {
+    const TABLE: &'static str = "releases";
+    fn key(&self) -> Vec<u8> {
+        Self::key_of(&self.environment, self.number)
+    }
+}
+
+/// An instance as it is wanted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceRecord {
+    /// Its id.
+    pub id: InstanceId,
+    /// The environment it serves.
+    pub environment: EnvironmentId,
+    /// Its host.
+    pub host: HostId,
+    /// Its port there.
+    pub port: u16,
+    /// The release it shall run.
+    pub release: ReleaseNumber,
+    /// Rises when it is told to start afresh.
+    pub incarnation: Incarnation,
+    /// Whether it shall run.
+    pub run: bool,
+    /// What it is in the routing table for; absent from it when none.
+    pub mode: Option<TargetMode>,
+    /// The first table that says so.
+    #[serde(default)]
+    pub routed: Option<Generation>,
+    /// The first orders of its host that say what is wanted of it now.
+    #[serde(default)]
+    pub ordered: Option<Generation>,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+impl InstanceRecord {
+    /// Its key.
+    pub fn key_of(environment: &EnvironmentId, id: &InstanceId) -> Vec<u8> {
+        key::join(&[environment.as_str().as_bytes(), id.as_str().as_bytes()])
+    }
+
+    /// What the keys of all instances of an environment begin with.
+    pub fn prefix(environment: &EnvironmentId) -> Vec<u8> {
+        key::join(&[environment.as_str().as_bytes(), b""])
+    }
+}
+
+impl Record for InstanceRecord {
+    const TABLE: &'static str = "instances";
+    fn key(&self) -> Vec<u8> {
+        Self::key_of(&self.environment, &self.id)
+    }
+}
+
+/// An operation on an environment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationRecord {
+    /// Its id.
+    pub id: OperationId,
+    /// The environment.
+    pub environment: EnvironmentId,
+    /// That environment's name.
+    pub environment_name: EnvironmentName,
+    /// Its application.
+    pub application: ApplicationName,
+    /// What it does.
+    pub kind: OperationKind,
+    /// How it stands.
+    pub status: OperationStatus,
+    /// The call that started it.
+    pub request_id: RequestId,
+    /// The release it starts from.
+    pub from: Option<ReleaseNumber>,
+    /// The release it leads to.
+    pub to: Option<ReleaseNumber>,
+    /// That release's version.
+    pub version: Option<VersionLabel>,
+    /// The way there.
+    pub plan: Plan,
+    /// How far it is.
+    pub progress: Progress,
+    /// The way back, once it failed or was aborted.
+    pub back: Option<Plan>,
+    /// How far that is.
+    #[serde(default)]
+    pub back_progress: Progress,
+    /// Leave the environment as it is on failure.
+    pub no_auto_rollback: bool,
+    /// The call that aborted it.
+    pub aborted_by: Option<RequestId>,
+    /// The environment's settings before, when this operation changed them.
+    pub settings_before: Option<OptionSettings>,
+    /// What made it fail.
+    pub failure: Option<OperationFailure>,
+    /// How it ended, in a sentence.
+    pub message: Option<String>,
+    /// Entries in its journal.
+    #[serde(default)]
+    pub entries: u64,
+    /// Requests of the environment, counted while it runs.
+    #[serde(default)]
+    pub traffic: TrafficMarks,
+    /// When it was accepted.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// When it is given up if it has not ended.
+    pub deadline: Timestamp,
+}
+
+impl OperationRecord {
+    /// Its key.
+    pub fn key_of(id: &OperationId) -> Vec<u8> {
+        key::join(&[id.as_str().as_bytes()])
+    }
+}
+
+impl Record for OperationRecord {
+    const TABLE: &'static str = "operations";
+    fn key(&self) -> Vec<u8> {
+        Self::key_of(&self.id)
+    }
+}
+
+/// Requests counted over some time, from counters that start at zero with each run of a proxy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficMarks {
+    /// Answered, up to the marks.
+    pub served: u64,
+    /// Got no answer from the app, up to the marks.
+    pub failed: u64,
+    /// Proxy to the counters that are accounted for.
+    pub marks: BTreeMap<String, TrafficMark>,
+}
+
+/// Counters of one run of a proxy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrafficMark {
+    /// The proxy's run.
+    pub run: String,
+    /// Its count of requests.
+    pub requests: u64,
+    /// Its count of failed ones.
+    pub failed: u64,
+}
+
+/// An entry in an operation's journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournalRecord {
+    /// The operation.
+    pub operation: OperationId,
+    /// Counted from 1.
+    pub number: u64,
+    /// When it was recorded.
+    pub at: Timestamp,
+    /// Whether it belongs to the way back.
+    pub back: bool,
+    /// What happened.
+    pub entry: Happened,
+}
+
+impl JournalRecord {
+    /// What the keys of an operation's entries begin with.
+    pub fn prefix(operation: &OperationId) -> Vec<u8> {
+        key::join(&[operation.as_str().as_bytes(), b""])
+    }
+}
+
+impl Record for JournalRecord {
+    const TABLE: &'static str = "journal";
+    fn key(&self) -> Vec<u8> {
+        key::join(&[
+            self.operation.as_str().as_bytes(),
+            &self.number.to_be_bytes(),
+        ])
+    }
+}
+
+/// An operation in its environment's list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationIndexRecord {
+    /// The environment.
+    pub environment: EnvironmentId,
+    /// When it was accepted.
+    pub started_at: Timestamp,
+    /// The operation.
+    pub operation: OperationId,
+}
+
+impl OperationIndexRecord {
+    /// What the keys of an environment's operations begin with.
+    pub fn prefix(environment: &EnvironmentId) -> Vec<u8> {
+        key::join(&[environment.as_str().as_bytes(), b""])
+    }
+}
+
+impl Record for OperationIndexRecord {
+    const TABLE: &'static str = "operations_of_environment";
+    fn key(&self) -> Vec<u8> {
+        key::join(&[
+            self.environment.as_str().as_bytes(),
+            &self.started_at.as_millis().to_be_bytes(),
+            self.operation.as_str().as_bytes(),
+        ])
+    }
+}
+
+/// A machine with an agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostRecord {
+    /// Its id.
+    pub id: HostId,
+    /// Its name, unique.
+    pub name: HostName,
+    /// The controller's own machine, reached over its socket without SSH.
+    pub local: bool,
+    /// How it is reached; absent for the local one.
+    pub ssh: Option<SshAddress>,
+    /// The bastion to go through.
+    pub jump: Option<JumpRecord>,
+    /// Its pinned key in OpenSSH's format (`ssh-ed25519 AAAA…`).
+    pub host_key: Option<String>,
+    /// That key's fingerprint, `SHA256:…`.
+    pub fingerprint: Option<String>,
+    /// The IP address at which proxies reach its instances, as text. Names are resolved when the
+    /// host is added.
+    pub instance_address: String,
+    /// Labels for placement.
+    pub labels: BTreeMap<String, String>,
+    /// It gets no instances, and those that it has move elsewhere.
+    pub draining: bool,
+    /// It is being removed.
+    #[serde(default)]
+    pub removing: bool,
+    /// When it was added.
+    pub added_at: Timestamp,
+}
+
+impl HostRecord {
+    /// Its key.
+    pub fn key_of(id: &HostId) -> Vec<u8> {
+        key::join(&[id.as_str().as_bytes()])
+    }
+}
+
+impl Record for HostRecord {
+    const TABLE: &'static str = "hosts";
+    fn key(&self) -> Vec<u8> {
+        Self::key_of(&self.id)
+    }
+}
+
+/// A bastion; the controller's own key opens it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JumpRecord {
+    /// How it is reached.
+    pub ssh: SshAddress,
+    /// Its pinned key in OpenSSH's format.
+    pub host_key: String,
+    /// That key's fingerprint, `SHA256:…`.
+    pub fingerprint: String,
+}
+
+/// The newest orders of a host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostOrdersRecord {
+    /// The host.
+    pub host: HostId,
+    /// Its orders.
+    pub orders: HostOrders,
+}
+
+impl HostOrdersRecord {
+    /// Its key.
+    pub fn key_of(host: &HostId) -> Vec<u8> {
+        key::join(&[host.as_str().as_bytes()])
+    }
+}
+
+impl Record for HostOrdersRecord {
+    const TABLE: &'static str = "host_orders";
+    fn key(&self) -> Vec<u8> {
+        Self::key_of(&self.host)
+    }
+}
+
+/// The newest routing table; there is one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableRecord {
+    /// The table.
+    pub table: RoutingTable,
+}
+
+impl TableRecord {
+    /// Its key.
+    pub fn the_key() -> Vec<u8> {
+        key::join(&[b"table"])
+    }
+}
+
+impl Record for TableRecord {
+    const TABLE: &'static str = "routing_table";
+    fn key(&self) -> Vec<u8> {
+        Self::the_key()
+    }
+}
+
+/// An event.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct EventRecord(pub Event);
+
+impl EventRecord {
+    /// Its key: events sort by id.
+    pub fn key_of(id: EventId) -> Vec<u8> {
+        id.0.to_be_bytes().to_vec()
+    }
+}
+
+impl Record for EventRecord {
+    const TABLE: &'static str = "events";
+    fn key(&self) -> Vec<u8> {
+        Self::key_of(self.0.id)
+    }
+}
+
+/// An event in its environment's list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventIndexRecord {
+    /// The environment.
+    pub environment: EnvironmentId,
+    /// The event.
+    pub event: EventId,
+}
+
+impl EventIndexRecord {
+    /// Its key.
+    pub fn key_of(environment: &EnvironmentId, event: EventId) -> Vec<u8> {
+        key::join(&[environment.as_str().as_bytes(), &event.0.to_be_bytes()])
+    }
+
+    /// What the keys of an environment's events begin with.
+    pub fn prefix(environment: &EnvironmentId) -> Vec<u8> {
+        key::join(&[environment.as_str().as_bytes(), b""])
+    }
+}
+
+impl Record for EventIndexRecord {
+    const TABLE: &'static str = "events_of_environment";
+    fn key(&self) -> Vec<u8> {
+        Self::key_of(&self.environment, self.event)
+    }
+}
+
+/// An API token; only its hash is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// What it is for: `local`.
+    pub name: String,
+    /// SHA-256 of the token.
+    pub hash: Digest,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+impl Record for TokenRecord {
+    const TABLE: &'static str = "tokens";
+    fn key(&self) -> Vec<u8> {
+        key::join(&[self.name.as_bytes()])
+    }
+}

@@ -1,0 +1,239 @@
+//! A plan: the whole way to a goal, as data. It is stored for good and never edited, so variants
+//! and fields are only ever added.
+
+use beanpole_protocol::api::{PlanBatch, PlanView};
+use beanpole_protocol::options::DeploymentPolicy;
+use beanpole_protocol::{HostId, InstanceId, ReleaseNumber};
+use serde::{Deserialize, Serialize};
+
+/// The whole way from here to a goal: stages, one after another.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The policy it follows, where there is one.
+    pub policy: Option<DeploymentPolicy>,
+    /// The release that instances end up with.
+    pub release: Option<ReleaseNumber>,
+    /// Healthy serving instances that it never goes below by its own doing.
+    pub floor: u32,
+    /// What happens, in order.
+    pub stages: Vec<Stage>,
+    /// When a started instance may serve.
+    pub gate: Gate,
+    /// How long things may take.
+    pub timeouts: Timeouts,
+    /// Go on with instances that run but are not healthy in time.
+    #[serde(default)]
+    pub ignore_health: bool,
+    /// Instances that are left out, and why.
+    #[serde(default)]
+    pub skipped: Vec<Skipped>,
+}
+
+/// One stage. The next one starts when it is done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "stage", rename_all = "kebab-case")]
+pub enum Stage {
+    /// A release is made ready on hosts, while nothing that runs is touched.
+    Prepare {
+        /// The release, as people know it.
+        release: ReleaseNumber,
+        /// The release whose prepared tree it uses on hosts; itself, or an earlier one of the same
+        /// content.
+        tree: ReleaseNumber,
+        /// Where.
+        hosts: Vec<HostId>,
+    },
+    /// Instances that change together.
+    Batch(Batch),
+}
+
+/// Instances that change together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Batch {
+    /// Counted from 1.
+    pub number: u32,
+    /// Take instances out of the load balancer and let them finish before they change.
+    pub drain: bool,
+    /// At the deadline go on, whatever proxies and agents say. Only for taking down.
+    #[serde(default)]
+    pub force: bool,
+    /// What happens to each.
+    pub changes: Vec<Change>,
+}
+
+/// What happens to one instance. An instance has at most one change in a plan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// Which instance.
+    pub instance: InstanceId,
+    /// Its host.
+    pub host: HostId,
+    /// What happens.
+    #[serde(flatten)]
+    pub action: Action,
+}
+
+/// The kinds of change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "kebab-case")]
+pub enum Action {
+    /// A new instance.
+    Launch {
+        /// The release it runs.
+        release: ReleaseNumber,
+    },
+    /// The same instance on another release, in place.
+    Replace {
+        /// The release it runs then.
+        release: ReleaseNumber,
+    },
+    /// The same instance and release, started afresh.
+    Restart,
+    /// It goes away.
+    Remove,
+    /// It was taken out of the load balancer, unchanged, and serves again.
+    Return,
+}
+
+impl Action {
+    /// The word for it in a [`PlanBatch`].
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Launch { .. } => "launch",
+            Self::Replace { .. } => "replace",
+            Self::Restart => "restart",
+            Self::Remove => "remove",
+            Self::Return => "return",
+        }
+    }
+}
+
+/// When a started instance may serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "gate", rename_all = "kebab-case")]
+pub enum Gate {
+    /// It runs, and every proxy saw that many good checks in a row.
+    Proxies {
+        /// Good checks in a row.
+        good_checks: u32,
+    },
+    /// It ran for that long without a restart; for environments without traffic.
+    Settle {
+        /// Milliseconds.
+        for_ms: u64,
+    },
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self::Proxies { good_checks: 2 }
+    }
+}
+
+/// How long things may take, in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timeouts {
+    /// Preparing a release on all hosts.
+    pub prepare_ms: u64,
+    /// A batch, without its draining and stopping.
+    pub batch_ms: u64,
+    /// Finishing requests.
+    pub drain_ms: u64,
+    /// SIGTERM to SIGKILL.
+    pub stop_ms: u64,
+}
+
+/// An instance that a plan leaves out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// Which instance.
+    pub instance: InstanceId,
+    /// Why, in a sentence.
+    pub reason: String,
+}
+
+impl Plan {
+    /// Every change, in order, with the number of its batch.
+    pub fn changes(&self) -> impl Iterator<Item = (u32, &Change)> {
+        self.stages.iter().flat_map(|stage| {
+            let (number, changes) = match stage {
+                Stage::Prepare { .. } => (0, [].as_slice()),
+                Stage::Batch(batch) => (batch.number, batch.changes.as_slice()),
+            };
+            changes.iter().map(move |change| (number, change))
+        })
+    }
+
+    /// How long a stage may take, in milliseconds. Zero for a stage that is not there.
+    pub fn stage_ms(&self, stage: usize) -> u64 {
+        let t = &self.timeouts;
+        match self.stages.get(stage) {
+            None => 0,
+            Some(Stage::Prepare { .. }) => t.prepare_ms,
+            Some(Stage::Batch(batch)) => {
+                let starts = batch
+                    .changes
+                    .iter()
+                    .any(|change| change.action != Action::Remove);
+                let leaving = t.drain_ms + t.stop_ms + LEAVE_MARGIN_MS;
+                leaving + if starts { t.batch_ms } else { 0 }
+            }
+        }
+    }
+
+    /// How long all of it may take, in milliseconds.
+    pub fn total_ms(&self) -> u64 {
+        (0..self.stages.len())
+            .map(|stage| self.stage_ms(stage))
+            .sum()
+    }
+
+    /// For people and clients. `host_name` names a host.
+    pub fn view(&self, host_name: &dyn Fn(&HostId) -> String) -> PlanView {
+        let mut batches = Vec::new();
+        let mut lines = Vec::new();
+        for stage in &self.stages {
+            match stage {
+                Stage::Prepare { release, hosts, .. } => {
+                    let names: Vec<String> = hosts.iter().map(host_name).collect();
+                    lines.push(format!("Prepare release {release} on {}.", names.join(", ")));
+                }
+                Stage::Batch(batch) => {
+                    for word in ["launch", "replace", "restart", "return", "remove"] {
+                        let of_kind: Vec<&Change> = batch
+                            .changes
+                            .iter()
+                            .filter(|change| change.action.word() == word)
+                            .collect();
+                        if of_kind.is_empty() {
+                            continue;
+                        }
+                        let named: Vec<String> = of_kind
+                            .iter()
+                            .map(|change| format!("{} on {}", change.instance, host_name(&change.host)))
+                            .collect();
+                        lines.push(format!("Batch {}: {word} {}.", batch.number, named.join(", ")));
+                        batches.push(PlanBatch {
+                            number: batch.number,
+                            change: word.to_owned(),
+                            instances: of_kind.iter().map(|c| c.instance.clone()).collect(),
+                        });
+                    }
+                }
+            }
+        }
+        for skipped in &self.skipped {
+            lines.push(format!("Leave {} out: {}.", skipped.instance, skipped.reason));
+        }
+        PlanView {
+            policy: self.policy,
+            batches,
+            floor: self.floor,
+            lines,
+        }
+    }
+}
+
+/// What leaving may take beyond draining and the grace period: orders and reports travel, agents
+/// may be re-dialled.
+const LEAVE_MARGIN_MS: u64 = 60_000;

@@ -1,0 +1,216 @@
+//! How far a plan is: the fold of its journal. [`apply`] is the one function of legal transitions.
+
+use beanpole_protocol::api::OperationFailure;
+use beanpole_protocol::{InstanceId, Timestamp};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// How far a plan is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The stage under way, or to start next; counted from 0.
+    pub stage: usize,
+    /// When that stage started; absent before it has.
+    pub since: Option<Timestamp>,
+    /// Instances that are not pending any more.
+    pub changes: BTreeMap<InstanceId, ChangeState>,
+    /// Why it cannot go on, when it failed.
+    pub failed: Option<OperationFailure>,
+}
+
+impl Progress {
+    /// How far an instance is.
+    pub fn of(&self, instance: &InstanceId) -> ChangeState {
+        self.changes
+            .get(instance)
+            .cloned()
+            .unwrap_or(ChangeState::Pending)
+    }
+}
+
+/// How far the change of one instance is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum ChangeState {
+    /// Nothing was done yet.
+    Pending,
+    /// Out of the load balancer, finishing requests.
+    Draining {
+        /// Since when.
+        since: Timestamp,
+    },
+    /// Has no requests; nothing else was changed.
+    Drained,
+    /// Ordered to stop, in order to be removed.
+    Stopping {
+        /// Since when.
+        since: Timestamp,
+    },
+    /// Ordered to start: the incarnation is new, the load balancer only probes it.
+    Starting {
+        /// Since when.
+        since: Timestamp,
+    },
+    /// Passed the gate and is put into the load balancer; proxies have not confirmed it.
+    Serving {
+        /// Since when.
+        since: Timestamp,
+        /// It did not pass the gate: health is ignored.
+        forced: bool,
+    },
+    /// Nothing more to do.
+    Done,
+}
+
+/// A past fact of a plan. Entries of the journal; some change what is wanted of an instance, in the
+/// same transaction (said at each).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "happened", rename_all = "kebab-case")]
+pub enum Happened {
+    /// A stage began.
+    StageStarted {
+        /// Which, counted from 0.
+        stage: usize,
+    },
+    /// Wanted: mode Drain.
+    DrainStarted {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// Every proxy confirmed, and its requests are over (or out of time).
+    Drained {
+        /// Which.
+        instance: InstanceId,
+        /// Requests that were still open when its time was up.
+        cut: u32,
+    },
+    /// Wanted: the new release, the next incarnation, running, mode Probe. Makes the instance when it
+    /// is a launch.
+    Switched {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// Wanted: not running, out of the table.
+    StopOrdered {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// It is gone (or its host is): forgotten, dropped from the orders.
+    Removed {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// It passed the gate. Wanted: mode Serve.
+    PutIn {
+        /// Which.
+        instance: InstanceId,
+        /// Without passing the gate: health is ignored.
+        forced: bool,
+    },
+    /// Every proxy confirmed that it serves.
+    InService {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// The stage is done.
+    StageFinished {
+        /// Which, counted from 0.
+        stage: usize,
+    },
+    /// The plan cannot go on.
+    Failed {
+        /// Why.
+        failure: OperationFailure,
+    },
+}
+
+/// An entry that may not follow what is there.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("journal entry {entry} may not follow {state}")]
+pub struct IllegalTransition {
+    /// The entry.
+    pub entry: String,
+    /// What it was to follow.
+    pub state: String,
+}
+
+/// Folds one entry into the progress.
+pub fn apply(
+    mut progress: Progress,
+    at: Timestamp,
+    entry: &Happened,
+) -> Result<Progress, IllegalTransition> {
+    use ChangeState as S;
+    if progress.failed.is_some() {
+        return Err(illegal(entry, &"the end of the plan"));
+    }
+    let moved = match entry {
+        Happened::StageStarted { stage } => {
+            if *stage != progress.stage || progress.since.is_some() {
+                return Err(illegal(entry, &progress.stage));
+            }
+            progress.since = Some(at);
+            None
+        }
+        Happened::StageFinished { stage } => {
+            if *stage != progress.stage || progress.since.is_none() {
+                return Err(illegal(entry, &progress.stage));
+            }
+            progress.stage += 1;
+            progress.since = None;
+            None
+        }
+        Happened::Failed { failure } => {
+            progress.failed = Some(failure.clone());
+            None
+        }
+        Happened::DrainStarted { instance } => {
+            Some((instance, &[0][..], S::Draining { since: at }))
+        }
+        Happened::Drained { instance, .. } => Some((instance, &[1][..], S::Drained)),
+        Happened::Switched { instance } => {
+            Some((instance, &[0, 2][..], S::Starting { since: at }))
+        }
+        Happened::StopOrdered { instance } => {
+            Some((instance, &[0, 2][..], S::Stopping { since: at }))
+        }
+        Happened::Removed { instance } => Some((instance, &[0, 2, 3][..], S::Done)),
+        Happened::PutIn { instance, forced } => Some((
+            instance,
+            &[0, 4][..],
+            S::Serving {
+                since: at,
+                forced: *forced,
+            },
+        )),
+        Happened::InService { instance } => Some((instance, &[5][..], S::Done)),
+    };
+    if let Some((instance, from, to)) = moved {
+        let state = progress.of(instance);
+        if progress.since.is_none() || !from.contains(&rank(&state)) {
+            return Err(illegal(entry, &state));
+        }
+        progress.changes.insert(instance.clone(), to);
+    }
+    Ok(progress)
+}
+
+/// A number for each state, to spell out which may follow which.
+const fn rank(state: &ChangeState) -> u8 {
+    match state {
+        ChangeState::Pending => 0,
+        ChangeState::Draining { .. } => 1,
+        ChangeState::Drained => 2,
+        ChangeState::Stopping { .. } => 3,
+        ChangeState::Starting { .. } => 4,
+        ChangeState::Serving { .. } => 5,
+        ChangeState::Done => 6,
+    }
+}
+
+fn illegal(entry: &Happened, state: &dyn std::fmt::Debug) -> IllegalTransition {
+    IllegalTransition {
+        entry: format!("{entry:?}"),
+        state: format!("{state:?}"),
+    }
+}
