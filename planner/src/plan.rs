@@ -196,7 +196,10 @@ impl Plan {
             match stage {
                 Stage::Prepare { release, hosts, .. } => {
                     let names: Vec<String> = hosts.iter().map(host_name).collect();
-                    lines.push(format!("Prepare release {release} on {}.", names.join(", ")));
+                    lines.push(format!(
+                        "Prepare release {release} on {}.",
+                        names.join(", ")
+                    ));
                 }
                 Stage::Batch(batch) => {
                     for word in ["launch", "replace", "restart", "return", "remove"] {
@@ -210,9 +213,15 @@ impl Plan {
                         }
                         let named: Vec<String> = of_kind
                             .iter()
-                            .map(|change| format!("{} on {}", change.instance, host_name(&change.host)))
+                            .map(|change| {
+                                format!("{} on {}", change.instance, host_name(&change.host))
+                            })
                             .collect();
-                        lines.push(format!("Batch {}: {word} {}.", batch.number, named.join(", ")));
+                        lines.push(format!(
+                            "Batch {}: {word} {}.",
+                            batch.number,
+                            named.join(", ")
+                        ));
                         batches.push(PlanBatch {
                             number: batch.number,
                             change: word.to_owned(),
@@ -223,7 +232,10 @@ impl Plan {
             }
         }
         for skipped in &self.skipped {
-            lines.push(format!("Leave {} out: {}.", skipped.instance, skipped.reason));
+            lines.push(format!(
+                "Leave {} out: {}.",
+                skipped.instance, skipped.reason
+            ));
         }
         PlanView {
             policy: self.policy,

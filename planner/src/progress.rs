@@ -168,9 +168,7 @@ pub fn apply(
             Some((instance, &[0][..], S::Draining { since: at }))
         }
         Happened::Drained { instance, .. } => Some((instance, &[1][..], S::Drained)),
-        Happened::Switched { instance } => {
-            Some((instance, &[0, 2][..], S::Starting { since: at }))
-        }
+        Happened::Switched { instance } => Some((instance, &[0, 2][..], S::Starting { since: at })),
         Happened::StopOrdered { instance } => {
             Some((instance, &[0, 2][..], S::Stopping { since: at }))
         }

@@ -1,0 +1,85 @@
+//! The way back from a plan that failed or was aborted: exactly the instances that it touched.
+
+use crate::deploy::Draft;
+use crate::{Action, Change, ChangeState, Plan, Progress, Rules, Stage, World};
+use beanpole_protocol::options::{BatchSize, DeploymentPolicy};
+use beanpole_protocol::{InstanceId, ReleaseNumber};
+
+/// Makes the plan back. `from` is the release before and the one whose prepared tree it uses; without
+/// one, new instances are removed and the others left as they are.
+///
+/// Instances whose host is lost are left out; they are mended when it is back.
+pub fn plan_back(
+    world: &World<'_>,
+    plan: &Plan,
+    progress: &Progress,
+    from: Option<(ReleaseNumber, ReleaseNumber)>,
+    rules: &Rules,
+) -> Plan {
+    let mut back: Vec<InstanceId> = Vec::new();
+    let mut gone: Vec<InstanceId> = Vec::new();
+    let mut back_in: Vec<Change> = Vec::new();
+    // Once an old instance is gone its successors stay: removing them too would leave nothing.
+    let removal_began = plan.changes().any(|(_, change)| {
+        change.action == Action::Remove
+            && matches!(
+                progress.of(&change.instance),
+                ChangeState::Stopping { .. } | ChangeState::Done
+            )
+    });
+    let mut widest = 1;
+    for stage in &plan.stages {
+        if let Stage::Batch(batch) = stage {
+            let replaced = batch
+                .changes
+                .iter()
+                .filter(|change| matches!(change.action, Action::Replace { .. } | Action::Restart))
+                .count();
+            widest = widest.max(replaced);
+        }
+    }
+    for (_, change) in plan.changes() {
+        let id = &change.instance;
+        let state = progress.of(id);
+        if !world.instances.contains_key(id) {
+            continue;
+        }
+        match (change.action, state) {
+            (_, ChangeState::Pending) => {}
+            (Action::Launch { .. }, ChangeState::Done) if removal_began => {}
+            (Action::Launch { .. }, _) => gone.push(id.clone()),
+            (Action::Remove, ChangeState::Stopping { .. }) => gone.push(id.clone()),
+            (_, ChangeState::Draining { .. } | ChangeState::Drained) => back_in.push(Change {
+                instance: id.clone(),
+                host: change.host.clone(),
+                action: Action::Return,
+            }),
+            (Action::Remove | Action::Return, _) => {}
+            (Action::Replace { .. } | Action::Restart, _) => {
+                if from.is_some() && !world.host_lost(&change.host) {
+                    back.push(id.clone());
+                }
+            }
+        }
+    }
+    let mut draft = Draft::new(world, rules, 0);
+    draft.plan.policy = plan.policy;
+    draft.plan.ignore_health = plan.ignore_health;
+    draft.batch(back_in, true, false);
+    if let Some((release, tree)) = from {
+        draft.plan.release = Some(release);
+        draft.prepare(release, tree, &back, &[]);
+        let policy = plan.policy.unwrap_or(DeploymentPolicy::Rolling);
+        let size = BatchSize::Fixed(u32::try_from(widest).unwrap_or(u32::MAX));
+        draft.change(&back, Action::Replace { release }, policy, size);
+    }
+    draft.remove(&gone, true);
+    // As on the way there, but no higher than what can serve once the failed ones are back.
+    let returning = back
+        .iter()
+        .filter(|id| world.serving(id) != crate::world::Serving::Yes)
+        .count();
+    let best = world.serving_count() + u32::try_from(returning).unwrap_or(0);
+    draft.plan.floor = plan.floor.min(best.saturating_sub(1));
+    draft.plan
+}

@@ -1,0 +1,431 @@
+//! From a goal to a plan.
+
+use crate::world::Serving;
+use crate::{
+    Action, Batch, Change, Gate, Place, Plan, Refusal, Skipped, Stage, Timeouts, World, place,
+};
+use beanpole_protocol::options::{BatchSize, DeploymentPolicy};
+use beanpole_protocol::{HostId, InstanceId, ReleaseNumber};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What shall be reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// `size` instances, all on `release`.
+    Deploy {
+        /// The release.
+        release: ReleaseNumber,
+        /// The release whose prepared tree it uses.
+        tree: ReleaseNumber,
+        /// The instances there shall be.
+        size: u32,
+        /// How.
+        policy: DeploymentPolicy,
+        /// How many at a time under Rolling.
+        batch: BatchSize,
+    },
+    /// `size` instances; those that stay are not touched.
+    Scale {
+        /// What new ones run.
+        release: ReleaseNumber,
+        /// The release whose prepared tree it uses.
+        tree: ReleaseNumber,
+        /// The instances there shall be.
+        size: u32,
+    },
+    /// Every instance started afresh.
+    Restart {
+        /// How.
+        policy: DeploymentPolicy,
+        /// How many at a time under Rolling.
+        batch: BatchSize,
+    },
+    /// As it should be: `size` instances on `release` that serve, none of them in `away`.
+    Mend {
+        /// The release.
+        release: ReleaseNumber,
+        /// The release whose prepared tree it uses.
+        tree: ReleaseNumber,
+        /// The instances there shall be.
+        size: u32,
+        /// Hosts that shall have none.
+        away: BTreeSet<HostId>,
+    },
+    /// No instances.
+    Terminate,
+}
+
+/// What holds for a plan whatever the goal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// When a started instance may serve.
+    pub gate: Gate,
+    /// How long things may take.
+    pub timeouts: Timeouts,
+    /// Go on with instances that run but are not healthy in time.
+    pub ignore_health: bool,
+    /// What a new instance asks of its host.
+    pub needs: Place,
+}
+
+/// Makes a plan. Ids of new instances come from `seed`.
+pub fn plan(world: &World<'_>, goal: &Goal, rules: &Rules, seed: u128) -> Result<Plan, Refusal> {
+    let mut draft = Draft::new(world, rules, seed);
+    match goal {
+        Goal::Deploy {
+            release,
+            tree,
+            size,
+            policy,
+            batch,
+        } => {
+            draft.plan.policy = Some(*policy);
+            draft.plan.release = Some(*release);
+            let touched =
+                draft.reachable("its host is unreachable; it follows when the host is back");
+            let surplus = (world.instances.len() as u32).saturating_sub(*size);
+            let removed = draft.least_wanted(surplus);
+            let stay: Vec<InstanceId> = touched
+                .into_iter()
+                .filter(|id| !removed.contains(id))
+                .collect();
+            let new = draft.places(
+                size.saturating_sub(world.instances.len() as u32),
+                &BTreeMap::new(),
+            )?;
+            draft.prepare(*release, *tree, &stay, &new);
+            let action = Action::Replace { release: *release };
+            draft.launch(*release, &new);
+            draft.change(&stay, action, *policy, *batch);
+            draft.remove(&removed, false);
+        }
+        Goal::Scale {
+            release,
+            tree,
+            size,
+        } => {
+            draft.plan.release = Some(*release);
+            let have = world.instances.len() as u32;
+            let new = draft.places(size.saturating_sub(have), &BTreeMap::new())?;
+            let removed = draft.least_wanted(have.saturating_sub(*size));
+            draft.prepare(*release, *tree, &[], &new);
+            draft.launch(*release, &new);
+            // Nothing but the wanted reduction may lower what serves.
+            draft.plan.floor = world.serving_count().saturating_sub(removed.len() as u32);
+            draft.remove(&removed, false);
+        }
+        Goal::Restart { policy, batch } => {
+            draft.plan.policy = Some(*policy);
+            let touched = draft.reachable("its host is unreachable");
+            draft.change(&touched, Action::Restart, *policy, *batch);
+        }
+        Goal::Mend {
+            release,
+            tree,
+            size,
+            away,
+        } => draft.mend(*release, *tree, *size, away)?,
+        Goal::Terminate => {
+            let all: Vec<InstanceId> = world.instances.keys().cloned().collect();
+            draft.remove(&all, true);
+        }
+    }
+    Ok(draft.plan)
+}
+
+/// A plan being made.
+pub(crate) struct Draft<'w, 'a> {
+    world: &'w World<'a>,
+    rules: &'w Rules,
+    seed: u128,
+    made: u128,
+    pub(crate) plan: Plan,
+}
+
+impl<'w, 'a> Draft<'w, 'a> {
+    pub(crate) fn new(world: &'w World<'a>, rules: &'w Rules, seed: u128) -> Self {
+        let plan = Plan {
+            gate: rules.gate,
+            timeouts: rules.timeouts,
+            ignore_health: rules.ignore_health,
+            ..Plan::default()
+        };
+        Self {
+            world,
+            rules,
+            seed,
+            made: 0,
+            plan,
+        }
+    }
+
+    fn mend(
+        &mut self,
+        release: ReleaseNumber,
+        tree: ReleaseNumber,
+        size: u32,
+        away: &BTreeSet<HostId>,
+    ) -> Result<(), Refusal> {
+        let world = self.world;
+        self.plan.release = Some(release);
+        let mut leave: Vec<InstanceId> = Vec::new();
+        let mut stale: Vec<InstanceId> = Vec::new();
+        let mut leaving: BTreeMap<HostId, u32> = BTreeMap::new();
+        for (id, instance) in &world.instances {
+            if away.contains(&instance.host) || !world.hosts.contains_key(&instance.host) {
+                leave.push(id.clone());
+                *leaving.entry(instance.host.clone()).or_default() += 1;
+            } else if !world.host_lost(&instance.host)
+                && (instance.release != release || world_mode_is_off(instance))
+            {
+                stale.push(id.clone());
+            }
+        }
+        let staying = (world.instances.len() - leave.len()) as u32;
+        let mut surplus = staying.saturating_sub(size);
+        for id in self.least_wanted(world.instances.len() as u32) {
+            if surplus > 0 && !leave.contains(&id) {
+                surplus -= 1;
+                stale.retain(|other| *other != id);
+                leave.push(id);
+            }
+        }
+        let new = self.places(size.saturating_sub(staying), &leaving)?;
+        if leave.is_empty() && stale.is_empty() && new.is_empty() {
+            return Err(Refusal::Nothing);
+        }
+        self.prepare(release, tree, &stale, &new);
+        // What serves now serves until its successor does.
+        let count = world.serving_count();
+        let action = Action::Replace { release };
+        self.change(
+            &stale,
+            action,
+            DeploymentPolicy::Rolling,
+            BatchSize::Fixed(1),
+        );
+        self.launch(release, &new);
+        self.remove(&leave, false);
+        let stays_short = u32::from(!stale.is_empty());
+        self.plan.floor = count.min(size).saturating_sub(stays_short);
+        Ok(())
+    }
+
+    /// The instances that can be changed; the others are left out, with the reason.
+    fn reachable(&mut self, reason: &str) -> Vec<InstanceId> {
+        let mut reachable = Vec::new();
+        for (id, instance) in &self.world.instances {
+            if self.world.host_lost(&instance.host) {
+                self.plan.skipped.push(Skipped {
+                    instance: id.clone(),
+                    reason: reason.to_owned(),
+                });
+            } else {
+                reachable.push(id.clone());
+            }
+        }
+        reachable
+    }
+
+    /// The `count` instances that are missed least: not serving, on lost or draining hosts, on the
+    /// host with the most of them; then by id.
+    fn least_wanted(&self, count: u32) -> Vec<InstanceId> {
+        let world = self.world;
+        let mut left: BTreeMap<&InstanceId, &crate::InstanceState> =
+            world.instances.iter().collect();
+        let mut chosen = Vec::new();
+        while (chosen.len() as u32) < count {
+            let mut per_host: BTreeMap<&HostId, usize> = BTreeMap::new();
+            for instance in left.values() {
+                *per_host.entry(&instance.host).or_default() += 1;
+            }
+            let next = left
+                .iter()
+                .min_by_key(|(id, instance)| {
+                    (
+                        world.serving(id) == Serving::Yes,
+                        !world.host_lost(&instance.host),
+                        !world
+                            .hosts
+                            .get(&instance.host)
+                            .is_some_and(|host| host.draining),
+                        std::cmp::Reverse(per_host[&instance.host]),
+                        std::cmp::Reverse(*id),
+                    )
+                })
+                .map(|(id, _)| *id);
+            let Some(id) = next else { break };
+            left.remove(id);
+            chosen.push(id.clone());
+        }
+        chosen
+    }
+
+    fn places(
+        &mut self,
+        count: u32,
+        leaving: &BTreeMap<HostId, u32>,
+    ) -> Result<Vec<Change>, Refusal> {
+        let hosts = place(self.world, count, &self.rules.needs, leaving)?;
+        Ok(hosts
+            .into_iter()
+            .map(|host| Change {
+                instance: self.new_id(),
+                host,
+                action: Action::Launch {
+                    release: ReleaseNumber(0),
+                },
+            })
+            .collect())
+    }
+
+    fn new_id(&mut self) -> InstanceId {
+        loop {
+            self.made += 1;
+            let id = InstanceId::from_bits(spread(self.seed, self.made));
+            if !self.world.instances.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+
+    pub(crate) fn prepare(
+        &mut self,
+        release: ReleaseNumber,
+        tree: ReleaseNumber,
+        changed: &[InstanceId],
+        new: &[Change],
+    ) {
+        let hosts: BTreeSet<HostId> = changed
+            .iter()
+            .map(|id| self.world.instances[id].host.clone())
+            .chain(new.iter().map(|change| change.host.clone()))
+            .collect();
+        if !hosts.is_empty() {
+            self.plan.stages.push(Stage::Prepare {
+                release,
+                tree,
+                hosts: hosts.into_iter().collect(),
+            });
+        }
+    }
+
+    fn launch(&mut self, release: ReleaseNumber, new: &[Change]) {
+        let changes = new
+            .iter()
+            .map(|change| Change {
+                action: Action::Launch { release },
+                ..change.clone()
+            })
+            .collect();
+        self.batch(changes, true, false);
+    }
+
+    /// Changes existing instances in place, by the policy, and sets the floor for it. Those that do
+    /// not serve go first: they have nothing to lose, and may be what the change is to mend.
+    pub(crate) fn change(
+        &mut self,
+        instances: &[InstanceId],
+        action: Action,
+        policy: DeploymentPolicy,
+        batch: BatchSize,
+    ) {
+        let world = self.world;
+        let count = instances.len() as u32;
+        if count == 0 {
+            return;
+        }
+        let mut order: Vec<&InstanceId> = instances.iter().collect();
+        order.sort_by_key(|id| {
+            (
+                world.serving(id) == Serving::Yes,
+                world.host_name(&world.instances[*id].host),
+                (*id).clone(),
+            )
+        });
+        let (size, drain) = match policy {
+            DeploymentPolicy::AllAtOnce => (count, false),
+            DeploymentPolicy::Rolling => (batch.of(count), true),
+        };
+        self.plan.floor = count - size;
+        let order = spread_over_hosts(world, order);
+        for part in order.chunks(size as usize) {
+            let changes = part
+                .iter()
+                .map(|id| Change {
+                    instance: (*id).clone(),
+                    host: world.instances[*id].host.clone(),
+                    action,
+                })
+                .collect();
+            self.batch(changes, drain, false);
+        }
+    }
+
+    pub(crate) fn remove(&mut self, instances: &[InstanceId], force: bool) {
+        let changes = instances
+            .iter()
+            .map(|id| Change {
+                instance: id.clone(),
+                host: self.world.instances[id].host.clone(),
+                action: Action::Remove,
+            })
+            .collect();
+        self.batch(changes, true, force);
+    }
+
+    pub(crate) fn batch(&mut self, changes: Vec<Change>, drain: bool, force: bool) {
+        if changes.is_empty() {
+            return;
+        }
+        let before = self
+            .plan
+            .stages
+            .iter()
+            .filter(|stage| matches!(stage, Stage::Batch(_)))
+            .count();
+        self.plan.stages.push(Stage::Batch(Batch {
+            number: before as u32 + 1,
+            drain,
+            force,
+            changes,
+        }));
+    }
+}
+
+fn world_mode_is_off(instance: &crate::InstanceState) -> bool {
+    instance.mode != Some(beanpole_protocol::proxy::TargetMode::Serve)
+}
+
+/// Keeps the order of "serves not" before "serves", and within each takes hosts in turn, so that a
+/// batch does not empty one host while others stand by.
+fn spread_over_hosts<'i>(world: &World<'_>, order: Vec<&'i InstanceId>) -> Vec<&'i InstanceId> {
+    let mut turn: BTreeMap<(bool, HostId), usize> = BTreeMap::new();
+    let mut keyed: Vec<(bool, usize, String, &InstanceId)> = order
+        .into_iter()
+        .map(|id| {
+            let host = world.instances[id].host.clone();
+            let serves = world.serving(id) == Serving::Yes;
+            let name = world.host_name(&host);
+            let count = turn.entry((serves, host)).or_default();
+            *count += 1;
+            (serves, *count, name, id)
+        })
+        .collect();
+    keyed.sort();
+    keyed.into_iter().map(|(.., id)| id).collect()
+}
+
+/// Bits for the `n`th new id: a fixed permutation of seed and number (splitmix64's finisher on both
+/// halves), so that ids of one plan differ in every digit.
+fn spread(seed: u128, n: u128) -> u128 {
+    let mix = |mut z: u64| {
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    let n = (n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let high = mix((seed >> 64) as u64 ^ n);
+    let low = mix((seed as u64).wrapping_add(n) ^ high);
+    (u128::from(high) << 64) | u128::from(low)
+}
