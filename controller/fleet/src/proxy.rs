@@ -1,0 +1,263 @@
+//! The link to one proxy: the routing table down, what the proxy sees up.
+
+use crate::backoff::Backoff;
+use crate::chain;
+use crate::dial::{Dialer, Transport};
+use crate::host::{Failed, put};
+use beanpole_daemon::clock;
+use beanpole_daemon::http::Connection;
+use beanpole_protocol::problem::Problem;
+use beanpole_protocol::proxy::{ProxyReport, RoutingTable};
+use beanpole_protocol::{Generation, Timestamp};
+use futures::StreamExt;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// The first pause between two attempts to connect. The proxy is usually on this machine.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause between two attempts to connect.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How long a proxy may take to put a table in force.
+const TABLE_LIMIT: Duration = Duration::from_secs(15);
+/// Proxies report every 2 s: after three missed ones the connection is given up.
+const SILENCE_LIMIT: Duration = Duration::from_secs(7);
+
+/// What a link needs to know.
+pub struct ProxyLinkConfig {
+    /// The proxy's name, for events.
+    pub proxy: String,
+    /// How to reach it.
+    pub dialer: Dialer,
+    /// The table. Generation 0 means that nothing is known yet: it is not pushed.
+    pub table: watch::Receiver<RoutingTable>,
+    /// Where events go. When nobody receives them, the link ends.
+    pub events: mpsc::Sender<ProxyEvent>,
+}
+
+/// Something that a link to a proxy did or saw.
+#[derive(Clone, Debug)]
+pub struct ProxyEvent {
+    /// The proxy.
+    pub proxy: String,
+    /// When, by the controller's clock.
+    pub at: Timestamp,
+    /// What.
+    pub news: ProxyNews,
+}
+
+/// What a link to a proxy did or saw.
+#[derive(Clone, Debug)]
+pub enum ProxyNews {
+    /// The proxy answers.
+    Connected,
+    /// It could not be reached, or the connection broke. It is dialled again.
+    Unreachable {
+        /// Why, with all causes.
+        reason: String,
+        /// The pause before the next attempt, in milliseconds.
+        retry_in_ms: u64,
+    },
+    /// The proxy reports.
+    Report(Arc<ProxyReport>),
+    /// The table is in force.
+    TableConfirmed {
+        /// Its generation.
+        generation: Generation,
+    },
+    /// The proxy refuses the table. It is not pushed again until another comes or the connection
+    /// is made anew.
+    TableRefused {
+        /// Its generation.
+        generation: Generation,
+        /// What the proxy says.
+        problem: Box<Problem>,
+    },
+}
+
+/// A running link to one proxy. Dropping it ends the link.
+pub struct ProxyLink {
+    stop: CancellationToken,
+    task: Option<JoinHandle<()>>,
+}
+
+impl ProxyLink {
+    /// Starts a link. It runs until `stop` is cancelled, [`ProxyLink::stop`] is called or it is
+    /// dropped.
+    pub fn spawn(config: ProxyLinkConfig, stop: &CancellationToken) -> Self {
+        let stop = stop.child_token();
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move {
+            let link = Link { config };
+            tokio::select! {
+                () = stopped.cancelled() => {}
+                () = link.run() => {}
+            }
+        });
+        Self {
+            stop,
+            task: Some(task),
+        }
+    }
+
+    /// Ends the link and waits for it.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        if let Some(task) = self.task.take() {
+            let _ = task.await;
+        }
+    }
+}
+
+impl Drop for ProxyLink {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Nobody receives events any more.
+struct Unheard;
+
+struct Link {
+    config: ProxyLinkConfig,
+}
+
+impl Link {
+    async fn emit(&self, news: ProxyNews) -> Result<(), Unheard> {
+        let event = ProxyEvent {
+            proxy: self.config.proxy.clone(),
+            at: clock::now(),
+            news,
+        };
+        self.config.events.send(event).await.map_err(|_| Unheard)
+    }
+
+    async fn run(&self) {
+        let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+        while self.turn(&mut backoff).await.is_ok() {}
+    }
+
+    async fn turn(&self, backoff: &mut Backoff) -> Result<(), Unheard> {
+        let reason = match self.config.dialer.dial().await {
+            Err(error) => chain(&error),
+            Ok(transport) => {
+                let reason = self.serve(&transport, backoff).await;
+                transport.close().await;
+                reason?
+            }
+        };
+        let pause = backoff.pause();
+        tracing::debug!(proxy = self.config.proxy, reason, "the link is down");
+        self.emit(ProxyNews::Unreachable {
+            reason,
+            retry_in_ms: pause.as_millis() as u64,
+        })
+        .await?;
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+
+    /// Returns why the connection ended.
+    async fn serve(&self, transport: &Transport, backoff: &mut Backoff) -> Result<String, Unheard> {
+        let connection = match transport.open().await {
+            Ok(connection) => connection,
+            Err(error) => return Ok(chain(&error)),
+        };
+        let reports = match connection
+            .lines::<ProxyReport>("/v1/watch", SILENCE_LIMIT)
+            .await
+        {
+            Ok(reports) => reports,
+            Err(error) => return Ok(chain(&error)),
+        };
+        backoff.reset();
+        self.emit(ProxyNews::Connected).await?;
+        let (held_in, held) = watch::channel(None);
+        tokio::select! {
+            end = self.listen(reports, held_in) => end,
+            end = self.push_table(transport, held) => end,
+        }
+    }
+
+    async fn listen(
+        &self,
+        mut reports: impl futures::Stream<Item = Result<ProxyReport, beanpole_daemon::http::CallError>>
+        + Unpin,
+        held: watch::Sender<Option<Generation>>,
+    ) -> Result<String, Unheard> {
+        loop {
+            let report = match tokio::time::timeout(SILENCE_LIMIT, reports.next()).await {
+                Err(_) => {
+                    let silent = SILENCE_LIMIT.as_secs();
+                    return Ok(format!("the proxy said nothing for {silent} s"));
+                }
+                Ok(None) => return Ok("the proxy ended its reports".to_owned()),
+                Ok(Some(Err(error))) => return Ok(chain(&error)),
+                Ok(Some(Ok(report))) => report,
+            };
+            held.send_replace(Some(report.generation));
+            self.emit(ProxyNews::Report(Arc::new(report))).await?;
+        }
+    }
+
+    async fn push_table(
+        &self,
+        transport: &Transport,
+        mut held: watch::Receiver<Option<Generation>>,
+    ) -> Result<String, Unheard> {
+        let mut tables = self.config.table.clone();
+        let mut connection: Option<Connection> = None;
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+        let mut settled: Option<(RoutingTable, bool)> = None;
+        loop {
+            let wanted = tables.borrow_and_update().clone();
+            let lost = held.borrow_and_update().is_some_and(|held| {
+                held < wanted.generation && matches!(&settled, Some((_, accepted)) if *accepted)
+            });
+            let differs = settled.as_ref().map(|(table, _)| table) != Some(&wanted);
+            if wanted.generation != Generation(0) && (lost || differs) {
+                let generation = wanted.generation;
+                match put(
+                    transport,
+                    &mut connection,
+                    "/v1/table",
+                    &wanted,
+                    TABLE_LIMIT,
+                )
+                .await
+                {
+                    Ok(()) => {
+                        settled = Some((wanted, true));
+                        self.emit(ProxyNews::TableConfirmed { generation }).await?;
+                        if lost {
+                            tokio::time::sleep(backoff.pause()).await;
+                        } else {
+                            backoff.reset();
+                        }
+                    }
+                    Err(Failed::Refused(problem)) => {
+                        settled = Some((wanted, false));
+                        self.emit(ProxyNews::TableRefused {
+                            generation,
+                            problem,
+                        })
+                        .await?;
+                    }
+                    Err(Failed::Again(reason)) => {
+                        tracing::debug!(proxy = self.config.proxy, reason, "table not confirmed");
+                        connection = None;
+                        tokio::time::sleep(backoff.pause()).await;
+                        continue;
+                    }
+                }
+            }
+            tokio::select! {
+                Ok(()) = tables.changed() => {}
+                Ok(()) = held.changed() => {}
+                else => std::future::pending().await,
+            }
+        }
+    }
+}
