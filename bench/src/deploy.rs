@@ -1,8 +1,115 @@
-//! From `deploy` to the last instance healthy on three real hosts, and back.
+//! From `deploy` to the last instance healthy on three real hosts with a 50 MB bundle, beside `scp`
+//! and `unzip` of the same file to the same hosts; and the way back to a release that is still
+//! prepared.
 
 use crate::{Failed, Figure, Setup};
+use beanpole_tests::bed::Bed;
+use beanpole_tests::hosts::{Hosts, obstacle};
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+const HOSTS: [&str; 3] = ["h1", "h2", "h3"];
+/// 50 MB that do not compress.
+const SIZE: u64 = 50_000_000;
 
 /// Measures.
-pub fn measure(_setup: &Setup) -> Result<Vec<Figure>, Failed> {
-    Ok(Vec::new())
+pub fn measure(setup: &Setup) -> Result<Vec<Figure>, Failed> {
+    if let Some(reason) = obstacle() {
+        return Err(reason.into());
+    }
+    let _hosts = Hosts::up(&HOSTS);
+    let bed = Bed::up();
+    for name in HOSTS {
+        let fingerprint = Hosts::fingerprint(name);
+        let key = Hosts::key();
+        let key = key.to_string_lossy();
+        let address = format!("root@{}", Hosts::address(name));
+        bed.run(&["host", "add", &address, "--name", name, "--identity", &key, "--host-key", &fingerprint])
+            .ok();
+    }
+    bed.run(&["host", "drain", "local"]).ok();
+    let mut app = bed.serving("bench", 3);
+
+    let (mut deploys, mut copies, mut rollbacks) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..setup.rounds.clamp(2, 5) {
+        let label = format!("big-{round}");
+        let noise = noise()?;
+        app = app.version(&label).file("assets.bin", &noise);
+        // Packing and uploading are the developer's machine; what is compared starts with the bundle
+        // on the controller.
+        let source = app.dir.to_string_lossy().into_owned();
+        bed.run_in(&app.dir, &["versions", "create", &label, "--from", &source]).ok();
+        let started = Instant::now();
+        bed.run_in(&app.dir, &["deploy", "bench", "--version", &label, "--policy", "AllAtOnce"]).ok();
+        deploys.push(started.elapsed().as_secs_f64());
+        let bundle = largest(&bed.data())?;
+        copies.push(scp_and_unzip(&bundle)?);
+        let started = Instant::now();
+        bed.run(&["rollback", "bench", "--policy", "AllAtOnce"]).ok();
+        rollbacks.push(started.elapsed().as_secs_f64());
+    }
+    let ratios: Vec<f64> =
+        deploys.iter().zip(&copies).map(|(deploy, copy)| deploy / copy).collect();
+    Ok(vec![
+        Figure::new("deploy", "50 MB to 3 hosts, deploy to last healthy", "s", &deploys),
+        Figure::new("deploy", "50 MB to 3 hosts, scp + unzip in parallel", "s", &copies),
+        Figure::new("deploy", "deploy / (scp + unzip)", "x", &ratios),
+        Figure::new("deploy", "rollback to a prepared release, 3 hosts", "s", &rollbacks).at_most(2.0),
+    ])
+}
+
+fn noise() -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open("/dev/urandom")?.take(SIZE).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The newest file of at least the bundle's size below `dir`: the bundle itself.
+fn largest(dir: &Path) -> Result<PathBuf, Failed> {
+    let mut found = None;
+    let mut open = vec![dir.join("controller")];
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            let data = entry.metadata()?;
+            if data.is_dir() {
+                open.push(entry.path());
+            } else if data.len() >= SIZE {
+                let made = data.modified()?;
+                if found.as_ref().is_none_or(|(latest, _)| *latest < made) {
+                    found = Some((made, entry.path()));
+                }
+            }
+        }
+    }
+    found.map(|(_, path)| path).ok_or_else(|| "the controller holds no bundle of 50 MB".into())
+}
+
+/// Seconds until all hosts have the unpacked content.
+fn scp_and_unzip(bundle: &Path) -> Result<f64, Failed> {
+    let key = Hosts::key();
+    let options = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR";
+    let started = Instant::now();
+    let mut copies = Vec::new();
+    for name in HOSTS {
+        let address = Hosts::address(name);
+        let line = format!(
+            "scp -q {options} -i {key} {bundle} root@{address}:/tmp/peer.zip && \
+             ssh {options} -i {key} root@{address} 'rm -rf /tmp/peer && unzip -q /tmp/peer.zip -d /tmp/peer'",
+            key = key.display(),
+            bundle = bundle.display(),
+        );
+        let child = Command::new("sh").args(["-c", &line]).stdin(Stdio::null()).spawn()?;
+        copies.push(child);
+    }
+    for mut copy in copies {
+        let status = copy.wait()?;
+        if !status.success() {
+            return Err(format!("scp and unzip ended with {status}").into());
+        }
+    }
+    Ok(started.elapsed().as_secs_f64())
 }
