@@ -9,3 +9,4 @@ pub mod http;
 pub mod logs;
 pub mod socket;
 pub mod stop;
+pub mod supervise;
