@@ -1,0 +1,145 @@
+//! Releases that do not work: the environment ends on the one before, users notice nothing, and
+//! the message names the evidence.
+
+use crate::changes::{assert_live, assert_none_failed, items};
+use beanpole_tests::apps::App;
+use beanpole_tests::bed::{Bed, Ran};
+use beanpole_tests::wait::{seconds, until_true};
+
+/// Deploys what cannot work to three instances under load, and checks that nothing is lost.
+#[track_caller]
+fn refused(bed: &Bed, app: &App) -> Ran {
+    let load = bed.load("shop-prod");
+    let ran = bed
+        .run_in(
+            &app.dir,
+            &[
+                "deploy",
+                "shop-prod",
+                "--label",
+                "broken",
+                "--policy",
+                "rolling",
+                "--batch",
+                "1",
+            ],
+        )
+        .exits(1);
+    until_true("it is ready again", seconds(60), || {
+        bed.status("shop-prod")["status"] == "Ready"
+    });
+    let outcome = load.stop();
+    assert_none_failed(&outcome);
+    assert_eq!(outcome.versions.len(), 1, "only v1 answered: {outcome:?}");
+    assert_live(bed, "shop-prod", "v1", 3);
+    ran
+}
+
+/// An environment whose batches are given up after 15 s.
+fn impatient(bed: &Bed) -> App {
+    let app = bed.serving("shop-prod", 3);
+    let settings = serde_json::json!({"set": {"aws:elasticbeanstalk:command": {"Timeout": "15"}}});
+    let answer = bed.call(
+        "PATCH",
+        "/v1/environments/shop-prod/settings",
+        Some(&settings),
+    );
+    assert_eq!(answer.status, 202, "{}", answer.text());
+    until_true("the setting is in force", seconds(20), || {
+        bed.status("shop-prod")["status"] == "Ready"
+    });
+    app
+}
+
+#[test]
+fn an_app_that_ends_at_once_is_named_with_its_last_lines() {
+    let bed = Bed::up();
+    let app = impatient(&bed).procfile("web: ./testapp v2 --exit 7\n");
+    refused(&bed, &app)
+        .says("cannot find the database, giving up")
+        .says("i-");
+}
+
+#[test]
+fn an_app_that_answers_500_is_named_with_its_answer() {
+    let bed = Bed::up();
+    let app = impatient(&bed).procfile("web: ./testapp v2 --status 500\n");
+    refused(&bed, &app).says("GET /").says("500").says("i-");
+}
+
+#[test]
+fn an_app_that_never_listens_is_named() {
+    let bed = Bed::up();
+    let app = impatient(&bed).procfile("web: ./testapp v2 --no-listen\n");
+    refused(&bed, &app).says("GET /").says("refused");
+}
+
+#[test]
+fn a_build_that_fails_touches_no_instance() {
+    let bed = Bed::up();
+    let app = impatient(&bed).procfile("web: ./testapp v2\n").file(
+        "package.json",
+        br#"{"name": "shop", "version": "1.0.0", "scripts": {"preinstall": "echo no such compiler >&2; exit 9"}}"#,
+    );
+    std::fs::remove_file(app.dir.join("Procfile")).expect("it is there");
+    refused(&bed, &app).says("no such compiler");
+}
+
+#[test]
+fn without_auto_rollback_the_failed_batch_stays() {
+    let bed = Bed::up();
+    let app = impatient(&bed).procfile("web: ./testapp v2 --exit 7\n");
+    bed.run_in(
+        &app.dir,
+        &[
+            "deploy",
+            "shop-prod",
+            "--label",
+            "broken",
+            "--batch",
+            "1",
+            "--no-auto-rollback",
+        ],
+    )
+    .exits(1);
+    let status = bed.status("shop-prod");
+    let old = items(&status["instances"])
+        .iter()
+        .filter(|one| one["version"] == "v1")
+        .count();
+    assert_eq!(old, 2, "{status:#}");
+    assert_eq!(
+        status["version"], "v1",
+        "the live version is the last good one"
+    );
+    bed.run_in(&app.dir, &["deploy", "shop-prod", "--version", "v1"])
+        .ok();
+    assert_live(&bed, "shop-prod", "v1", 3);
+}
+
+#[test]
+fn an_app_that_dies_later_is_started_again_and_its_host_says_so() {
+    let bed = Bed::up();
+    bed.serving("shop-prod", 1);
+    let before = bed.get("shop-prod", "/").text();
+    let _ = beanpole_tests::http::get(bed.http, "shop-prod.localhost", "/exit");
+    until_true("it answers again, as another process", seconds(20), || {
+        beanpole_tests::http::get(bed.http, "shop-prod.localhost", "/")
+            .is_ok_and(|answer| answer.status == 200 && answer.text() != before)
+    });
+    let status = bed.status("shop-prod");
+    let restarts = &status["instances"][0]["processes"][0]["restarts"];
+    assert!(restarts.as_u64() >= Some(1), "{status:#}");
+}
+
+#[test]
+fn no_healthy_target_and_unknown_hosts_get_a_page_that_says_so() {
+    let bed = Bed::up();
+    let app = bed.app("shop");
+    bed.run_in(&app.dir, &["create", "shop-prod", "--single"])
+        .ok();
+    let empty = bed.get("shop-prod", "/");
+    assert_eq!(empty.status, 503, "{}", empty.text());
+    assert!(empty.header("retry-after").is_some());
+    assert_eq!(bed.get("nobody-here", "/").status, 404);
+}

@@ -1,0 +1,101 @@
+//! SIGKILL for every part in turn, under load. What has its own process tree must not notice.
+
+use crate::changes::{assert_live, assert_none_failed};
+use beanpole_tests::bed::{Bed, signal};
+use beanpole_tests::wait::{seconds, until_true};
+use rustix::process::Signal;
+
+#[test]
+fn a_killed_agent_costs_no_request() {
+    let bed = Bed::up();
+    let app = bed.serving("shop-prod", 2).version("v2");
+    let before = bed.get("shop-prod", "/").text();
+    let load = bed.load("shop-prod");
+    bed.kill_and_await_successor("agent");
+    until_true("the agent knows its instances again", seconds(20), || {
+        bed.status("shop-prod")["health"] == "Green"
+    });
+    assert_none_failed(&load.stop());
+    let pids: Vec<String> = (0..4).map(|_| bed.get("shop-prod", "/").text()).collect();
+    assert!(pids.contains(&before), "the processes are the same");
+    bed.deploy(&app, "shop-prod", "v2").ok();
+    assert_live(&bed, "shop-prod", "v2", 2);
+}
+
+#[test]
+fn a_controller_killed_in_mid_deployment_goes_on_where_it_was() {
+    let bed = Bed::up();
+    let app = bed
+        .serving("shop-prod", 3)
+        .procfile("web: ./testapp v2 --start-delay 1500\n");
+    let load = bed.load("shop-prod");
+    bed.run_in(
+        &app.dir,
+        &[
+            "deploy",
+            "shop-prod",
+            "--label",
+            "v2",
+            "--batch",
+            "1",
+            "--detach",
+        ],
+    )
+    .ok();
+    for _ in 0..3 {
+        bed.kill_and_await_successor("controller");
+    }
+    until_true("the deployment ends", seconds(90), || {
+        bed.status("shop-prod")["status"] == "Ready"
+    });
+    assert_none_failed(&load.stop());
+    assert_live(&bed, "shop-prod", "v2", 3);
+}
+
+#[test]
+fn a_killed_proxy_is_back_with_its_table_before_the_controller_says_anything() {
+    let bed = Bed::up();
+    let app = bed.serving("shop-prod", 2).version("v2");
+    bed.kill_and_await_successor("proxy");
+    until_true("it serves again", seconds(10), || {
+        beanpole_tests::http::get(bed.http, "shop-prod.localhost", "/")
+            .is_ok_and(|answer| answer.status == 200)
+    });
+    bed.deploy(&app, "shop-prod", "v2").ok();
+    assert_live(&bed, "shop-prod", "v2", 2);
+}
+
+#[test]
+fn a_killed_shim_is_replaced() {
+    let bed = Bed::up();
+    bed.serving("shop-prod", 2);
+    let shims = bed.daemons("shim");
+    assert!(shims.len() >= 2, "every instance has a shim");
+    signal(shims[0], Signal::KILL);
+    until_true("a new shim runs its instance", seconds(30), || {
+        let now = bed.daemons("shim");
+        now.len() >= 2 && !now.contains(&shims[0])
+    });
+    assert_live(&bed, "shop-prod", "v1", 2);
+}
+
+#[test]
+fn all_daemons_killed_at_once_leave_the_applications_alone() {
+    let mut bed = Bed::up();
+    bed.serving("shop-prod", 2);
+    let before: Vec<u32> = bed.daemons("shim");
+    for part in ["up", "controller", "agent", "proxy"] {
+        for pid in bed.daemons(part) {
+            signal(pid, Signal::KILL);
+        }
+    }
+    until_true("they are gone", seconds(5), || {
+        ["up", "controller", "agent", "proxy"]
+            .iter()
+            .all(|part| bed.daemons(part).is_empty())
+    });
+    bed.start();
+    assert_live(&bed, "shop-prod", "v1", 2);
+    assert_eq!(bed.daemons("shim"), before, "the same shims, never stopped");
+    assert!(bed.get("shop-prod", "/").text().starts_with("v1 "));
+}

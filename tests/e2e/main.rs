@@ -1,0 +1,12 @@
+//! The real executable, on this machine and on real hosts. Run it by `./dev e2e`.
+//!
+//! Every test has a Beanpole of its own and, where it needs them, hosts fresh from the image.
+//! Requests that fail are counted, never retried.
+
+mod changes;
+mod failures;
+mod fleet;
+mod kills;
+mod misuse;
+mod over_ssh;
+mod state;

@@ -1,0 +1,280 @@
+//! Adding, reaching, upgrading and removing hosts over SSH.
+
+use beanpole_tests::bed::{Bed, Ran};
+use beanpole_tests::hosts::{self, Hosts};
+use beanpole_tests::wait::{seconds, until_true};
+use serde_json::Value;
+
+/// Hosts for a test, or none with the reason said.
+pub fn hosts(test: &str, names: &[&'static str]) -> Option<Hosts> {
+    match hosts::obstacle() {
+        Some(reason) => {
+            beanpole_tests::skip(test, &reason);
+            None
+        }
+        None => Some(Hosts::up(names)),
+    }
+}
+
+/// `beanpole host add` with the right fingerprint.
+#[track_caller]
+pub fn add(bed: &Bed, user: &str, name: &str, more: &[&str]) -> Ran {
+    let address = format!("{user}@{}", Hosts::address(name));
+    let key = Hosts::key();
+    let fingerprint = Hosts::fingerprint(name);
+    let mut arguments = vec![
+        "host",
+        "add",
+        &address,
+        "--name",
+        name,
+        "--identity",
+        key.to_str().expect("plain text"),
+        "--host-key",
+        &fingerprint,
+    ];
+    arguments.extend(more);
+    bed.run(&arguments)
+}
+
+/// A host as `beanpole host show NAME --json` tells it.
+#[track_caller]
+pub fn show(bed: &Bed, name: &str) -> Value {
+    bed.run(&["host", "show", name, "--json"]).ok().json()
+}
+
+/// Waits until a host has a status.
+#[track_caller]
+pub fn until_host_is(bed: &Bed, name: &str, status: &str, bound: u64) {
+    until_true(&format!("{name} is {status}"), seconds(bound), || {
+        show(bed, name)["status"] == status
+    });
+}
+
+#[test]
+fn a_host_is_added_as_root_and_tells_its_facts() {
+    let Some(_hosts) = hosts("added_as_root", &["h1"]) else {
+        return;
+    };
+    let bed = Bed::up();
+    add(&bed, "root", "h1", &[]).ok();
+    until_host_is(&bed, "h1", "Ready", 20);
+    let host = show(&bed, "h1");
+    assert_eq!(
+        host["facts"]["os"], "Debian GNU/Linux 12 (bookworm)",
+        "{host:#}"
+    );
+    assert_eq!(host["facts"]["systemd"], true, "{host:#}");
+    assert!(host["facts"]["memory_total_bytes"].as_u64() > Some(1 << 28));
+    assert!(host["clock_skew_ms"].is_i64(), "{host:#}");
+    Hosts::on("h1", "systemctl is-active beanpole-agent.service");
+    let listening = Hosts::on(
+        "h1",
+        "ss -Hltn | grep -v ':22 ' | grep -v '127.0.0.' || true",
+    );
+    assert_eq!(listening, "", "the agent opens no port");
+    // Adding it again repairs it.
+    Hosts::on("h1", "systemctl stop beanpole-agent.service");
+    add(&bed, "root", "h1", &[]).ok();
+    until_host_is(&bed, "h1", "Ready", 20);
+}
+
+#[test]
+fn a_user_with_sudo_is_enough_and_one_without_is_told() {
+    let Some(_hosts) = hosts("sudo", &["h1", "h2"]) else {
+        return;
+    };
+    let bed = Bed::up();
+    add(&bed, "deploy", "h1", &[]).ok();
+    until_host_is(&bed, "h1", "Ready", 20);
+    add(&bed, "nosudo", "h2", &[])
+        .exits(1)
+        .says("sudo")
+        .says("hint:");
+    let left = Hosts::on(
+        "h2",
+        "find / -xdev -name '*beanpole*' -not -path '/proc/*' 2>/dev/null || true",
+    );
+    assert_eq!(left, "", "a refused host keeps nothing");
+}
+
+#[test]
+fn a_wrong_fingerprint_is_refused_before_anything_is_sent() {
+    let Some(_hosts) = hosts("wrong_fingerprint", &["h1"]) else {
+        return;
+    };
+    let bed = Bed::up();
+    let key = Hosts::key();
+    let wrong = "SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+    let address = format!("root@{}", Hosts::address("h1"));
+    bed.run(&[
+        "host",
+        "add",
+        &address,
+        "--identity",
+        key.to_str().expect("plain text"),
+        "--host-key",
+        wrong,
+    ])
+    .exits(1)
+    .says(wrong)
+    .says(&Hosts::fingerprint("h1"));
+    let tried = Hosts::on(
+        "h1",
+        "journalctl -u ssh --no-pager | grep -c Accepted || true",
+    );
+    assert_eq!(tried, "0", "nobody logged in");
+    // Without a terminal to ask on, no key is trusted.
+    let unasked = bed.run(&[
+        "host",
+        "add",
+        &address,
+        "--identity",
+        key.to_str().expect("plain text"),
+    ]);
+    assert_ne!(unasked.code, 0);
+    unasked.says("--host-key").says(&Hosts::fingerprint("h1"));
+}
+
+#[test]
+fn a_changed_host_key_is_refused_until_it_is_accepted() {
+    let Some(_hosts) = hosts("changed_key", &["h1"]) else {
+        return;
+    };
+    let bed = Bed::up();
+    add(&bed, "root", "h1", &[]).ok();
+    until_host_is(&bed, "h1", "Ready", 20);
+    let old = Hosts::fingerprint("h1");
+    Hosts::on(
+        "h1",
+        "rm /etc/ssh/ssh_host_ed25519_key* && ssh-keygen -q -t ed25519 -N '' -f /etc/ssh/ssh_host_ed25519_key && systemctl restart ssh && pkill -f 'sshd: beanpole' || true",
+    );
+    let new = Hosts::fingerprint("h1");
+    until_host_is(&bed, "h1", "KeyChanged", 60);
+    bed.run(&["host", "show", "h1"])
+        .ok()
+        .says(&old)
+        .says(&new)
+        .says("beanpole host");
+    bed.run(&["host", "accept-key", "h1", "--host-key", &new])
+        .ok();
+    until_host_is(&bed, "h1", "Ready", 60);
+}
+
+#[test]
+fn a_host_behind_a_bastion_is_reached_through_it() {
+    let Some(_hosts) = hosts("bastion", &["h1", "bastion"]) else {
+        return;
+    };
+    let bed = Bed::up();
+    // This machine gets no answer from h1's sshd; the bastion does.
+    Hosts::firewall("h1", "-I INPUT -p tcp --dport 22 -s 10.89.0.1 -j DROP");
+    let jump = format!("deploy@{}", Hosts::address("bastion"));
+    let jump_key = Hosts::fingerprint("bastion");
+    add(
+        &bed,
+        "root",
+        "h1",
+        &["--jump", &jump, "--jump-host-key", &jump_key],
+    )
+    .ok();
+    until_host_is(&bed, "h1", "Ready", 20);
+}
+
+#[test]
+fn the_controllers_key_opens_no_shell() {
+    let Some(_hosts) = hosts("restricted_key", &["h1"]) else {
+        return;
+    };
+    let bed = Bed::up();
+    add(&bed, "root", "h1", &[]).ok();
+    until_host_is(&bed, "h1", "Ready", 20);
+    let user = Hosts::on("h1", "getent passwd beanpole");
+    assert!(
+        user.ends_with("nologin") || user.ends_with("false"),
+        "{user}"
+    );
+    let keys = Hosts::on(
+        "h1",
+        "cat $(getent passwd beanpole | cut -d: -f6)/.ssh/authorized_keys",
+    );
+    assert!(keys.starts_with("restrict,port-forwarding"), "{keys}");
+    // The admin's own key was for the bootstrap only: the link does not use it.
+    Hosts::on(
+        "h1",
+        "rm /root/.ssh/authorized_keys && pkill -f 'sshd: beanpole' || true",
+    );
+    until_true("it is connected again", seconds(30), || {
+        let host = show(&bed, "h1");
+        host["status"] == "Ready" && host["warnings"].as_array().is_some_and(Vec::is_empty)
+    });
+}
+
+#[test]
+fn a_removed_host_keeps_nothing() {
+    let Some(_hosts) = hosts("host_remove", &["h1"]) else {
+        return;
+    };
+    let bed = Bed::up();
+    let before = Hosts::on("h1", SNAPSHOT);
+    add(&bed, "root", "h1", &[]).ok();
+    until_host_is(&bed, "h1", "Ready", 20);
+    bed.run(&["host", "drain", "local"]).ok();
+    bed.serving("shop-prod", 1);
+    // A host that serves is not removed by accident.
+    let refused = bed.run(&["host", "remove", "h1", "--yes"]);
+    assert_ne!(refused.code, 0);
+    refused.says("drain");
+    bed.run(&["host", "resume", "local"]).ok();
+    bed.run(&["host", "drain", "h1"]).ok();
+    until_true("its instances are elsewhere", seconds(60), || {
+        show(&bed, "h1")["instances"] == 0
+    });
+    bed.run(&["host", "remove", "h1", "--yes"])
+        .ok()
+        .says("/var/lib/beanpole");
+    let after = Hosts::on("h1", SNAPSHOT);
+    assert_eq!(
+        before, after,
+        "files, users, units and processes are as before"
+    );
+}
+
+/// What a host holds outside of what changes by itself.
+const SNAPSHOT: &str = r"find /etc /usr /var/lib /opt /root /home /run /var/log -xdev \( \
+    -path /var/log/journal -o -path /run/systemd -o -path /run/user -o -path /run/udev \
+    -o -path /var/lib/systemd -o -path /run/log -o -path /run/sudo -o -path /var/lib/sudo \
+    -o -path /run/utmp -o -path '/var/log/*tmp' -o -path '/etc/*-' -o -path /etc/.pwd.lock \
+    -o -path /run/motd.dynamic -o -path /var/log/lastlog -o -path /var/log/faillog \
+    -o -path '/etc/sub?id' \) -prune -o -print | sort
+    cut -d: -f1 /etc/passwd /etc/group
+    systemctl list-unit-files --no-legend | grep -i bean; pgrep -l beanpole; true";
+
+#[test]
+fn an_upgraded_agent_leaves_its_applications_alone() {
+    let Some(_hosts) = hosts("upgrade", &["h1"]) else {
+        return;
+    };
+    let bed = Bed::up();
+    add(&bed, "root", "h1", &[]).ok();
+    until_host_is(&bed, "h1", "Ready", 20);
+    bed.run(&["host", "drain", "local"]).ok();
+    bed.serving("shop-prod", 1);
+    let before = bed.get("shop-prod", "/").text();
+    let agent = Hosts::on(
+        "h1",
+        "systemctl show -p MainPID --value beanpole-agent.service",
+    );
+    let load = bed.load("shop-prod");
+    bed.run(&["host", "upgrade", "h1"]).ok();
+    until_true("another agent runs", seconds(30), || {
+        let now = Hosts::on(
+            "h1",
+            "systemctl show -p MainPID --value beanpole-agent.service",
+        );
+        now != agent && now != "0"
+    });
+    until_host_is(&bed, "h1", "Ready", 30);
+    crate::changes::assert_none_failed(&load.stop());
+    assert_eq!(bed.get("shop-prod", "/").text(), before, "the same process");
+}

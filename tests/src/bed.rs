@@ -1,0 +1,426 @@
+//! A Beanpole of a test's own: `beanpole up` in a temporary directory, spoken to as a user speaks
+//! to it.
+
+use crate::apps::{self, App};
+use crate::http::{self, Answer, Connection};
+use crate::load::Load;
+use crate::wait;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A running Beanpole. Dropping it ends it and everything it started.
+pub struct Bed {
+    home: tempfile::TempDir,
+    /// Its JSON API.
+    pub api: SocketAddr,
+    /// Its proxy, HTTP.
+    pub http: SocketAddr,
+    /// Its proxy, HTTPS.
+    pub https: SocketAddr,
+    executable: PathBuf,
+    up: Option<Child>,
+}
+
+/// How a command went.
+#[derive(Debug)]
+pub struct Ran {
+    /// What was typed.
+    pub line: String,
+    /// Its exit code; -1 after a signal.
+    pub code: i32,
+    /// Its standard output.
+    pub out: String,
+    /// Its standard error.
+    pub err: String,
+    /// How long it took.
+    pub took: Duration,
+}
+
+impl Ran {
+    /// Goes on if it exited 0.
+    ///
+    /// # Panics
+    /// Otherwise, with all it printed.
+    #[track_caller]
+    pub fn ok(self) -> Self {
+        self.exits(0)
+    }
+
+    /// Goes on if it exited with `code`.
+    ///
+    /// # Panics
+    /// Otherwise, with all it printed.
+    #[track_caller]
+    pub fn exits(self, code: i32) -> Self {
+        assert_eq!(
+            self.code,
+            code,
+            "`{}` exited {} after {:.1} s\n--- stdout\n{}\n--- stderr\n{}",
+            self.line,
+            self.code,
+            self.took.as_secs_f64(),
+            self.out,
+            self.err
+        );
+        self
+    }
+
+    /// Goes on if `text` is in what it printed.
+    ///
+    /// # Panics
+    /// Otherwise, with all it printed.
+    #[track_caller]
+    pub fn says(self, text: &str) -> Self {
+        let all = format!("{}{}", self.out, self.err);
+        assert!(
+            all.to_lowercase().contains(&text.to_lowercase()),
+            "`{}` does not say {text:?}\n--- stdout\n{}\n--- stderr\n{}",
+            self.line,
+            self.out,
+            self.err
+        );
+        self
+    }
+
+    /// Its standard output as JSON.
+    ///
+    /// # Panics
+    /// When it is none.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| {
+            panic!("`{}` printed no JSON ({error}): {}", self.line, self.out)
+        })
+    }
+}
+
+fn free_address() -> SocketAddr {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .and_then(|listener| listener.local_addr())
+        .expect("this machine has a free port")
+}
+
+impl Bed {
+    /// Starts one and waits until all three daemons serve.
+    ///
+    /// # Panics
+    /// When they do not within 30 s; with what they printed.
+    #[track_caller]
+    pub fn up() -> Self {
+        let home = tempfile::Builder::new()
+            .prefix("beanpole-")
+            .tempdir()
+            .expect("a temporary directory can be made");
+        // Applications may run as users of their own.
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755))
+            .expect("its mode can be set");
+        let executable = std::env::var_os("BEANPOLE_BIN")
+            .map_or_else(|| apps::executable("beanpole"), PathBuf::from);
+        let mut bed = Self {
+            home,
+            api: free_address(),
+            http: free_address(),
+            https: free_address(),
+            executable,
+            up: None,
+        };
+        bed.start();
+        bed
+    }
+
+    /// Its temporary directory.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// The directory with all its state.
+    pub fn data(&self) -> PathBuf {
+        self.home.path().join("data")
+    }
+
+    /// What `up` and its daemons printed so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.home.path().join("up.log")).unwrap_or_default()
+    }
+
+    /// Starts `beanpole up` again after [`Bed::stop`] or a kill.
+    #[track_caller]
+    pub fn start(&mut self) {
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.home.path().join("up.log"))
+            .expect("the log can be opened");
+        let mut command = Command::new(&self.executable);
+        command
+            .arg("up")
+            .arg("--data")
+            .arg(self.data())
+            .args(["--api", &self.api.to_string()])
+            .args(["--http", &self.http.to_string()])
+            .args(["--https", &self.https.to_string()])
+            .current_dir(self.home.path())
+            .env("HOME", self.home.path())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("the log can be shared"))
+            .stderr(log);
+        self.up = Some(command.spawn().expect("beanpole can be started"));
+        self.wait_healthy();
+    }
+
+    /// Waits until `GET /healthz` answers 200.
+    #[track_caller]
+    pub fn wait_healthy(&self) {
+        let end = Instant::now() + wait::seconds(30);
+        while !self.is_healthy() {
+            assert!(
+                Instant::now() < end,
+                "up is not healthy after 30 s:\n{}",
+                self.log()
+            );
+            wait::pause(Duration::from_millis(50));
+        }
+    }
+
+    /// Whether `GET /healthz` answers 200.
+    pub fn is_healthy(&self) -> bool {
+        http::get(self.api, "localhost", "/healthz").is_ok_and(|answer| answer.status == 200)
+    }
+
+    /// SIGTERM to `up`, as Ctrl-C would end it.
+    ///
+    /// # Panics
+    /// When it is still there after 30 s.
+    #[track_caller]
+    pub fn stop(&mut self) {
+        let Some(mut up) = self.up.take() else { return };
+        signal(up.id(), Signal::TERM);
+        wait::until_true("up ends after SIGTERM", wait::seconds(30), || {
+            !matches!(up.try_wait(), Ok(None))
+        });
+    }
+
+    /// The token that `up` wrote.
+    pub fn token(&self) -> String {
+        let text = fs::read_to_string(self.data().join("token")).unwrap_or_default();
+        text.trim().to_owned()
+    }
+
+    /// Runs `beanpole ARGUMENTS` somewhere neutral.
+    pub fn run(&self, arguments: &[&str]) -> Ran {
+        self.run_in(self.home.path(), arguments)
+    }
+
+    /// Runs `beanpole ARGUMENTS` in a directory.
+    ///
+    /// # Panics
+    /// When there is no such executable.
+    pub fn run_in(&self, dir: &Path, arguments: &[&str]) -> Ran {
+        let start = Instant::now();
+        let output = self
+            .command(dir, arguments)
+            .output()
+            .expect("beanpole can be run");
+        Ran {
+            line: format!("beanpole {}", arguments.join(" ")),
+            code: output.status.code().unwrap_or(-1),
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+            took: start.elapsed(),
+        }
+    }
+
+    /// `beanpole ARGUMENTS`, ready to be started.
+    pub fn command(&self, dir: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.executable);
+        command
+            .args(arguments)
+            .current_dir(dir)
+            .env("HOME", self.home.path())
+            .env("BEANPOLE_URL", format!("http://{}", self.api))
+            .env("BEANPOLE_TOKEN", self.token())
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// A call of the JSON API with the token.
+    ///
+    /// # Panics
+    /// When the connection breaks.
+    #[track_caller]
+    pub fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        let authorization = format!("Bearer {}", self.token());
+        let body = body.map(|body| body.to_string()).unwrap_or_default();
+        let headers = [
+            ("Authorization", authorization.as_str()),
+            ("Content-Type", "application/json"),
+            ("Connection", "close"),
+        ];
+        Connection::open(self.api, wait::seconds(30))
+            .and_then(|mut open| open.send(method, "localhost", path, &headers, body.as_bytes()))
+            .unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+    }
+
+    /// `beanpole status ENV --json`.
+    #[track_caller]
+    pub fn status(&self, environment: &str) -> Value {
+        self.run(&["status", environment, "--json"]).ok().json()
+    }
+
+    /// A web application at version `v1` in a directory of its own.
+    pub fn app(&self, name: &str) -> App {
+        App::web(&self.home.path().join("apps"), name, "v1")
+    }
+
+    /// An environment with `instances` instances that runs `app` as version `v1`.
+    #[track_caller]
+    pub fn serving(&self, environment: &str, instances: u32) -> App {
+        let app = self.app("shop");
+        self.run_in(
+            &app.dir,
+            &["create", environment, "--instances", &instances.to_string()],
+        )
+        .ok();
+        self.deploy(&app, environment, "v1").ok();
+        app
+    }
+
+    /// `beanpole deploy ENV --label LABEL` in the application's directory.
+    pub fn deploy(&self, app: &App, environment: &str, label: &str) -> Ran {
+        self.run_in(&app.dir, &["deploy", environment, "--label", label])
+    }
+
+    /// The hostname of an environment whose CNAME prefix is its name.
+    pub fn host(environment: &str) -> String {
+        format!("{environment}.localhost")
+    }
+
+    /// One request to an environment through the proxy.
+    ///
+    /// # Panics
+    /// When the proxy does not answer.
+    #[track_caller]
+    pub fn get(&self, environment: &str, path: &str) -> Answer {
+        http::get(self.http, &Self::host(environment), path).expect("the proxy answers")
+    }
+
+    /// The 500 requests a second that no change may cost one of.
+    pub fn load(&self, environment: &str) -> Load {
+        Load::start(self.http, &Self::host(environment), 500, 20)
+    }
+
+    /// Process ids of `beanpole SUBCOMMAND` for this bed.
+    pub fn daemons(&self, subcommand: &str) -> Vec<u32> {
+        self.processes()
+            .into_iter()
+            .filter(|(_, arguments)| {
+                arguments
+                    .first()
+                    .is_some_and(|first| first.contains("beanpole"))
+                    && arguments.get(1).is_some_and(|second| second == subcommand)
+            })
+            .map(|(pid, _)| pid)
+            .collect()
+    }
+
+    /// The one `beanpole SUBCOMMAND`.
+    ///
+    /// # Panics
+    /// When there is none or there are several.
+    #[track_caller]
+    pub fn daemon(&self, subcommand: &str) -> u32 {
+        let found = self.daemons(subcommand);
+        assert_eq!(found.len(), 1, "one `beanpole {subcommand}` runs");
+        found[0]
+    }
+
+    /// SIGKILL to the one `beanpole SUBCOMMAND`, then waits for its successor.
+    #[track_caller]
+    pub fn kill_and_await_successor(&self, subcommand: &str) {
+        let old = self.daemon(subcommand);
+        signal(old, Signal::KILL);
+        wait::until_true(
+            &format!("a new {subcommand} starts"),
+            wait::seconds(30),
+            || self.daemons(subcommand).iter().any(|pid| *pid != old),
+        );
+        self.wait_healthy();
+    }
+
+    /// Every process whose command line or working directory lies in this bed's data.
+    fn processes(&self) -> Vec<(u32, Vec<String>)> {
+        let data = self.data();
+        let data = data.to_string_lossy();
+        let Ok(entries) = fs::read_dir("/proc") else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .filter_map(|entry| {
+                let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+                let arguments = fs::read(entry.path().join("cmdline")).ok()?;
+                let arguments: Vec<String> = arguments
+                    .split(|byte| *byte == 0)
+                    .map(|part| String::from_utf8_lossy(part).into_owned())
+                    .collect();
+                let at = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+                let ours = arguments.iter().any(|argument| argument.contains(&*data))
+                    || at.to_string_lossy().starts_with(&*data);
+                ours.then_some((pid, arguments))
+            })
+            .collect()
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail = log.len().saturating_sub(12_000);
+            let tail = (tail..log.len())
+                .find(|at| log.is_char_boundary(*at))
+                .unwrap_or(0);
+            eprintln_log(&log[tail..]);
+        }
+        if let Some(mut up) = self.up.take() {
+            signal(up.id(), Signal::TERM);
+            let end = Instant::now() + wait::seconds(15);
+            while matches!(up.try_wait(), Ok(None)) && Instant::now() < end {
+                wait::pause(Duration::from_millis(50));
+            }
+            let _ = up.kill();
+            let _ = up.wait();
+        }
+        // Applications outlive their daemons by design; a test leaves none.
+        let end = Instant::now() + wait::seconds(5);
+        loop {
+            let left = self.processes();
+            if left.is_empty() || Instant::now() > end {
+                break;
+            }
+            for (pid, _) in left {
+                signal(pid, Signal::KILL);
+            }
+            wait::pause(Duration::from_millis(50));
+        }
+    }
+}
+
+/// Sends a signal; a process that is gone is no error.
+pub fn signal(pid: u32, which: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, which);
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "what a failed test leaves to read")]
+fn eprintln_log(text: &str) {
+    eprintln!("--- the end of up's log\n{text}\n--- end");
+}

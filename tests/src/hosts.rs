@@ -1,0 +1,157 @@
+//! Real hosts: containers with systemd, sshd and an address of their own, made by
+//! `tests/hosts/hosts`.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+/// Fresh hosts for one test; dropping them removes them.
+pub struct Hosts {
+    names: Vec<&'static str>,
+}
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("hosts/hosts")
+}
+
+fn run(mut command: Command) -> Result<String, String> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| error.to_string())?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    if output.status.success() {
+        Ok(text(&output.stdout))
+    } else {
+        Err(format!("{} {}", text(&output.stdout), text(&output.stderr)))
+    }
+}
+
+/// Why this machine can carry no test hosts, if it cannot.
+pub fn obstacle() -> Option<String> {
+    static FOUND: OnceLock<Option<String>> = OnceLock::new();
+    FOUND
+        .get_or_init(|| {
+            if !rustix::process::geteuid().is_root() {
+                return Some("test hosts need root".to_owned());
+            }
+            let mut docker = Command::new("docker");
+            docker.args(["image", "inspect", "beanpole-test-host"]);
+            run(docker).err().map(|error| {
+                let first = error.lines().last().unwrap_or("").to_owned();
+                format!("there is no image of test hosts, run `./dev hosts image` ({first})")
+            })
+        })
+        .clone()
+}
+
+impl Hosts {
+    /// Starts these hosts afresh: `h1` to `h8`, `bastion`.
+    ///
+    /// # Panics
+    /// When one does not come up.
+    #[track_caller]
+    pub fn up(names: &[&'static str]) -> Self {
+        let mut command = Command::new(script());
+        command.arg("up").args(names);
+        run(command).unwrap_or_else(|error| panic!("the hosts do not come up: {error}"));
+        Self {
+            names: names.to_vec(),
+        }
+    }
+
+    /// A host's address.
+    pub fn address(name: &str) -> String {
+        match name.strip_prefix('h') {
+            Some(number) => format!("10.89.1.{number}"),
+            None => "10.89.1.9".to_owned(),
+        }
+    }
+
+    /// The admin's private key.
+    pub fn key() -> PathBuf {
+        let state = std::env::var_os("BEANPOLE_HOSTS_DIR").map(PathBuf::from);
+        let state =
+            state.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/hosts"));
+        state.join("id_ed25519")
+    }
+
+    /// The fingerprint of a host's key, read on the host itself: `SHA256:…`.
+    #[track_caller]
+    pub fn fingerprint(name: &str) -> String {
+        let line = Self::on(name, "ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub");
+        let found = line.split_whitespace().nth(1);
+        found.expect("ssh-keygen prints a fingerprint").to_owned()
+    }
+
+    /// Runs a shell line on a host, not by SSH, so that it works on one that is cut off.
+    ///
+    /// # Panics
+    /// When it fails.
+    #[track_caller]
+    pub fn on(name: &str, line: &str) -> String {
+        Self::try_on(name, line).unwrap_or_else(|error| panic!("on {name}: {line}: {error}"))
+    }
+
+    /// [`Hosts::on`] for a line that may fail.
+    pub fn try_on(name: &str, line: &str) -> Result<String, String> {
+        let mut command = Command::new("docker");
+        command.args(["exec", &container(name), "sh", "-c", line]);
+        run(command)
+    }
+
+    /// Cuts a host off: packets vanish in both directions, as when a cable is pulled.
+    #[track_caller]
+    pub fn cut(name: &str) {
+        Self::firewall(name, "-I INPUT -j DROP");
+        Self::firewall(name, "-I OUTPUT -j DROP");
+    }
+
+    /// Undoes [`Hosts::cut`] and every other rule.
+    #[track_caller]
+    pub fn heal(name: &str) {
+        Self::firewall(name, "-F");
+    }
+
+    /// A rule in the host's network, set from outside of it.
+    ///
+    /// # Panics
+    /// When iptables refuses it.
+    #[track_caller]
+    pub fn firewall(name: &str, rule: &str) {
+        let mut command = Command::new("docker");
+        command.args(["inspect", "-f", "{{.State.Pid}}", &container(name)]);
+        let pid = run(command).expect("the host runs");
+        let mut command = Command::new("nsenter");
+        command
+            .args(["-t", &pid, "-n", "iptables", "-w"])
+            .args(rule.split(' '));
+        run(command).unwrap_or_else(|error| panic!("iptables {rule} on {name}: {error}"));
+    }
+
+    /// `docker ACTION HOST`: `kill`, `start`, `pause`, `unpause`, `restart`.
+    ///
+    /// # Panics
+    /// When Docker refuses.
+    #[track_caller]
+    pub fn docker(action: &str, name: &str) {
+        let mut command = Command::new("docker");
+        command.args([action, &container(name)]);
+        run(command).unwrap_or_else(|error| panic!("docker {action} {name}: {error}"));
+    }
+}
+
+impl Drop for Hosts {
+    fn drop(&mut self) {
+        if std::env::var_os("BEANPOLE_KEEP_HOSTS").is_some() {
+            return;
+        }
+        let mut command = Command::new(script());
+        command.arg("down").args(&self.names);
+        let _ = run(command);
+    }
+}
+
+fn container(name: &str) -> String {
+    format!("beanpole-test-{name}")
+}

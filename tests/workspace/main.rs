@@ -1,0 +1,3 @@
+//! Documents and files of the repository that must not go stale.
+
+mod options_page;

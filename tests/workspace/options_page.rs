@@ -1,0 +1,71 @@
+//! `docs/reference/options.md` is generated from `protocol::options::KNOWN`. `./dev docs` writes
+//! it; without `BEANPOLE_WRITE_DOCS` this test fails when it is stale.
+
+use beanpole_protocol::options::{Change, KNOWN, Kind};
+use std::path::Path;
+
+fn page() -> String {
+    let mut page = String::from(
+        "# Options\n\nGenerated from `protocol/src/options.rs` by `./dev docs`; do not edit.\n\n\
+         Options are namespaced as Elastic Beanstalk's. Set them in `deploy.toml` or by the JSON \
+         API. Environment properties live in `aws:elasticbeanstalk:application:environment`, under \
+         any name.\n",
+    );
+    let mut namespace = "";
+    for option in KNOWN {
+        if option.namespace != namespace {
+            namespace = option.namespace;
+            page.push_str(&format!(
+                "\n## {namespace}\n\n| Option | Default | Values | A change | What it is for |\n|---|---|---|---|---|\n"
+            ));
+        }
+        let default = if option.default.is_empty() {
+            "none".to_owned()
+        } else {
+            format!("`{}`", option.default)
+        };
+        let change = match option.change {
+            Change::Nothing => "interrupts nothing",
+            Change::Restart => "restarts instances by the deployment policy",
+            Change::Fixed => "is refused after creation",
+        };
+        page.push_str(&format!(
+            "| `{}` | {default} | {} | {change} | {} |\n",
+            option.name,
+            values(option.kind),
+            option.about
+        ));
+    }
+    page
+}
+
+fn values(kind: Kind) -> String {
+    match kind {
+        Kind::Text => "any text".to_owned(),
+        Kind::Bool => "`true` or `false`".to_owned(),
+        Kind::Number(low, high) => format!("{low} to {high}"),
+        Kind::OneOf(values) => values
+            .iter()
+            .map(|value| format!("`{value}`"))
+            .collect::<Vec<_>>()
+            .join(", "),
+        Kind::Path => "a path that begins with `/`".to_owned(),
+        Kind::Statuses => "statuses and ranges: `200-399`, `200,204`".to_owned(),
+    }
+}
+
+#[test]
+fn the_reference_of_options_is_up_to_date() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/options.md");
+    if std::env::var_os("BEANPOLE_WRITE_DOCS").is_some() {
+        std::fs::create_dir_all(path.parent().expect("it has a directory"))
+            .expect("it can be made");
+        std::fs::write(&path, page()).expect("the page can be written");
+    }
+    let there = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(
+        there == page(),
+        "{} is stale: run `./dev docs` and commit it",
+        path.display()
+    );
+}
