@@ -1,1 +1,229 @@
-//! .
+//! The load balancer: carries traffic to instances, checks them, counts what it sees.
+//!
+//! It holds one immutable routing table, swapped atomically and kept on disk, and works on for days
+//! without a controller. The controller talks to it over a private Unix socket in the words of
+//! `beanpole_protocol::proxy`. This is the only crate that knows pingora, and pingora's server is
+//! not used: connections are accepted here and handed to it, which allows listeners, drains and
+//! tests inside one process.
+//!
+//! | File | Idea |
+//! |---|---|
+//! | `table` | hostname to pool to target: lookups and turns |
+//! | `target` | a target's health and counts, across tables |
+//! | `check` | active checks |
+//! | `service` | a request's way, as pingora's callbacks |
+//! | `connection` | a client's socket, as pingora wants it |
+//! | `listen`, `worker` | from the listening socket to the thread that serves |
+//! | `control` | tables in, reports out |
+//! | `forwarded`, `pages`, `access_log`, `traffic`, `tls` | what their names say |
+
+mod access_log;
+mod check;
+mod connection;
+mod control;
+mod forwarded;
+mod listen;
+mod pages;
+mod service;
+mod table;
+mod target;
+mod tls;
+mod traffic;
+mod worker;
+
+pub use forwarded::Network;
+pub use listen::{ListenError, Scheme};
+pub use tls::{CertificateError, Certificates};
+
+use crate::access_log::AccessLog;
+use crate::control::Control;
+use crate::service::Shared;
+use crate::target::Changes;
+use crate::worker::Worker;
+use arc_swap::ArcSwap;
+use beanpole_daemon::files::ReadError;
+use beanpole_daemon::socket::{self, BindError};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// How a proxy runs.
+#[derive(Clone, Debug)]
+pub struct ProxyConfig {
+    /// Where the table and the certificates are kept; made if missing.
+    pub data_dir: PathBuf,
+    /// The controller's way in.
+    pub socket: PathBuf,
+    /// Where plain HTTP is served.
+    pub http: Vec<SocketAddr>,
+    /// Where HTTPS is served.
+    pub https: Vec<SocketAddr>,
+    /// The domain below which environments get their hostnames.
+    pub default_domain: String,
+    /// Where requests are logged, if at all.
+    pub access_log: Option<PathBuf>,
+    /// Threads that carry traffic; 0 = one per CPU.
+    pub threads: usize,
+    /// How long requests in flight have at a stop.
+    pub drain: Duration,
+    /// Proxies in front whose `X-Forwarded-*` headers are believed.
+    pub trusted: Vec<Network>,
+}
+
+impl ProxyConfig {
+    /// No listeners, no access log, everything else as usual.
+    pub fn new(data_dir: impl Into<PathBuf>, socket: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            socket: socket.into(),
+            http: Vec::new(),
+            https: Vec::new(),
+            default_domain: "localhost".to_owned(),
+            access_log: None,
+            threads: 0,
+            drain: Duration::from_secs(30),
+            trusted: Vec::new(),
+        }
+    }
+}
+
+/// Why a proxy cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum ProxyError {
+    /// The data directory cannot be used.
+    #[error("cannot use the data directory {}", path.display())]
+    DataDir {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The table of the last run cannot be read.
+    #[error("cannot read the routing table of the last run")]
+    Table(#[source] ReadError),
+    /// An address cannot be listened on.
+    #[error(transparent)]
+    Listen(ListenError),
+    /// The control socket cannot be listened on.
+    #[error("cannot open the control socket")]
+    Socket(#[source] BindError),
+    /// There is no certificate to show.
+    #[error("cannot serve HTTPS")]
+    Certificate(#[source] CertificateError),
+    /// The TLS library refuses its settings.
+    #[error("cannot serve HTTPS")]
+    Tls(#[source] rustls::Error),
+    /// The access log cannot be written.
+    #[error("cannot write the access log {}", path.display())]
+    AccessLog {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The system gives no more threads, or the control socket broke.
+    #[error("cannot go on")]
+    System(#[source] io::Error),
+}
+
+/// Carries traffic until `stop`; then finishes what is in flight and returns.
+pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), ProxyError> {
+    let directory = &config.data_dir;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(|source| ProxyError::DataDir {
+            path: directory.clone(),
+            source,
+        })?;
+    let control_socket = socket::bind(&config.socket, 0o600)
+        .await
+        .map_err(ProxyError::Socket)?;
+    let domain = &config.default_domain;
+    let shown = tls::self_signed(directory, domain).map_err(ProxyError::Certificate)?;
+    let certificates = Arc::new(tls::Certificates::new(shown));
+    let tls_config = tls::server_config(certificates).map_err(ProxyError::Tls)?;
+
+    let mut listeners = Vec::new();
+    let mut addresses = Vec::new();
+    let wanted = (config.http.iter().map(|address| (Scheme::Http, *address)))
+        .chain(config.https.iter().map(|address| (Scheme::Https, *address)));
+    for (scheme, address) in wanted {
+        let listener = listen::bind(scheme, address).map_err(ProxyError::Listen)?;
+        let bound = listener.local_addr().unwrap_or(address);
+        addresses.push(format!("{scheme}://{bound}"));
+        listeners.push((scheme, listener));
+    }
+
+    let (access_log, log_writer) = match &config.access_log {
+        None => (None, None),
+        Some(path) => {
+            let (log, writer) = AccessLog::open(path).map_err(|source| ProxyError::AccessLog {
+                path: path.clone(),
+                source,
+            })?;
+            (Some(log), Some(writer))
+        }
+    };
+    let shared = Arc::new(Shared {
+        table: ArcSwap::default(),
+        changes: Changes::default(),
+        access_log,
+        trusted: config.trusted.clone(),
+    });
+    let table_path = directory.join("table.json");
+    control::restore(&shared, &table_path).map_err(ProxyError::Table)?;
+
+    let (stop_workers, stopping) = watch::channel(false);
+    let workers = start_workers(&config, &shared, &stopping)?;
+    let senders: Vec<_> = workers.iter().map(|w| w.connections.clone()).collect();
+    tracing::info!(listeners = ?addresses, workers = workers.len(), "the proxy serves");
+    let accepting = tokio_util::task::TaskTracker::new();
+    for (scheme, listener) in listeners {
+        let tls = (scheme == Scheme::Https).then(|| tls_config.clone());
+        accepting.spawn(listen::accept(listener, tls, senders.clone(), stop.clone()));
+    }
+    drop(senders);
+    let control = Control::new(shared, table_path, addresses, stop.clone());
+    let served = socket::serve(control_socket, control.router(), stop.clone()).await;
+    // The control socket ends with `stop`; should it break, everything ends.
+    stop.cancel();
+    accepting.close();
+    accepting.wait().await;
+    let _ = stop_workers.send(true);
+    for worker in workers {
+        worker.ended().await;
+    }
+    if let Some(writer) = log_writer {
+        // It may wait for the disk.
+        let _ = tokio::task::spawn_blocking(move || writer.stop()).await;
+    }
+    let _ = std::fs::remove_file(&config.socket);
+    tracing::info!("the proxy has stopped");
+    served.map_err(ProxyError::System)
+}
+
+fn start_workers(
+    config: &ProxyConfig,
+    shared: &Arc<Shared>,
+    stopping: &watch::Receiver<bool>,
+) -> Result<Vec<Worker>, ProxyError> {
+    let count = match config.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        count => count,
+    };
+    let ca_file: &Path = &tls::certificate_path(&config.data_dir, &config.default_domain);
+    (0..count)
+        .map(|number| {
+            let stopping = stopping.clone();
+            Worker::start(number, shared.clone(), ca_file, stopping, config.drain)
+        })
+        .collect::<Result<_, _>>()
+        .map_err(ProxyError::System)
+}

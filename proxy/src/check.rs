@@ -1,0 +1,232 @@
+//! Active checks: one task per target asks it, in words for people says what came back.
+
+use crate::target::TargetState;
+use beanpole_protocol::proxy::{HealthCheck, Probe, TargetMode};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+
+/// From one check to the next while a deployment waits for the target.
+const EAGER_INTERVAL: Duration = Duration::from_millis(200);
+/// Least time between checks, whatever asks for them.
+const LEAST_GAP: Duration = Duration::from_millis(20);
+/// Longest head of an answer, in bytes.
+const LONGEST_HEAD: usize = 16 * 1024;
+/// How much of an answer's body is read, so that the app sees its answer taken and no reset.
+const TAKEN_BODY: usize = 64 * 1024;
+/// How long that may take.
+const TAKING_TIME: Duration = Duration::from_millis(250);
+
+/// Checks `target` at once and then again and again, until it has left the table.
+pub fn start(target: Arc<TargetState>) {
+    tokio::spawn(async move {
+        let gone = target.gone.clone();
+        gone.run_until_cancelled(run(&target)).await;
+    });
+}
+
+async fn run(target: &TargetState) {
+    loop {
+        let plan = target.plan.load_full();
+        let begun = Instant::now();
+        let (good, answer) = check(target.target.address, &plan).await;
+        target.checked(good, answer);
+        let due = begun + interval(target);
+        tokio::select! {
+            () = tokio::time::sleep_until(due) => {}
+            () = target.nudge.notified() => sleep(LEAST_GAP).await,
+        }
+    }
+}
+
+fn interval(target: &TargetState) -> Duration {
+    let wanted = Duration::from_millis(target.plan.load().interval_ms);
+    if target.mode() != TargetMode::Drain && target.is_awaited() {
+        return wanted.min(EAGER_INTERVAL);
+    }
+    // Up to a tenth less, so that checks of many targets do not fall together.
+    let tenth = u64::try_from(wanted.as_micros() / 10).unwrap_or(0);
+    let less = beanpole_daemon::clock::random_bits() as u64 % (tenth + 1);
+    wanted.saturating_sub(Duration::from_micros(less))
+}
+
+/// Asks once. Whether the answer is good, and the answer in words.
+pub async fn check(address: SocketAddr, plan: &HealthCheck) -> (bool, String) {
+    let limit = Duration::from_millis(plan.timeout_ms);
+    let begun = Instant::now();
+    let asked = async {
+        match &plan.probe {
+            Probe::Tcp => TcpStream::connect(address).await.map(|_| None),
+            Probe::Http { path, .. } => ask(address, path).await.map(Some),
+        }
+    };
+    let outcome = timeout(limit, asked).await;
+    let ms = begun.elapsed().as_millis();
+    match (outcome, &plan.probe) {
+        (Err(_), _) => (false, format!("no answer within {} ms", plan.timeout_ms)),
+        (Ok(Err(error)), _) => (false, in_words(&error)),
+        (Ok(Ok(Some(status))), Probe::Http { statuses, .. }) => {
+            let good = statuses
+                .iter()
+                .any(|(low, high)| (*low..=*high).contains(&status));
+            let answer = if good {
+                format!("{status} in {ms} ms")
+            } else {
+                format!("{status} in {ms} ms, wanted {}", ranges(statuses))
+            };
+            (good, answer)
+        }
+        (Ok(Ok(_)), _) => (true, format!("connected in {ms} ms")),
+    }
+}
+
+fn ranges(statuses: &[(u16, u16)]) -> String {
+    let words: Vec<String> = statuses
+        .iter()
+        .map(|(low, high)| {
+            if low == high {
+                low.to_string()
+            } else {
+                format!("{low}-{high}")
+            }
+        })
+        .collect();
+    words.join(" or ")
+}
+
+/// What went wrong with a connection, in words for people.
+pub fn in_words(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
+        io::ErrorKind::ConnectionReset => "connection reset".to_owned(),
+        io::ErrorKind::HostUnreachable => "host unreachable".to_owned(),
+        io::ErrorKind::NetworkUnreachable => "network unreachable".to_owned(),
+        io::ErrorKind::TimedOut => "connection timed out".to_owned(),
+        io::ErrorKind::UnexpectedEof => "connection closed without an answer".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+async fn ask(address: SocketAddr, path: &str) -> io::Result<u16> {
+    let mut stream = TcpStream::connect(address).await?;
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: Beanpole-HealthCheck/{}\r\nAccept: */*\r\nConnection: close\r\n\r\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    stream.write_all(request.as_bytes()).await?;
+    let mut head = Vec::with_capacity(1024);
+    let status = loop {
+        if let Some(status) = status_of(&mut head)? {
+            break status;
+        }
+        if head.len() > LONGEST_HEAD {
+            return Err(io::Error::other("an answer that is not HTTP"));
+        }
+        if stream.read_buf(&mut head).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    };
+    let rest = async {
+        let mut sink = [0u8; 4096];
+        let mut taken = 0;
+        while taken < TAKEN_BODY {
+            match stream.read(&mut sink).await {
+                Ok(count) if count > 0 => taken += count,
+                _ => break,
+            }
+        }
+    };
+    let _ = timeout(TAKING_TIME, rest).await;
+    Ok(status)
+}
+
+/// The status of the first final answer in `head`, once its line is there. Interim answers (1xx)
+/// are dropped from `head`.
+fn status_of(head: &mut Vec<u8>) -> io::Result<Option<u16>> {
+    loop {
+        let Some(end) = head.windows(2).position(|pair| pair == b"\r\n") else {
+            return Ok(None);
+        };
+        let line = String::from_utf8_lossy(&head[..end]);
+        let mut words = line.split(' ');
+        let version = words.next().unwrap_or_default();
+        let status = words.next().and_then(|word| word.parse::<u16>().ok());
+        let (true, Some(status)) = (version.starts_with("HTTP/1."), status) else {
+            return Err(io::Error::other("an answer that is not HTTP"));
+        };
+        if !(100..200).contains(&status) {
+            return Ok(Some(status));
+        }
+        let Some(blank) = head.windows(4).position(|four| four == b"\r\n\r\n") else {
+            return Ok(None);
+        };
+        head.drain(..blank + 4);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    async fn answering(answer: &'static [u8]) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut buffer = [0; 1024];
+                let _ = stream.read(&mut buffer).await;
+                let _ = stream.write_all(answer).await;
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn answers_are_told_in_words() {
+        let plan = HealthCheck::default();
+        let ok = answering(b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n\r\n").await;
+        let (good, answer) = check(ok, &plan).await;
+        assert!(good && answer.starts_with("200 in "), "{answer}");
+
+        let (good, answer) = check(answering(b"HTTP/1.1 500 No\r\n\r\n").await, &plan).await;
+        assert!(!good && answer.ends_with(", wanted 200-399"), "{answer}");
+
+        let (good, answer) = check(answering(b"SSH-2.0-x\r\n").await, &plan).await;
+        assert!(!good && answer == "an answer that is not HTTP", "{answer}");
+
+        let (good, answer) = check(answering(b"").await, &plan).await;
+        assert!(
+            !good && answer == "connection closed without an answer",
+            "{answer}"
+        );
+    }
+
+    #[tokio::test]
+    async fn silence_and_refusal_are_bad() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let plan = HealthCheck {
+            timeout_ms: 50,
+            ..HealthCheck::default()
+        };
+        assert_eq!(
+            check(address, &plan).await,
+            (false, "no answer within 50 ms".to_owned())
+        );
+        let tcp = HealthCheck {
+            probe: Probe::Tcp,
+            ..plan.clone()
+        };
+        assert!(check(address, &tcp).await.0);
+        drop(listener);
+        assert_eq!(
+            check(address, &plan).await,
+            (false, "connection refused".to_owned())
+        );
+    }
+}

@@ -1,0 +1,174 @@
+//! Listeners: bound with an explanation where that fails, accepted from, handed to the workers.
+
+use rustls::ServerConfig;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 4096;
+/// Pause after an accept that failed for want of file descriptors or memory.
+const RECOVER: Duration = Duration::from_millis(50);
+
+/// A protocol of a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// Plain HTTP/1.1, and HTTP/2 with prior knowledge.
+    Http,
+    /// TLS, HTTP/2 by ALPN.
+    Https,
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        })
+    }
+}
+
+/// Why an address cannot be listened on, and what to change.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {scheme}://{address}: {reason}")]
+pub struct ListenError {
+    /// For what.
+    pub scheme: Scheme,
+    /// Where.
+    pub address: SocketAddr,
+    /// What is in the way, and what to do about it.
+    pub reason: String,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+/// An accepted connection on its way to a worker.
+pub struct Accepted {
+    /// The socket, not yet part of any runtime.
+    pub socket: std::net::TcpStream,
+    /// The client.
+    pub peer: SocketAddr,
+    /// Where it came to.
+    pub local: SocketAddr,
+    /// How to do TLS, if this is a TLS listener.
+    pub tls: Option<Arc<ServerConfig>>,
+}
+
+/// Listens on `address`.
+pub fn bind(scheme: Scheme, address: SocketAddr) -> Result<TcpListener, ListenError> {
+    let try_bind = || {
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()?
+        } else {
+            TcpSocket::new_v6()?
+        };
+        // Else a restart waits for the last connections to be forgotten.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    try_bind().map_err(|source| ListenError {
+        scheme,
+        address,
+        reason: explain(scheme, address, &source),
+        source,
+    })
+}
+
+fn explain(scheme: Scheme, address: SocketAddr, error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            let port = address.port();
+            let holder = holder(port).unwrap_or_else(|| "another program".to_owned());
+            format!(
+                "{holder} already listens on port {port}; stop it, or choose another address with --{scheme} ADDR"
+            )
+        }
+        io::ErrorKind::PermissionDenied => format!(
+            "ports below 1024 need root or CAP_NET_BIND_SERVICE; choose another address with --{scheme} ADDR"
+        ),
+        io::ErrorKind::AddrNotAvailable => format!(
+            "this machine has no such address; choose one that `ip address` shows with --{scheme} ADDR"
+        ),
+        _ => format!("{error}; choose another address with --{scheme} ADDR"),
+    }
+}
+
+/// Who listens on `port`, as far as /proc tells: `nginx (process 812)`.
+fn holder(port: u16) -> Option<String> {
+    let wanted = format!(":{port:04X}");
+    let mut inodes = Vec::new();
+    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        for line in std::fs::read_to_string(table).unwrap_or_default().lines() {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            // 0A is LISTEN (proc_net_tcp).
+            if fields.get(1).is_some_and(|local| local.ends_with(&wanted))
+                && fields.get(3) == Some(&"0A")
+                && let Some(inode) = fields.get(9)
+            {
+                inodes.push(format!("socket:[{inode}]"));
+            }
+        }
+    }
+    for process in std::fs::read_dir("/proc").ok()?.flatten() {
+        let Ok(descriptors) = std::fs::read_dir(process.path().join("fd")) else {
+            continue;
+        };
+        let holds = descriptors.flatten().any(|descriptor| {
+            std::fs::read_link(descriptor.path())
+                .is_ok_and(|to| inodes.iter().any(|inode| to.as_os_str() == inode.as_str()))
+        });
+        if holds {
+            let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            let number = process.file_name();
+            return Some(format!(
+                "{} (process {})",
+                name.trim(),
+                number.to_string_lossy()
+            ));
+        }
+    }
+    None
+}
+
+/// Accepts until `stop` and hands connections to the workers in turn: connections that live long
+/// are so spread evenly, which listeners shared by the kernel do not promise.
+pub async fn accept(
+    listener: TcpListener,
+    tls: Option<Arc<ServerConfig>>,
+    workers: Vec<mpsc::Sender<Accepted>>,
+    stop: CancellationToken,
+) {
+    let Ok(local) = listener.local_addr() else {
+        return;
+    };
+    let mut turn = 0;
+    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+        let (socket, peer): (TcpStream, SocketAddr) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, %local, "cannot accept a connection");
+                tokio::time::sleep(RECOVER).await;
+                continue;
+            }
+        };
+        let Ok(socket) = socket.into_std() else {
+            continue;
+        };
+        turn = (turn + 1) % workers.len();
+        let accepted = Accepted {
+            socket,
+            peer,
+            local,
+            tls: tls.clone(),
+        };
+        if workers[turn].send(accepted).await.is_err() {
+            return;
+        }
+    }
+}

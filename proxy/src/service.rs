@@ -1,0 +1,519 @@
+//! A request's way through the proxy, as pingora's callbacks.
+//!
+//! Everything per request happens without locks (but the access log's own) and without awaiting
+//! anything but the two peers.
+
+use crate::access_log::{AccessLog, Entry};
+use crate::connection::{ConnState, Connection};
+use crate::forwarded::{self, Client, Network};
+use crate::pages::{Page, RETRY_AFTER_S, Rendered};
+use crate::table::{Pool, Table, normal_host};
+use crate::target::{Changes, InFlight, TargetState};
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use http::{HeaderValue, Version, header};
+use pingora_core::modules::http::HttpModules;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_error::{Error, ErrorSource, ErrorType, Result};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a client's connection is kept for its next request, in seconds. Longer than the 60 s
+/// after which load balancers in front of this one commonly close theirs.
+const KEEP_ALIVE_S: u64 = 75;
+/// Longest head of a request, in bytes.
+const LONGEST_HEAD: usize = 64 * 1024;
+/// How long a client may take for the next piece of a request's body, or to take the next piece of
+/// an answer.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
+/// How long what is left of an unwanted body may take to be read.
+const DRAIN_BODY: Duration = Duration::from_secs(5);
+
+/// What all workers share.
+pub struct Shared {
+    /// The table in force.
+    pub table: ArcSwap<Table>,
+    /// Wakes the watchers of reports.
+    pub changes: Changes,
+    /// The access log, if it is kept.
+    pub access_log: Option<Arc<AccessLog>>,
+    /// Clients whose forwarding headers are believed.
+    pub trusted: Vec<Network>,
+}
+
+/// The proxy's logic for one worker.
+pub struct Service(pub Arc<Shared>);
+
+/// A request under way.
+pub struct Request {
+    begun: Instant,
+    id: Option<HeaderValue>,
+    pool: Option<Arc<Pool>>,
+    /// Who answers it now. Before the first attempt: who was chosen for it.
+    at: Option<InFlight>,
+    /// Whether `at` has been tried.
+    tried: bool,
+    refused: u8,
+    reused: u8,
+    /// When the app's answer began.
+    answered: Option<Duration>,
+    upgraded: bool,
+    /// Answered by a page of ours that stands for a failure.
+    unanswered: bool,
+    connection: Option<Arc<ConnState>>,
+}
+
+/// Where a request goes.
+enum Way {
+    UnknownHost,
+    NoTarget(Option<Arc<Pool>>),
+    To(Arc<Pool>, InFlight),
+}
+
+impl Service {
+    /// Chooses a target. On return the request counts as in flight there under the table in force:
+    /// once a newer table is confirmed, no request can still be on its way to a target that this
+    /// table took out.
+    fn choose(&self, host: &str, except: Option<&Arc<TargetState>>) -> Way {
+        loop {
+            let table = self.0.table.load();
+            let Some(route) = table.route(host) else {
+                return Way::UnknownHost;
+            };
+            let (pool, target) = match route.pick(except) {
+                None => return Way::NoTarget(None),
+                Some((pool, None)) => return Way::NoTarget(Some(pool.clone())),
+                Some((pool, Some(target))) => (pool.clone(), target),
+            };
+            let in_flight = InFlight::at(target);
+            if Arc::ptr_eq(&table, &self.0.table.load()) {
+                return Way::To(pool, in_flight);
+            }
+        }
+    }
+
+    async fn answer(
+        &self,
+        session: &mut Session,
+        request: &mut Request,
+        page: &Page<'_>,
+    ) -> Result<u16> {
+        let accept = session
+            .req_header()
+            .headers
+            .get(header::ACCEPT)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
+        let id = request
+            .id
+            .get_or_insert_with(|| forwarded::request_id(session.req_header()));
+        let rendered = page.render(accept, id.to_str().unwrap_or_default());
+        let status = rendered.status;
+        let head = page_head(&rendered, id.clone())?;
+        // What is left of a body is not worth keeping the connection.
+        if !session.as_downstream_mut().is_body_done() {
+            session.as_downstream_mut().set_keepalive(None);
+        }
+        let only_head = session.req_header().method == http::Method::HEAD;
+        session
+            .write_response_header(Box::new(head), only_head)
+            .await?;
+        if !only_head {
+            session
+                .write_response_body(Some(rendered.body), true)
+                .await?;
+        }
+        Ok(status)
+    }
+
+    fn client<'a>(&self, session: &Session, host: &'a str) -> Client<'a> {
+        let digest = session.as_downstream().digest();
+        let tls = digest.is_some_and(|digest| digest.ssl_digest.is_some());
+        let socket = digest.and_then(|digest| digest.socket_digest.as_ref());
+        let inet = |address: Option<&pingora_core::protocols::l4::socket::SocketAddr>| {
+            address.and_then(|address| address.as_inet()).copied()
+        };
+        let peer: Option<SocketAddr> = inet(socket.and_then(|socket| socket.peer_addr()));
+        let local: Option<SocketAddr> = inet(socket.and_then(|socket| socket.local_addr()));
+        let address = peer.map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.ip().to_canonical());
+        Client {
+            address,
+            trusted: self.0.trusted.iter().any(|net| net.contains(address)),
+            tls,
+            port: local.map_or(0, |local| local.port()),
+            host,
+        }
+    }
+}
+
+fn page_head(page: &Rendered, id: HeaderValue) -> Result<ResponseHeader> {
+    let mut head = ResponseHeader::build(page.status, Some(6))?;
+    head.insert_header(header::CONTENT_TYPE, page.content_type)?;
+    head.insert_header(header::CONTENT_LENGTH, HeaderValue::from(page.body.len()))?;
+    head.insert_header(header::CACHE_CONTROL, "no-store")?;
+    head.insert_header("X-Request-Id", id)?;
+    if page.retry {
+        head.insert_header(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S))?;
+    }
+    Ok(head)
+}
+
+/// The host that a request is for: an absolute URI (or HTTP/2's `:authority`) wins over the header
+/// (RFC 9112, section 3.2.2).
+fn host_of(request: &RequestHeader) -> &str {
+    request
+        .uri
+        .authority()
+        .map(http::uri::Authority::as_str)
+        // What precedes an `@` is not the host.
+        .map(|authority| authority.rsplit('@').next().unwrap_or(authority))
+        .or_else(|| {
+            request
+                .headers
+                .get(header::HOST)
+                .and_then(|value| value.to_str().ok())
+        })
+        .unwrap_or_default()
+}
+
+fn connection_of(session: &Session) -> Option<Arc<ConnState>> {
+    let stream = session.as_downstream().stream()?;
+    let connection = (**stream).as_any().downcast_ref::<Connection>()?;
+    Some(connection.state().clone())
+}
+
+#[async_trait]
+impl ProxyHttp for Service {
+    type CTX = Request;
+
+    fn new_ctx(&self) -> Request {
+        Request {
+            begun: Instant::now(),
+            id: None,
+            pool: None,
+            at: None,
+            tried: false,
+            refused: 0,
+            reused: 0,
+            answered: None,
+            upgraded: false,
+            unanswered: false,
+            connection: None,
+        }
+    }
+
+    /// No modules: the default one (compression, switched off) costs on every request.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    async fn early_request_filter(
+        &self,
+        session: &mut Session,
+        request: &mut Request,
+    ) -> Result<()> {
+        request.begun = Instant::now();
+        request.connection = connection_of(session);
+        if let Some(connection) = &request.connection {
+            connection.begin();
+        }
+        let upgrade = session.is_upgrade_req();
+        let downstream = session.as_downstream_mut();
+        // pingora would keep the connection for ever, or as long as the client wishes.
+        if downstream
+            .get_keepalive()
+            .is_some_and(|s| s == 0 || s > KEEP_ALIVE_S)
+        {
+            downstream.set_keepalive(Some(KEEP_ALIVE_S));
+        }
+        if upgrade {
+            downstream.set_read_timeout(None);
+            downstream.set_write_timeout(None);
+        } else {
+            downstream.set_write_timeout(Some(CLIENT_PATIENCE));
+        }
+        downstream.set_total_drain_timeout(Some(DRAIN_BODY));
+        Ok(())
+    }
+
+    async fn request_filter(&self, session: &mut Session, request: &mut Request) -> Result<bool> {
+        let too_large = session
+            .as_downstream()
+            .as_http1()
+            .is_some_and(|http1| http1.get_headers_raw_bytes().len() > LONGEST_HEAD);
+        if too_large {
+            session.as_downstream_mut().set_keepalive(None);
+            self.answer(session, request, &Page::HeadTooLarge).await?;
+            return Ok(true);
+        }
+        let way = self.choose(&normal_host(host_of(session.req_header())), None);
+        match way {
+            Way::To(pool, at) => {
+                request.pool = Some(pool);
+                request.at = Some(at);
+                Ok(false)
+            }
+            Way::UnknownHost => {
+                let host = host_of(session.req_header()).to_owned();
+                self.answer(session, request, &Page::UnknownHost { host: &host })
+                    .await?;
+                Ok(true)
+            }
+            Way::NoTarget(pool) => {
+                let name = pool.as_ref().map(|pool| pool.environment_name.clone());
+                request.pool = pool;
+                request.unanswered = true;
+                let environment = name.as_ref().map(|name| name.as_str());
+                self.answer(session, request, &Page::NoTarget { environment })
+                    .await?;
+                Ok(true)
+            }
+        }
+    }
+
+    async fn upstream_peer(
+        &self,
+        session: &mut Session,
+        request: &mut Request,
+    ) -> Result<Box<HttpPeer>> {
+        if request.tried || request.at.is_none() {
+            let failed = request.at.take();
+            let failed = failed.as_ref().map(InFlight::target);
+            let host = normal_host(host_of(session.req_header()));
+            let mut way = self.choose(&host, failed);
+            if failed.is_some() && request.refused == 0 && !matches!(way, Way::To(..)) {
+                // It only closed an idle connection: without another target, ask it again.
+                way = self.choose(&host, None);
+            }
+            let Way::To(pool, at) = way else {
+                request.unanswered = true;
+                return Error::e_explain(ErrorType::HTTPStatus(503), "no target is left");
+            };
+            request.pool = Some(pool);
+            request.at = Some(at);
+        }
+        request.tried = true;
+        let Some(at) = &request.at else {
+            return Error::e_explain(ErrorType::InternalError, "no target was chosen");
+        };
+        Ok(at.target().peer(session.is_upgrade_req()))
+    }
+
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        upstream: &mut RequestHeader,
+        request: &mut Request,
+    ) -> Result<()> {
+        let host = host_of(session.req_header());
+        let client = self.client(session, host);
+        forwarded::apply(upstream, &client)?;
+        let id = request
+            .id
+            .get_or_insert_with(|| forwarded::request_id(session.req_header()));
+        upstream.insert_header(forwarded::REQUEST_ID, id.clone())?;
+        Ok(())
+    }
+
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        request: &mut Request,
+    ) -> Result<()> {
+        let status = response.status;
+        if status.as_u16() == 101 {
+            request.upgraded = session.is_upgrade_req();
+            if request.upgraded
+                && let (Some(connection), Some(at)) = (&request.connection, &request.at)
+            {
+                connection.watch();
+                at.target().holds(connection);
+            }
+        }
+        if request.answered.is_none() && (!status.is_informational() || request.upgraded) {
+            request.answered = Some(request.begun.elapsed());
+        }
+        Ok(())
+    }
+
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        request: &mut Request,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        if let Some(at) = &request.at {
+            at.target().eject(match error.etype() {
+                ErrorType::ConnectRefused => "connection refused".to_owned(),
+                ErrorType::ConnectTimedout => "no connection in time".to_owned(),
+                other => format!("no connection: {}", other.as_str()),
+            });
+        }
+        // Nothing was sent: another target may have it, once.
+        error.set_retry(request.refused == 0);
+        request.refused += 1;
+        error
+    }
+
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        request: &mut Request,
+        client_reused: bool,
+    ) -> Box<Error> {
+        let idempotent = session.req_header().method.is_idempotent();
+        let whole = !session.as_downstream().retry_buffer_truncated();
+        error.retry.decide_reuse(client_reused);
+        // A kept connection that the app closed at this moment: the request was not taken.
+        let again = error.retry() && idempotent && whole && request.reused == 0;
+        error.set_retry(again);
+        request.reused += u8::from(again);
+        if *error.esource() == ErrorSource::Upstream
+            && !client_reused
+            && !request.upgraded
+            && let Some(at) = &request.at
+        {
+            at.target().broke(match error.etype() {
+                ErrorType::ReadTimedout => "no answer to a request in time".to_owned(),
+                _ => "a request's connection broke".to_owned(),
+            });
+        }
+        error
+    }
+
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        request: &mut Request,
+    ) -> FailToProxy {
+        let mut code = match (error.etype(), error.esource()) {
+            (ErrorType::HTTPStatus(code), _) => *code,
+            (ErrorType::ReadTimedout | ErrorType::ConnectTimedout, ErrorSource::Upstream) => 504,
+            (_, ErrorSource::Upstream) => 502,
+            (ErrorType::ReadTimedout, ErrorSource::Downstream) => 408,
+            (
+                ErrorType::WriteError
+                | ErrorType::ReadError
+                | ErrorType::WriteTimedout
+                | ErrorType::ConnectionClosed,
+                ErrorSource::Downstream,
+            ) => 0,
+            (_, ErrorSource::Downstream) => 400,
+            _ => 500,
+        };
+        if session.response_written().is_some() {
+            code = 0;
+        }
+        if code > 0 {
+            let name = request
+                .pool
+                .as_ref()
+                .map(|pool| pool.environment_name.clone());
+            let environment = name.as_ref().map(|name| name.as_str());
+            let sent = match (code, environment) {
+                (503, _) => {
+                    self.answer(session, request, &Page::NoTarget { environment })
+                        .await
+                }
+                (502, Some(environment)) => {
+                    self.answer(session, request, &Page::Broken { environment })
+                        .await
+                }
+                (504, Some(environment)) => {
+                    self.answer(session, request, &Page::Late { environment })
+                        .await
+                }
+                _ => session.respond_error(code).await.map(|()| code),
+            };
+            if let Err(error) = sent {
+                tracing::debug!(%error, "a client left before its error page");
+            }
+        }
+        FailToProxy {
+            error_code: code,
+            can_reuse_downstream: false,
+        }
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, request: &mut Request) {
+        let status = session
+            .response_written()
+            .map(|response| response.status.as_u16());
+        let by_app = error.is_some_and(|error| {
+            matches!(
+                error.esource(),
+                ErrorSource::Upstream | ErrorSource::Internal | ErrorSource::Unset
+            )
+        });
+        // The end of a WebSocket, however it comes, is no failure.
+        let failed = request.unanswered || (by_app && !request.upgraded);
+        // A client that left before there was an answer was neither answered nor failed.
+        if status.is_some() || failed {
+            if let Some(at) = &request.at {
+                at.target()
+                    .counters
+                    .record(status, failed, request.answered);
+            }
+            if let Some(pool) = &request.pool {
+                pool.counters.record(status, failed, request.answered);
+            }
+        }
+        if failed && let Some(error) = error {
+            let instance = request.at.as_ref().map(|at| &at.target().target.instance);
+            tracing::debug!(%error, ?instance, "a request failed");
+        }
+        if let Some(log) = &self.0.access_log {
+            let id = request
+                .id
+                .get_or_insert_with(|| forwarded::request_id(session.req_header()));
+            let head = session.req_header();
+            let client = session.as_downstream().client_addr();
+            let target = request.at.as_ref().map(|at| &at.target().target);
+            log.add(&Entry {
+                request_id: id.as_bytes(),
+                client: client
+                    .and_then(|address| address.as_inet())
+                    .map(|address| address.ip().to_canonical()),
+                host: host_of(head),
+                method: head.method.as_str(),
+                path: head.uri.path(),
+                status,
+                bytes: session.as_downstream().body_bytes_sent(),
+                duration: request.begun.elapsed(),
+                environment: request
+                    .pool
+                    .as_ref()
+                    .map(|pool| pool.environment_name.as_str()),
+                instance: target.map(|target| target.instance.as_str()),
+                release: target.map(|target| target.release.0),
+            });
+        }
+        request.at = None;
+        if let Some(connection) = &request.connection
+            && session.req_header().version != Version::HTTP_2
+        {
+            connection.end();
+        }
+    }
+
+    /// Failures are counted, reported and in the access log; pingora need not log them too.
+    fn suppress_error_log(&self, _session: &Session, _request: &Request, _error: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _request: &Request,
+        _error: &Error,
+        _context: ProxyWarnLogContext,
+    ) -> bool {
+        true
+    }
+}

@@ -1,0 +1,395 @@
+//! The routing table in force: an immutable value made for lookups, and who gets the next request.
+
+use crate::target::{Changes, TargetState};
+use crate::traffic::Counters;
+use beanpole_protocol::proxy::{
+    Algorithm, EnvironmentTraffic, RoutingTable, TargetMode, TargetPool, WeightedPool,
+};
+use beanpole_protocol::{EnvironmentId, EnvironmentName, InstanceId};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+/// Longest turn of a route's weights. Shares are exact over one turn.
+const LONGEST_TURN: u64 = 10_000;
+
+/// The table in force.
+#[derive(Default)]
+pub struct Table {
+    /// As it was given; none before the first.
+    pub source: Option<RoutingTable>,
+    routes: HashMap<Box<str>, Arc<Route>>,
+    pools: HashMap<String, Arc<Pool>>,
+    targets: BTreeMap<InstanceId, Arc<TargetState>>,
+    environments: BTreeMap<EnvironmentId, Arc<Counters>>,
+}
+
+/// A hostname's pools in the order of their turns.
+pub struct Route {
+    pools: Vec<Arc<Pool>>,
+    turns: Box<[u16]>,
+    next: Arc<AtomicUsize>,
+}
+
+/// Targets that share traffic.
+pub struct Pool {
+    /// The environment's name, for pages and logs.
+    pub environment_name: EnvironmentName,
+    /// The environment's counts.
+    pub counters: Arc<Counters>,
+    algorithm: Algorithm,
+    serving: Vec<Arc<TargetState>>,
+    next: Arc<AtomicUsize>,
+}
+
+/// What a change of tables did to the targets.
+#[derive(Default)]
+pub struct Difference {
+    /// New ones, to be checked from now on.
+    pub came: Vec<Arc<TargetState>>,
+    /// Ones that are no longer in the table.
+    pub went: Vec<Arc<TargetState>>,
+}
+
+/// Why a table makes no sense; a sentence for people.
+pub fn validate(table: &RoutingTable) -> Result<(), String> {
+    let mut pools = HashSet::new();
+    let mut instances = HashSet::new();
+    for pool in &table.pools {
+        if !pools.insert(pool.name.as_str()) {
+            return Err(format!("The pool `{}` is there twice.", pool.name));
+        }
+        if pool.check.interval_ms == 0 || pool.check.timeout_ms == 0 {
+            return Err(format!(
+                "The check of pool `{}` has an interval or a timeout of 0.",
+                pool.name
+            ));
+        }
+        for target in &pool.targets {
+            if !instances.insert(&target.instance) {
+                return Err(format!("The instance {} is there twice.", target.instance));
+            }
+        }
+    }
+    let mut hosts = HashSet::new();
+    for route in &table.routes {
+        let host = normal_host(&route.host);
+        if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c == '/') {
+            return Err(format!("`{}` is not a hostname.", route.host));
+        }
+        if !hosts.insert(host.into_owned()) {
+            return Err(format!("The host `{}` is there twice.", route.host));
+        }
+        for weighted in &route.pools {
+            if !pools.contains(weighted.pool.as_str()) {
+                return Err(format!(
+                    "The route of `{}` leads to the pool `{}`, which is not in the table.",
+                    route.host, weighted.pool
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Table {
+    /// Makes a table that follows on `self`: targets that stay keep their state. `source` must be
+    /// valid. `assumed`: targets that serve are taken for healthy until checked.
+    pub fn follow(
+        &self,
+        source: RoutingTable,
+        assumed: bool,
+        changes: &Changes,
+    ) -> (Self, Difference) {
+        let mut next = Self::default();
+        let mut difference = Difference::default();
+        for pool in &source.pools {
+            let counters = next
+                .environments
+                .entry(pool.environment.clone())
+                .or_insert_with(|| {
+                    self.environments
+                        .get(&pool.environment)
+                        .cloned()
+                        .unwrap_or_default()
+                })
+                .clone();
+            let mut serving = Vec::new();
+            for target in &pool.targets {
+                let known = self.targets.get(&target.instance).filter(|t| t.is(target));
+                let state = known.cloned().unwrap_or_else(|| {
+                    let new = TargetState::new(target, &pool.check, assumed, changes.clone());
+                    difference.came.push(new.clone());
+                    new
+                });
+                if target.mode == TargetMode::Serve {
+                    serving.push(state.clone());
+                }
+                next.targets.insert(target.instance.clone(), state);
+            }
+            let cursor = self.pools.get(&pool.name).map(|pool| pool.next.clone());
+            let made = Pool {
+                environment_name: pool.environment_name.clone(),
+                counters,
+                algorithm: pool.algorithm,
+                serving,
+                next: cursor.unwrap_or_default(),
+            };
+            next.pools.insert(pool.name.clone(), Arc::new(made));
+        }
+        for route in &source.routes {
+            let host = normal_host(&route.host).into_owned().into_boxed_str();
+            let pools = route
+                .pools
+                .iter()
+                .filter_map(|weighted| next.pools.get(&weighted.pool).cloned())
+                .collect();
+            let cursor = self.routes.get(&host).map(|route| route.next.clone());
+            let made = Route {
+                pools,
+                turns: turns(&route.pools),
+                next: cursor.unwrap_or_default(),
+            };
+            next.routes.insert(host, Arc::new(made));
+        }
+        for (instance, state) in &self.targets {
+            if !next
+                .targets
+                .get(instance)
+                .is_some_and(|kept| Arc::ptr_eq(kept, state))
+            {
+                difference.went.push(state.clone());
+            }
+        }
+        next.source = Some(source);
+        (next, difference)
+    }
+
+    /// Brings the targets' own state in line, once this table is in force.
+    pub fn enact(&self) {
+        let pools: &[TargetPool] = self.source.as_ref().map_or(&[], |source| &source.pools);
+        for pool in pools {
+            for target in &pool.targets {
+                if let Some(state) = self.targets.get(&target.instance) {
+                    state.update(target.mode, &pool.check);
+                }
+            }
+        }
+    }
+
+    /// Where requests for `host` go; `host` as [`normal_host`] makes it.
+    pub fn route(&self, host: &str) -> Option<&Route> {
+        self.routes.get(host).map(|route| &**route)
+    }
+
+    /// Every target, by instance.
+    pub fn targets(&self) -> impl Iterator<Item = &Arc<TargetState>> {
+        self.targets.values()
+    }
+
+    /// What every environment was given.
+    pub fn environments(&self) -> Vec<EnvironmentTraffic> {
+        self.environments
+            .iter()
+            .map(|(environment, counters)| EnvironmentTraffic {
+                environment: environment.clone(),
+                traffic: counters.snapshot(),
+            })
+            .collect()
+    }
+}
+
+impl Route {
+    /// Who gets the next request, other than `except`. The pool without a target when no target
+    /// is fit for it; nothing when the route has no pool at all.
+    pub fn pick(
+        &self,
+        except: Option<&Arc<TargetState>>,
+    ) -> Option<(&Arc<Pool>, Option<Arc<TargetState>>)> {
+        let mut first = 0;
+        if self.turns.len() > 1 {
+            let turn = self.next.fetch_add(1, Relaxed) % self.turns.len();
+            first = usize::from(self.turns[turn]);
+        } else if let Some(only) = self.turns.first() {
+            first = usize::from(*only);
+        }
+        let pool = self.pools.get(first)?;
+        if let Some(target) = pool.pick(except) {
+            return Some((pool, Some(target)));
+        }
+        // Better another pool of the route than no answer; never one of weight 0.
+        for (index, other) in self.pools.iter().enumerate() {
+            let shares = self.turns.contains(&(index as u16));
+            if shares && let Some(target) = other.pick(except) {
+                return Some((other, Some(target)));
+            }
+        }
+        Some((pool, None))
+    }
+}
+
+impl Pool {
+    fn pick(&self, except: Option<&Arc<TargetState>>) -> Option<Arc<TargetState>> {
+        let fit = |target: &&Arc<TargetState>| {
+            target.is_fit() && except.is_none_or(|except| !Arc::ptr_eq(except, target))
+        };
+        let turn = self.next.fetch_add(1, Relaxed);
+        match self.algorithm {
+            Algorithm::RoundRobin => {
+                let count = self.serving.iter().filter(fit).count();
+                let chosen = turn.checked_rem(count)?;
+                // Health may change between the two passes: then the first that is fit.
+                let mut fits = self.serving.iter().filter(fit);
+                fits.nth(chosen)
+                    .or_else(|| self.serving.iter().find(fit))
+                    .cloned()
+            }
+            Algorithm::LeastConnections => {
+                let count = self.serving.len();
+                let start = turn.checked_rem(count)?;
+                (0..count)
+                    .map(|step| &self.serving[(start + step) % count])
+                    .filter(fit)
+                    .min_by_key(|target| target.in_flight())
+                    .cloned()
+            }
+        }
+    }
+}
+
+/// The order in which pools take their turns: smooth (no pool has all its turns in a row) and, over
+/// one round, exact. Larger sums are scaled to [`LONGEST_TURN`], every pool with a share keeping at
+/// least one turn.
+fn turns(pools: &[WeightedPool]) -> Box<[u16]> {
+    let mut weights: Vec<u64> = pools.iter().map(|pool| u64::from(pool.weight)).collect();
+    let divisor = weights.iter().copied().fold(0, gcd);
+    if divisor == 0 {
+        return Box::new([]);
+    }
+    for weight in &mut weights {
+        *weight /= divisor;
+    }
+    let sum: u64 = weights.iter().sum();
+    if sum > LONGEST_TURN {
+        scale(&mut weights, sum);
+    }
+    let sum: u64 = weights.iter().sum();
+    let mut credit = vec![0i64; weights.len()];
+    (0..sum)
+        .map(|_| {
+            for (credit, weight) in credit.iter_mut().zip(&weights) {
+                *credit += *weight as i64;
+            }
+            let mut best = 0;
+            for index in 1..credit.len() {
+                if credit[index] > credit[best] {
+                    best = index;
+                }
+            }
+            credit[best] -= sum as i64;
+            best as u16
+        })
+        .collect()
+}
+
+/// Largest remainders, so that the scaled weights add up to [`LONGEST_TURN`].
+fn scale(weights: &mut [u64], sum: u64) {
+    let mut rest: Vec<(u64, usize)> = Vec::new();
+    let mut given = 0;
+    for (index, weight) in weights.iter_mut().enumerate() {
+        let exact = *weight * LONGEST_TURN;
+        let share = (exact / sum).max(u64::from(*weight > 0));
+        rest.push((exact % sum, index));
+        *weight = share;
+        given += share;
+    }
+    rest.sort_unstable_by(|a, b| b.cmp(a));
+    for (_, index) in rest {
+        if given >= LONGEST_TURN {
+            break;
+        }
+        if weights[index] > 0 {
+            weights[index] += 1;
+            given += 1;
+        }
+    }
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+/// A host as the table knows it: without port and trailing dot, in lower case, an IPv6 address
+/// without its brackets.
+pub fn normal_host(host: &str) -> Cow<'_, str> {
+    let bare = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or(rest),
+        // More than one colon: an IPv6 address that nobody put into brackets.
+        None if host.bytes().filter(|byte| *byte == b':').count() == 1 => {
+            host.split(':').next().unwrap_or(host)
+        }
+        None => host,
+    };
+    let bare = bare.strip_suffix('.').unwrap_or(bare);
+    if bare.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(bare.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(bare)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn weighted(weights: &[u32]) -> Vec<WeightedPool> {
+        weights
+            .iter()
+            .enumerate()
+            .map(|(index, weight)| WeightedPool {
+                pool: format!("p{index}"),
+                weight: *weight,
+            })
+            .collect()
+    }
+
+    fn share(weights: &[u32], of: usize, requests: usize) -> usize {
+        let turns = turns(&weighted(weights));
+        (0..requests)
+            .filter(|turn| usize::from(turns[turn % turns.len()]) == of)
+            .count()
+    }
+
+    #[test]
+    fn shares_are_exact_over_ten_thousand_requests() {
+        assert_eq!(share(&[75, 25], 1, 10_000), 2_500);
+        assert_eq!(share(&[99, 1], 1, 10_000), 100);
+        assert_eq!(share(&[9_999, 1], 1, 10_000), 1);
+        assert_eq!(share(&[1, 1, 2], 2, 10_000), 5_000);
+        assert_eq!(share(&[750_000, 250_001], 1, 10_000), 2_500);
+    }
+
+    #[test]
+    fn turns_are_spread_and_weight_zero_gets_none() {
+        assert_eq!(&*turns(&weighted(&[5, 1, 1])), [0, 0, 1, 0, 2, 0, 0]);
+        assert_eq!(&*turns(&weighted(&[3, 0])), [0]);
+        assert!(turns(&weighted(&[0, 0])).is_empty());
+        assert_eq!(share(&[4_000_000_000, 1], 1, 10_000), 1);
+    }
+
+    #[test]
+    fn hosts_are_compared_without_port_case_and_dot() {
+        for (given, wanted) in [
+            ("App.Example.com:8080", "app.example.com"),
+            ("app.example.com.", "app.example.com"),
+            ("[::1]:80", "::1"),
+            ("[::1]", "::1"),
+            ("::1", "::1"),
+            ("10.0.0.1:80", "10.0.0.1"),
+            ("localhost", "localhost"),
+        ] {
+            assert_eq!(normal_host(given), wanted, "{given}");
+        }
+    }
+}

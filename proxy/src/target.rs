@@ -1,0 +1,315 @@
+//! An instance as the proxy lives with it: its health, what it is doing, its counts.
+//!
+//! A [`TargetState`] belongs to one (instance, incarnation, address) and outlives changes of the
+//! table; a new incarnation gets a new one.
+
+use crate::connection::ConnState;
+use crate::traffic::Counters;
+use arc_swap::ArcSwap;
+use beanpole_daemon::clock;
+use beanpole_protocol::proxy::{CheckResult, HealthCheck, Target, TargetMode, TargetReport};
+use pingora_core::upstreams::peer::HttpPeer;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+/// How long a connection to a target may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a target may stay silent over a request, as in EB's load balancers.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a connection to a target is kept for the next request. Below the shortest common
+/// keep-alive of app servers (gunicorn's 2 s), so that it is we who close: a request sent at the
+/// moment in which the other side closes is lost.
+const KEPT_IDLE: Duration = Duration::from_millis(1_500);
+
+/// Tells the watchers of reports that there is something new.
+#[derive(Clone)]
+pub struct Changes(Arc<watch::Sender<u64>>);
+
+impl Default for Changes {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(0)))
+    }
+}
+
+impl Changes {
+    /// Something worth a report has changed.
+    pub fn tell(&self) {
+        self.0.send_modify(|count| *count += 1);
+    }
+
+    /// A view that wakes at every change.
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.0.subscribe()
+    }
+}
+
+/// A target's life across tables.
+pub struct TargetState {
+    /// As the table says; its `mode` and `release` may be out of date.
+    pub target: Target,
+    /// Requests given to it and how they went.
+    pub counters: Counters,
+    /// How it is checked now.
+    pub plan: ArcSwap<HealthCheck>,
+    /// Asks for a check at once.
+    pub nudge: Notify,
+    /// Cancelled when it has left the table.
+    pub gone: CancellationToken,
+    mode: AtomicU8,
+    in_flight: AtomicU32,
+    /// Whether it may be given requests: healthy and not ejected.
+    fit: AtomicBool,
+    health: Mutex<Health>,
+    sockets: Mutex<Vec<Weak<ConnState>>>,
+    changes: Changes,
+    peer: HttpPeer,
+    upgrade_peer: HttpPeer,
+}
+
+#[derive(Default)]
+struct Health {
+    /// By checks and their thresholds.
+    healthy: bool,
+    /// Refused a connection since the last good check.
+    ejected: bool,
+    /// Healthy only by what an earlier run of the proxy knew: the first bad check ends it.
+    assumed: bool,
+    good: u32,
+    bad: u32,
+    last: Option<CheckResult>,
+}
+
+impl TargetState {
+    /// A target of which nothing is known yet. `assumed`: it served when the proxy last ran, so it
+    /// may have requests until a check says otherwise.
+    pub fn new(target: &Target, plan: &HealthCheck, assumed: bool, changes: Changes) -> Arc<Self> {
+        let mut peer = HttpPeer::new(target.address, false, String::new());
+        peer.group_key = group_key(target);
+        peer.options.connection_timeout = Some(CONNECT_TIMEOUT);
+        peer.options.total_connection_timeout = Some(CONNECT_TIMEOUT);
+        peer.options.read_timeout = Some(ANSWER_TIMEOUT);
+        peer.options.write_timeout = Some(ANSWER_TIMEOUT);
+        peer.options.idle_timeout = Some(KEPT_IDLE);
+        let mut upgrade_peer = peer.clone();
+        // A read timeout would also cut WebSockets that are silent.
+        upgrade_peer.options.read_timeout = None;
+        upgrade_peer.options.write_timeout = None;
+        let assumed = assumed && target.mode == TargetMode::Serve;
+        Arc::new(Self {
+            target: target.clone(),
+            counters: Counters::default(),
+            plan: ArcSwap::from_pointee(plan.clone()),
+            nudge: Notify::new(),
+            gone: CancellationToken::new(),
+            mode: AtomicU8::new(mode_number(target.mode)),
+            in_flight: AtomicU32::new(0),
+            fit: AtomicBool::new(assumed),
+            health: Mutex::new(Health {
+                healthy: assumed,
+                assumed,
+                ..Health::default()
+            }),
+            sockets: Mutex::default(),
+            changes,
+            peer,
+            upgrade_peer,
+        })
+    }
+
+    /// Whether this is the same run of the same instance at the same place.
+    pub fn is(&self, target: &Target) -> bool {
+        self.target.instance == target.instance
+            && self.target.incarnation == target.incarnation
+            && self.target.address == target.address
+    }
+
+    /// What it is for now.
+    pub fn mode(&self) -> TargetMode {
+        match self.mode.load(SeqCst) {
+            0 => TargetMode::Probe,
+            1 => TargetMode::Serve,
+            _ => TargetMode::Drain,
+        }
+    }
+
+    /// Follows a new table.
+    pub fn update(&self, mode: TargetMode, plan: &HealthCheck) {
+        self.mode.store(mode_number(mode), SeqCst);
+        if **self.plan.load() != *plan {
+            self.plan.store(Arc::new(plan.clone()));
+            self.nudge.notify_one();
+        }
+    }
+
+    /// It has left the table: no more checks, and its WebSockets are closed. Plain requests finish.
+    pub fn leave(&self) {
+        self.gone.cancel();
+        let sockets = std::mem::take(&mut *lock(&self.sockets));
+        for socket in sockets.iter().filter_map(Weak::upgrade) {
+            socket.close();
+        }
+    }
+
+    /// Remembers an upgraded connection, to close it when the target leaves.
+    pub fn holds(&self, socket: &Arc<ConnState>) {
+        let mut sockets = lock(&self.sockets);
+        if sockets.len() == sockets.capacity() {
+            sockets.retain(|socket| socket.strong_count() > 0);
+        }
+        sockets.push(Arc::downgrade(socket));
+        drop(sockets);
+        if self.gone.is_cancelled() {
+            socket.close();
+        }
+    }
+
+    /// Whether it may be given requests.
+    pub fn is_fit(&self) -> bool {
+        self.fit.load(Relaxed)
+    }
+
+    /// Whether checks should come quickly: a deployment waits for it.
+    pub fn is_awaited(&self) -> bool {
+        let health = lock(&self.health);
+        !health.healthy || health.ejected || health.good < self.plan.load().healthy_threshold
+    }
+
+    /// Requests being answered.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(SeqCst)
+    }
+
+    /// Where pingora sends a request.
+    pub fn peer(&self, upgrade: bool) -> Box<HttpPeer> {
+        Box::new(if upgrade {
+            self.upgrade_peer.clone()
+        } else {
+            self.peer.clone()
+        })
+    }
+
+    /// Takes the outcome of an active check.
+    pub fn checked(&self, good: bool, answer: String) {
+        self.note(good, answer, false);
+    }
+
+    /// A connection was refused or not made in time: nothing more until a good check.
+    pub fn eject(&self, answer: String) {
+        self.note(false, answer, true);
+        self.nudge.notify_one();
+    }
+
+    /// A request broke midway: as bad as a bad check, and reason for one at once.
+    pub fn broke(&self, answer: String) {
+        self.note(false, answer, false);
+        self.nudge.notify_one();
+    }
+
+    fn note(&self, good: bool, answer: String, eject: bool) {
+        let plan = self.plan.load();
+        let mut health = lock(&self.health);
+        let before = (health.healthy, health.ejected, health.good, health.bad);
+        if good {
+            health.good = health.good.saturating_add(1);
+            health.bad = 0;
+            health.ejected = false;
+            if health.good >= plan.healthy_threshold {
+                health.healthy = true;
+                health.assumed = false;
+            }
+        } else {
+            health.bad = health.bad.saturating_add(1);
+            health.good = 0;
+            health.ejected |= eject;
+            if health.assumed || health.bad >= plan.unhealthy_threshold {
+                health.healthy = false;
+                health.assumed = false;
+            }
+        }
+        health.last = Some(CheckResult {
+            at: clock::now(),
+            good,
+            answer,
+        });
+        let fit = health.healthy && !health.ejected;
+        let was_fit = self.fit.swap(fit, Relaxed);
+        // Past the threshold a check that is as good as the last is no news.
+        let settled = (health.healthy, health.ejected) == (before.0, before.1)
+            && before.2 >= plan.healthy_threshold.max(3)
+            && health.good > before.2;
+        if was_fit != fit {
+            let answer = health.last.as_ref().map(|last| last.answer.as_str());
+            tracing::info!(instance = %self.target.instance, address = %self.target.address,
+                incarnation = %self.target.incarnation, fit, answer, "target's health changed");
+        }
+        drop(health);
+        if !settled {
+            self.changes.tell();
+        }
+    }
+
+    /// What is seen of it now.
+    pub fn report(&self) -> TargetReport {
+        let health = lock(&self.health);
+        TargetReport {
+            instance: self.target.instance.clone(),
+            incarnation: self.target.incarnation,
+            mode: self.mode(),
+            healthy: health.healthy && !health.ejected,
+            good_checks: health.good,
+            bad_checks: health.bad,
+            last_check: health.last.clone(),
+            in_flight: self.in_flight(),
+            traffic: self.counters.snapshot(),
+        }
+    }
+}
+
+/// A request that a target is answering. Ends with its value.
+pub struct InFlight(Arc<TargetState>);
+
+impl InFlight {
+    /// Counts one more request at `target`.
+    pub fn at(target: Arc<TargetState>) -> Self {
+        target.in_flight.fetch_add(1, SeqCst);
+        Self(target)
+    }
+
+    /// Who answers it.
+    pub fn target(&self) -> &Arc<TargetState> {
+        &self.0
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let before = self.0.in_flight.fetch_sub(1, SeqCst);
+        if before == 1 && self.0.mode() == TargetMode::Drain {
+            self.0.changes.tell();
+        }
+    }
+}
+
+/// Keeps connections to an earlier run at the same address from being used for this one.
+fn group_key(target: &Target) -> u64 {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let mut hasher = DefaultHasher::new();
+    (&target.instance, target.incarnation).hash(&mut hasher);
+    hasher.finish()
+}
+
+const fn mode_number(mode: TargetMode) -> u8 {
+    match mode {
+        TargetMode::Probe => 0,
+        TargetMode::Serve => 1,
+        TargetMode::Drain => 2,
+    }
+}
+
+/// A panic elsewhere leaves the data whole: every holder of these locks writes plain fields.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

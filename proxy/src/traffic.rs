@@ -1,0 +1,191 @@
+//! Counts of requests and their latency: cheap enough for every request, without locks.
+
+use beanpole_protocol::proxy::Traffic;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// Buckets for each doubling: a bucket's bounds lie at most 1/8 apart.
+const STEPS: usize = 8;
+/// Doublings covered, from 1 µs to 2^27 µs (134 s); anything longer falls into the last bucket.
+const DOUBLINGS: usize = 27;
+const BUCKETS: usize = STEPS * DOUBLINGS;
+/// Slices of the last minute, and how long each lasts.
+const SLICES: usize = 12;
+const SLICE: Duration = Duration::from_secs(5);
+
+/// Counts of one target or one environment.
+pub struct Counters {
+    requests: AtomicU64,
+    by_class: [AtomicU64; 5],
+    failed: AtomicU64,
+    latency: Latency,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            requests: AtomicU64::new(0),
+            by_class: Default::default(),
+            failed: AtomicU64::new(0),
+            latency: Latency::new(),
+        }
+    }
+}
+
+impl Counters {
+    /// Counts one request: the status that was sent, whether no app answered it, and how long the
+    /// answer took to begin where there was one.
+    pub fn record(&self, status: Option<u16>, failed: bool, latency: Option<Duration>) {
+        self.requests.fetch_add(1, Relaxed);
+        if let Some(class) = status
+            .map(|status| usize::from(status / 100))
+            .filter(|class| (1..=5).contains(class))
+        {
+            self.by_class[class - 1].fetch_add(1, Relaxed);
+        }
+        if failed {
+            self.failed.fetch_add(1, Relaxed);
+        }
+        if let Some(latency) = latency {
+            self.latency.record(Instant::now(), latency);
+        }
+    }
+
+    /// What was counted up to now.
+    pub fn snapshot(&self) -> Traffic {
+        let (p50_us, p99_us) = self.latency.quantiles(Instant::now());
+        Traffic {
+            requests: self.requests.load(Relaxed),
+            by_class: std::array::from_fn(|class| self.by_class[class].load(Relaxed)),
+            failed: self.failed.load(Relaxed),
+            p50_us,
+            p99_us,
+        }
+    }
+}
+
+/// A histogram over the last minute, as a ring of slices. A slice that begins anew is emptied by
+/// whoever comes first; a count that races with that may be lost.
+struct Latency {
+    base: Instant,
+    slices: Box<[Slice; SLICES]>,
+}
+
+struct Slice {
+    /// Which slice since `base` this holds, counted from 1; 0 = never used.
+    epoch: AtomicU64,
+    counts: [AtomicU32; BUCKETS],
+}
+
+impl Latency {
+    fn new() -> Self {
+        Self {
+            base: Instant::now(),
+            slices: Box::new(std::array::from_fn(|_| Slice {
+                epoch: AtomicU64::new(0),
+                counts: std::array::from_fn(|_| AtomicU32::new(0)),
+            })),
+        }
+    }
+
+    fn epoch(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.base).as_secs() / SLICE.as_secs() + 1
+    }
+
+    fn record(&self, now: Instant, latency: Duration) {
+        let epoch = self.epoch(now);
+        let slice = &self.slices[(epoch as usize) % SLICES];
+        let held = slice.epoch.load(Relaxed);
+        if held != epoch
+            && slice
+                .epoch
+                .compare_exchange(held, epoch, Relaxed, Relaxed)
+                .is_ok()
+        {
+            for count in &slice.counts {
+                count.store(0, Relaxed);
+            }
+        }
+        let us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+        slice.counts[bucket(us)].fetch_add(1, Relaxed);
+    }
+
+    /// The median and the 99th percentile in microseconds; zero if nothing was recorded.
+    fn quantiles(&self, now: Instant) -> (u64, u64) {
+        let epoch = self.epoch(now);
+        let mut sums = [0u64; BUCKETS];
+        for slice in self.slices.iter() {
+            let held = slice.epoch.load(Relaxed);
+            if held == 0 || held + (SLICES as u64) <= epoch {
+                continue;
+            }
+            for (sum, count) in sums.iter_mut().zip(&slice.counts) {
+                *sum += u64::from(count.load(Relaxed));
+            }
+        }
+        let total: u64 = sums.iter().sum();
+        (quantile(&sums, total, 50), quantile(&sums, total, 99))
+    }
+}
+
+fn quantile(sums: &[u64; BUCKETS], total: u64, percent: u64) -> u64 {
+    let wanted = (total * percent).div_ceil(100);
+    let mut seen = 0;
+    for (index, count) in sums.iter().enumerate() {
+        seen += count;
+        if seen >= wanted && *count > 0 {
+            return upper_bound(index);
+        }
+    }
+    0
+}
+
+fn bucket(us: u64) -> usize {
+    let us = us.max(1);
+    let doubling = us.ilog2() as usize;
+    let step = if doubling >= 3 {
+        (us >> (doubling - 3)) as usize & 7
+    } else {
+        ((us << (3 - doubling)) as usize) & 7
+    };
+    (doubling * STEPS + step).min(BUCKETS - 1)
+}
+
+/// The largest latency that falls into a bucket, in microseconds.
+fn upper_bound(index: usize) -> u64 {
+    let (doubling, step) = (index / STEPS, (index % STEPS) as u64);
+    if doubling >= 3 {
+        ((8 + step + 1) << (doubling - 3)) - 1
+    } else {
+        (8 + step) >> (3 - doubling)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_holds_what_falls_into_it_within_an_eighth() {
+        for us in [1, 2, 3, 5, 9, 17, 100, 999, 12_345, 1_000_000, 60_000_000] {
+            let bound = upper_bound(bucket(us));
+            assert!(bound >= us && bound <= us + us / 8 + 1, "{us} -> {bound}");
+        }
+    }
+
+    #[test]
+    fn quantiles_are_of_the_last_minute() {
+        let latency = Latency::new();
+        let start = latency.base;
+        for _ in 0..99 {
+            latency.record(start, Duration::from_micros(100));
+        }
+        for _ in 0..2 {
+            latency.record(start, Duration::from_millis(50));
+        }
+        let (p50, p99) = latency.quantiles(start + Duration::from_secs(30));
+        assert!((100..=113).contains(&p50), "{p50}");
+        assert!((50_000..=56_250).contains(&p99), "{p99}");
+        assert_eq!(latency.quantiles(start + Duration::from_secs(70)), (0, 0));
+    }
+}
