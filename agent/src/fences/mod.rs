@@ -1,6 +1,18 @@
-//! What keeps instances apart from each other and from the host.
+//! What keeps instances apart from each other and from the host: a user per application, limits
+//! by cgroup, a private `/tmp`, no way to more privileges.
+//!
+//! Root gets them all. Without root, or inside a container that forbids some, the same code runs
+//! with fewer, and [`Fences::report`] says which and why.
 
-use std::path::PathBuf;
+pub mod cgroups;
+pub mod users;
+
+use beanpole_protocol::ApplicationName;
+use beanpole_protocol::agent::Fence;
+use cgroups::Cgroups;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use users::User;
 
 /// Why a fence could not be put up.
 #[derive(Debug, thiserror::Error)]
@@ -16,4 +28,194 @@ pub enum FenceError {
         /// Why not.
         source: std::io::Error,
     },
+}
+
+/// The fences that this agent can put up, found out once at its start. An error says why not.
+#[derive(Clone, Debug)]
+pub struct Fences {
+    root: bool,
+    users: Result<(), String>,
+    cgroups: Result<Cgroups, String>,
+    private_tmp: Result<(), String>,
+}
+
+impl Fences {
+    /// Finds out what is possible here for instances whose files are below `data`.
+    pub fn detect(data: &Path) -> Self {
+        let root = rustix::process::geteuid().is_root();
+        let not_root = || "the agent does not run as root".to_owned();
+        Self {
+            root,
+            users: if root {
+                reachable(data)
+            } else {
+                Err(not_root())
+            },
+            cgroups: if root {
+                Cgroups::detect()
+            } else {
+                Err(not_root())
+            },
+            private_tmp: if root {
+                tmp_can_be_private(data)
+            } else {
+                Err(not_root())
+            },
+        }
+    }
+
+    /// No fence at all, beyond those that need no rights. For tests.
+    pub fn none() -> Self {
+        let off = || "switched off".to_owned();
+        Self {
+            root: false,
+            users: Err(off()),
+            cgroups: Err(off()),
+            private_tmp: Err(off()),
+        }
+    }
+
+    /// Which fences are in force, and how or why not.
+    pub fn report(&self) -> Vec<Fence> {
+        let fence = |name: &str, state: Result<String, String>| Fence {
+            name: name.to_owned(),
+            active: state.is_ok(),
+            detail: state.unwrap_or_else(|why| why),
+        };
+        let limit = |index: usize| match &self.cgroups {
+            Err(why) => Err(why.clone()),
+            Ok(trees) if trees.limits()[index] => Ok(format!("cgroup {}", trees.version())),
+            Ok(_) => Err("this tree of cgroups is not mounted here".to_owned()),
+        };
+        let how = |state: &Result<(), String>, how: &str| match state {
+            Ok(()) => Ok(how.to_owned()),
+            Err(why) => Err(why.clone()),
+        };
+        vec![
+            fence(
+                "own user",
+                how(&self.users, "a system user for each application"),
+            ),
+            fence("memory limit", limit(0)),
+            fence("CPU limit", limit(1)),
+            fence("process limit", limit(2)),
+            fence("open files limit", Ok("RLIMIT_NOFILE".to_owned())),
+            fence(
+                "private tmp",
+                how(&self.private_tmp, "a /tmp of its own for each instance"),
+            ),
+            fence(
+                "no new privileges",
+                Ok("PR_SET_NO_NEW_PRIVS; set-user-ID programs gain nothing".to_owned()),
+            ),
+            fence(
+                "no capabilities",
+                if self.root {
+                    Ok("all given up before a process starts".to_owned())
+                } else {
+                    Err("not needed: the agent has none to give".to_owned())
+                },
+            ),
+        ]
+    }
+
+    /// The user for an application's builds and processes, made if it is not there; none where
+    /// they run as the agent's own user.
+    pub fn user(&self, application: &ApplicationName) -> Result<Option<User>, FenceError> {
+        match self.users {
+            Ok(()) => users::ensure(application).map(Some),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Makes `command` (a build, say) run as `user`, in a process group of its own, without
+    /// capabilities and without a way to more privileges. For a tokio command: `as_std_mut()`.
+    pub fn confine(&self, command: &mut std::process::Command, user: Option<&User>) {
+        let fence = crate::sys::ChildFence {
+            cgroups: Vec::new(),
+            user: user.map(|user| (user.uid, user.gid)),
+            root: self.root,
+            open_files: None,
+        };
+        crate::sys::fence(command, fence);
+    }
+
+    /// The trees for limits, where there are any.
+    pub fn cgroups(&self) -> Option<&Cgroups> {
+        self.cgroups.as_ref().ok()
+    }
+
+    /// Whether instances get a `/tmp` of their own by a mount.
+    pub fn private_tmp(&self) -> bool {
+        self.private_tmp.is_ok()
+    }
+
+    /// Whether the agent is root.
+    pub fn root(&self) -> bool {
+        self.root
+    }
+
+    /// Removes the users and cgroups made on this host. One line for each, for people.
+    pub fn remove_all(&self) -> Vec<String> {
+        let mut removed = Vec::new();
+        if let Ok(trees) = &self.cgroups {
+            let groups = trees.remove_all();
+            removed.extend(groups.iter().map(|g| format!("cgroup {}", g.display())));
+        }
+        if self.root {
+            match users::remove_all() {
+                Ok(names) => removed.extend(names.iter().map(|name| format!("user {name}"))),
+                Err(error) => tracing::warn!(%error, "cannot remove the users"),
+            }
+        }
+        removed
+    }
+}
+
+/// Another user can only run what it can reach: every directory above must let it through.
+fn reachable(data: &Path) -> Result<(), String> {
+    let full = std::path::absolute(data).map_err(|error| error.to_string())?;
+    let above: Vec<&Path> = full.ancestors().skip(1).collect();
+    for directory in above.into_iter().rev() {
+        if let Ok(found) = directory.metadata()
+            && found.mode() & 0o001 == 0
+        {
+            return Err(format!(
+                "other users cannot enter {}: instances run as root, without capabilities",
+                directory.display()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Tries it in a thread of its own, whose view of the mounts ends with it.
+fn tmp_can_be_private(data: &Path) -> Result<(), String> {
+    let full = std::path::absolute(data).map_err(|error| error.to_string())?;
+    if full.starts_with("/tmp") || full.starts_with("/var/tmp") {
+        return Err("the data directory itself is in /tmp: TMPDIR is set instead".to_owned());
+    }
+    std::thread::spawn(|| {
+        crate::sys::unshare_mounts()
+            .and_then(|()| Ok(hide_mounts()?))
+            .map_err(|error| format!("mount namespaces are not allowed here: {error}"))
+    })
+    .join()
+    .unwrap_or_else(|_| Err("mount namespaces could not be tried".to_owned()))
+}
+
+/// Lets mounts of the host come in, and none of ours go out.
+pub(crate) fn hide_mounts() -> rustix::io::Result<()> {
+    use rustix::mount::MountPropagationFlags;
+    rustix::mount::mount_change(
+        "/",
+        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+    )
+}
+
+/// Sends a signal to a process; one that is gone is no matter.
+pub(crate) fn signal(pid: i32, signal: rustix::process::Signal) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+        let _ = rustix::process::kill_process(pid, signal);
+    }
 }

@@ -1,0 +1,92 @@
+//! Ending what a dead shim left behind.
+//!
+//! A shim that was killed cannot end its processes, and they cannot be adopted: nobody reads
+//! their output any more and their exit codes are lost. They are found by their cgroup; else by
+//! what the state file recorded, guarded against reused process ids by the start time; else,
+//! because one may have daemonised, by the instance's id in their environment.
+
+use crate::fences::signal;
+use crate::shim::proc;
+use crate::shim::spec::{ShimSpec, files};
+use crate::shim::wire::Status;
+use rustix::process::Signal;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long SIGKILL may take. A process in an uninterruptible wait needs longer than anything.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Names the instance in the environment of its processes.
+pub(super) const MARK: &str = "BEANPOLE_INSTANCE";
+
+/// The state file of an instance, if it holds one of this boot.
+pub(super) fn last_status(directory: &Path) -> Option<Status> {
+    beanpole_daemon::files::read_json(&directory.join(files::STATE)).unwrap_or_else(|error| {
+        tracing::warn!(%error, "the state file of an instance is of no use");
+        None
+    })
+}
+
+/// Kills everything of an instance, its shim included, and waits until it is gone. Blocks.
+/// The error says what is left.
+pub(super) fn clean(directory: &Path, spec: &ShimSpec) -> Result<(), String> {
+    let end = Instant::now() + PATIENCE;
+    let status = last_status(directory).filter(|status| status.boot_id == proc::boot_id());
+    if let Some(shim) = status.as_ref().map(|status| status.shim)
+        && shim.lives()
+    {
+        signal(shim.pid, Signal::KILL);
+    }
+    loop {
+        let left = leftovers(spec, status.as_ref());
+        if left.is_empty() {
+            break;
+        }
+        if Instant::now() > end {
+            return Err(format!("processes {left:?} do not end"));
+        }
+        if let Some(group) = &spec.cgroup {
+            group.kill();
+        }
+        for pid in left {
+            signal(pid, Signal::KILL);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    if let Some(group) = &spec.cgroup {
+        // Busy for a moment longer than its processes live; a new shim can use it as it is.
+        let _ = group.remove(Duration::from_millis(200));
+    }
+    Ok(())
+}
+
+fn leftovers(spec: &ShimSpec, status: Option<&Status>) -> Vec<i32> {
+    let mut left = Vec::new();
+    if let Some(group) = &spec.cgroup {
+        left.extend(group.processes().into_iter().filter(|pid| alive(*pid)));
+    }
+    if let Some(status) = status {
+        let running = status.processes.iter().filter_map(|p| p.running);
+        left.extend(running.filter(|one| one.lives()).map(|one| one.pid));
+        if status.shim.lives() {
+            left.push(status.shim.pid);
+        }
+    }
+    if spec.cgroup.is_none() {
+        let mark = format!("{MARK}={}", spec.instance);
+        left.extend(proc::all().into_iter().filter(|pid| carries(*pid, &mark)));
+    }
+    left.sort_unstable();
+    left.dedup();
+    left
+}
+
+fn alive(pid: i32) -> bool {
+    proc::Stat::of(pid).is_some_and(|stat| stat.alive())
+}
+
+fn carries(pid: i32, mark: &str) -> bool {
+    std::fs::read(format!("/proc/{pid}/environ"))
+        .is_ok_and(|text| text.split(|byte| *byte == 0).any(|v| v == mark.as_bytes()))
+        && alive(pid)
+}

@@ -1,0 +1,70 @@
+//! The last lines that an instance logged.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::path::Path;
+
+/// Lines in a report (`InstanceReport::log`).
+const LINES: usize = 20;
+/// Read from the end of each log.
+const BYTES: u64 = 16 * 1024;
+/// A longer line is cut in a report, in characters.
+const LONGEST: usize = 500;
+
+/// The last lines of all logs in `directory`, oldest first, without time and stream.
+pub(super) fn last_lines(directory: &Path) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.extension().is_some_and(|extension| extension == "log") {
+            lines.extend(end_of(&path).unwrap_or_default());
+        }
+    }
+    // Each begins with its time, written so that texts sort as times do; the sort is stable.
+    lines.sort_by(|a, b| a.get(..24).cmp(&b.get(..24)));
+    let spare = lines.len().saturating_sub(LINES);
+    lines.drain(..spare);
+    lines
+        .iter()
+        .map(|line| {
+            let text = line.splitn(3, ' ').nth(2).unwrap_or(line);
+            text.chars().take(LONGEST).collect()
+        })
+        .collect()
+}
+
+fn end_of(path: &Path) -> io::Result<Vec<String>> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let from = length.saturating_sub(BYTES);
+    file.seek(SeekFrom::Start(from))?;
+    let mut bytes = Vec::new();
+    file.take(BYTES).read_to_end(&mut bytes)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let mut lines = text.lines();
+    if from > 0 {
+        // Most likely half a line.
+        lines.next();
+    }
+    Ok(lines.map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logs_of_several_processes_are_merged_by_time() {
+        let directory = tempfile::tempdir().expect("directory");
+        let write = |name: &str, text: &str| {
+            std::fs::write(directory.path().join(name), text).expect("log");
+        };
+        write(
+            "web.log",
+            "2026-01-01T00:00:00.001Z stdout a b\n2026-01-01T00:00:00.003Z stderr c\n",
+        );
+        write("worker.log", "2026-01-01T00:00:00.002Z stdout w\n");
+        write("web.log.1", "2026-01-01T00:00:00.000Z stdout old\n");
+        assert_eq!(last_lines(directory.path()), ["a b", "w", "c"]);
+    }
+}

@@ -1,0 +1,542 @@
+//! The shim's loop: waits for signals, output, clients and the time, and keeps the processes as
+//! they shall be.
+
+use super::child;
+use super::control::{self, Client};
+use super::log::{Lines, Log, Stream};
+use super::proc;
+use super::spec::{Program, ShimSpec, VERSION, files};
+use super::wire::{Identity, Op, ProcessStatus, Stage, Status};
+use crate::sys::{self, Children, Ended};
+use beanpole_daemon::clock::now;
+use beanpole_protocol::agent::ExitReport;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, kill_process_group};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Read from a pipe at once.
+const CHUNK: usize = 16 * 1024;
+/// Chunks taken from one pipe before the others get their turn.
+const CHUNKS_A_TURN: usize = 8;
+/// Pipes kept per process: children of earlier runs may hold theirs open for ever.
+const MOST_PIPES: usize = 8;
+/// While something is left to kill, look again after this time.
+const KILL_AGAIN: Duration = Duration::from_millis(50);
+
+pub(super) struct Supervisor {
+    spec: ShimSpec,
+    me: Identity,
+    boot_id: String,
+    signals: OwnedFd,
+    listener: UnixListener,
+    clients: Vec<Client>,
+    doors: Vec<Arc<OwnedFd>>,
+    processes: Vec<Process>,
+    stop: Option<Stop>,
+    since: beanpole_protocol::Timestamp,
+    oom_kills: u64,
+    changed: bool,
+}
+
+struct Process {
+    program: Program,
+    running: Option<Running>,
+    starts: Option<(Instant, beanpole_protocol::Timestamp)>,
+    started_at: Option<beanpole_protocol::Timestamp>,
+    restarts: u32,
+    /// Ends in a row, for the pause.
+    row: u32,
+    last_exit: Option<ExitReport>,
+    log: Log,
+    pipes: Vec<Pipe>,
+}
+
+struct Running {
+    identity: Identity,
+    since: Instant,
+}
+
+struct Pipe {
+    fd: OwnedFd,
+    stream: Stream,
+    lines: Lines,
+}
+
+struct Stop {
+    kill_at: Instant,
+    /// The stragglers that lead no group of ours have had their SIGTERM.
+    told_all: bool,
+}
+
+impl Supervisor {
+    pub fn new(spec: ShimSpec, signals: OwnedFd, listener: UnixListener) -> Result<Self, String> {
+        let me = Identity::of(std::process::id() as i32).ok_or("/proc is not mounted")?;
+        let doors = match &spec.cgroup {
+            Some(group) => group.doors()?,
+            None => Vec::new(),
+        };
+        let oom_kills = spec.cgroup.as_ref().map_or(0, |group| group.oom_kills());
+        // A shim that takes the place of a dead one goes on counting.
+        let earlier: Option<Status> = fs::read(files::STATE)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .filter(|status: &Status| status.incarnation == spec.incarnation);
+        let processes = spec
+            .processes
+            .iter()
+            .map(|program| {
+                let earlier = earlier
+                    .as_ref()
+                    .and_then(|status| status.processes.iter().find(|p| p.name == program.name));
+                let path = Path::new(files::LOGS).join(format!("{}.log", program.name));
+                Process {
+                    program: program.clone(),
+                    running: None,
+                    starts: None,
+                    started_at: None,
+                    restarts: earlier.map_or(0, |p| p.restarts + u32::from(p.started_at.is_some())),
+                    row: 0,
+                    last_exit: earlier.and_then(|p| p.last_exit.clone()),
+                    log: Log::new(path, spec.logs),
+                    pipes: Vec::new(),
+                }
+            })
+            .collect();
+        Ok(Self {
+            spec,
+            me,
+            boot_id: proc::boot_id(),
+            signals,
+            listener,
+            clients: Vec::new(),
+            doors,
+            processes,
+            stop: None,
+            since: now(),
+            oom_kills,
+            changed: false,
+        })
+    }
+
+    pub fn start_all(&mut self) {
+        for index in 0..self.processes.len() {
+            self.start(index);
+        }
+        self.publish();
+    }
+
+    /// Until everything has ended.
+    pub fn run(mut self) {
+        loop {
+            self.wait();
+            while let Some(signal) = sys::next_signal(&self.signals) {
+                if signal == Signal::TERM.as_raw() || signal == Signal::INT.as_raw() {
+                    self.begin_stop(self.spec.grace_ms);
+                }
+            }
+            control::accept(&self.listener, &mut self.clients);
+            self.read_output();
+            let all_gone = self.reap();
+            self.answer();
+            if self.stop.is_some() {
+                if all_gone {
+                    break;
+                }
+                self.press_on();
+            } else {
+                self.start_due();
+            }
+            self.publish();
+        }
+        self.end();
+    }
+
+    /// Sleeps until there is something to do.
+    fn wait(&mut self) {
+        let until = self.next_deadline().map(|deadline| {
+            let left = deadline.saturating_duration_since(Instant::now());
+            // Rounded up: poll must not wake before the deadline and spin.
+            let left = left + Duration::from_millis(1);
+            Timespec {
+                tv_sec: left.as_secs() as i64,
+                tv_nsec: i64::from(left.subsec_nanos()),
+            }
+        });
+        let mut fds = vec![
+            PollFd::new(&self.signals, PollFlags::IN),
+            PollFd::new(&self.listener, PollFlags::IN),
+        ];
+        for client in &self.clients {
+            fds.push(PollFd::new(&client.stream, PollFlags::IN));
+        }
+        for pipe in self.processes.iter().flat_map(|process| &process.pipes) {
+            fds.push(PollFd::new(&pipe.fd, PollFlags::IN));
+        }
+        let _ = poll(&mut fds, until.as_ref());
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        match &self.stop {
+            Some(stop) => {
+                let now = Instant::now();
+                Some(if stop.kill_at > now && stop.told_all {
+                    stop.kill_at
+                } else {
+                    now + KILL_AGAIN
+                })
+            }
+            None => self
+                .processes
+                .iter()
+                .filter_map(|process| process.starts.map(|(at, _)| at))
+                .min(),
+        }
+    }
+
+    fn start(&mut self, index: usize) {
+        let process = &mut self.processes[index];
+        let at = now();
+        self.changed = true;
+        if process.started_at.is_some() {
+            process.restarts += 1;
+        }
+        process.started_at = Some(at);
+        process.starts = None;
+        match child::start(&self.spec, &process.program, &self.doors) {
+            Ok(started) => {
+                // It is our child and not reaped, so its entry in /proc is there.
+                let identity = Identity::of(started.pid).unwrap_or(Identity {
+                    pid: started.pid,
+                    start: 0,
+                });
+                process.running = Some(Running {
+                    identity,
+                    since: Instant::now(),
+                });
+                for (fd, stream) in [(started.out, Stream::Out), (started.err, Stream::Err)] {
+                    process.pipes.push(Pipe {
+                        fd,
+                        stream,
+                        lines: Lines::default(),
+                    });
+                }
+                let spare = process.pipes.len().saturating_sub(MOST_PIPES);
+                process.pipes.drain(..spare);
+            }
+            Err(error) => {
+                process.last_exit = Some(ExitReport {
+                    code: Some(126),
+                    signal: None,
+                    oom: false,
+                    at,
+                });
+                process.pause(&self.spec, &format!("cannot be started: {error}"));
+            }
+        }
+    }
+
+    fn start_due(&mut self) {
+        for index in 0..self.processes.len() {
+            let due = self.processes[index].starts;
+            if due.is_some_and(|(at, _)| at <= Instant::now()) {
+                self.start(index);
+            }
+        }
+    }
+
+    fn read_output(&mut self) {
+        let mut chunk = [0_u8; CHUNK];
+        for process in &mut self.processes {
+            process.read(&mut chunk, CHUNKS_A_TURN);
+        }
+    }
+
+    /// Reaps whatever has ended. True when nothing is left below this process.
+    fn reap(&mut self) -> bool {
+        loop {
+            match sys::children() {
+                Children::None => return true,
+                Children::Running => return false,
+                Children::Ended(ended) => self.ended(ended),
+            }
+        }
+    }
+
+    fn ended(&mut self, ended: Ended) {
+        let index = self.processes.iter().position(|process| {
+            let running = process.running.as_ref();
+            running.is_some_and(|running| running.identity.pid == ended.pid)
+        });
+        let Some(index) = index else {
+            sys::reap(ended.pid);
+            return;
+        };
+        let stopping = self.stop.is_some();
+        if !stopping {
+            // What it leaves behind may hold its port. Safe only before it is reaped: until then
+            // the group's number cannot belong to anybody else.
+            signal_group(ended.pid, Signal::KILL);
+        }
+        sys::reap(ended.pid);
+        let killed = ended.signal == Some(Signal::KILL.as_raw()) || ended.code == Some(137);
+        let kills = self.spec.cgroup.as_ref().map_or(0, |g| g.oom_kills());
+        let oom = killed && kills > self.oom_kills;
+        self.oom_kills = kills;
+        self.changed = true;
+        let process = &mut self.processes[index];
+        // Its last words come before what is said about its end.
+        process.read(&mut [0_u8; CHUNK], CHUNKS_A_TURN);
+        let ran = process
+            .running
+            .take()
+            .map(|running| running.since.elapsed());
+        process.last_exit = Some(ExitReport {
+            code: ended.code,
+            signal: ended.signal,
+            oom,
+            at: now(),
+        });
+        let how = match (ended.code, ended.signal) {
+            _ if oom => "was killed by the kernel: it used more memory than it may".to_owned(),
+            (Some(code), _) => format!("exited with code {code}"),
+            (_, Some(signal)) => format!("was ended by signal {signal}"),
+            _ => "ended".to_owned(),
+        };
+        if stopping {
+            process.log.remark(now(), &how);
+            return;
+        }
+        if ran.is_some_and(|ran| ran.as_millis() >= u128::from(self.spec.backoff.reset_ms)) {
+            process.row = 0;
+        }
+        process.pause(&self.spec, &how);
+    }
+
+    fn answer(&mut self) {
+        let mut clients = std::mem::take(&mut self.clients);
+        for client in &mut clients {
+            for request in client.requests() {
+                match request {
+                    Ok(request) => {
+                        match request.op {
+                            Op::Status => {}
+                            Op::Watch => client.watches = true,
+                            Op::Stop { grace_ms } => {
+                                self.begin_stop(grace_ms.unwrap_or(self.spec.grace_ms));
+                            }
+                        }
+                        client.send(&line(&self.status()));
+                    }
+                    Err(why) => {
+                        let error = serde_json::json!({"v": VERSION, "error": why});
+                        client.send(&format!("{error}\n"));
+                    }
+                }
+            }
+        }
+        clients.retain(|client| !client.gone);
+        clients.append(&mut self.clients);
+        self.clients = clients;
+    }
+
+    fn begin_stop(&mut self, grace_ms: u64) {
+        let kill_at = Instant::now() + Duration::from_millis(grace_ms);
+        match &mut self.stop {
+            // Asked again: it can only become sooner.
+            Some(stop) => stop.kill_at = stop.kill_at.min(kill_at),
+            None => {
+                self.stop = Some(Stop {
+                    kill_at,
+                    told_all: false,
+                });
+                self.since = now();
+                self.changed = true;
+                for process in &mut self.processes {
+                    process.starts = None;
+                    if let Some(running) = &process.running {
+                        signal_group(running.identity.pid, Signal::TERM);
+                    }
+                }
+            }
+        }
+    }
+
+    /// While stopping: SIGTERM to those that the groups did not reach, SIGKILL when time is up.
+    fn press_on(&mut self) {
+        let leaders_gone = self.processes.iter().all(|p| p.running.is_none());
+        let Some(stop) = &mut self.stop else { return };
+        if Instant::now() >= stop.kill_at {
+            if let Some(group) = &self.spec.cgroup {
+                group.kill();
+            }
+            for pid in proc::descendants(self.me.pid) {
+                crate::fences::signal(pid, Signal::KILL);
+            }
+        } else if leaders_gone && !stop.told_all {
+            // Once: a second SIGTERM makes some servers give up on their clients.
+            stop.told_all = true;
+            for pid in proc::descendants(self.me.pid) {
+                crate::fences::signal(pid, Signal::TERM);
+            }
+        }
+    }
+
+    fn status(&self) -> Status {
+        let lost = |process: &Process| process.log.lost_total;
+        Status {
+            v: VERSION,
+            instance: self.spec.instance.clone(),
+            release: self.spec.release,
+            incarnation: self.spec.incarnation,
+            shim: self.me,
+            boot_id: self.boot_id.clone(),
+            stage: if self.stop.is_some() {
+                Stage::Stopping
+            } else {
+                Stage::Supervising
+            },
+            since: self.since,
+            processes: self.processes.iter().map(Process::status).collect(),
+            lines_lost: self.processes.iter().map(lost).sum(),
+        }
+    }
+
+    /// Tells everybody who wants to know, and the state file, if anything changed.
+    fn publish(&mut self) {
+        if !std::mem::take(&mut self.changed) {
+            return;
+        }
+        if self.stop.is_none() {
+            self.since = now();
+        }
+        let status = self.status();
+        save(&status);
+        let line = line(&status);
+        for client in self.clients.iter_mut().filter(|client| client.watches) {
+            client.send(&line);
+        }
+    }
+
+    fn end(mut self) {
+        for process in &mut self.processes {
+            process.read(&mut [0_u8; CHUNK], usize::MAX);
+            process.finish_pipes();
+        }
+        if let Some(group) = &self.spec.cgroup {
+            let _ = group.remove(Duration::from_secs(1));
+        }
+        let status = Status {
+            stage: Stage::Stopped,
+            since: now(),
+            ..self.status()
+        };
+        save(&status);
+        let line = line(&status);
+        for client in self.clients.iter_mut().filter(|client| client.watches) {
+            client.send(&line);
+        }
+        let _ = fs::remove_file(files::SOCKET);
+    }
+}
+
+impl Process {
+    /// Plans the next start.
+    fn pause(&mut self, spec: &ShimSpec, why: &str) {
+        self.row = self.row.saturating_add(1);
+        let pause = Duration::from_millis(spec.backoff.pause_ms(self.row));
+        let at = now();
+        self.starts = Some((Instant::now() + pause, at.after(pause)));
+        let next = pause.as_secs_f32();
+        self.log.remark(
+            at,
+            &format!("{} {why}; starts again in {next} s", self.program.name),
+        );
+    }
+
+    /// Takes what the pipes hold.
+    fn read(&mut self, chunk: &mut [u8], chunks: usize) {
+        let at = now();
+        let log = &mut self.log;
+        self.pipes.retain_mut(|pipe| {
+            for _ in 0..chunks {
+                match rustix::io::read(pipe.fd.as_fd(), &mut *chunk) {
+                    Ok(0) => {
+                        pipe.lines.finish(|line| log.line(at, pipe.stream, line));
+                        log.flush(at);
+                        return false;
+                    }
+                    Ok(length) => {
+                        let stream = pipe.stream;
+                        pipe.lines
+                            .push(&chunk[..length], |line| log.line(at, stream, line));
+                        log.flush(at);
+                    }
+                    Err(rustix::io::Errno::INTR) => {}
+                    Err(_) => break,
+                }
+            }
+            true
+        });
+    }
+
+    fn finish_pipes(&mut self) {
+        let at = now();
+        for mut pipe in std::mem::take(&mut self.pipes) {
+            let log = &mut self.log;
+            pipe.lines.finish(|line| log.line(at, pipe.stream, line));
+        }
+        self.log.flush(at);
+    }
+
+    fn status(&self) -> ProcessStatus {
+        ProcessStatus {
+            name: self.program.name.clone(),
+            running: self.running.as_ref().map(|running| running.identity),
+            started_at: self.started_at,
+            restarts: self.restarts,
+            last_exit: self.last_exit.clone(),
+            starts_at: self.starts.map(|(_, at)| at),
+        }
+    }
+}
+
+fn signal_group(leader: i32, signal: Signal) {
+    if let Some(pid) = Pid::from_raw(leader) {
+        let _ = kill_process_group(pid, signal);
+    }
+}
+
+fn line(status: &Status) -> String {
+    let mut line = serde_json::to_string(status).unwrap_or_default();
+    line.push('\n');
+    line
+}
+
+/// By rename, so that a reader finds the old or the new. Not synced: after a loss of power the
+/// processes are gone as well, and the boot id tells.
+fn save(status: &Status) {
+    let temporary = format!("{}.new", files::STATE);
+    let saved: io::Result<()> = (|| {
+        use std::io::Write;
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)?;
+        file.write_all(line(status).as_bytes())?;
+        fs::rename(&temporary, files::STATE)
+    })();
+    if saved.is_err() {
+        // A full disk: the socket still tells the truth, and the agent also finds processes by
+        // their cgroup or environment.
+        let _ = fs::remove_file(&temporary);
+    }
+}
