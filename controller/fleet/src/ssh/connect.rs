@@ -227,8 +227,9 @@ pub async fn connect(target: &Target, options: &Options) -> Result<Session, SshE
             Err(error @ SshError::KeyChanged { .. }) => {
                 first_error.get_or_insert(error);
             }
-            // The server has no key of the other kind: the first verdict stands.
-            Err(error) => return Err(first_error.unwrap_or(error)),
+            Err(error) if first_error.is_none() => return Err(error),
+            // The server has no key of that other kind: the first verdict stands so far.
+            Err(_) => {}
         }
     }
     Err(first_error.expect("there is at least one preference, and it failed"))

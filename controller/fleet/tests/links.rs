@@ -1,0 +1,350 @@
+//! Links against the real OpenSSH server and a stand-in for the agent.
+
+mod common;
+
+use beanpole_fleet::{
+    Dialer, Executable, HostLink, HostLinkConfig, LinkEvent, LinkNews, LogQuery, Pushes,
+};
+use beanpole_protocol::agent::HostOrders;
+use beanpole_protocol::{Generation, HostId, InstanceId};
+use common::{Blobs, FakeAgent, PATIENCE, Sshd, eventually, noise, sshd_available};
+use futures::StreamExt;
+use sha2::{Digest as _, Sha256};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+struct Fixture {
+    link: HostLink,
+    orders: watch::Sender<HostOrders>,
+    events: mpsc::Receiver<LinkEvent>,
+}
+
+impl Fixture {
+    fn start(dialer: Dialer, blobs: &Arc<Blobs>, pushes: &Arc<Pushes>) -> Self {
+        let (orders, receiver) = watch::channel(HostOrders::default());
+        let (sender, events) = mpsc::channel(1024);
+        let link = HostLink::spawn(
+            HostLinkConfig {
+                host: HostId::from_bits(1),
+                dialer,
+                orders: receiver,
+                bundles: Arc::clone(blobs) as _,
+                pushes: Arc::clone(pushes),
+                events: sender,
+            },
+            &CancellationToken::new(),
+        );
+        Self {
+            link,
+            orders,
+            events,
+        }
+    }
+
+    async fn until(&mut self, what: &str, mut wanted: impl FnMut(&LinkNews) -> bool) -> LinkNews {
+        let wait = async {
+            loop {
+                let event = self.events.recv().await.expect("the link lives");
+                if wanted(&event.news) {
+                    return event.news;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait)
+            .await
+            .unwrap_or_else(|_| panic!("in vain: {what}"))
+    }
+
+    async fn connected(&mut self) {
+        self.until("a report", |news| matches!(news, LinkNews::Report { .. }))
+            .await;
+    }
+
+    async fn confirmed(&mut self, generation: u64) {
+        self.until(
+            "orders confirmed",
+            |news| matches!(news, LinkNews::OrdersConfirmed { generation: g } if g.0 == generation),
+        )
+        .await;
+    }
+
+    fn order(&self, generation: u64) {
+        self.orders.send_replace(HostOrders {
+            generation: Generation(generation),
+            ..HostOrders::default()
+        });
+    }
+}
+
+fn over_ssh(sshd: &Sshd, agent: &FakeAgent) -> Dialer {
+    Dialer::ssh(sshd.target(), agent.socket.display().to_string())
+}
+
+#[tokio::test]
+async fn orders_are_pushed_and_pushed_again_after_a_cut() {
+    if !sshd_available() {
+        return;
+    }
+    let sshd = Sshd::start("ed25519");
+    let agent = FakeAgent::start().await;
+    let blobs = Arc::new(Blobs::new());
+    let mut link = Fixture::start(over_ssh(&sshd, &agent), &blobs, &Pushes::new(None, 4));
+    link.connected().await;
+    // Generation 0 is nothing to push.
+    assert!(agent.state.lock().expect("lock").puts.is_empty());
+    link.order(1);
+    link.confirmed(1).await;
+    assert!(link.link.client().is_connected());
+
+    sshd.kill_sessions();
+    link.order(2);
+    link.until("the cut", |news| {
+        matches!(news, LinkNews::Unreachable { .. })
+    })
+    .await;
+    link.confirmed(2).await;
+    assert_eq!(
+        agent.state.lock().expect("lock").orders.generation,
+        Generation(2)
+    );
+
+    // The agent forgot: it reports an older generation.
+    agent.state.lock().expect("lock").orders = HostOrders::default();
+    agent.tell();
+    link.confirmed(2).await;
+
+    // Somebody else gave it newer ones.
+    agent.state.lock().expect("lock").orders.generation = Generation(9);
+    link.order(3);
+    let news = link
+        .until("the refusal", |news| {
+            matches!(news, LinkNews::OrdersRefused { .. })
+        })
+        .await;
+    let LinkNews::OrdersRefused { problem, .. } = news else {
+        unreachable!("matched above")
+    };
+    assert_eq!(problem.code, "stale-generation");
+    link.order(10);
+    link.confirmed(10).await;
+    link.link.stop().await;
+}
+
+#[tokio::test]
+async fn a_changed_key_is_told_with_both_fingerprints() {
+    if !sshd_available() {
+        return;
+    }
+    let mut sshd = Sshd::start("ed25519");
+    let agent = FakeAgent::start().await;
+    let blobs = Arc::new(Blobs::new());
+    let dialer = over_ssh(&sshd, &agent);
+    let before = sshd.host_key_fingerprint();
+    sshd.change_host_key();
+    let mut link = Fixture::start(dialer, &blobs, &Pushes::new(None, 4));
+    let news = link
+        .until("the changed key", |news| {
+            matches!(news, LinkNews::KeyChanged { .. })
+        })
+        .await;
+    let LinkNews::KeyChanged { pinned, shown } = news else {
+        unreachable!("matched above")
+    };
+    assert_eq!(pinned.fingerprint, before);
+    assert_eq!(shown.fingerprint, sshd.host_key_fingerprint());
+}
+
+#[tokio::test]
+async fn a_bundle_cut_in_the_middle_goes_on_where_it_stopped() {
+    if !sshd_available() {
+        return;
+    }
+    let sshd = Sshd::start("ed25519");
+    let agent = FakeAgent::start().await;
+    let blobs = Arc::new(Blobs::new());
+    let size = 12 * 1024 * 1024;
+    let digest = blobs.add(&noise(size));
+    // Slow enough to be cut in the middle.
+    let mut link = Fixture::start(
+        over_ssh(&sshd, &agent),
+        &blobs,
+        &Pushes::new(Some(6 * 1024 * 1024), 4),
+    );
+    link.connected().await;
+    agent.need(&digest);
+    eventually("a third has arrived", || {
+        agent.have(&digest) > size as u64 / 3
+    })
+    .await;
+    sshd.kill_sessions();
+    link.until("the cut", |news| {
+        matches!(news, LinkNews::Unreachable { .. })
+    })
+    .await;
+    link.until("the end", |news| {
+        matches!(news, LinkNews::BundleDone { .. })
+    })
+    .await;
+    assert!(agent.is_complete(&digest));
+    let patches = agent.state.lock().expect("lock").patches.clone();
+    assert!(patches.len() >= 2, "{patches:?}");
+    assert!(patches[1].0 > size as u64 / 3, "{patches:?}");
+    let total: u64 = patches.iter().map(|(_, received)| received).sum();
+    assert_eq!(total, size as u64, "no byte went twice: {patches:?}");
+}
+
+#[tokio::test]
+async fn a_damaged_start_is_sent_anew() {
+    let agent = FakeAgent::start().await;
+    let blobs = Arc::new(Blobs::new());
+    let digest = blobs.add(&noise(300_000));
+    // What the agent holds is not the beginning of the bundle.
+    std::fs::write(
+        agent.socket.with_file_name(format!("blob-{digest}")),
+        vec![0; 100_000],
+    )
+    .expect("write");
+    let mut link = Fixture::start(Dialer::local(&agent.socket), &blobs, &Pushes::new(None, 4));
+    agent.need(&digest);
+    link.until("the end", |news| {
+        matches!(news, LinkNews::BundleDone { .. })
+    })
+    .await;
+    let patches = agent.state.lock().expect("lock").patches.clone();
+    assert_eq!(patches, [(100_000, 200_000), (0, 300_000)]);
+}
+
+#[tokio::test]
+async fn a_bundle_that_is_not_here_is_told() {
+    let agent = FakeAgent::start().await;
+    let blobs = Arc::new(Blobs::new());
+    let elsewhere = Blobs::new();
+    let digest = elsewhere.add(b"elsewhere");
+    let mut link = Fixture::start(Dialer::local(&agent.socket), &blobs, &Pushes::new(None, 4));
+    agent.need(&digest);
+    let news = link
+        .until("the failure", |news| {
+            matches!(news, LinkNews::BundleFailed { .. })
+        })
+        .await;
+    let LinkNews::BundleFailed { reason, .. } = news else {
+        unreachable!("matched above")
+    };
+    assert!(reason.contains(digest.as_str()), "{reason}");
+}
+
+#[tokio::test]
+async fn hosts_share_the_budget() {
+    if !sshd_available() {
+        return;
+    }
+    let sshd = Sshd::start("ed25519");
+    let blobs = Arc::new(Blobs::new());
+    let size = 2 * 1024 * 1024;
+    let digest = blobs.add(&noise(size));
+    let rate = 4 * 1024 * 1024;
+    let pushes = Pushes::new(Some(rate), 8);
+    let mut all = Vec::new();
+    for _ in 0..4 {
+        let agent = FakeAgent::start().await;
+        let mut link = Fixture::start(over_ssh(&sshd, &agent), &blobs, &pushes);
+        link.connected().await;
+        all.push((agent, link));
+    }
+    let start = Instant::now();
+    for (agent, _) in &all {
+        agent.need(&digest);
+    }
+    for (agent, link) in &mut all {
+        link.until("the end", |news| {
+            matches!(news, LinkNews::BundleDone { .. })
+        })
+        .await;
+        assert!(agent.is_complete(&digest));
+    }
+    // 8 MiB at 4 MiB/s.
+    let took = start.elapsed();
+    assert!(took > Duration::from_millis(1_800), "{took:?}");
+    assert!(took < Duration::from_secs(8), "{took:?}");
+}
+
+#[tokio::test]
+async fn the_agent_on_this_machine_is_linked_without_ssh() {
+    let agent = FakeAgent::start().await;
+    let blobs = Arc::new(Blobs::new());
+    let mut link = Fixture::start(Dialer::local(&agent.socket), &blobs, &Pushes::new(None, 4));
+    let news = link
+        .until("a report", |news| matches!(news, LinkNews::Report { .. }))
+        .await;
+    let LinkNews::Report { clock_skew_ms, .. } = news else {
+        unreachable!("matched above")
+    };
+    assert!(clock_skew_ms.abs() < 2_000, "{clock_skew_ms}");
+    link.order(4);
+    link.confirmed(4).await;
+
+    let client = link.link.client();
+    let query = LogQuery {
+        tail: 20,
+        process: Some("web & more".to_owned()),
+        follow: true,
+    };
+    let instance = InstanceId::from_bits(1);
+    let logs = client.logs(&instance, &query).await.expect("logs");
+    let pieces: Vec<_> = logs.map(|piece| piece.expect("piece")).collect().await;
+    let text = String::from_utf8(pieces.concat()).expect("text");
+    assert!(
+        text.contains("\"process\": \"web & more\"") && text.contains("\"tail\": \"20\""),
+        "{text}"
+    );
+
+    let path = agent.socket.with_file_name("executable");
+    std::fs::write(&path, noise(3_000_000)).expect("write");
+    let bytes = std::fs::read(&path).expect("read");
+    let executable = Executable {
+        path,
+        digest: beanpole_protocol::Digest::new(hex::encode(Sha256::digest(bytes))).expect("digest"),
+        version: "0.2.0".to_owned(),
+    };
+    client
+        .upgrade(&executable, PATIENCE, &|_, _| {})
+        .await
+        .expect("upgrade");
+    let upgrades = agent.state.lock().expect("lock").upgrades.clone();
+    assert_eq!(upgrades.len(), 1);
+    assert_eq!(upgrades[0].digest, executable.digest);
+
+    let removed = client.uninstall().await.expect("uninstall");
+    assert_eq!(removed.removed.len(), 1);
+    link.link.stop().await;
+    assert!(!client.is_connected());
+    assert!(client.report().await.is_err());
+}
+
+#[tokio::test]
+async fn a_host_that_is_not_there_is_told_with_the_cause() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let blobs = Arc::new(Blobs::new());
+    let dialer = Dialer::local(directory.path().join("nothing.sock"));
+    let mut link = Fixture::start(dialer, &blobs, &Pushes::new(None, 4));
+    let news = link
+        .until("the failure", |news| {
+            matches!(news, LinkNews::Unreachable { .. })
+        })
+        .await;
+    let LinkNews::Unreachable {
+        reason,
+        retry_in_ms,
+        ..
+    } = news
+    else {
+        unreachable!("matched above")
+    };
+    assert!(
+        reason.contains("nothing.sock") && reason.contains("No such file"),
+        "{reason}"
+    );
+    assert!((250..=500).contains(&retry_in_ms), "{retry_in_ms}");
+}
