@@ -1,0 +1,349 @@
+//! Setting a host up over the real OpenSSH server, into directories of the test's own and for a
+//! user of its own. The agent is this very test executable, started by a script.
+
+mod common;
+
+use beanpole_daemon::supervise::{self, Supervised};
+use beanpole_fleet::bootstrap::{
+    BootstrapError, Executables, HostAdded, HostSetup, Paths, Progress, Service, add_host,
+};
+use beanpole_fleet::chain;
+use beanpole_fleet::ssh::{self, ControllerKey, Options, Target};
+use beanpole_protocol::Digest;
+use common::{FakeAgent, Sshd, eventually, sshd_available};
+use sha2::{Digest as _, Sha256};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Not a test: what runs as the agent, with its command line in the environment.
+#[tokio::test]
+#[ignore = "runs as the agent of the other tests"]
+async fn stand_in() {
+    let Ok(line) = std::env::var("BEANPOLE_STAND_IN") else {
+        return;
+    };
+    let own = PathBuf::from(std::env::var("BEANPOLE_STAND_IN_SELF").expect("own path"));
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let value = |name: &str| {
+        let at = words.iter().position(|word| *word == name).expect("given");
+        PathBuf::from(words[at + 1])
+    };
+    let socket = value("--socket");
+    if words.contains(&"--supervise") {
+        let what = Supervised {
+            program: own,
+            arguments: words
+                .iter()
+                .filter(|word| **word != "--supervise")
+                .map(Into::into)
+                .collect(),
+            pid_file: socket.with_file_name("supervisor.pid"),
+        };
+        supervise::run(&what).await.expect("supervise");
+        return;
+    }
+    std::fs::write(
+        socket.with_file_name("agent.pid"),
+        std::process::id().to_string(),
+    )
+    .expect("write");
+    let agent = FakeAgent::start_at(&socket, &value("--data"), 0o666).await;
+    let bytes = std::fs::read(&own).expect("read");
+    agent.state.lock().expect("lock").digest =
+        Some(Digest::new(hex::encode(Sha256::digest(bytes))).expect("digest"));
+    agent.tell();
+    beanpole_daemon::stop::on_signal()
+        .expect("signal")
+        .cancelled()
+        .await;
+}
+
+struct Machine {
+    sshd: Sshd,
+    root: tempfile::TempDir,
+    paths: Paths,
+    key: ControllerKey,
+}
+
+impl Machine {
+    fn new(name: &str) -> Self {
+        let sshd = Sshd::start_for_users();
+        let root = tempfile::tempdir().expect("temporary directory");
+        for directory in [sshd.directory.path(), root.path()] {
+            std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o711))
+                .expect("mode");
+        }
+        let at = |name: &str| root.path().join(name);
+        let paths = Paths {
+            lib: at("lib dir"),
+            data: at("data"),
+            run: at("run"),
+            home: at("home"),
+            units: at("units"),
+            systemd: at("no-systemd"),
+            user: format!("bp-{name}-{}", std::process::id()),
+        };
+        let key = ControllerKey::load_or_create(&at("controller")).expect("key");
+        Self {
+            sshd,
+            root,
+            paths,
+            key,
+        }
+    }
+
+    /// An executable whose digest depends on `remark`.
+    fn executable(&self, remark: &str) -> PathBuf {
+        let path = self.root.path().join(format!("beanpole-{remark}"));
+        let test = std::env::current_exe().expect("own path");
+        let script = format!(
+            "#!/bin/sh\n# {remark}\n[ \"$1\" = --version ] && exit 0\n\
+             BEANPOLE_STAND_IN=\"$*\" BEANPOLE_STAND_IN_SELF=\"$0\" exec {} stand_in --exact --ignored --nocapture \"$1 $2\"\n",
+            test.display()
+        );
+        std::fs::write(&path, script).expect("write");
+        path
+    }
+
+    fn setup(&self, admin: Target, executable: &Path) -> HostSetup {
+        let executables = Executables {
+            own: executable.to_owned(),
+            version: "0.1.0".to_owned(),
+            builds: None,
+        };
+        HostSetup {
+            paths: self.paths.clone(),
+            ..HostSetup::new(admin, self.key.clone(), executables)
+        }
+    }
+
+    async fn add(&self, admin: Target, executable: &Path) -> (HostAdded, Vec<Progress>) {
+        let steps = Mutex::new(Vec::new());
+        let progress = |step| steps.lock().expect("lock").push(step);
+        match add_host(&self.setup(admin, executable), &progress).await {
+            Ok(added) => (added, steps.into_inner().expect("lock")),
+            Err(error) => panic!(
+                "{}\nsshd: {}\nagent: {}",
+                chain(&error),
+                std::fs::read_to_string(self.sshd.directory.path().join("sshd.log"))
+                    .unwrap_or_default(),
+                std::fs::read_to_string(self.paths.data.join("agent.log")).unwrap_or_default()
+            ),
+        }
+    }
+
+    fn pid(&self, file: &str) -> u32 {
+        std::fs::read_to_string(self.paths.run.join(file))
+            .expect("pid file")
+            .trim()
+            .parse()
+            .expect("number")
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let pid_file = self.paths.run.join("supervisor.pid");
+        if let Some(pid) = std::fs::read_to_string(&pid_file)
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .and_then(rustix::process::Pid::from_raw)
+        {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            let deadline = std::time::Instant::now() + Duration::from_secs(5);
+            while pid_file.exists() && std::time::Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        self.sshd.stop();
+        let _ = Command::new("userdel").arg(&self.paths.user).output();
+    }
+}
+
+#[tokio::test]
+async fn a_host_is_set_up_repaired_and_renewed_by_the_same_call() {
+    if !sshd_available() {
+        return;
+    }
+    let machine = Machine::new("add");
+    let first = machine.executable("first");
+    let admin = || machine.sshd.target();
+    let (added, steps) = machine.add(admin(), &first).await;
+    assert!(added.uploaded);
+    assert_eq!(added.service, Service::Supervised);
+    assert!(
+        added.notes[0].contains("after a reboot"),
+        "{:?}",
+        added.notes
+    );
+    assert_eq!(
+        added.report.agent_digest,
+        Some(added.executable.digest.clone())
+    );
+    assert_eq!(added.host_key.algorithm.as_deref(), Some("ssh-ed25519"));
+    assert_eq!(steps.first(), Some(&Progress::Connecting));
+    assert_eq!(steps.last(), Some(&Progress::Waiting));
+    let directory = format!("0.1.0-{}", added.executable.digest.short());
+    assert!(machine.paths.lib.join(directory).join("beanpole").is_file());
+
+    // The key opens the agent's socket and nothing else.
+    let authorized = machine.paths.home.join(".ssh/authorized_keys");
+    let line = std::fs::read_to_string(&authorized).expect("authorized_keys");
+    assert_eq!(
+        line,
+        format!("restrict,port-forwarding {}\n", machine.key.public_line())
+    );
+    let session = ssh::connect(&added.target, &Options::default())
+        .await
+        .expect("the controller's key");
+    let output = session
+        .exec("id", futures::stream::empty(), Duration::from_secs(10))
+        .await
+        .expect("a refusal, politely");
+    assert_ne!(output.status, Some(0), "{output:?}");
+
+    // Again: nothing changes, the agent runs on. Through a bastion this time.
+    let (supervisor, agent) = (machine.pid("supervisor.pid"), machine.pid("agent.pid"));
+    let bastion = Sshd::start("ed25519");
+    bastion.authorize(machine.key.public_line());
+    let mut through = admin();
+    through.jump = Some(Arc::new(bastion.target()));
+    let (again, _) = machine.add(through, &first).await;
+    assert!(!again.uploaded);
+    assert!(again.target.jump.is_some());
+    assert_eq!(machine.pid("supervisor.pid"), supervisor);
+    assert_eq!(machine.pid("agent.pid"), agent);
+
+    // Another executable: the agent is renewed under the same parent.
+    let (renewed, _) = machine.add(admin(), &machine.executable("second")).await;
+    assert!(renewed.uploaded);
+    assert_ne!(renewed.executable.digest, added.executable.digest);
+    assert_eq!(machine.pid("supervisor.pid"), supervisor);
+    assert_ne!(machine.pid("agent.pid"), agent);
+
+    // Damage is repaired.
+    std::fs::remove_file(&authorized).expect("remove");
+    std::fs::remove_dir_all(&machine.paths.lib).expect("remove");
+    let (repaired, _) = machine.add(admin(), &machine.executable("second")).await;
+    assert!(repaired.uploaded);
+    eventually("the key is back", || authorized.exists()).await;
+}
+
+/// A user of this machine that may log in.
+struct User(String);
+
+impl User {
+    fn new(name: &str, sshd: &Sshd) -> Self {
+        let user = Self(format!("bp-{name}-{}", std::process::id()));
+        let home = sshd.directory.path().join(name);
+        let status = Command::new("useradd")
+            .args([
+                "--create-home",
+                "--shell",
+                "/bin/sh",
+                "--password",
+                "*",
+                "--home-dir",
+            ])
+            .arg(&home)
+            .arg(&user.0)
+            .status()
+            .expect("useradd runs");
+        assert!(status.success());
+        std::fs::create_dir(home.join(".ssh")).expect("create");
+        std::fs::write(
+            home.join(".ssh/authorized_keys"),
+            format!("{}\n", sshd.client.public_line()),
+        )
+        .expect("write");
+        Command::new("chmod")
+            .args(["-R", "go+rX"])
+            .arg(&home)
+            .status()
+            .expect("chmod runs");
+        user
+    }
+
+    fn sudoers(&self) -> PathBuf {
+        PathBuf::from(format!("/etc/sudoers.d/{}", self.0))
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(self.sudoers());
+        let _ = Command::new("userdel").args(["-f", &self.0]).output();
+    }
+}
+
+#[tokio::test]
+async fn a_user_without_passwordless_sudo_is_told_what_to_do() {
+    if !sshd_available() {
+        return;
+    }
+    let machine = Machine::new("nosudo");
+    let user = User::new("plain", &machine.sshd);
+    let mut admin = machine.sshd.target();
+    admin.ssh.user.clone_from(&user.0);
+    let setup = machine.setup(admin, &machine.executable("any"));
+    let error = add_host(&setup, &|_| {}).await.expect_err("no root");
+    assert!(
+        matches!(error, BootstrapError::NeedsRoot { .. }),
+        "{error:?}"
+    );
+    assert!(error.is_permanent());
+    let problem = error.problem();
+    assert_eq!(problem.code, "host-needs-root");
+    assert!(problem.hint.expect("hint").contains("NOPASSWD"));
+    assert!(!machine.paths.lib.exists());
+}
+
+#[tokio::test]
+#[ignore = "writes a file to /etc/sudoers.d for its duration"]
+async fn a_user_with_passwordless_sudo_sets_a_host_up() {
+    if !sshd_available() {
+        return;
+    }
+    let machine = Machine::new("sudo");
+    let user = User::new("admin", &machine.sshd);
+    std::fs::write(
+        user.sudoers(),
+        format!("{} ALL=(ALL) NOPASSWD: ALL\n", user.0),
+    )
+    .expect("write");
+    let mut admin = machine.sshd.target();
+    admin.ssh.user.clone_from(&user.0);
+    let (added, steps) = machine.add(admin, &machine.executable("any")).await;
+    assert!(added.uploaded);
+    assert!(
+        steps
+            .iter()
+            .any(|step| matches!(step, Progress::Detected { sudo: true, .. })),
+        "{steps:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_executable_that_does_not_run_there_is_not_installed() {
+    if !sshd_available() {
+        return;
+    }
+    let machine = Machine::new("broken");
+    let broken = machine.root.path().join("broken");
+    std::fs::write(
+        &broken,
+        "#!/bin/sh\necho GLIBC_9.99 not found >&2; exit 1\n",
+    )
+    .expect("write");
+    let setup = machine.setup(machine.sshd.target(), &broken);
+    let error = add_host(&setup, &|_| {}).await.expect_err("does not run");
+    assert!(
+        matches!(error, BootstrapError::DoesNotRun { .. }),
+        "{error:?}"
+    );
+    assert!(error.to_string().contains("GLIBC_9.99"), "{error}");
+    assert!(!machine.paths.lib.join("current").exists());
+}
