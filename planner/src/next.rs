@@ -188,7 +188,8 @@ impl Turn<'_, '_> {
                 ChangeState::Draining { since } => self.draining(batch, change, since)?,
                 ChangeState::Drained => self.act(change)?,
                 ChangeState::Stopping { since } => self.stopping(change, since),
-                ChangeState::Starting { since } => self.starting(change, since)?,
+                ChangeState::Starting { since } => self.starting(change, since, false)?,
+                ChangeState::Checking { since } => self.starting(change, since, true)?,
                 ChangeState::Serving { forced, .. } => self.put_in(change, forced)?,
             }
         }
@@ -342,7 +343,10 @@ impl Turn<'_, '_> {
         }
     }
 
-    fn starting(&mut self, change: &Change, since: Timestamp) -> Step<()> {
+    /// Waits for the new incarnation to run, then has it checked, then for it to prove well. Checks
+    /// begin only once it runs: before, they would meet the incarnation before on the same port, and
+    /// its good answers would count for the new one.
+    fn starting(&mut self, change: &Change, since: Timestamp, checked: bool) -> Step<()> {
         let id = &change.instance;
         let world = self.world;
         let (Some(instance), Some(host)) = (world.instances.get(id), world.hosts.get(&change.host))
@@ -373,6 +377,12 @@ impl Turn<'_, '_> {
             };
             let text = format!("Waiting for {id} on {}: {how}.", host.name);
             return self.blocked(change, "start-timeout", text);
+        }
+        if !checked && matches!(self.plan.gate, Gate::Proxies { .. }) {
+            self.entries.push(Happened::ProbeStarted {
+                instance: id.clone(),
+            });
+            return Ok(());
         }
         let waiting = match self.plan.gate {
             Gate::Proxies { good_checks } => self.unproven(id, good_checks),

@@ -46,8 +46,14 @@ pub enum ChangeState {
         /// Since when.
         since: Timestamp,
     },
-    /// Ordered to start: the incarnation is new, the load balancer only probes it.
+    /// Ordered to start; not in the table, because whatever listens on its port may still be the
+    /// incarnation before.
     Starting {
+        /// Since when.
+        since: Timestamp,
+    },
+    /// The new incarnation runs, and proxies check it.
+    Checking {
         /// Since when.
         since: Timestamp,
     },
@@ -84,9 +90,14 @@ pub enum Happened {
         /// Requests that were still open when its time was up.
         cut: u32,
     },
-    /// Wanted: the new release, the next incarnation, running, mode Probe. Makes the instance when it
-    /// is a launch.
+    /// Wanted: the new release, the next incarnation, running, out of the table. Makes the instance
+    /// when it is a launch.
     Switched {
+        /// Which.
+        instance: InstanceId,
+    },
+    /// The new incarnation runs. Wanted: mode Probe.
+    ProbeStarted {
         /// Which.
         instance: InstanceId,
     },
@@ -169,13 +180,16 @@ pub fn apply(
         }
         Happened::Drained { instance, .. } => Some((instance, &[1][..], S::Drained)),
         Happened::Switched { instance } => Some((instance, &[0, 2][..], S::Starting { since: at })),
+        Happened::ProbeStarted { instance } => {
+            Some((instance, &[4][..], S::Checking { since: at }))
+        }
         Happened::StopOrdered { instance } => {
             Some((instance, &[0, 2][..], S::Stopping { since: at }))
         }
         Happened::Removed { instance } => Some((instance, &[0, 2, 3][..], S::Done)),
         Happened::PutIn { instance, forced } => Some((
             instance,
-            &[0, 4][..],
+            &[0, 4, 7][..],
             S::Serving {
                 since: at,
                 forced: *forced,
@@ -203,6 +217,7 @@ const fn rank(state: &ChangeState) -> u8 {
         ChangeState::Starting { .. } => 4,
         ChangeState::Serving { .. } => 5,
         ChangeState::Done => 6,
+        ChangeState::Checking { .. } => 7,
     }
 }
 

@@ -1,0 +1,354 @@
+//! Records a journal entry: what it wants of instances, how far the plan is, and the event that tells
+//! of it, all in one transaction.
+
+use crate::EngineError;
+use crate::events::{Draft, emit_for};
+use beanpole_planner::{Action, Batch, ChangeState, Happened, Plan, Progress, Stage, World, apply};
+use beanpole_protocol::api::OperationKind;
+use beanpole_protocol::event::Severity;
+use beanpole_protocol::options::DeploymentPolicy;
+use beanpole_protocol::proxy::TargetMode;
+use beanpole_protocol::{HostId, Incarnation, InstanceId, Timestamp};
+use beanpole_store::model::{EnvironmentRecord, InstanceRecord, JournalRecord, OperationRecord};
+use beanpole_store::{StoreError, Tx};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The ports that instances get.
+const PORTS: std::ops::RangeInclusive<u16> = 20_000..=29_999;
+
+/// An operation being taken further within one transaction.
+pub(crate) struct Scene<'s, 't> {
+    pub tx: &'s mut Tx<'t>,
+    pub environment: &'s mut EnvironmentRecord,
+    pub operation: &'s mut OperationRecord,
+    pub now: Timestamp,
+    /// Ports in use, read once per transaction.
+    pub ports: Option<BTreeMap<HostId, BTreeSet<u16>>>,
+}
+
+impl Scene<'_, '_> {
+    /// The plan under way and how far it is; whether it is the way back.
+    pub fn under_way(&self) -> (Plan, Progress, bool) {
+        match &self.operation.back {
+            Some(back) => (back.clone(), self.operation.back_progress.clone(), true),
+            None => (
+                self.operation.plan.clone(),
+                self.operation.progress.clone(),
+                false,
+            ),
+        }
+    }
+
+    /// Writes an event of the operation.
+    pub fn say(
+        &mut self,
+        severity: Severity,
+        code: &str,
+        message: impl Into<String>,
+    ) -> Result<(), StoreError> {
+        let draft = Draft::new(severity, code, message, self.now).operation(self.operation);
+        self.say_draft(draft)
+    }
+
+    pub fn say_draft(&mut self, draft: Draft) -> Result<(), StoreError> {
+        emit_for(self.tx, self.environment, draft).map(|_| ())
+    }
+
+    /// Records one entry.
+    pub fn record(&mut self, world: &World<'_>, entry: &Happened) -> Result<(), EngineError> {
+        let (plan, progress, back) = self.under_way();
+        self.tell(world, &plan, &progress, entry)?;
+        self.want(&plan, entry)?;
+        let progress = apply(progress, self.now, entry)?;
+        if back {
+            self.operation.back_progress = progress;
+        } else {
+            self.operation.progress = progress;
+        }
+        self.operation.entries += 1;
+        self.tx.put(&JournalRecord {
+            operation: self.operation.id.clone(),
+            number: self.operation.entries,
+            at: self.now,
+            back,
+            entry: entry.clone(),
+        })?;
+        Ok(())
+    }
+
+    /// Changes what is wanted of an instance.
+    fn want(&mut self, plan: &Plan, entry: &Happened) -> Result<(), StoreError> {
+        match entry {
+            Happened::DrainStarted { instance } => self.instance(instance, |record| {
+                record.mode = Some(TargetMode::Drain);
+                record.routed = None;
+            }),
+            Happened::ProbeStarted { instance } => self.instance(instance, |record| {
+                record.mode = Some(TargetMode::Probe);
+                record.routed = None;
+            }),
+            Happened::PutIn { instance, .. } => self.instance(instance, |record| {
+                record.mode = Some(TargetMode::Serve);
+                record.routed = None;
+            }),
+            Happened::StopOrdered { instance } => self.instance(instance, |record| {
+                record.mode = None;
+                record.run = false;
+                record.routed = None;
+                record.ordered = None;
+            }),
+            Happened::Removed { instance } => {
+                let key = InstanceRecord::key_of(&self.environment.id, instance);
+                self.tx.delete::<InstanceRecord>(&key)
+            }
+            Happened::Switched { instance } => self.switch(plan, instance),
+            _ => Ok(()),
+        }
+    }
+
+    fn instance(
+        &mut self,
+        id: &InstanceId,
+        change: impl FnOnce(&mut InstanceRecord),
+    ) -> Result<(), StoreError> {
+        let key = InstanceRecord::key_of(&self.environment.id, id);
+        if let Some(mut record) = self.tx.get::<InstanceRecord>(&key)? {
+            change(&mut record);
+            self.tx.put(&record)?;
+        }
+        Ok(())
+    }
+
+    fn switch(&mut self, plan: &Plan, id: &InstanceId) -> Result<(), StoreError> {
+        let Some((_, change)) = plan.changes().find(|(_, change)| change.instance == *id) else {
+            return Ok(());
+        };
+        let key = InstanceRecord::key_of(&self.environment.id, id);
+        let release = match change.action {
+            Action::Launch { release } | Action::Replace { release } => Some(release),
+            _ => None,
+        };
+        let record = match self.tx.get::<InstanceRecord>(&key)? {
+            Some(mut record) => {
+                record.release = release.unwrap_or(record.release);
+                record.incarnation = record.incarnation.next();
+                record.run = true;
+                record.mode = None;
+                record.routed = None;
+                record.ordered = None;
+                record
+            }
+            None => InstanceRecord {
+                id: id.clone(),
+                environment: self.environment.id.clone(),
+                host: change.host.clone(),
+                port: self.free_port(&change.host)?,
+                release: release.unwrap_or_default(),
+                incarnation: Incarnation(1),
+                run: true,
+                mode: None,
+                routed: None,
+                ordered: None,
+                created_at: self.now,
+            },
+        };
+        self.tx.put(&record)
+    }
+
+    fn free_port(&mut self, host: &HostId) -> Result<u16, StoreError> {
+        if self.ports.is_none() {
+            let mut used: BTreeMap<HostId, BTreeSet<u16>> = BTreeMap::new();
+            for instance in self.tx.list::<InstanceRecord>()? {
+                used.entry(instance.host).or_default().insert(instance.port);
+            }
+            self.ports = Some(used);
+        }
+        let used = self
+            .ports
+            .get_or_insert_default()
+            .entry(host.clone())
+            .or_default();
+        let mut range = PORTS;
+        let port = range
+            .find(|port| !used.contains(port))
+            .unwrap_or(*PORTS.start());
+        used.insert(port);
+        Ok(port)
+    }
+
+    /// Writes the events that an entry gives rise to, in the words of Elastic Beanstalk where it has
+    /// some.
+    fn tell(
+        &mut self,
+        world: &World<'_>,
+        plan: &Plan,
+        progress: &Progress,
+        entry: &Happened,
+    ) -> Result<(), StoreError> {
+        let stage = plan.stages.get(progress.stage);
+        match (entry, stage) {
+            (Happened::StageStarted { .. }, Some(Stage::Prepare { release, hosts, .. })) => {
+                let names: Vec<String> = hosts.iter().map(|host| world.host_name(host)).collect();
+                let text = format!("Preparing release {release} on {}.", names.join(", "));
+                self.say(Severity::Info, "release-preparing", text)
+            }
+            (Happened::StageFinished { .. }, Some(Stage::Prepare { release, .. })) => {
+                let text = format!("Release {release} is ready on every host.");
+                self.say(Severity::Info, "release-ready", text)
+            }
+            (Happened::StageStarted { .. }, Some(Stage::Batch(batch))) => {
+                self.tell_batch_started(plan, batch)
+            }
+            (Happened::StageFinished { .. }, Some(Stage::Batch(batch))) => {
+                self.tell_batch_finished(plan, progress, batch)
+            }
+            (Happened::DrainStarted { .. }, Some(Stage::Batch(batch)))
+                if batch_in(progress, batch, |_| true) == 0 =>
+            {
+                let text = format!(
+                    "Batch {}: De-registering instance(s) from the load balancer and waiting for them to go out of service.",
+                    batch.number
+                );
+                self.say(Severity::Info, "batch-deregistering", text)
+            }
+            (Happened::Switched { .. }, Some(Stage::Batch(batch)))
+                if batch_in(progress, batch, started) == 0 && replaces(batch) =>
+            {
+                let text = format!(
+                    "Batch {}: Starting application deployment command execution.",
+                    batch.number
+                );
+                self.say(Severity::Info, "batch-executing", text)
+            }
+            (Happened::PutIn { .. }, Some(Stage::Batch(batch)))
+                if batch_in(progress, batch, put_in) == 0 =>
+            {
+                let text = format!(
+                    "Batch {}: Registering instance(s) with the load balancer and waiting for them to be healthy.",
+                    batch.number
+                );
+                self.say(Severity::Info, "batch-registering", text)
+            }
+            (Happened::Drained { instance, cut }, _) if *cut > 0 => {
+                let text = format!(
+                    "{instance} still had {cut} open requests when its time to finish them was up."
+                );
+                let draft = Draft::new(Severity::Warn, "requests-cut", text, self.now)
+                    .operation(self.operation)
+                    .instance(Some(instance));
+                self.say_draft(draft)
+            }
+            (Happened::InService { instance }, _) => {
+                let text = format!("{instance} is healthy and in service.");
+                let draft = Draft::new(Severity::Info, "instance-in-service", text, self.now)
+                    .operation(self.operation)
+                    .instance(Some(instance));
+                self.say_draft(draft)
+            }
+            (Happened::Removed { instance }, _) => {
+                let text = format!("{instance} is gone.");
+                let draft = Draft::new(Severity::Info, "instance-removed", text, self.now)
+                    .operation(self.operation)
+                    .instance(Some(instance));
+                self.say_draft(draft)
+            }
+            (Happened::Failed { failure }, _) => {
+                let mut text = match &failure.instance {
+                    Some(id) => format!("[Instance: {id}] {}", failure.message),
+                    None => failure.message.clone(),
+                };
+                if let (Some(probe), Some(answer)) = (&failure.probe, &failure.answer) {
+                    text = format!("{text} {probe} answered: {answer}.");
+                }
+                let draft = Draft::new(Severity::Error, &failure.code, text, self.now)
+                    .operation(self.operation)
+                    .instance(failure.instance.as_ref())
+                    .details(failure.log.clone());
+                self.say_draft(draft)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn tell_batch_started(&mut self, plan: &Plan, batch: &Batch) -> Result<(), StoreError> {
+        let ids: Vec<&str> = batch.changes.iter().map(|c| c.instance.as_str()).collect();
+        let ids = ids.join(", ");
+        let number = batch.number;
+        let word = batch.changes.first().map_or("", |c| c.action.word());
+        let text = match word {
+            "launch" => format!("Batch {number}: Launching instance(s) [{ids}]."),
+            "remove" => format!("Batch {number}: Removing instance(s) [{ids}]."),
+            "return" => format!("Batch {number}: Returning instance(s) [{ids}] to service."),
+            "restart" => {
+                format!("Batch {number}: Restarting application server(s) on instance(s) [{ids}].")
+            }
+            _ if plan.policy == Some(DeploymentPolicy::AllAtOnce) => {
+                "Deploying new version to instance(s).".to_owned()
+            }
+            _ => format!("Batch {number}: Starting application deployment on instance(s) [{ids}]."),
+        };
+        self.say(Severity::Info, "batch-started", text)
+    }
+
+    fn tell_batch_finished(
+        &mut self,
+        plan: &Plan,
+        progress: &Progress,
+        batch: &Batch,
+    ) -> Result<(), StoreError> {
+        let number = batch.number;
+        if replaces(batch) && self.operation.kind != OperationKind::Terminate {
+            let all: Vec<_> = plan
+                .changes()
+                .filter(|(_, change)| change.action != Action::Remove)
+                .collect();
+            let of = all.len();
+            let done = all
+                .iter()
+                .filter(|(_, change)| progress.of(&change.instance) == ChangeState::Done)
+                .count();
+            let text =
+                format!("Command execution completed on {done} of {of} instances in environment.");
+            self.say(Severity::Info, "commands-completed", text)?;
+        }
+        let text = match batch.changes.first().map(|change| change.action) {
+            Some(Action::Remove) => format!("Batch {number}: Removed instance(s)."),
+            Some(Action::Return) => format!("Batch {number}: Returned instance(s) to service."),
+            _ => format!("Batch {number}: Completed application deployment."),
+        };
+        self.say(Severity::Info, "batch-completed", text)
+    }
+}
+
+fn replaces(batch: &Batch) -> bool {
+    batch.changes.iter().any(|change| {
+        matches!(
+            change.action,
+            Action::Launch { .. } | Action::Replace { .. } | Action::Restart
+        )
+    })
+}
+
+/// How many of a batch have been touched and are in such a state.
+fn batch_in(progress: &Progress, batch: &Batch, is: fn(&ChangeState) -> bool) -> usize {
+    batch
+        .changes
+        .iter()
+        .filter_map(|change| progress.changes.get(&change.instance))
+        .filter(|state| is(state))
+        .count()
+}
+
+fn started(state: &ChangeState) -> bool {
+    matches!(
+        state,
+        ChangeState::Starting { .. }
+            | ChangeState::Checking { .. }
+            | ChangeState::Serving { .. }
+            | ChangeState::Done
+    )
+}
+
+fn put_in(state: &ChangeState) -> bool {
+    matches!(state, ChangeState::Serving { .. } | ChangeState::Done)
+}

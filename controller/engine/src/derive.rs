@@ -1,0 +1,262 @@
+//! From records to what hosts shall hold and where requests go. Derived afresh every turn; a new
+//! generation only where the content differs from what is stored.
+
+use crate::turn::Turn;
+use crate::{Engine, EngineError, Observed};
+use beanpole_planner::Stage;
+use beanpole_protocol::agent::{HostOrders, InstanceOrder, ReleaseKey, ReleaseOrder};
+use beanpole_protocol::api::{EnvironmentStatus, Tier};
+use beanpole_protocol::proxy::{Route, RoutingTable, Target, TargetPool, WeightedPool};
+use beanpole_protocol::{EnvironmentId, Generation, HostId, ReleaseNumber};
+use beanpole_store::StoreError;
+use beanpole_store::model::{
+    EnvironmentRecord, HostOrdersRecord, HostRecord, InstanceRecord, OperationRecord,
+    ReleaseRecord, TableRecord,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+/// Everything that orders and the table are made from.
+struct Records {
+    environments: BTreeMap<EnvironmentId, EnvironmentRecord>,
+    hosts: BTreeMap<HostId, HostRecord>,
+    instances: Vec<InstanceRecord>,
+    releases: BTreeMap<(EnvironmentId, ReleaseNumber), ReleaseRecord>,
+    operations: Vec<OperationRecord>,
+}
+
+impl Engine {
+    pub(crate) fn derive(&self, observed: &Observed, turn: &mut Turn) -> Result<(), EngineError> {
+        let records = self.records()?;
+        let mut orders_changed: Vec<HostOrdersRecord> = Vec::new();
+        let mut orders_now: BTreeMap<HostId, Generation> = BTreeMap::new();
+        for id in records.hosts.keys() {
+            let stored = self.host_orders(id)?;
+            let mut fresh = records.orders(id);
+            fresh.generation = stored.generation;
+            let held = observed
+                .hosts
+                .get(id)
+                .and_then(|seen| seen.report.as_ref())
+                .map_or(Generation(0), |report| report.generation);
+            // A host that holds a newer generation than was ever given out met a store that was
+            // restored from a backup: outrun it, or it would refuse everything.
+            if fresh != stored || stored.generation.0 == 0 || held > stored.generation {
+                fresh.generation = stored.generation.max(held).next();
+                orders_changed.push(HostOrdersRecord {
+                    host: id.clone(),
+                    orders: fresh.clone(),
+                });
+            }
+            orders_now.insert(id.clone(), fresh.generation);
+        }
+        let stored = self.routing_table()?;
+        let mut table = records.table(&self.config.domain);
+        table.generation = stored.generation;
+        let held = observed
+            .proxies
+            .values()
+            .filter_map(|seen| seen.report.as_ref())
+            .map(|report| report.generation)
+            .max()
+            .unwrap_or_default();
+        let table_changed = table != stored || stored.generation.0 == 0 || held > stored.generation;
+        if table_changed {
+            table.generation = stored.generation.max(held).next();
+        }
+        let mut marked: Vec<InstanceRecord> = Vec::new();
+        for instance in &records.instances {
+            let mut fresh = instance.clone();
+            if fresh.routed.is_none() {
+                fresh.routed = Some(table.generation);
+            }
+            if fresh.ordered.is_none() {
+                fresh.ordered = orders_now.get(&fresh.host).copied();
+            }
+            if fresh != *instance {
+                marked.push(fresh);
+            }
+        }
+        if orders_changed.is_empty() && !table_changed && marked.is_empty() {
+            return Ok(());
+        }
+        self.store.update(|tx| {
+            for record in &orders_changed {
+                tx.put(record)?;
+            }
+            if table_changed {
+                tx.put(&TableRecord {
+                    table: table.clone(),
+                })?;
+            }
+            for record in &marked {
+                tx.put(record)?;
+            }
+            Ok::<_, StoreError>(())
+        })?;
+        turn.hosts_changed = orders_changed.into_iter().map(|r| r.host).collect();
+        turn.table_changed = table_changed;
+        Ok(())
+    }
+
+    fn records(&self) -> Result<Records, StoreError> {
+        let environments: BTreeMap<_, _> = self
+            .store
+            .list::<EnvironmentRecord>()?
+            .into_iter()
+            .filter(|env| env.status != EnvironmentStatus::Terminated)
+            .map(|env| (env.id.clone(), env))
+            .collect();
+        let mut operations = Vec::new();
+        for id in environments.values().filter_map(|e| e.operation.as_ref()) {
+            operations.extend(
+                self.store
+                    .get::<OperationRecord>(&OperationRecord::key_of(id))?,
+            );
+        }
+        Ok(Records {
+            environments,
+            hosts: self
+                .store
+                .list::<HostRecord>()?
+                .into_iter()
+                .map(|host| (host.id.clone(), host))
+                .collect(),
+            instances: self.store.list()?,
+            releases: self
+                .store
+                .list::<ReleaseRecord>()?
+                .into_iter()
+                .map(|release| ((release.environment.clone(), release.number), release))
+                .collect(),
+            operations,
+        })
+    }
+}
+
+impl Records {
+    fn orders(&self, host: &HostId) -> HostOrders {
+        let mut wanted: BTreeSet<(EnvironmentId, ReleaseNumber)> = BTreeSet::new();
+        let mut instances = Vec::new();
+        let mut present: BTreeSet<&EnvironmentId> = BTreeSet::new();
+        for instance in self.instances.iter().filter(|i| i.host == *host) {
+            let Some(environment) = self.environments.get(&instance.environment) else {
+                continue;
+            };
+            let key = (instance.environment.clone(), instance.release);
+            let Some(release) = self.releases.get(&key) else {
+                continue;
+            };
+            present.insert(&environment.id);
+            wanted.insert((key.0, release.tree));
+            instances.push(InstanceOrder {
+                id: instance.id.clone(),
+                environment: instance.environment.clone(),
+                release: release.tree,
+                incarnation: instance.incarnation,
+                run: instance.run,
+                port: instance.port,
+                stop_grace_ms: release.settings.stop_grace_ms(),
+                limits: release.settings.limits(),
+            });
+        }
+        for operation in &self.operations {
+            let plan = operation.back.as_ref().unwrap_or(&operation.plan);
+            for stage in &plan.stages {
+                if let Stage::Prepare { tree, hosts, .. } = stage
+                    && hosts.contains(host)
+                {
+                    wanted.insert((operation.environment.clone(), *tree));
+                }
+            }
+        }
+        for id in present {
+            let keep = self.environments[id].settings.deployment().keep_releases as usize;
+            let mut lived: Vec<&ReleaseRecord> = self
+                .releases
+                .range((id.clone(), ReleaseNumber(0))..=(id.clone(), ReleaseNumber(u64::MAX)))
+                .map(|(_, release)| release)
+                .filter(|release| release.live_at.is_some())
+                .collect();
+            lived.sort_by_key(|release| std::cmp::Reverse((release.live_at, release.number)));
+            let mut trees: Vec<ReleaseNumber> = Vec::new();
+            for release in lived {
+                if trees.len() < keep && !trees.contains(&release.tree) {
+                    trees.push(release.tree);
+                }
+            }
+            wanted.extend(trees.into_iter().map(|tree| (id.clone(), tree)));
+        }
+        let releases = wanted
+            .into_iter()
+            .filter_map(|key| self.release_order(&key))
+            .collect();
+        HostOrders {
+            generation: Generation(0),
+            releases,
+            instances,
+        }
+    }
+
+    fn release_order(&self, key: &(EnvironmentId, ReleaseNumber)) -> Option<ReleaseOrder> {
+        let environment = self.environments.get(&key.0)?;
+        let release = self.releases.get(key)?;
+        Some(ReleaseOrder {
+            key: ReleaseKey {
+                environment: key.0.clone(),
+                number: key.1,
+            },
+            application: environment.application.clone(),
+            environment_name: environment.name.clone(),
+            version: release.version.clone(),
+            bundle: release.bundle.clone(),
+            bundle_size: release.bundle_size,
+            platform: release.platform,
+            properties: release.settings.properties(),
+            options: release.settings.platform_options(),
+            prepare_timeout_ms: release.settings.deployment().timeout_ms,
+        })
+    }
+
+    fn table(&self, domain: &str) -> RoutingTable {
+        let mut table = RoutingTable::default();
+        for environment in self.environments.values() {
+            let (Tier::Web, Some(cname)) = (environment.tier, &environment.cname) else {
+                continue;
+            };
+            let targets = self
+                .instances
+                .iter()
+                .filter(|instance| instance.environment == environment.id)
+                .filter_map(|instance| {
+                    let host = self.hosts.get(&instance.host)?;
+                    let address: IpAddr = host.instance_address.parse().ok()?;
+                    Some(Target {
+                        instance: instance.id.clone(),
+                        incarnation: instance.incarnation,
+                        release: instance.release,
+                        address: SocketAddr::new(address, instance.port),
+                        mode: instance.mode?,
+                    })
+                })
+                .collect();
+            table.routes.push(Route {
+                host: format!("{cname}.{domain}").to_lowercase(),
+                pools: vec![WeightedPool {
+                    pool: environment.name.to_string(),
+                    weight: 1,
+                }],
+            });
+            table.pools.push(TargetPool {
+                name: environment.name.to_string(),
+                environment: environment.id.clone(),
+                environment_name: environment.name.clone(),
+                application: environment.application.clone(),
+                algorithm: environment.settings.algorithm(),
+                check: environment.settings.health_check(),
+                targets,
+            });
+        }
+        table
+    }
+}

@@ -1,0 +1,248 @@
+//! How operations end: what they leave behind, and the last event, which clients wait for.
+
+use crate::apply::Scene;
+use crate::{Engine, Observed, traffic};
+use beanpole_protocol::Timestamp;
+use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus};
+use beanpole_protocol::event::Severity;
+use beanpole_store::model::{
+    EnvironmentRecord, EventIndexRecord, EventRecord, InstanceRecord, JournalRecord,
+    OperationIndexRecord, OperationRecord, ReleaseRecord,
+};
+use beanpole_store::{Record, StoreError, Tx};
+use std::time::Duration;
+
+/// The pause after mending failed, doubled each time, in milliseconds.
+const MEND_PAUSE_MS: u64 = 60_000;
+/// The longest pause.
+const MEND_PAUSE_MAX_MS: u64 = 3_600_000;
+
+/// Sets when mending may be tried again.
+pub(crate) fn pause_mending(environment: &mut EnvironmentRecord, now: Timestamp) {
+    let pause = MEND_PAUSE_MS
+        .saturating_mul(1 << environment.mend_failures.min(10))
+        .min(MEND_PAUSE_MAX_MS);
+    environment.mend_failures += 1;
+    environment.mend_after = Some(now.after(Duration::from_millis(pause)));
+}
+
+impl Engine {
+    /// Ends an operation. The caller stores the records.
+    pub(crate) fn finish(
+        &self,
+        scene: &mut Scene<'_, '_>,
+        observed: &Observed,
+        status: OperationStatus,
+    ) -> Result<(), StoreError> {
+        let now = scene.now;
+        let succeeded = status == OperationStatus::Succeeded;
+        let kind = scene.operation.kind;
+        traffic::advance(
+            &mut scene.operation.traffic,
+            &scene.environment.id,
+            observed,
+        );
+        scene.operation.status = status;
+        scene.operation.finished_at = Some(now);
+        if let Some(to) = scene.operation.to
+            && scene.operation.from != Some(to)
+        {
+            let key = ReleaseRecord::key_of(&scene.environment.id, to);
+            if let Some(mut release) = scene.tx.get::<ReleaseRecord>(&key)? {
+                release.outcome = Some(status);
+                if succeeded {
+                    release.live_at = Some(now);
+                    scene.environment.live = Some(to);
+                }
+                scene.tx.put(&release)?;
+            }
+        }
+        let held = !succeeded && scene.operation.no_auto_rollback && scene.operation.back.is_none();
+        if !succeeded
+            && !held
+            && scene.operation.from.is_some()
+            && let Some(before) = scene.operation.settings_before.clone()
+        {
+            scene.environment.settings = before;
+        }
+        scene.environment.hold = held;
+        if succeeded {
+            scene.environment.mend_failures = 0;
+            scene.environment.mend_after = None;
+        } else {
+            pause_mending(scene.environment, now);
+        }
+        scene.environment.operation = None;
+        scene.environment.updated_at = now;
+        scene.environment.status = EnvironmentStatus::Ready;
+        if kind == OperationKind::Terminate && succeeded {
+            scene.environment.status = EnvironmentStatus::Terminated;
+            scene.environment.terminated_at = Some(now);
+            let prefix = InstanceRecord::prefix(&scene.environment.id);
+            for left in scene.tx.list_prefix::<InstanceRecord>(&prefix)? {
+                scene.tx.delete::<InstanceRecord>(&left.key())?;
+            }
+        }
+        scene.operation.message = Some(message(scene.operation, scene.environment));
+        self.last_words(scene)?;
+        self.trim(scene.tx, scene.environment, kind)
+    }
+
+    /// The last events of an operation. What a waiting client ends on comes last.
+    fn last_words(&self, scene: &mut Scene<'_, '_>) -> Result<(), StoreError> {
+        use OperationKind as K;
+        let kind = scene.operation.kind;
+        let name = scene.environment.name.clone();
+        if scene.operation.status == OperationStatus::Succeeded {
+            let last = match kind {
+                K::Create => format!("Successfully launched environment: {name}"),
+                K::Deploy | K::Rollback => {
+                    scene.say(
+                        Severity::Info,
+                        "version-deployed",
+                        "New application version was deployed to running instances.",
+                    )?;
+                    "Environment update completed successfully.".to_owned()
+                }
+                K::Configure | K::Scale => {
+                    "Successfully deployed new configuration to environment.".to_owned()
+                }
+                K::Restart => "restartAppServer completed successfully.".to_owned(),
+                K::Replace => "The environment's instances are complete again.".to_owned(),
+                K::Terminate => "terminateEnvironment completed successfully.".to_owned(),
+            };
+            return scene.say(Severity::Info, "operation-succeeded", last);
+        }
+        let detail = scene.operation.message.clone().unwrap_or_default();
+        let severity = if scene.operation.status == OperationStatus::Failed {
+            Severity::Error
+        } else {
+            Severity::Warn
+        };
+        scene.say(severity, "operation-outcome", detail)?;
+        if let Some(request) = scene.operation.aborted_by.clone() {
+            let draft = crate::Draft::new(
+                Severity::Info,
+                "abort-completed",
+                "abortEnvironmentUpdate completed successfully.",
+                scene.now,
+            )
+            .request(&request)
+            .operation_id(&scene.operation.id.clone());
+            scene.say_draft(draft)?;
+        }
+        let last = match kind {
+            K::Create => "Failed to launch environment.",
+            K::Deploy | K::Rollback => "Failed to deploy application.",
+            K::Configure | K::Scale => "Failed to deploy configuration.",
+            K::Restart => "Failed to restart application servers.",
+            K::Replace => "Failed to complete the environment's instances.",
+            K::Terminate => "Failed to terminate environment.",
+        };
+        scene.say(Severity::Error, "operation-failed", last)
+    }
+
+    /// Keeps the history within its bounds.
+    fn trim(
+        &self,
+        tx: &mut Tx<'_>,
+        environment: &EnvironmentRecord,
+        kind: OperationKind,
+    ) -> Result<(), StoreError> {
+        let events =
+            tx.list_prefix::<EventIndexRecord>(&EventIndexRecord::prefix(&environment.id))?;
+        let surplus = events.len().saturating_sub(self.config.events_kept);
+        drop_events(tx, &events[..surplus])?;
+        let operations =
+            tx.list_prefix::<OperationIndexRecord>(&OperationIndexRecord::prefix(&environment.id))?;
+        let surplus = operations.len().saturating_sub(self.config.operations_kept);
+        drop_operations(tx, &operations[..surplus])?;
+        if kind == OperationKind::Terminate {
+            let mut gone: Vec<EnvironmentRecord> = tx
+                .list::<EnvironmentRecord>()?
+                .into_iter()
+                .filter(|env| env.terminated_at.is_some() && env.id != environment.id)
+                .collect();
+            gone.sort_by_key(|env| (env.terminated_at, env.id.clone()));
+            let surplus = gone.len().saturating_sub(self.config.terminated_kept);
+            for env in &gone[..surplus] {
+                forget(tx, env)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Forgets a terminated environment and all that belongs to it.
+fn forget(tx: &mut Tx<'_>, environment: &EnvironmentRecord) -> Result<(), StoreError> {
+    let id = &environment.id;
+    let events = tx.list_prefix::<EventIndexRecord>(&EventIndexRecord::prefix(id))?;
+    drop_events(tx, &events)?;
+    let operations = tx.list_prefix::<OperationIndexRecord>(&OperationIndexRecord::prefix(id))?;
+    drop_operations(tx, &operations)?;
+    for release in tx.list_prefix::<ReleaseRecord>(&ReleaseRecord::prefix(id))? {
+        tx.delete::<ReleaseRecord>(&release.key())?;
+    }
+    tx.delete::<EnvironmentRecord>(&environment.key())
+}
+
+fn drop_events(tx: &mut Tx<'_>, events: &[EventIndexRecord]) -> Result<(), StoreError> {
+    for index in events {
+        tx.delete::<EventRecord>(&EventRecord::key_of(index.event))?;
+        tx.delete::<EventIndexRecord>(&index.key())?;
+    }
+    Ok(())
+}
+
+fn drop_operations(tx: &mut Tx<'_>, operations: &[OperationIndexRecord]) -> Result<(), StoreError> {
+    for index in operations {
+        for entry in tx.list_prefix::<JournalRecord>(&JournalRecord::prefix(&index.operation))? {
+            tx.delete::<JournalRecord>(&entry.key())?;
+        }
+        tx.delete::<OperationRecord>(&OperationRecord::key_of(&index.operation))?;
+        tx.delete::<OperationIndexRecord>(&index.key())?;
+    }
+    Ok(())
+}
+
+/// How it ended, in a sentence or two.
+fn message(operation: &OperationRecord, environment: &EnvironmentRecord) -> String {
+    let why = operation
+        .failure
+        .as_ref()
+        .map(|failure| failure.message.clone())
+        .unwrap_or_default();
+    let stands = match environment.live {
+        Some(live) => format!("release {live}"),
+        None => "no release".to_owned(),
+    };
+    match operation.status {
+        OperationStatus::Succeeded => match (operation.kind, &operation.version, operation.to) {
+            (OperationKind::Deploy | OperationKind::Rollback, Some(version), Some(to)) => {
+                format!("Version {version} is live as release {to}.")
+            }
+            _ => "Done.".to_owned(),
+        },
+        OperationStatus::RolledBack => {
+            format!("{why} The environment is back on {stands}.")
+        }
+        OperationStatus::Aborted => {
+            format!("It was aborted. The environment is back on {stands}.")
+        }
+        _ if operation.back.is_some() => format!(
+            "{why} Going back failed too: {} Instances may run different versions; deploy again once the cause is mended.",
+            operation
+                .back_progress
+                .failed
+                .as_ref()
+                .map(|failure| failure.message.clone())
+                .unwrap_or_default()
+        ),
+        _ if operation.from.is_none() => {
+            format!("{why} There is no release to go back to; the environment was left as it is.")
+        }
+        _ => format!(
+            "{why} During an aborted deployment, some instances may have deployed the new application version. To ensure all instances are running the same version, re-deploy the appropriate application version."
+        ),
+    }
+}

@@ -1,0 +1,99 @@
+//! What was last seen of hosts and proxies. In memory only: after a restart it is asked for anew.
+
+use beanpole_planner::Reach;
+use beanpole_protocol::agent::HostReport;
+use beanpole_protocol::proxy::ProxyReport;
+use beanpole_protocol::{HostId, Timestamp};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// After that long without a word, reasons mention it, in milliseconds.
+const SILENT_AFTER_MS: u64 = 10_000;
+
+/// What was last seen.
+///
+/// Every proxy that exists has to be in here, with or without a report: a drain is over only when
+/// every one of them has confirmed it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    /// Hosts.
+    pub hosts: BTreeMap<HostId, HostObserved>,
+    /// Proxies by name.
+    pub proxies: BTreeMap<String, ProxyObserved>,
+}
+
+/// What was last seen of a host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostObserved {
+    /// Whether the link stands.
+    pub connected: bool,
+    /// When it was last heard of; when it was registered, until then.
+    pub last_seen: Option<Timestamp>,
+    /// What its agent said last.
+    pub report: Option<HostReport>,
+}
+
+/// What was last seen of a proxy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProxyObserved {
+    /// Whether the link stands.
+    pub connected: bool,
+    /// When it was last heard of.
+    pub last_seen: Option<Timestamp>,
+    /// What it said last.
+    pub report: Option<ProxyReport>,
+}
+
+impl Observed {
+    /// Makes a host known. Time for it to be heard of counts from now.
+    pub fn register_host(&mut self, host: &HostId, now: Timestamp) {
+        let seen = self.hosts.entry(host.clone()).or_default();
+        seen.last_seen.get_or_insert(now);
+    }
+
+    /// Makes a proxy known.
+    pub fn register_proxy(&mut self, proxy: &str) {
+        self.proxies.entry(proxy.to_owned()).or_default();
+    }
+
+    /// Takes a host's report in.
+    pub fn host_report(&mut self, host: &HostId, report: HostReport, now: Timestamp) {
+        let seen = self.hosts.entry(host.clone()).or_default();
+        seen.connected = true;
+        seen.last_seen = Some(now);
+        seen.report = Some(report);
+    }
+
+    /// Takes a proxy's report in.
+    pub fn proxy_report(&mut self, proxy: &str, report: ProxyReport, now: Timestamp) {
+        let seen = self.proxies.entry(proxy.to_owned()).or_default();
+        seen.connected = true;
+        seen.last_seen = Some(now);
+        seen.report = Some(report);
+    }
+
+    /// Notes whether the link to a host stands.
+    pub fn host_connected(&mut self, host: &HostId, connected: bool) {
+        self.hosts.entry(host.clone()).or_default().connected = connected;
+    }
+
+    /// Notes whether the link to a proxy stands.
+    pub fn proxy_connected(&mut self, proxy: &str, connected: bool) {
+        self.proxies.entry(proxy.to_owned()).or_default().connected = connected;
+    }
+
+    /// Whether a host can be reached.
+    pub fn reach(&self, host: &HostId, now: Timestamp, unreachable_after_ms: u64) -> Reach {
+        let Some(seen) = self.hosts.get(host).and_then(|host| host.last_seen) else {
+            return Reach::Silent(now);
+        };
+        let quiet = now.since(seen);
+        if quiet >= Duration::from_millis(unreachable_after_ms) {
+            Reach::Lost(seen)
+        } else if quiet >= Duration::from_millis(SILENT_AFTER_MS) {
+            Reach::Silent(seen)
+        } else {
+            Reach::Here
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Reading: the same questions to the store and to a transaction, and the planner's view of it all.
+
+use crate::{Engine, Observed};
+use beanpole_planner::Gate;
+use beanpole_planner::{HostState, InstanceState, Place, ProxyState, Rules, Timeouts, World};
+use beanpole_protocol::api::{EnvironmentStatus, Tier};
+use beanpole_protocol::options::OptionSettings;
+use beanpole_protocol::{EnvironmentId, EnvironmentName, HostId, ReleaseNumber, Timestamp};
+use beanpole_store::model::{EnvironmentRecord, HostRecord, InstanceRecord, ReleaseRecord};
+use beanpole_store::{Record, Store, StoreError, Tx};
+use std::collections::BTreeMap;
+
+/// How long a worker has to run before it counts as started, in milliseconds: longer than the first
+/// restart pause, so that an app that ends at once is noticed.
+pub(crate) const SETTLE_MS: u64 = 3_000;
+
+/// What both the store and a transaction can be asked.
+pub(crate) trait Reader {
+    fn one<R: Record>(&self, key: &[u8]) -> Result<Option<R>, StoreError>;
+    fn all<R: Record>(&self) -> Result<Vec<R>, StoreError>;
+    fn under<R: Record>(&self, prefix: &[u8]) -> Result<Vec<R>, StoreError>;
+}
+
+impl Reader for Store {
+    fn one<R: Record>(&self, key: &[u8]) -> Result<Option<R>, StoreError> {
+        self.get(key)
+    }
+    fn all<R: Record>(&self) -> Result<Vec<R>, StoreError> {
+        self.list()
+    }
+    fn under<R: Record>(&self, prefix: &[u8]) -> Result<Vec<R>, StoreError> {
+        self.list_prefix(prefix)
+    }
+}
+
+impl Reader for Tx<'_> {
+    fn one<R: Record>(&self, key: &[u8]) -> Result<Option<R>, StoreError> {
+        self.get(key)
+    }
+    fn all<R: Record>(&self) -> Result<Vec<R>, StoreError> {
+        self.list()
+    }
+    fn under<R: Record>(&self, prefix: &[u8]) -> Result<Vec<R>, StoreError> {
+        self.list_prefix(prefix)
+    }
+}
+
+/// The environment of that name that is not terminated.
+pub(crate) fn find_environment(
+    reader: &impl Reader,
+    name: &EnvironmentName,
+) -> Result<Option<EnvironmentRecord>, StoreError> {
+    Ok(reader
+        .all::<EnvironmentRecord>()?
+        .into_iter()
+        .find(|env| env.name == *name && env.status != EnvironmentStatus::Terminated))
+}
+
+/// A release of an environment.
+pub(crate) fn release(
+    reader: &impl Reader,
+    environment: &EnvironmentId,
+    number: ReleaseNumber,
+) -> Result<Option<ReleaseRecord>, StoreError> {
+    reader.one(&ReleaseRecord::key_of(environment, number))
+}
+
+/// What holds for plans under these settings.
+pub(crate) fn rules(settings: &OptionSettings, tier: Tier) -> Rules {
+    let deployment = settings.deployment();
+    Rules {
+        gate: match tier {
+            Tier::Web => Gate::Proxies {
+                good_checks: settings.health_check().healthy_threshold,
+            },
+            Tier::Worker => Gate::Settle { for_ms: SETTLE_MS },
+        },
+        timeouts: Timeouts {
+            prepare_ms: deployment.timeout_ms,
+            batch_ms: deployment.timeout_ms,
+            drain_ms: deployment.drain_timeout_ms,
+            stop_ms: settings.stop_grace_ms(),
+        },
+        ignore_health: deployment.ignore_health_check,
+        needs: Place {
+            memory: settings.limits().memory_bytes,
+            labels: BTreeMap::new(),
+        },
+    }
+}
+
+impl Engine {
+    /// An environment as the planner sees it. `whole` also counts what all hosts hold, which only
+    /// placement needs.
+    pub(crate) fn world<'o>(
+        &self,
+        reader: &impl Reader,
+        environment: &EnvironmentRecord,
+        observed: &'o Observed,
+        now: Timestamp,
+        whole: bool,
+    ) -> Result<World<'o>, StoreError> {
+        let mut hosts: BTreeMap<HostId, HostState<'o>> = BTreeMap::new();
+        for host in reader.all::<HostRecord>()? {
+            hosts.insert(host.id.clone(), self.host_state(&host, observed, now));
+        }
+        if whole {
+            let mut limits: BTreeMap<(EnvironmentId, ReleaseNumber), u64> = BTreeMap::new();
+            for instance in reader.all::<InstanceRecord>()? {
+                let key = (instance.environment.clone(), instance.release);
+                if !limits.contains_key(&key) {
+                    let memory = release(reader, &key.0, key.1)?
+                        .and_then(|release| release.settings.limits().memory_bytes);
+                    limits.insert(key.clone(), memory.unwrap_or(0));
+                }
+                if let Some(host) = hosts.get_mut(&instance.host) {
+                    host.instances += 1;
+                    host.promised_memory += limits[&key];
+                }
+            }
+        }
+        let instances = reader
+            .under::<InstanceRecord>(&InstanceRecord::prefix(&environment.id))?
+            .into_iter()
+            .map(|instance| (instance.id.clone(), instance_state(instance)))
+            .collect();
+        Ok(World {
+            environment: environment.id.clone(),
+            instances,
+            hosts,
+            proxies: observed
+                .proxies
+                .iter()
+                .map(|(name, seen)| {
+                    ProxyState::new(name.clone(), seen.last_seen, seen.report.as_ref())
+                })
+                .collect(),
+            web: environment.tier == Tier::Web,
+        })
+    }
+
+    pub(crate) fn host_state<'o>(
+        &self,
+        host: &HostRecord,
+        observed: &'o Observed,
+        now: Timestamp,
+    ) -> HostState<'o> {
+        HostState {
+            name: host.name.to_string(),
+            reach: observed.reach(&host.id, now, self.config.unreachable_after_ms),
+            draining: host.draining || host.removing,
+            labels: host.labels.clone(),
+            instances: 0,
+            promised_memory: 0,
+            report: observed
+                .hosts
+                .get(&host.id)
+                .and_then(|seen| seen.report.as_ref()),
+        }
+    }
+}
+
+fn instance_state(instance: InstanceRecord) -> InstanceState {
+    InstanceState {
+        host: instance.host,
+        release: instance.release,
+        incarnation: instance.incarnation,
+        mode: instance.mode,
+        routed: instance.routed,
+        ordered: instance.ordered,
+    }
+}

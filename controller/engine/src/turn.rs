@@ -1,0 +1,233 @@
+//! A turn: every open operation as far as it goes, then what hosts and proxies shall hold.
+
+use crate::apply::Scene;
+use crate::events::Draft;
+use crate::{Engine, EngineError, Observed, read, traffic};
+use beanpole_planner::{Decision, Happened, World, next, plan_back};
+use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus};
+use beanpole_protocol::event::Severity;
+use beanpole_protocol::{HostId, Timestamp};
+use beanpole_store::model::{EnvironmentRecord, OperationRecord};
+
+/// Steps that one operation may take in one turn: far more than any plan has, so that a bug ends a
+/// turn instead of holding the engine for ever.
+const STEPS_PER_TURN: u32 = 10_000;
+
+/// What a turn changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Turn {
+    /// Hosts with new orders.
+    pub hosts_changed: Vec<HostId>,
+    /// There is a new routing table.
+    pub table_changed: bool,
+    /// Events were written.
+    pub events: bool,
+    /// When to take the next turn at the latest, if nothing is observed before.
+    pub wake_at: Option<Timestamp>,
+}
+
+impl Turn {
+    pub(crate) fn wake(&mut self, at: Timestamp) {
+        self.wake_at = Some(self.wake_at.map_or(at, |other| other.min(at)));
+    }
+}
+
+impl Engine {
+    /// Takes everything as far as what was observed allows. `bits` gives random bits for the ids of
+    /// operations that the engine starts by itself.
+    pub fn turn(
+        &self,
+        observed: &Observed,
+        now: Timestamp,
+        bits: &mut dyn FnMut() -> u128,
+    ) -> Result<Turn, EngineError> {
+        let mut turn = Turn::default();
+        for environment in self.store.list::<EnvironmentRecord>()? {
+            if environment.operation.is_some() {
+                self.advance(&environment, observed, now, &mut turn)?;
+            } else if environment.status == EnvironmentStatus::Ready {
+                self.mend(&environment, observed, now, bits, &mut turn)?;
+            }
+        }
+        self.derive(observed, &mut turn)?;
+        Ok(turn)
+    }
+
+    /// Takes one operation as far as it goes.
+    fn advance(
+        &self,
+        environment: &EnvironmentRecord,
+        observed: &Observed,
+        now: Timestamp,
+        turn: &mut Turn,
+    ) -> Result<(), EngineError> {
+        let Some(id) = &environment.operation else {
+            return Ok(());
+        };
+        let key = OperationRecord::key_of(id);
+        // Most looks find nothing to record; those cost no write.
+        if let Some(operation) = self.store.get::<OperationRecord>(&key)?
+            && !wants_back(&operation)
+        {
+            let world = self.world(&self.store, environment, observed, now, false)?;
+            if let Decision::Wait { until, .. } = decide(&operation, &world, now) {
+                turn.wake(until);
+                return Ok(());
+            }
+        }
+        let until = self.store.update(|tx| {
+            let Some(mut environment) =
+                tx.get::<EnvironmentRecord>(&EnvironmentRecord::key_of(&environment.id))?
+            else {
+                return Ok(None);
+            };
+            let Some(mut operation) = tx.get::<OperationRecord>(&key)? else {
+                environment.operation = None;
+                environment.status = EnvironmentStatus::Ready;
+                tx.put(&environment)?;
+                return Ok(None);
+            };
+            let mut scene = Scene {
+                tx,
+                environment: &mut environment,
+                operation: &mut operation,
+                now,
+                ports: None,
+            };
+            let until = self.play(&mut scene, observed)?;
+            traffic::advance(&mut operation.traffic, &environment.id, observed);
+            tx.put(&operation)?;
+            tx.put(&environment)?;
+            Ok::<_, EngineError>(until)
+        })?;
+        turn.events = true;
+        turn.wake(until.unwrap_or(now));
+        Ok(())
+    }
+
+    /// Steps until there is something to wait for (then says until when) or the operation is over.
+    fn play(
+        &self,
+        scene: &mut Scene<'_, '_>,
+        observed: &Observed,
+    ) -> Result<Option<Timestamp>, EngineError> {
+        for _ in 0..STEPS_PER_TURN {
+            let now = scene.now;
+            let world = self.world(scene.tx, scene.environment, observed, now, false)?;
+            if wants_back(scene.operation) {
+                self.turn_back(scene, &world)?;
+                continue;
+            }
+            match decide(scene.operation, &world, now) {
+                Decision::Wait { until, .. } => return Ok(Some(until)),
+                Decision::Record(entries) => {
+                    for entry in entries {
+                        let entry = self.with_probe(scene, entry);
+                        scene.record(&world, &entry)?;
+                    }
+                }
+                Decision::Finished => {
+                    let operation = &scene.operation;
+                    let status = match (&operation.back, &operation.aborted_by) {
+                        (None, _) => OperationStatus::Succeeded,
+                        (Some(_), Some(_)) => OperationStatus::Aborted,
+                        (Some(_), None) if operation.from.is_some() => OperationStatus::RolledBack,
+                        (Some(_), None) => OperationStatus::Failed,
+                    };
+                    self.finish(scene, observed, status)?;
+                    return Ok(None);
+                }
+                Decision::Failed(failure) => {
+                    let operation = &mut scene.operation;
+                    if operation.back.is_none() {
+                        operation.failure = Some(failure);
+                        if goes_back(operation) {
+                            self.turn_back(scene, &world)?;
+                            continue;
+                        }
+                    }
+                    self.finish(scene, observed, OperationStatus::Failed)?;
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some(scene.now))
+    }
+
+    /// Ends the way there and starts the way back.
+    fn turn_back(&self, scene: &mut Scene<'_, '_>, world: &World<'_>) -> Result<(), EngineError> {
+        let operation = &mut scene.operation;
+        // Replacing and restarting change no release; what they broke is not mended by breaking it
+        // again. An abort still has to bring back what it interrupted.
+        let in_place = matches!(
+            operation.kind,
+            OperationKind::Replace | OperationKind::Restart
+        );
+        let from = operation
+            .from
+            .filter(|_| !in_place || operation.aborted_by.is_some());
+        let from = match from {
+            Some(number) => read::release(scene.tx, &scene.environment.id, number)?
+                .map(|release| (release.number, release.tree, release.settings)),
+            None => None,
+        };
+        let settings = from
+            .as_ref()
+            .map_or(&scene.environment.settings, |(.., settings)| settings);
+        let rules = read::rules(settings, scene.environment.tier);
+        let back = plan_back(
+            world,
+            &operation.plan,
+            &operation.progress,
+            from.as_ref().map(|(number, tree, _)| (*number, *tree)),
+            &rules,
+        );
+        operation.back = Some(back);
+        operation.status = OperationStatus::RollingBack;
+        if let Some(request) = operation.aborted_by.clone() {
+            let text = "The operation is being aborted.";
+            let draft = Draft::new(Severity::Info, "aborting", text, scene.now)
+                .request(&request)
+                .operation_id(&operation.id.clone());
+            scene.say_draft(draft)?;
+        }
+        let text = match &from {
+            Some((number, ..)) => format!("Going back to release {number}."),
+            None => "Undoing what can be undone.".to_owned(),
+        };
+        scene.say(Severity::Warn, "going-back", text)?;
+        Ok(())
+    }
+
+    /// A failed instance's probe is known from the settings.
+    fn with_probe(&self, scene: &Scene<'_, '_>, entry: Happened) -> Happened {
+        match entry {
+            Happened::Failed { mut failure } if failure.answer.is_some() => {
+                failure.probe = Some(scene.environment.settings.health_check().probe.to_string());
+                Happened::Failed { failure }
+            }
+            other => other,
+        }
+    }
+}
+
+/// What comes next for an operation.
+pub(crate) fn decide(operation: &OperationRecord, world: &World<'_>, now: Timestamp) -> Decision {
+    match &operation.back {
+        Some(back) => next(back, &operation.back_progress, world, now),
+        None => next(&operation.plan, &operation.progress, world, now),
+    }
+}
+
+/// It was aborted and has not turned back yet.
+fn wants_back(operation: &OperationRecord) -> bool {
+    operation.aborted_by.is_some() && operation.back.is_none()
+}
+
+/// Whether a failed operation goes back. A first deployment has nowhere to go: what it left is kept
+/// to be looked at.
+fn goes_back(operation: &OperationRecord) -> bool {
+    !operation.no_auto_rollback
+        && operation.from.is_some()
+        && operation.kind != OperationKind::Terminate
+}

@@ -1,0 +1,502 @@
+//! How environments, instances, operations and releases look from outside: records joined with what
+//! was last seen.
+
+use crate::read::Reader;
+use crate::services::existing;
+use crate::turn::decide;
+use crate::{Engine, Fault, Observed, traffic};
+use beanpole_planner::{Action, ChangeState, Decision, HostState, Reach, Stage, World};
+use beanpole_protocol::agent::{InstancePhase, InstanceReport};
+use beanpole_protocol::api::{
+    self, Colour, EnvironmentHealth, EnvironmentStatus, InstanceHealth, InstanceProgress,
+};
+use beanpole_protocol::options::{OptionSettings, PROPERTIES};
+use beanpole_protocol::problem::Problem;
+use beanpole_protocol::proxy::{TargetMode, TargetReport};
+use beanpole_protocol::{
+    ApplicationName, EnvironmentId, EnvironmentName, HostId, HostName, InstanceId, OperationId,
+    Timestamp,
+};
+use beanpole_store::model::{
+    EnvironmentRecord, HostRecord, InstanceRecord, OperationIndexRecord, OperationRecord,
+    ReleaseRecord,
+};
+use std::collections::BTreeMap;
+
+impl Engine {
+    /// An environment and how it is.
+    pub fn environment(
+        &self,
+        name: &EnvironmentName,
+        observed: &Observed,
+        now: Timestamp,
+    ) -> Result<api::Environment, Problem> {
+        let view = || {
+            let environment = existing(&self.store, name)?;
+            self.view(&environment, observed, now)
+        };
+        view().map_err(Problem::from)
+    }
+
+    /// Every environment, by name.
+    pub fn environments(
+        &self,
+        application: Option<&ApplicationName>,
+        observed: &Observed,
+        now: Timestamp,
+    ) -> Result<Vec<api::Environment>, Problem> {
+        let view = || {
+            let mut views = Vec::new();
+            for environment in self.store.all::<EnvironmentRecord>()? {
+                if environment.status != EnvironmentStatus::Terminated
+                    && application.is_none_or(|name| environment.application == *name)
+                {
+                    views.push(self.view(&environment, observed, now)?);
+                }
+            }
+            views.sort_by(|a, b| a.name.cmp(&b.name));
+            Ok::<_, Fault>(views)
+        };
+        view().map_err(Problem::from)
+    }
+
+    /// An environment's health in one answer.
+    pub fn environment_health(
+        &self,
+        name: &EnvironmentName,
+        observed: &Observed,
+        now: Timestamp,
+    ) -> Result<EnvironmentHealth, Problem> {
+        let view = self.environment(name, observed, now)?;
+        Ok(EnvironmentHealth {
+            traffic: traffic::of_environment(&view.id, observed),
+            environment: view.name,
+            status: view.status,
+            health: view.health,
+            causes: view.causes,
+            instances: view.instances,
+        })
+    }
+
+    /// The id of the environment of that name.
+    pub fn environment_id(&self, name: &EnvironmentName) -> Result<EnvironmentId, Problem> {
+        Ok(existing(&self.store, name).map_err(Problem::from)?.id)
+    }
+
+    /// An environment's settings, with the values of its properties.
+    pub fn settings(&self, name: &EnvironmentName) -> Result<OptionSettings, Problem> {
+        Ok(existing(&self.store, name).map_err(Problem::from)?.settings)
+    }
+
+    /// An operation, how far it is and what it waits for.
+    pub fn operation(
+        &self,
+        id: &OperationId,
+        observed: &Observed,
+        now: Timestamp,
+    ) -> Result<api::Operation, Problem> {
+        let view = || {
+            let found: Option<OperationRecord> = self.store.one(&OperationRecord::key_of(id))?;
+            let operation = found.ok_or_else(|| Problem::not_found("operation", id))?;
+            self.view_operation(&operation, observed, now)
+        };
+        view().map_err(Problem::from)
+    }
+
+    /// An environment's operations, newest first.
+    pub fn operations(
+        &self,
+        name: &EnvironmentName,
+        limit: usize,
+        observed: &Observed,
+        now: Timestamp,
+    ) -> Result<Vec<api::Operation>, Problem> {
+        let view = || {
+            let environment = existing(&self.store, name)?;
+            let prefix = OperationIndexRecord::prefix(&environment.id);
+            let mut views = Vec::new();
+            let list = self.store.under::<OperationIndexRecord>(&prefix)?;
+            for index in list.iter().rev().take(limit) {
+                let key = OperationRecord::key_of(&index.operation);
+                if let Some(operation) = self.store.one::<OperationRecord>(&key)? {
+                    views.push(self.view_operation(&operation, observed, now)?);
+                }
+            }
+            Ok::<_, Fault>(views)
+        };
+        view().map_err(Problem::from)
+    }
+
+    /// An environment's releases, newest first.
+    pub fn releases(&self, name: &EnvironmentName) -> Result<Vec<api::Release>, Problem> {
+        let view = || {
+            let environment = existing(&self.store, name)?;
+            let mut releases: Vec<api::Release> = self
+                .store
+                .under::<ReleaseRecord>(&ReleaseRecord::prefix(&environment.id))?
+                .into_iter()
+                .map(|release| api::Release {
+                    number: release.number,
+                    version: release.version,
+                    created_at: release.created_at,
+                    reason: release.reason,
+                    outcome: release.outcome,
+                    live: environment.live == Some(release.number),
+                    settings: without_values(release.settings),
+                })
+                .collect();
+            releases.reverse();
+            Ok::<_, Fault>(releases)
+        };
+        view().map_err(Problem::from)
+    }
+
+    fn view(
+        &self,
+        environment: &EnvironmentRecord,
+        observed: &Observed,
+        now: Timestamp,
+    ) -> Result<api::Environment, Fault> {
+        let world = self.world(&self.store, environment, observed, now, false)?;
+        let hosts: BTreeMap<HostId, HostRecord> = self
+            .store
+            .all::<HostRecord>()?
+            .into_iter()
+            .map(|host| (host.id.clone(), host))
+            .collect();
+        let releases: BTreeMap<_, _> = self
+            .store
+            .under::<ReleaseRecord>(&ReleaseRecord::prefix(&environment.id))?
+            .into_iter()
+            .map(|release| (release.number, release.version))
+            .collect();
+        let mut records = self
+            .store
+            .under::<InstanceRecord>(&InstanceRecord::prefix(&environment.id))?;
+        records.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+        let instances: Vec<api::Instance> = records
+            .into_iter()
+            .map(|record| {
+                let (health, reason) = health(&world, environment, &record, now);
+                let targets = || {
+                    world
+                        .proxies
+                        .iter()
+                        .filter_map(|proxy| proxy.target(&record.id, record.incarnation))
+                };
+                let host = hosts.get(&record.host);
+                api::Instance {
+                    id: record.id.clone(),
+                    host: host_name(&world, &record.host),
+                    host_id: record.host.clone(),
+                    address: format!(
+                        "{}:{}",
+                        host.map_or("?", |host| host.instance_address.as_str()),
+                        record.port
+                    ),
+                    release: Some(record.release),
+                    version: releases.get(&record.release).cloned(),
+                    health,
+                    reason,
+                    processes: seen(&world, &record)
+                        .map(|seen| seen.processes.clone())
+                        .unwrap_or_default(),
+                    last_check: targets()
+                        .filter_map(|target| target.last_check.clone())
+                        .max_by_key(|check| check.at),
+                    in_flight: targets().map(|target| target.in_flight).sum(),
+                    traffic: traffic::sum(targets().map(|target| target.traffic)),
+                }
+            })
+            .collect();
+        let size = environment.settings.instance_count();
+        let (colour, causes) = colour(environment, &instances, size);
+        let operation = match &environment.operation {
+            Some(id) => self
+                .store
+                .one::<OperationRecord>(&OperationRecord::key_of(id))?,
+            None => None,
+        };
+        Ok(api::Environment {
+            id: environment.id.clone(),
+            name: environment.name.clone(),
+            application: environment.application.clone(),
+            description: environment.description.clone(),
+            tier: environment.tier,
+            platform: environment.platform,
+            cname: environment.cname.clone(),
+            url: environment.cname.as_ref().map(|cname| {
+                let port = match self.config.http_port {
+                    None | Some(80) => String::new(),
+                    Some(port) => format!(":{port}"),
+                };
+                format!("http://{cname}.{}{port}", self.config.domain)
+            }),
+            status: environment.status,
+            health: colour,
+            causes,
+            release: environment.live,
+            version: environment
+                .live
+                .and_then(|live| releases.get(&live).cloned()),
+            operation: operation
+                .map(|operation| self.view_operation(&operation, observed, now))
+                .transpose()?,
+            size,
+            instances,
+            created_at: environment.created_at,
+            updated_at: environment.updated_at,
+        })
+    }
+
+    fn view_operation(
+        &self,
+        operation: &OperationRecord,
+        observed: &Observed,
+        now: Timestamp,
+    ) -> Result<api::Operation, Fault> {
+        let environment: Option<EnvironmentRecord> = self
+            .store
+            .one(&EnvironmentRecord::key_of(&operation.environment))?;
+        let environment = environment
+            .ok_or_else(|| Problem::not_found("environment", &operation.environment_name))?;
+        let world = self.world(&self.store, &environment, observed, now, false)?;
+        let mut reasons: Vec<(Option<InstanceId>, String)> = Vec::new();
+        let mut marks = operation.traffic.clone();
+        if !operation.status.is_over() {
+            if let Decision::Wait { reasons: now, .. } = decide(operation, &world, now) {
+                reasons = now;
+            }
+            traffic::advance(&mut marks, &operation.environment, observed);
+        }
+        let plan = operation.plan.view(&|host| world.host_name(host));
+        Ok(api::Operation {
+            id: operation.id.clone(),
+            environment: operation.environment.clone(),
+            environment_name: operation.environment_name.clone(),
+            kind: operation.kind,
+            status: operation.status,
+            request_id: operation.request_id.clone(),
+            from: operation.from,
+            to: operation.to,
+            version: operation.version.clone(),
+            plan,
+            instances: progress(operation, &world, &reasons),
+            waiting: reasons.into_iter().map(|(_, text)| text).collect(),
+            message: operation.message.clone(),
+            failure: operation.failure.clone(),
+            started_at: operation.started_at,
+            finished_at: operation.finished_at,
+            deadline: operation.deadline,
+            requests_served: marks.served,
+            requests_failed: marks.failed,
+        })
+    }
+}
+
+fn without_values(mut settings: OptionSettings) -> OptionSettings {
+    if let Some(properties) = settings.0.get_mut(PROPERTIES) {
+        for value in properties.values_mut() {
+            "***".clone_into(value);
+        }
+    }
+    settings
+}
+
+fn host_name(world: &World<'_>, host: &HostId) -> HostName {
+    HostName::new(world.host_name(host))
+        .or_else(|_| HostName::new(host.as_str()))
+        .expect("a host's id is a valid name")
+}
+
+/// Each instance that an operation touches; the way back wins over the way there.
+fn progress(
+    operation: &OperationRecord,
+    world: &World<'_>,
+    reasons: &[(Option<InstanceId>, String)],
+) -> Vec<InstanceProgress> {
+    let mut rows: Vec<InstanceProgress> = Vec::new();
+    let ways = [
+        Some((&operation.plan, &operation.progress)),
+        operation
+            .back
+            .as_ref()
+            .map(|back| (back, &operation.back_progress)),
+    ];
+    for (plan, progress) in ways.into_iter().flatten() {
+        let preparing = matches!(plan.stages.get(progress.stage), Some(Stage::Prepare { .. }));
+        for (batch, change) in plan.changes() {
+            let detail = reasons
+                .iter()
+                .find(|(id, _)| id.as_ref() == Some(&change.instance))
+                .map(|(_, text)| text.clone());
+            let state = match progress.of(&change.instance) {
+                ChangeState::Pending if preparing => "preparing",
+                ChangeState::Pending => "pending",
+                ChangeState::Draining { .. } | ChangeState::Drained => "draining",
+                ChangeState::Stopping { .. } => "stopping",
+                ChangeState::Starting { .. } => "starting",
+                ChangeState::Checking { .. } | ChangeState::Serving { .. } => "checking",
+                ChangeState::Done if change.action == Action::Remove => "removed",
+                ChangeState::Done => "done",
+            };
+            let failed = [&progress.failed]
+                .into_iter()
+                .flatten()
+                .find(|failure| failure.instance.as_ref() == Some(&change.instance));
+            let row = InstanceProgress {
+                instance: change.instance.clone(),
+                host: host_name(world, &change.host),
+                batch,
+                state: failed.map_or(state, |_| "failed").to_owned(),
+                detail: failed.map(|failure| failure.message.clone()).or(detail),
+            };
+            match rows.iter_mut().find(|old| old.instance == row.instance) {
+                Some(old) => *old = row,
+                None => rows.push(row),
+            }
+        }
+    }
+    rows
+}
+
+fn seen<'w>(world: &'w World<'_>, record: &InstanceRecord) -> Option<&'w InstanceReport> {
+    world
+        .hosts
+        .get(&record.host)?
+        .instance(&record.id)
+        .filter(|seen| seen.incarnation == record.incarnation)
+}
+
+/// How an instance is, and why it is not well.
+fn health(
+    world: &World<'_>,
+    environment: &EnvironmentRecord,
+    record: &InstanceRecord,
+    now: Timestamp,
+) -> (InstanceHealth, Option<String>) {
+    use InstanceHealth as H;
+    match world.hosts.get(&record.host) {
+        None => return (H::Unknown, Some("its host was removed".to_owned())),
+        Some(HostState {
+            reach: Reach::Lost(since),
+            name,
+            ..
+        }) => {
+            let seconds = now.since(*since).as_secs();
+            let text = format!("host {name} has not been heard of for {seconds} s");
+            return (H::Unknown, Some(text));
+        }
+        Some(_) => {}
+    }
+    if record.mode == Some(TargetMode::Drain) || !record.run {
+        return (H::Draining, None);
+    }
+    let Some(seen) = seen(world, record) else {
+        return match record.mode {
+            Some(TargetMode::Serve) => {
+                (H::Unknown, Some("its agent has not reported it".to_owned()))
+            }
+            _ => (H::Pending, Some("its agent has not begun".to_owned())),
+        };
+    };
+    match &seen.phase {
+        InstancePhase::Running => {}
+        InstancePhase::Failed(failure) => return (H::Unhealthy, Some(failure.message.clone())),
+        InstancePhase::Restarting => {
+            let text = "a process ended and is started again".to_owned();
+            return (H::Unhealthy, Some(text));
+        }
+        InstancePhase::Stopped => return (H::Unhealthy, Some("it does not run".to_owned())),
+        InstancePhase::Waiting | InstancePhase::Stopping => {
+            return (H::Pending, Some("it is being started".to_owned()));
+        }
+    }
+    if !world.web {
+        return match record.mode {
+            Some(TargetMode::Serve) => (H::Healthy, None),
+            _ => (H::Pending, Some("it is being started".to_owned())),
+        };
+    }
+    let check = environment.settings.health_check();
+    let mut answer = None;
+    for proxy in &world.proxies {
+        let Some(target) = proxy.target(&record.id, record.incarnation) else {
+            return match record.mode {
+                Some(TargetMode::Serve) => (
+                    H::Unknown,
+                    Some(format!("proxy {} does not say", proxy.name)),
+                ),
+                _ => (H::Pending, Some("it is not checked yet".to_owned())),
+            };
+        };
+        if !target.healthy {
+            answer = Some((bad(target), target.bad_checks >= check.unhealthy_threshold));
+        }
+    }
+    match (answer, record.mode) {
+        _ if world.proxies.is_empty() => (H::Unknown, Some("no proxy has reported yet".to_owned())),
+        (None, Some(TargetMode::Serve)) => (H::Healthy, None),
+        (None, _) => (H::Pending, Some("it is not in service yet".to_owned())),
+        (Some((text, true)), _) | (Some((text, false)), Some(TargetMode::Serve)) => {
+            (H::Unhealthy, Some(format!("{} {text}", check.probe)))
+        }
+        (Some((text, false)), _) => (H::Pending, Some(format!("{} {text}", check.probe))),
+    }
+}
+
+fn bad(target: &TargetReport) -> String {
+    target.last_check.as_ref().map_or_else(
+        || "has not been answered yet".to_owned(),
+        |check| format!("answered: {}", check.answer),
+    )
+}
+
+/// The environment's colour, and why it is not Green. While an operation runs, what it does on
+/// purpose does not lower it.
+fn colour(
+    environment: &EnvironmentRecord,
+    instances: &[api::Instance],
+    size: u32,
+) -> (Colour, Vec<String>) {
+    let count = |health| instances.iter().filter(|i| i.health == health).count();
+    let healthy = count(InstanceHealth::Healthy);
+    let unknown = count(InstanceHealth::Unknown);
+    let busy = environment.status != EnvironmentStatus::Ready;
+    let mut causes: Vec<String> = Vec::new();
+    if environment.live.is_none() && instances.is_empty() {
+        return (Colour::Grey, vec!["No version is deployed yet.".to_owned()]);
+    }
+    for instance in instances {
+        let on_purpose = busy
+            && matches!(
+                instance.health,
+                InstanceHealth::Pending | InstanceHealth::Draining
+            );
+        if instance.health != InstanceHealth::Healthy && !on_purpose {
+            let why = instance
+                .reason
+                .as_ref()
+                .map_or_else(String::new, |reason| format!(": {reason}"));
+            causes.push(format!(
+                "{} on {} is {}{why}.",
+                instance.id, instance.host, instance.health
+            ));
+        }
+    }
+    if !busy && instances.len() < size as usize {
+        causes.push(format!(
+            "{} of {size} instances are there.",
+            instances.len()
+        ));
+    }
+    let colour = match healthy {
+        0 if environment.status == EnvironmentStatus::Launching => Colour::Grey,
+        0 if unknown == instances.len() => Colour::Grey,
+        0 if busy && causes.is_empty() => Colour::Grey,
+        0 => Colour::Red,
+        _ if causes.is_empty() => Colour::Green,
+        _ => Colour::Yellow,
+    };
+    (colour, causes)
+}
