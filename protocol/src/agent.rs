@@ -363,6 +363,25 @@ pub struct UpgradeOrder {
     pub version: String,
 }
 
+/// What the set-up of a host made there, besides what the agent makes itself. It lies in
+/// `DATA/installed.json`; an uninstall removes all of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Installed {
+    /// The system user that the controller logs in as, and its group.
+    pub user: String,
+    /// That user's home directory, with `authorized_keys`.
+    pub home: String,
+    /// The directory of executables.
+    pub executables: String,
+    /// The agent's data directory.
+    pub data: String,
+    /// The directory of the agent's socket.
+    pub run: String,
+    /// The agent's systemd unit; none where a parent process keeps the agent running.
+    #[serde(default)]
+    pub unit: Option<String>,
+}
+
 /// What an uninstall removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Uninstalled {

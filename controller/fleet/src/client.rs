@@ -20,7 +20,7 @@ use tokio::sync::watch;
 /// How long an ordinary call may take.
 const CALL_LIMIT: Duration = Duration::from_secs(15);
 /// How long an agent may take to stop every app and remove everything.
-const UNINSTALL_LIMIT: Duration = Duration::from_secs(180);
+const UNINSTALL_LIMIT: Duration = Duration::from_mins(3);
 
 /// Why a call to an agent failed.
 #[derive(Debug, thiserror::Error)]

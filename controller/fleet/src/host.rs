@@ -419,7 +419,7 @@ impl Link {
         let mut reports = self.report.subscribe();
         let mut running: HashSet<Digest> = HashSet::new();
         let mut failed: HashMap<Digest, (Backoff, Instant)> = HashMap::new();
-        let mut tasks: JoinSet<(Digest, Result<(), (String, bool)>)> = JoinSet::new();
+        let mut tasks: JoinSet<Pushed> = JoinSet::new();
         loop {
             let needed = reports
                 .borrow_and_update()
@@ -480,7 +480,7 @@ impl Link {
         &self,
         transport: Transport,
         digest: Digest,
-    ) -> impl Future<Output = (Digest, Result<(), (String, bool)>)> + Send + 'static {
+    ) -> impl Future<Output = Pushed> + Send + 'static {
         let pushes = Arc::clone(&self.config.pushes);
         let source = Arc::clone(&self.config.bundles);
         let events = self.config.events.clone();
@@ -510,6 +510,9 @@ impl Link {
         }
     }
 }
+
+/// A push that is over: the bundle, and if it failed, why and whether trying again soon may help.
+type Pushed = (Digest, Result<(), (String, bool)>);
 
 fn needed_bundles(report: &HostReport) -> HashSet<Digest> {
     report

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 const CALL_LIMIT: Duration = Duration::from_secs(15);
 /// A push during which no byte moves for this long has stalled. The agent needs a part of it to
 /// verify the digest of a big blob at the end.
-const STALL_LIMIT: Duration = Duration::from_secs(120);
+const STALL_LIMIT: Duration = Duration::from_mins(2);
 /// Pieces read ahead of the network.
 const READ_AHEAD: usize = 3;
 /// How often one push is taken up again after the agent said that it holds another length, or that

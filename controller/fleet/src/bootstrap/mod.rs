@@ -15,7 +15,7 @@ use crate::client::Executable;
 use crate::dial::{DialError, Dialer};
 use crate::ssh::{self, ControllerKey, ExecError, HostKey, Options, Session, SshError, Target};
 use crate::{chain, push::Pushes};
-use beanpole_protocol::agent::HostReport;
+use beanpole_protocol::agent::{HostReport, Installed};
 use beanpole_protocol::problem::Problem;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -26,9 +26,9 @@ use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
 /// How long a short script may take.
-const SCRIPT_LIMIT: Duration = Duration::from_secs(60);
+const SCRIPT_LIMIT: Duration = Duration::from_mins(1);
 /// How long the upload of the executable may take.
-const UPLOAD_LIMIT: Duration = Duration::from_secs(900);
+const UPLOAD_LIMIT: Duration = Duration::from_mins(15);
 /// The pause between two looks at an agent that is starting.
 const READY_PAUSE: Duration = Duration::from_millis(200);
 /// Bytes that go to the host in one piece.
@@ -329,7 +329,7 @@ pub fn ssh_problem(error: &SshError, detail: String) -> Problem {
             detail,
         )
         .hint(format!(
-            "If you know why it changed: beanpole host accept-key HOST {}",
+            "If you know why it changed: beanpole host accept-key HOST --host-key {}",
             shown.fingerprint
         )),
         SshError::Denied { .. } => {
@@ -634,6 +634,18 @@ impl Host<'_> {
             "restrict,port-forwarding {}",
             self.setup.controller_key.public_line()
         );
+        let installed = Installed {
+            user: paths.user.clone(),
+            home: text(paths.home.clone()),
+            executables: text(paths.lib.clone()),
+            data: text(paths.data.clone()),
+            run: text(paths.run.clone()),
+            unit: found
+                .systemd
+                .then(|| text(paths.units.join("beanpole-agent.service"))),
+        };
+        let installed = serde_json::to_string_pretty(&installed)
+            .expect("strings are always representable as JSON");
         let values = [
             ("LIB", text(paths.lib.clone())),
             ("VERSION_DIR", text(self.directory(executable))),
@@ -644,6 +656,7 @@ impl Host<'_> {
             ("BEANPOLE_USER", paths.user.clone()),
             ("SOCKET", text(paths.socket())),
             ("AUTHORIZED", authorized),
+            ("INSTALLED", installed),
             ("UNIT", scripts::unit(paths)),
             (
                 "WITH_SYSTEMD",

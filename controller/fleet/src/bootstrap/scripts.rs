@@ -81,6 +81,8 @@ chmod 0644 "$home/.ssh/authorized_keys.new"
 mv -f "$home/.ssh/authorized_keys.new" "$home/.ssh/authorized_keys"
 
 mkdir -p "$DATA" "$RUN"
+printf '%s\n' "$INSTALLED" >"$DATA/installed.json.new"
+mv -f "$DATA/installed.json.new" "$DATA/installed.json"
 chmod 0711 "$DATA"
 chmod 0755 "$RUN"
 
@@ -175,10 +177,11 @@ pub(super) fn command(sudo: bool, script: &str, values: &[(&str, &str)]) -> Stri
 }
 
 fn variables(values: &[(&str, &str)]) -> String {
-    values
-        .iter()
-        .map(|(name, value)| format!("{name}={}\n", quoted(value)))
-        .collect()
+    let mut text = String::new();
+    for (name, value) in values {
+        text.push_str(&format!("{name}={}\n", quoted(value)));
+    }
+    text
 }
 
 /// Runs a script, sent over standard input so that its text is in no process list.

@@ -38,7 +38,12 @@ pub fn sshd_available() -> bool {
     let root = rustix::process::geteuid().is_root();
     let there = Path::new("/usr/sbin/sshd").exists();
     if !root || !there {
-        eprintln!("SKIPPED: this test needs root and /usr/sbin/sshd (root: {root}, sshd: {there})");
+        #[expect(clippy::print_stderr, reason = "a skipped test must be seen")]
+        {
+            eprintln!(
+                "SKIPPED: this test needs root and /usr/sbin/sshd (root: {root}, sshd: {there})"
+            );
+        }
     }
     root && there
 }
@@ -132,10 +137,9 @@ impl Sshd {
         more_host_keys: &[String],
     ) -> Child {
         let root = directory.path();
-        let more: String = more_host_keys
-            .iter()
-            .map(|name| format!("HostKey {}/{name}\n", root.display()))
-            .collect();
+        let more: String = more_host_keys.iter().fold(String::new(), |all, name| {
+            all + &format!("HostKey {}/{name}\n", root.display())
+        });
         let config = format!(
             "ListenAddress 127.0.0.1\nPort {port}\nHostKey {root}/host_key\nPidFile none\n\
              AuthorizedKeysFile {authorized_keys}\nStrictModes no\nUsePAM no\n\
@@ -330,7 +334,7 @@ pub struct FakeAgent {
     stop: CancellationToken,
     keep: PathBuf,
     pub socket: PathBuf,
-    _directory: Option<Arc<tempfile::TempDir>>,
+    directory: Option<Arc<tempfile::TempDir>>,
 }
 
 #[derive(Default)]
@@ -357,7 +361,7 @@ impl FakeAgent {
         let socket = directory.path().join("agent.sock");
         let keep = directory.path().to_owned();
         let mut agent = Self::start_at(&socket, &keep, 0o600).await;
-        agent._directory = Some(Arc::new(directory));
+        agent.directory = Some(Arc::new(directory));
         agent
     }
 
@@ -368,7 +372,7 @@ impl FakeAgent {
             stop: CancellationToken::new(),
             keep: keep.to_owned(),
             socket: path.to_owned(),
-            _directory: None,
+            directory: None,
         };
         let listener = socket::bind(path, mode).await.expect("bind");
         let router = Router::new()
