@@ -84,12 +84,12 @@ impl Engine {
             }
         }
         scene.operation.message = Some(message(scene.operation, scene.environment));
-        self.last_words(scene)?;
+        Self::last_words(scene)?;
         self.trim(scene.tx, scene.environment, kind)
     }
 
     /// The last events of an operation. What a waiting client ends on comes last.
-    fn last_words(&self, scene: &mut Scene<'_, '_>) -> Result<(), StoreError> {
+    fn last_words(scene: &mut Scene<'_, '_>) -> Result<(), StoreError> {
         use OperationKind as K;
         let kind = scene.operation.kind;
         let name = scene.environment.name.clone();
