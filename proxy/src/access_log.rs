@@ -132,7 +132,7 @@ impl AccessLog {
             if !lines.is_empty()
                 && let Err(error) = output.write(&lines)
             {
-                let lost = lines.iter().filter(|byte| **byte == b'\n').count();
+                let lost = lines.split(|byte| *byte == b'\n').count() - 1;
                 self.dropped.fetch_add(lost as u64, Relaxed);
                 tracing::warn!(%error, path = %output.path.display(), "cannot write the access log");
             }

@@ -172,7 +172,7 @@ impl GetSocketDigest for Buffered {
 /// What carries the bytes.
 #[derive(Debug)]
 enum Carrier {
-    Plain(Buffered),
+    Plain(Box<Buffered>),
     Tls(Box<TlsStream<Buffered>>),
 }
 
@@ -190,7 +190,7 @@ pub struct Connection {
 impl Connection {
     /// A plain connection. `head_limit`: how long a request's head may take from its first byte.
     pub fn plain(io: Buffered, head_limit: Duration) -> Self {
-        Self::new(Carrier::Plain(io), head_limit)
+        Self::new(Carrier::Plain(Box::new(io)), head_limit)
     }
 
     /// A connection whose TLS handshake is done.
@@ -326,7 +326,7 @@ impl AsyncWrite for Connection {
 impl Shutdown for Connection {
     async fn shutdown(&mut self) {
         match &mut self.carrier {
-            Carrier::Plain(io) => Shutdown::shutdown(io).await,
+            Carrier::Plain(io) => Shutdown::shutdown(&mut **io).await,
             Carrier::Tls(io) => Shutdown::shutdown(&mut **io).await,
         }
     }

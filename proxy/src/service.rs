@@ -28,7 +28,7 @@ const KEEP_ALIVE_S: u64 = 75;
 const LONGEST_HEAD: usize = 64 * 1024;
 /// How long a client may take for the next piece of a request's body, or to take the next piece of
 /// an answer.
-const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
+const CLIENT_PATIENCE: Duration = Duration::from_mins(1);
 /// How long what is left of an unwanted body may take to be read.
 const DRAIN_BODY: Duration = Duration::from_secs(5);
 

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 /// How long a connection to a target may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a target may stay silent over a request, as in EB's load balancers.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long a connection to a target is kept for the next request. Below the shortest common
 /// keep-alive of app servers (gunicorn's 2 s), so that it is we who close: a request sent at the
 /// moment in which the other side closes is lost.

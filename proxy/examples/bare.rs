@@ -1,0 +1,133 @@
+//! What pingora itself costs: a proxy with one fixed upstream and nothing else, on the same
+//! connections as Beanpole's, beside Beanpole's proxy with a table of one target.
+//!
+//! ```text
+//! bare bare LISTEN UPSTREAM              pingora alone, one thread
+//! bare full LISTEN UPSTREAM [LOG]        Beanpole's proxy, one thread, with an access log if given
+//! ```
+
+#[path = "../src/connection.rs"]
+#[expect(dead_code, reason = "the bare proxy needs less of it")]
+mod connection;
+
+use async_trait::async_trait;
+use beanpole_protocol::proxy::{
+    Algorithm, HealthCheck, Probe, Route, RoutingTable, Target, TargetMode, TargetPool,
+    WeightedPool,
+};
+use beanpole_protocol::{
+    ApplicationName, EnvironmentId, EnvironmentName, Generation, Incarnation, InstanceId,
+    ReleaseNumber,
+};
+use beanpole_proxy::ProxyConfig;
+use connection::{Buffered, Connection};
+use pingora_core::apps::ServerApp;
+use pingora_core::modules::http::HttpModules;
+use pingora_core::protocols::Stream;
+use pingora_core::server::configuration::ServerConf;
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_error::Result;
+use pingora_proxy::{ProxyHttp, Session, http_proxy};
+use std::error::Error;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+struct Fixed(SocketAddr);
+
+#[async_trait]
+impl ProxyHttp for Fixed {
+    type CTX = ();
+
+    fn new_ctx(&self) {}
+
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    async fn upstream_peer(&self, _session: &mut Session, _ctx: &mut ()) -> Result<Box<HttpPeer>> {
+        Ok(Box::new(HttpPeer::new(self.0, false, String::new())))
+    }
+}
+
+async fn bare(listen: SocketAddr, upstream: SocketAddr) -> Result<(), Box<dyn Error>> {
+    let conf = ServerConf {
+        threads: 1,
+        upstream_keepalive_pool_size: 1024,
+        ..ServerConf::default()
+    };
+    let app = Arc::new(http_proxy(&Arc::new(conf), Fixed(upstream)));
+    let listener = TcpListener::bind(listen).await?;
+    let (_stop, stopping) = tokio::sync::watch::channel(false);
+    loop {
+        let (socket, peer) = listener.accept().await?;
+        let io = Buffered::accepted(socket, peer, listen)?;
+        let stream: Stream = Box::new(Connection::plain(io, Duration::from_secs(30)));
+        let (app, stopping) = (app.clone(), stopping.clone());
+        tokio::spawn(async move {
+            let mut next = Some(stream);
+            while let Some(stream) = next {
+                next = app.process_new(stream, &stopping).await;
+            }
+        });
+    }
+}
+
+fn table(upstream: SocketAddr) -> Result<RoutingTable, Box<dyn Error>> {
+    let pool = TargetPool {
+        name: "main".to_owned(),
+        environment: EnvironmentId::from_bits(1),
+        environment_name: EnvironmentName::new("bench")?,
+        application: ApplicationName::new("bench")?,
+        algorithm: Algorithm::RoundRobin,
+        check: HealthCheck {
+            probe: Probe::Tcp,
+            ..HealthCheck::default()
+        },
+        targets: vec![Target {
+            instance: InstanceId::from_bits(1),
+            incarnation: Incarnation(1),
+            release: ReleaseNumber(1),
+            address: upstream,
+            mode: TargetMode::Serve,
+        }],
+    };
+    Ok(RoutingTable {
+        generation: Generation(1),
+        routes: vec![Route {
+            host: "127.0.0.1".to_owned(),
+            pools: vec![WeightedPool {
+                pool: "main".to_owned(),
+                weight: 1,
+            }],
+        }],
+        pools: vec![pool],
+    })
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [mode, listen, upstream, rest @ ..] = arguments.as_slice() else {
+        return Err("bare (bare|full) LISTEN UPSTREAM [LOG]".into());
+    };
+    let (listen, upstream) = (listen.parse()?, upstream.parse()?);
+    if mode == "bare" {
+        return bare(listen, upstream).await;
+    }
+    let directory = tempfile::tempdir()?;
+    beanpole_daemon::files::write_json(
+        &directory.path().join("table.json"),
+        &table(upstream)?,
+        0o600,
+    )?;
+    let mut config = ProxyConfig::new(directory.path(), directory.path().join("proxy.sock"));
+    config.http = vec![listen];
+    config.threads = 1;
+    config.access_log = rest.first().map(Into::into);
+    beanpole_proxy::run(config, CancellationToken::new()).await?;
+    Ok(())
+}

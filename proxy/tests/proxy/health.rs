@@ -1,0 +1,174 @@
+//! Checks, ejection, retries, drains.
+
+use crate::support::*;
+use beanpole_protocol::Incarnation;
+use beanpole_protocol::proxy::TargetMode;
+use http::Method;
+use std::sync::atomic::Ordering;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn checks_follow_the_thresholds_and_say_what_came_back() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::start().await;
+    let mut wanted = table(1, vec![target(1, backend.address, TargetMode::Probe)]);
+    wanted.pools[0].check.healthy_threshold = 3;
+    proxy.put(&wanted).await.expect("put");
+    let target = proxy
+        .until_target("healthy", 1, |target| target.healthy)
+        .await;
+    assert!(target.good_checks >= 3, "{target:?}");
+    assert_eq!(proxy.get("/").await.status, 503, "probed, not served");
+
+    backend.health.store(418, Ordering::SeqCst);
+    let target = proxy
+        .until_target("unhealthy", 1, |target| !target.healthy)
+        .await;
+    assert!(target.bad_checks >= 2, "{target:?}");
+    let answer = target.last_check.expect("a check").answer;
+    assert!(answer.starts_with("418 in "), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_connection_goes_to_another_target_and_ejects() {
+    let (alive, dead) = (Backend::start().await, Backend::start().await);
+    let proxy = Proxy::start().await;
+    let mut wanted = table(1, vec![serving(1, &alive), serving(2, &dead)]);
+    // Only traffic can notice.
+    wanted.pools[0].check.interval_ms = 60_000;
+    proxy.serve(&wanted).await;
+    proxy
+        .until_target("checked at leisure", 2, |target| target.good_checks >= 1)
+        .await;
+    dead.kill();
+    let mut client = Client::connect(proxy.http).await;
+    for _ in 0..10 {
+        let post = request(Method::POST, HOST, "/", &[]);
+        assert_eq!(client.send(post).await.expect("answer").status, 200);
+    }
+    let target = proxy
+        .until_target("ejected", 2, |target| !target.healthy)
+        .await;
+    assert!(target.bad_checks >= 1);
+    assert_eq!(alive.hits(), 10);
+
+    let _back = Backend::start_at(dead.address).await;
+    proxy.until_target("back", 2, |target| target.healthy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_breaks_midway_is_a_failure_and_is_not_repeated() {
+    let (first, second) = (Backend::start().await, Backend::start().await);
+    let proxy = Proxy::start().await;
+    proxy
+        .serve(&table(1, vec![serving(1, &first), serving(2, &second)]))
+        .await;
+    let mut client = Client::connect(proxy.http).await;
+    let post = request(Method::POST, HOST, "/drop", &[]);
+    let answer = client.send(post).await.expect("an answer");
+    assert_eq!(answer.status, 502);
+    assert!(answer.text().contains("beanpole logs prod"), "{answer:?}");
+    assert_eq!(first.hits() + second.hits(), 1);
+    until("the failure is counted", || async {
+        let report = proxy.report().await;
+        let failed: u64 = report.targets.iter().map(|t| t.traffic.failed).sum();
+        (failed == 1).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kept_connection_that_the_app_closed_costs_nothing() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::start().await;
+    proxy.serve(&table(1, vec![serving(1, &backend)])).await;
+    let mut client = Client::connect(proxy.http).await;
+    assert_eq!(client.get(HOST, "/").await.expect("answer").status, 200);
+    let address = backend.address;
+    backend.kill();
+    let again = Backend::start_at(address).await;
+    let well = proxy
+        .until_target("back", 1, |target| target.healthy && target.good_checks > 0)
+        .await;
+    assert!(well.healthy);
+    assert_eq!(client.get(HOST, "/").await.expect("answer").status, 200);
+    assert_eq!(again.hits(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_draining_target_finishes_and_gets_nothing_new() {
+    let (old, new) = (Backend::start().await, Backend::start().await);
+    let proxy = Proxy::start().await;
+    proxy
+        .serve(&table(1, vec![serving(1, &old), serving(2, &new)]))
+        .await;
+    let http = proxy.http;
+    let mut held = Vec::new();
+    while old.hits() == 0 {
+        held.push(tokio::spawn(async move { get(http, HOST, "/hold").await }));
+        let sent = held.len();
+        until("the request arrives", || async {
+            (old.hits() + new.hits() == sent).then_some(())
+        })
+        .await;
+    }
+    let mut wanted = table(2, vec![serving(1, &old), serving(2, &new)]);
+    wanted.pools[0].targets[0].mode = TargetMode::Drain;
+    proxy.put(&wanted).await.expect("put");
+    for _ in 0..10 {
+        assert_eq!(proxy.get("/").await.status, 200);
+    }
+    assert_eq!(old.hits(), 1);
+    assert_eq!(proxy.target(1).await.in_flight, 1);
+    old.release.notify_waiters();
+    new.release.notify_waiters();
+    for held in held {
+        assert_eq!(held.await.expect("no panic").text(), "held");
+    }
+    proxy
+        .until_target("drained", 1, |target| target.in_flight == 0)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_incarnation_starts_from_nothing_and_an_unchanged_target_keeps_all() {
+    let (kept, renewed) = (Backend::start().await, Backend::start().await);
+    let proxy = Proxy::start().await;
+    let mut wanted = table(1, vec![serving(1, &kept), serving(2, &renewed)]);
+    proxy.serve(&wanted).await;
+    for _ in 0..10 {
+        proxy.get("/").await;
+    }
+    wanted.generation = wanted.generation.next();
+    wanted.pools[0].targets[1].incarnation = Incarnation(2);
+    wanted.pools[0].targets[1].mode = TargetMode::Probe;
+    renewed.health.store(500, Ordering::SeqCst);
+    proxy.put(&wanted).await.expect("put");
+    let (one, two) = (proxy.target(1).await, proxy.target(2).await);
+    assert!(one.healthy && one.traffic.requests == 5, "{one:?}");
+    assert!(!two.healthy && two.traffic.requests == 0, "{two:?}");
+    assert_eq!(two.incarnation, Incarnation(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_is_not_the_apps_failure() {
+    use tokio::io::AsyncWriteExt;
+    let backend = Backend::start().await;
+    let proxy = Proxy::start().await;
+    proxy.serve(&table(1, vec![serving(1, &backend)])).await;
+    let mut socket = tokio::net::TcpStream::connect(proxy.http)
+        .await
+        .expect("connect");
+    socket
+        .write_all(b"GET /hold HTTP/1.1\r\nHost: app.localhost\r\n\r\n")
+        .await
+        .expect("write");
+    proxy
+        .until_target("it arrives", 1, |target| target.in_flight == 1)
+        .await;
+    drop(socket);
+    let target = proxy
+        .until_target("it is over", 1, |target| target.in_flight == 0)
+        .await;
+    assert_eq!(target.traffic.failed, 0);
+    assert!(target.healthy);
+}

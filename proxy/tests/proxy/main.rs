@@ -1,0 +1,8 @@
+//! The proxy with real backends and real clients, all on port 0.
+
+mod control;
+mod health;
+mod protocols;
+mod routing;
+mod support;
+mod websocket;
