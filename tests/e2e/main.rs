@@ -4,6 +4,7 @@
 //! Requests that fail are counted, never retried.
 
 mod changes;
+mod examples;
 mod failures;
 mod fleet;
 mod kills;
