@@ -1,6 +1,279 @@
 //! The agent: makes one host match its orders.
+//!
+//! [`run`] is the daemon. It holds the orders on disk, prepares releases ([`release`]), starts and
+//! stops instances through a [`runtime`], and answers the controller on a Unix socket ([`api`]).
+//! It opens no TCP port. What it started goes on without it: the next agent on the same data takes
+//! over where this one ended, however it ended.
 
+pub mod api;
+pub mod blobs;
+pub mod converge;
+pub mod facts;
 pub mod fences;
+pub mod layout;
+pub mod logs;
+pub mod orders;
+pub mod release;
 pub mod runtime;
 pub mod shim;
 mod sys;
+pub mod uninstall;
+pub mod upgrade;
+
+use crate::api::{Agent, Ending};
+use crate::converge::Host;
+use crate::layout::Layout;
+use crate::release::Workshop;
+use crate::runtime::Runtime;
+use crate::runtime::process::{ProcessRuntime, ProcessSettings, ShimProgram};
+use beanpole_daemon::{files, socket};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// Bytes that stay free on the disk, so that apps can still write when bundles fill it.
+const DISK_RESERVE_BYTES: u64 = 64 << 20;
+/// How long calls in flight may take to end once the agent is told to stop.
+const LAST_CALLS: Duration = Duration::from_secs(5);
+
+/// How an agent runs.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    /// Everything the agent keeps is in `agent/` below this directory.
+    pub data_dir: PathBuf,
+    /// Where it listens.
+    pub socket: PathBuf,
+    /// The group that may use the socket besides the agent's own user.
+    pub socket_group: Option<String>,
+    /// How shims are started.
+    pub shim: ShimProgram,
+    /// Bounds of bundles.
+    pub limits: release::unpack::UnpackLimits,
+    /// Bytes that stay free on the disk.
+    pub disk_reserve_bytes: u64,
+}
+
+impl AgentConfig {
+    /// The usual settings: shims are this very executable.
+    pub fn new(data_dir: impl Into<PathBuf>, socket: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            socket: socket.into(),
+            socket_group: None,
+            shim: ShimProgram::current(),
+            limits: release::unpack::UnpackLimits::default(),
+            disk_reserve_bytes: DISK_RESERVE_BYTES,
+        }
+    }
+}
+
+/// Why an agent cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Another one runs on the same data.
+    #[error("another agent (process {holder}) already uses {}", path.display())]
+    Held {
+        /// The agent's directory.
+        path: PathBuf,
+        /// Its process id, as it wrote it.
+        holder: String,
+    },
+    /// The file system said no.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried: `make`.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The orders on disk cannot be read. Running on without them would stop every app.
+    #[error("the orders on disk cannot be read: move the file away to start without orders")]
+    Orders(#[source] files::ReadError),
+    /// No such group.
+    #[error("there is no group `{0}` on this host")]
+    NoGroup(String),
+    /// The socket cannot be listened on.
+    #[error("cannot serve the controller")]
+    Socket(#[from] socket::BindError),
+    /// What runs here cannot be taken over.
+    #[error("cannot take over the instances on this host")]
+    Runtime(#[from] runtime::RuntimeError),
+    /// The new executable did not start.
+    #[error("cannot start the new executable {}", path.display())]
+    Replace {
+        /// The executable.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> AgentError {
+    let path = path.to_owned();
+    move |source| AgentError::Io {
+        action,
+        path,
+        source,
+    }
+}
+
+/// Runs the agent until `stop`. Apps go on running after it.
+pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), AgentError> {
+    let data_dir =
+        std::path::absolute(&config.data_dir).map_err(io_error("find", &config.data_dir))?;
+    let layout = Layout::new(&data_dir);
+    layout.create().map_err(io_error("make", layout.root()))?;
+    let lock = hold(&layout)?;
+    let orders = orders::load(&layout.orders()).map_err(AgentError::Orders)?;
+    let fences = fences::Fences::detect(layout.root());
+    let runtime: Arc<dyn Runtime> = Arc::new(ProcessRuntime::new(
+        ProcessSettings {
+            shim: config.shim.clone(),
+            ..ProcessSettings::new(layout.root().join("instances"))
+        },
+        fences.clone(),
+    )?);
+    let adopted = runtime.adopt().await?;
+    let workshop = Workshop {
+        layout: layout.clone(),
+        limits: config.limits,
+        reserve_bytes: config.disk_reserve_bytes,
+        caches: release::cache::Caches::new(layout.caches()),
+        boot_id: facts::boot_id(),
+        fences: fences.clone(),
+    };
+    let blobs = blobs::Blobs::open(layout.blobs(), config.disk_reserve_bytes)
+        .map_err(io_error("use", &layout.blobs()))?;
+    let host = Arc::new(Host::new(
+        layout.clone(),
+        blobs,
+        workshop,
+        runtime,
+        facts::Facts::new(layout.root(), fences),
+        orders,
+    ));
+    host.recover()
+        .map_err(io_error("read", &layout.releases()))?;
+    let listener = listen(&config).await?;
+    tracing::info!(
+        data = %data_dir.display(),
+        socket = %config.socket.display(),
+        generation = host.orders().generation.0,
+        adopted = adopted.len(),
+        "the agent serves"
+    );
+    let executable = std::env::current_exe().unwrap_or_default();
+    let installation = uninstall::Installation::of(&executable, &data_dir, &config.socket);
+    learn_digest(Arc::clone(&host), executable);
+    let agent = Arc::new(Agent {
+        host: Arc::clone(&host),
+        installation,
+        stop: stop.child_token(),
+        ending: Mutex::default(),
+    });
+    let stop = agent.stop.clone();
+    let serving = socket::serve(listener, api::router(Arc::clone(&agent)), stop.clone());
+    let converging = tokio::spawn(host.converge(stop.clone()));
+    let serving = tokio::spawn(serving);
+    stop.cancelled().await;
+    if tokio::time::timeout(LAST_CALLS, serving).await.is_err() {
+        tracing::debug!("calls in flight were cut off");
+    }
+    let _ = converging.await;
+    let ending = agent
+        .ending
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
+    drop(lock);
+    match ending {
+        Ending::Stop => {
+            let _ = fs::remove_file(&config.socket);
+            tracing::info!("the agent stopped; apps go on");
+            Ok(())
+        }
+        // The same process goes on as the new executable: systemd and every other supervisor
+        // sees no end.
+        Ending::Replace(program) => Err(AgentError::Replace {
+            source: std::process::Command::new(&program)
+                .args(std::env::args_os().skip(1))
+                .exec(),
+            path: program,
+        }),
+    }
+}
+
+/// Makes this agent the only one on its data.
+fn hold(layout: &Layout) -> Result<File, AgentError> {
+    let path = layout.lock();
+    let failed = || io_error("lock", &path);
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(failed())?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::Error(error)) => return Err(failed()(error)),
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            let _ = file.read_to_string(&mut holder);
+            return Err(AgentError::Held {
+                path: layout.root().to_owned(),
+                holder: holder.trim().to_owned(),
+            });
+        }
+    }
+    file.set_len(0)
+        .and_then(|()| file.rewind())
+        .and_then(|()| write!(file, "{}", std::process::id()))
+        .map_err(failed())?;
+    Ok(file)
+}
+
+async fn listen(config: &AgentConfig) -> Result<tokio::net::UnixListener, AgentError> {
+    if let Some(directory) = config.socket.parent() {
+        // Whoever is in the group has to get through; the socket itself lets nobody else in.
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(directory)
+            .map_err(io_error("make", directory))?;
+    }
+    let Some(group) = &config.socket_group else {
+        return Ok(socket::bind(&config.socket, 0o600).await?);
+    };
+    let gid = group_id(group).ok_or_else(|| AgentError::NoGroup(group.clone()))?;
+    let listener = socket::bind(&config.socket, 0o660).await?;
+    std::os::unix::fs::chown(&config.socket, None, Some(gid))
+        .map_err(io_error("give to its group", &config.socket))?;
+    Ok(listener)
+}
+
+/// A group's number, from `/etc/group`: a statically linked agent has no name service.
+fn group_id(name: &str) -> Option<u32> {
+    let text = fs::read_to_string("/etc/group").ok()?;
+    text.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok())?
+    })
+}
+
+/// Hashing a large executable takes a moment; reports go out without it meanwhile.
+fn learn_digest(host: Arc<Host>, executable: PathBuf) {
+    tokio::task::spawn_blocking(move || {
+        if let Ok(digest) = blobs::digest_of(&executable) {
+            let _ = host.digest.set(digest);
+        }
+    });
+}

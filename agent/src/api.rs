@@ -1,0 +1,239 @@
+//! The agent's calls, as `protocol::agent` lists them: HTTP on a Unix socket that only the
+//! controller reaches.
+
+use crate::converge::Host;
+use crate::logs;
+use crate::uninstall::{self, Installation};
+use crate::upgrade;
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, patch, post, put};
+use beanpole_daemon::http::problem_response;
+use beanpole_protocol::agent::{HostOrders, UpgradeOrder};
+use beanpole_protocol::problem::Problem;
+use beanpole_protocol::{Digest, InstanceId};
+use futures::{Stream, StreamExt};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// Longest orders, in bytes: hundreds of instances with their properties are far below.
+const LONGEST_ORDERS: usize = 64 << 20;
+/// Shortest pause between two reports of a watch.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+/// Longest silence of a watch.
+const LONGEST_SILENCE: Duration = Duration::from_secs(5);
+/// Lines of the past when the caller does not say.
+const DEFAULT_TAIL: usize = 100;
+
+/// What the agent does after its last answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Ending {
+    /// It was told to stop.
+    #[default]
+    Stop,
+    /// Another executable takes its place.
+    Replace(std::path::PathBuf),
+}
+
+/// What the calls work on.
+pub struct Agent {
+    /// The host.
+    pub host: Arc<Host>,
+    /// What was installed on it.
+    pub installation: Installation,
+    /// Ends the agent.
+    pub stop: CancellationToken,
+    /// How it ends.
+    pub ending: Mutex<Ending>,
+}
+
+/// A refusal, as an answer.
+struct Refusal(Problem);
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        Self(problem)
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        problem_response(&self.0)
+    }
+}
+
+type Answer = Result<Response, Refusal>;
+
+/// The calls.
+pub fn router(agent: Arc<Agent>) -> Router {
+    Router::new()
+        .route("/v1/report", get(report))
+        .route("/v1/watch", get(watch))
+        .route("/v1/orders", put(take_orders))
+        .route("/v1/blobs/{digest}", get(blob_status).merge(patch(append)))
+        .route("/v1/instances/{id}/logs", get(instance_logs))
+        .route("/v1/upgrade", post(take_upgrade))
+        .route("/v1/uninstall", post(take_uninstall))
+        .fallback(async || -> Refusal { Problem::not_found("call", "of that name").into() })
+        .layer(DefaultBodyLimit::max(LONGEST_ORDERS))
+        .with_state(agent)
+}
+
+type Shared = State<Arc<Agent>>;
+
+fn json(value: &impl serde::Serialize) -> Answer {
+    let bytes = serde_json::to_vec(value).map_err(|e| Problem::internal(e.to_string()))?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], bytes).into_response())
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(body).map_err(|error| {
+        Problem::invalid(
+            "body-invalid",
+            format!("The body is not what this call takes: {error}."),
+        )
+    })
+}
+
+fn parameter<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, Problem> {
+    text.parse()
+        .map_err(|error: T::Err| Problem::invalid("path-invalid", format!("{error}.")))
+}
+
+async fn report(State(agent): Shared) -> Answer {
+    json(&agent.host.report().await)
+}
+
+async fn watch(State(agent): Shared) -> Response {
+    (
+        [(header::CONTENT_TYPE, "application/x-ndjson")],
+        Body::from_stream(reports(Arc::clone(&agent.host), agent.stop.clone())),
+    )
+        .into_response()
+}
+
+/// A report at once, after each change and when it was silent for long; ends with the agent.
+fn reports(
+    host: Arc<Host>,
+    stop: CancellationToken,
+) -> impl Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static {
+    let changes = host.changes();
+    let start = (host, changes, stop, true);
+    futures::stream::unfold(start, |(host, mut changes, stop, first)| async move {
+        if !first {
+            tokio::select! {
+                () = stop.cancelled() => return None,
+                () = tokio::time::sleep(SHORTEST_PAUSE) => {}
+            }
+            tokio::select! {
+                () = stop.cancelled() => return None,
+                changed = changes.changed() => changed.ok()?,
+                () = tokio::time::sleep(LONGEST_SILENCE - SHORTEST_PAUSE) => {}
+            }
+        }
+        changes.borrow_and_update();
+        let line = serde_json::to_vec(&host.report().await)
+            .map(|mut line| {
+                line.push(b'\n');
+                Bytes::from(line)
+            })
+            .map_err(std::io::Error::other);
+        Some((line, (host, changes, stop, false)))
+    })
+}
+
+async fn take_orders(State(agent): Shared, body: Bytes) -> Answer {
+    let orders: HostOrders = parse(&body)?;
+    let host = Arc::clone(&agent.host);
+    // Syncing a file may take its time.
+    tokio::task::spawn_blocking(move || host.accept(orders))
+        .await
+        .map_err(|error| Problem::internal(error.to_string()))??;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn blob_status(State(agent): Shared, Path(digest): Path<String>) -> Answer {
+    let digest: Digest = parameter(&digest)?;
+    json(&agent.host.blobs.status(&digest))
+}
+
+#[derive(Deserialize)]
+struct Append {
+    offset: u64,
+    size: u64,
+}
+
+async fn append(
+    State(agent): Shared,
+    Path(digest): Path<String>,
+    Query(Append { offset, size }): Query<Append>,
+    body: Body,
+) -> Answer {
+    let digest: Digest = parameter(&digest)?;
+    let body = body.into_data_stream();
+    let outcome = agent.host.blobs.append(&digest, offset, size, body).await;
+    // Complete, or no room: both change what the loop does next.
+    agent.host.wake();
+    json(&outcome?)
+}
+
+#[derive(Deserialize)]
+struct LogQuery {
+    tail: Option<usize>,
+    process: Option<String>,
+    follow: Option<bool>,
+}
+
+async fn instance_logs(
+    State(agent): Shared,
+    Path(id): Path<String>,
+    Query(query): Query<LogQuery>,
+) -> Answer {
+    let id: InstanceId = parameter(&id)?;
+    let directory = agent.host.runtime.log_directory(&id);
+    let ordered = agent.host.orders().instances.iter().any(|o| o.id == id);
+    if !ordered && !directory.is_dir() {
+        return Err(Problem::not_found("instance", id).into());
+    }
+    let wanted = logs::Query {
+        directory,
+        tail: query.tail.unwrap_or(DEFAULT_TAIL).min(logs::MOST_LINES),
+        process: query.process,
+    };
+    let body = if query.follow.unwrap_or(false) {
+        let stop = agent.stop.clone().cancelled_owned();
+        Body::from_stream(logs::follow(wanted).take_until(stop))
+    } else {
+        let text = logs::tail(wanted).await;
+        Body::from(
+            text.map_err(|e| Problem::internal(format!("The logs of {id} cannot be read: {e}.")))?,
+        )
+    };
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response())
+}
+
+async fn take_upgrade(State(agent): Shared, body: Bytes) -> Answer {
+    let order: UpgradeOrder = parse(&body)?;
+    let program = upgrade::install(&agent.host.blobs, &agent.installation, &order).await?;
+    tracing::info!(version = order.version, program = %program.display(), "upgraded, starting afresh");
+    *agent.ending.lock().unwrap_or_else(PoisonError::into_inner) = Ending::Replace(program);
+    agent.stop.cancel();
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn take_uninstall(State(agent): Shared) -> Answer {
+    let uninstalled = uninstall::run(&agent.host, &agent.installation).await;
+    tracing::info!(
+        removed = uninstalled.removed.len(),
+        left = uninstalled.left.len(),
+        "uninstalled"
+    );
+    agent.stop.cancel();
+    json(&uninstalled)
+}

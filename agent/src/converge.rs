@@ -1,0 +1,241 @@
+//! Makes the host match its orders.
+//!
+//! One task owns the work. Each turn compares what is ordered with what is there and starts what
+//! brings them together: preparations of releases, starts and stops of instances, removals. The
+//! work itself runs beside the loop, so that one release that fails or takes long never holds up
+//! another. A restart of the agent is just another first turn.
+
+mod releases;
+mod report;
+mod work;
+
+use crate::blobs::Blobs;
+use crate::facts::Facts;
+use crate::layout::Layout;
+use crate::orders;
+use crate::release::Prepared;
+use crate::release::Workshop;
+use crate::runtime::Runtime;
+use beanpole_daemon::clock;
+use beanpole_protocol::agent::{Failure, HostOrders, ReleaseKey, ReleasePhase};
+use beanpole_protocol::problem::Problem;
+use beanpole_protocol::{Digest, Incarnation, InstanceId, ReleaseNumber, Timestamp};
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+/// The host as the agent knows it: shared by the loop and the calls of the controller.
+pub struct Host {
+    /// Where things lie.
+    pub layout: Layout,
+    /// Bundles.
+    pub blobs: Blobs,
+    /// Where releases are prepared.
+    pub workshop: Workshop,
+    /// What runs.
+    pub runtime: Arc<dyn Runtime>,
+    /// The machine.
+    pub facts: Facts,
+    /// SHA-256 of the agent's own executable, once known.
+    pub digest: OnceLock<Digest>,
+    state: Mutex<State>,
+    wake: Notify,
+    changed: watch::Sender<u64>,
+    sequence: AtomicU64,
+}
+
+/// What the agent holds in memory.
+struct State {
+    orders: Arc<HostOrders>,
+    releases: BTreeMap<ReleaseKey, Release>,
+    troubles: BTreeMap<InstanceId, Trouble>,
+    /// Since when instances without processes are as they are.
+    since: BTreeMap<InstanceId, (&'static str, Timestamp)>,
+    /// No new orders are taken: everything is being removed.
+    closing: bool,
+}
+
+/// A release on this host.
+struct Release {
+    phase: ReleasePhase,
+    since: Timestamp,
+    prepared: Option<Arc<Prepared>>,
+    /// Set while it is being prepared.
+    job: Option<CancellationToken>,
+    /// When a failure that may pass is tried again.
+    retry_at: Option<Instant>,
+    attempts: u32,
+}
+
+/// An instance that could not be started or stopped.
+struct Trouble {
+    release: ReleaseNumber,
+    incarnation: Incarnation,
+    failure: Failure,
+    attempts: u32,
+    retry_at: Instant,
+    since: Timestamp,
+}
+
+impl Release {
+    fn new(phase: ReleasePhase) -> Self {
+        Self {
+            phase,
+            since: clock::now(),
+            prepared: None,
+            job: None,
+            retry_at: None,
+            attempts: 0,
+        }
+    }
+
+    /// Whether something from outside has to come first: the bundle.
+    fn waits(&self) -> bool {
+        self.job.is_none()
+            && matches!(
+                self.phase,
+                ReleasePhase::NeedsBundle | ReleasePhase::Unpacking
+            )
+    }
+
+    fn enter(&mut self, phase: ReleasePhase) {
+        if self.phase != phase {
+            self.phase = phase;
+            self.since = clock::now();
+        }
+    }
+}
+
+/// Grows from 1 s to a minute: instances that cannot be started.
+fn pause_after(attempts: u32) -> Duration {
+    Duration::from_secs(1 << attempts.min(6)).min(Duration::from_secs(60))
+}
+
+/// Grows from 10 s to five minutes: releases that wait for room on the disk.
+fn disk_pause_after(attempts: u32) -> Duration {
+    Duration::from_secs(10 << attempts.min(5)).min(Duration::from_secs(300))
+}
+
+impl Host {
+    /// The host with the orders it holds on disk.
+    pub fn new(
+        layout: Layout,
+        blobs: Blobs,
+        workshop: Workshop,
+        runtime: Arc<dyn Runtime>,
+        facts: Facts,
+        orders: HostOrders,
+    ) -> Self {
+        Self {
+            layout,
+            blobs,
+            workshop,
+            runtime,
+            facts,
+            digest: OnceLock::new(),
+            state: Mutex::new(State {
+                orders: Arc::new(orders),
+                releases: BTreeMap::new(),
+                troubles: BTreeMap::new(),
+                since: BTreeMap::new(),
+                closing: false,
+            }),
+            wake: Notify::new(),
+            changed: watch::Sender::new(0),
+            sequence: AtomicU64::new(0),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes stock of the releases on disk. Call it once, before [`Host::converge`].
+    pub fn recover(&self) -> std::io::Result<()> {
+        self.recover_releases()
+    }
+
+    /// The orders in force.
+    pub fn orders(&self) -> Arc<HostOrders> {
+        Arc::clone(&self.state().orders)
+    }
+
+    /// Takes new orders: on disk first, then in force.
+    pub fn accept(&self, new: HostOrders) -> Result<(), Problem> {
+        let mut state = self.state();
+        if state.closing {
+            return Err(Problem::conflict(
+                "uninstalling",
+                "This host is being uninstalled and takes no orders.",
+            ));
+        }
+        if !orders::check(&state.orders, &new)? {
+            return Ok(());
+        }
+        // Under the lock, so that what is on disk and what is in force change in the same order.
+        orders::store(&self.layout.orders(), &new).map_err(|error| {
+            if error.kind() == std::io::ErrorKind::StorageFull {
+                return Problem::new(
+                    507,
+                    "disk-full",
+                    "The host has no room for its orders",
+                    format!("The orders could not be written: {error}."),
+                );
+            }
+            Problem::internal(format!("The orders could not be written: {error}."))
+        })?;
+        tracing::info!(
+            generation = new.generation.0,
+            releases = new.releases.len(),
+            instances = new.instances.len(),
+            "took new orders"
+        );
+        state.orders = Arc::new(new);
+        drop(state);
+        self.wake();
+        self.touch();
+        Ok(())
+    }
+
+    /// Orders nothing from now on, for good; done when no instance is left or after `patience`.
+    pub async fn empty(&self, patience: Duration) -> bool {
+        {
+            let mut state = self.state();
+            state.closing = true;
+            state.orders = Arc::new(HostOrders {
+                generation: state.orders.generation,
+                ..HostOrders::default()
+            });
+        }
+        let mut changes = self.changed.subscribe();
+        let mut seen = self.runtime.changes();
+        self.wake();
+        let gone = async {
+            while !self.runtime.observe().is_empty() || !self.state().releases.is_empty() {
+                tokio::select! {
+                    _ = changes.changed() => {}
+                    _ = seen.changed() => {}
+                    () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                }
+            }
+        };
+        tokio::time::timeout(patience, gone).await.is_ok()
+    }
+
+    /// Has the loop look again.
+    pub fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Changes whenever a report would.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    fn touch(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+}

@@ -1,0 +1,309 @@
+//! The releases' side of a turn: what to prepare, what to drop.
+
+use super::work::{Done, Work};
+use super::{Host, Release, State, disk_pause_after};
+use crate::fences::FenceError;
+use crate::release::{Fault, Job, Prepared, build, remove_for_good};
+use beanpole_daemon::files;
+use beanpole_protocol::agent::{Failure, HostOrders, ReleaseKey, ReleaseOrder, ReleasePhase};
+use beanpole_protocol::{Digest, EnvironmentId, ReleaseNumber};
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Releases prepared at once: unpacking and installing keep a small machine busy enough.
+const AT_ONCE: usize = 2;
+
+impl Host {
+    /// What an earlier agent left half done goes away; what it finished counts.
+    pub(super) fn recover_releases(&self) -> io::Result<()> {
+        build::end_leftovers(&self.layout.builds())?;
+        let mut found = Vec::new();
+        for environment in fs::read_dir(self.layout.releases())? {
+            let environment = environment?;
+            let name = environment.file_name().to_string_lossy().into_owned();
+            let Ok(id) = EnvironmentId::new(name) else {
+                continue;
+            };
+            for entry in fs::read_dir(environment.path())? {
+                let entry = entry?;
+                let name = entry.file_name().to_string_lossy().into_owned();
+                match name.parse::<u64>() {
+                    Ok(number) => found.push(ReleaseKey {
+                        environment: id.clone(),
+                        number: ReleaseNumber(number),
+                    }),
+                    Err(_) => remove_for_good(&entry.path())?,
+                }
+            }
+        }
+        let mut state = self.state();
+        for key in found {
+            let release = match self.workshop.load(&key) {
+                Some(prepared) => {
+                    let mut release = Release::new(ReleasePhase::Ready);
+                    release.prepared = Some(Arc::new(prepared));
+                    release
+                }
+                None => Release::new(ReleasePhase::NeedsBundle),
+            };
+            state.releases.insert(key, release);
+        }
+        Ok(())
+    }
+
+    /// Starts preparations of what is ordered and not there.
+    pub(super) fn prepare_releases(self: &Arc<Self>, work: &mut Work) {
+        let mut changed = false;
+        let mut state = self.state();
+        let orders = Arc::clone(&state.orders);
+        for order in &orders.releases {
+            let running = state.releases.values().filter(|r| r.job.is_some()).count();
+            let release = state.releases.entry(order.key.clone()).or_insert_with(|| {
+                changed = true;
+                self.known_failure(order)
+                    .map_or_else(|| Release::new(ReleasePhase::NeedsBundle), Release::new)
+            });
+            if release.retry_at.is_some_and(|at| at <= Instant::now()) {
+                release.retry_at = None;
+                release.enter(ReleasePhase::NeedsBundle);
+                changed = true;
+            }
+            let waits = matches!(release.phase, ReleasePhase::NeedsBundle)
+                || matches!(release.phase, ReleasePhase::Unpacking) && release.job.is_none();
+            if !waits {
+                continue;
+            }
+            if !self.blobs.status(&order.bundle).complete {
+                if let Err(error) = self.blobs.room_for(&order.bundle, order.bundle_size) {
+                    let message = format!("The bundle does not fit on this host: {error}.");
+                    tracing::warn!(environment = %order.key.environment, release = order.key.number.0, "{message}");
+                    release.fail(Fault::new("disk-full", message));
+                    changed = true;
+                }
+                continue;
+            }
+            changed |= !matches!(release.phase, ReleasePhase::Unpacking);
+            release.enter(ReleasePhase::Unpacking);
+            if running < AT_ONCE && work.may_build() {
+                let cancel = CancellationToken::new();
+                release.job = Some(cancel.clone());
+                work.start(Self::prepare(Arc::clone(self), order.clone(), cancel));
+            }
+        }
+        drop(state);
+        if changed {
+            self.touch();
+        }
+    }
+
+    fn known_failure(&self, order: &ReleaseOrder) -> Option<ReleasePhase> {
+        let path = self.layout.release_failure(&order.key);
+        let (bundle, failure): (Digest, Failure) = files::read_json(&path).ok()??;
+        (bundle == order.bundle).then_some(ReleasePhase::Failed(failure))
+    }
+
+    async fn prepare(self: Arc<Self>, order: ReleaseOrder, cancel: CancellationToken) -> Done {
+        let key = order.key.clone();
+        let (host, named) = (Arc::clone(&self), key.clone());
+        let progress = move |phase| {
+            if let Some(release) = host.state().releases.get_mut(&named) {
+                release.enter(phase);
+            }
+            host.touch();
+        };
+        let bundle = self.blobs.path(&order.bundle);
+        let _ = fs::remove_file(self.layout.build_log(&key));
+        let user = {
+            let (fences, application) = (self.workshop.fences.clone(), order.application.clone());
+            tokio::task::spawn_blocking(move || fences.user(&application)).await
+        };
+        let user = user.unwrap_or_else(|error| Err(FenceError::User(error.to_string())));
+        let outcome = match user {
+            Err(error) => Err(Fault::new("fence-failed", format!("{error}."))),
+            Ok(user) => {
+                let job = Job {
+                    order,
+                    user,
+                    cancel,
+                    progress: Box::new(progress),
+                };
+                self.workshop.prepare(&job, &bundle).await
+            }
+        };
+        Done::Prepared(key, outcome)
+    }
+
+    /// Records how a preparation ended.
+    pub(super) fn prepared(&self, key: &ReleaseKey, outcome: Result<Prepared, Fault>) {
+        let mut state = self.state();
+        let ordered = state
+            .orders
+            .releases
+            .iter()
+            .find(|order| order.key == *key)
+            .cloned();
+        let Some(release) = state.releases.get_mut(key) else {
+            return;
+        };
+        release.job = None;
+        match outcome {
+            Ok(prepared) => {
+                tracing::info!(environment = %key.environment, release = key.number.0, platform = %prepared.platform, "a release is ready");
+                release.prepared = Some(Arc::new(prepared));
+                release.attempts = 0;
+                release.enter(ReleasePhase::Ready);
+            }
+            Err(fault) if fault.0.code == "cancelled" => release.enter(ReleasePhase::NeedsBundle),
+            Err(fault) => {
+                tracing::warn!(environment = %key.environment, release = key.number.0, %fault, "a release cannot be prepared");
+                if let Some(order) = ordered
+                    && !fault.is_full_disk()
+                {
+                    let record = (order.bundle, &fault.0);
+                    let path = self.layout.release_failure(key);
+                    if let Err(error) = files::write_json(&path, &record, 0o600) {
+                        tracing::warn!(%error, "a failure could not be recorded");
+                    }
+                }
+                release.fail(fault);
+            }
+        }
+        drop(state);
+        self.touch();
+    }
+
+    /// Drops what is not ordered and not in use: releases, then caches and bundles.
+    pub(super) fn drop_releases(self: &Arc<Self>, work: &mut Work) {
+        let mut state = self.state();
+        let orders = Arc::clone(&state.orders);
+        let ordered: BTreeSet<&ReleaseKey> = orders.releases.iter().map(|o| &o.key).collect();
+        for (key, release) in &state.releases {
+            if !ordered.contains(key)
+                && let Some(job) = &release.job
+            {
+                job.cancel();
+            }
+        }
+        if work.instances_move() {
+            return;
+        }
+        let Some(used) = self.in_use(&orders) else {
+            return;
+        };
+        let gone: Vec<ReleaseKey> = state
+            .releases
+            .iter()
+            .filter(|(key, release)| {
+                release.job.is_none() && !ordered.contains(key) && !used.contains(key)
+            })
+            .map(|(key, _)| key.clone())
+            .collect();
+        if gone.is_empty() || !work.may_drop() {
+            return;
+        }
+        // Out of sight at once: an order for the same release starts from nothing.
+        for key in gone {
+            if let Err(error) = self.set_aside(&key) {
+                tracing::warn!(environment = %key.environment, release = key.number.0, %error, "a release cannot be removed yet");
+                continue;
+            }
+            state.releases.remove(&key);
+            tracing::info!(environment = %key.environment, release = key.number.0, "dropped a release");
+        }
+        drop(state);
+        self.touch();
+        let host = Arc::clone(self);
+        work.sweep(move || host.sweep());
+    }
+
+    /// Releases from which something runs; none while that cannot be told.
+    fn in_use(&self, orders: &HostOrders) -> Option<BTreeSet<ReleaseKey>> {
+        self.runtime
+            .observe()
+            .into_iter()
+            .map(|seen| {
+                let order = orders.instances.iter().find(|order| order.id == seen.id)?;
+                Some(ReleaseKey {
+                    environment: order.environment.clone(),
+                    number: seen.release.unwrap_or(order.release),
+                })
+            })
+            .collect()
+    }
+
+    fn set_aside(&self, key: &ReleaseKey) -> io::Result<()> {
+        let directory = self.layout.release(key);
+        let trash =
+            self.layout
+                .environment(key)
+                .join(format!("{}.trash-{:x}", key.number, clock_bits()));
+        match fs::rename(&directory, &trash) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        for path in [
+            self.layout.release_failure(key),
+            self.layout.build_log(key),
+            self.layout.build_pid(key),
+        ] {
+            let _ = fs::remove_file(path);
+        }
+        Ok(())
+    }
+
+    /// Removes what nothing refers to any more. Runs while nothing is being prepared.
+    pub(super) fn sweep(&self) {
+        if let Err(error) = self.try_sweep() {
+            tracing::warn!(%error, "cleaning up did not get through");
+        }
+    }
+
+    fn try_sweep(&self) -> io::Result<()> {
+        for environment in fs::read_dir(self.layout.releases())? {
+            let environment = environment?.path();
+            for entry in fs::read_dir(&environment)? {
+                let entry = entry?;
+                if entry.file_name().to_string_lossy().contains(".trash-") {
+                    remove_for_good(&entry.path())?;
+                }
+            }
+            // Only an empty one goes.
+            let _ = fs::remove_dir(&environment);
+        }
+        let (bundles, caches) = self.state().referred();
+        self.workshop.caches.sweep(&caches)?;
+        let gone = self.blobs.sweep(&bundles)?;
+        if gone > 0 {
+            tracing::info!(gone, "removed bundles that no release needs");
+        }
+        Ok(())
+    }
+}
+
+fn clock_bits() -> u64 {
+    beanpole_daemon::clock::random_bits() as u64
+}
+
+impl State {
+    fn referred(&self) -> (BTreeSet<Digest>, BTreeSet<String>) {
+        let bundles = self.orders.releases.iter().map(|o| o.bundle.clone());
+        let prepared = self.releases.values().filter_map(|r| r.prepared.as_ref());
+        let caches = prepared.flat_map(|p| p.caches.iter().chain(&p.keeps).cloned());
+        (bundles.collect(), caches.collect())
+    }
+}
+
+impl Release {
+    fn fail(&mut self, fault: Fault) {
+        self.retry_at = fault.is_full_disk().then(|| {
+            let at = Instant::now() + disk_pause_after(self.attempts);
+            self.attempts += 1;
+            at
+        });
+        self.enter(ReleasePhase::Failed(fault.0));
+    }
+}

@@ -1,0 +1,355 @@
+//! The loop, and the instances' side of a turn.
+
+use super::{Host, Trouble, pause_after};
+use crate::release::{Fault, Prepared, programs};
+use crate::runtime::{InstanceSpec, RuntimeError, Workload};
+use beanpole_daemon::clock;
+use beanpole_protocol::agent::{
+    InstanceOrder, InstancePhase, InstanceReport, Properties, ReleaseKey, ReleaseOrder,
+};
+use beanpole_protocol::{Incarnation, InstanceId, ReleaseNumber};
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// How often a quiet loop cleans up.
+const SWEEP_PERIOD: Duration = Duration::from_secs(300);
+/// How soon a loop that waits for something from outside looks again.
+const LOOK_PERIOD: Duration = Duration::from_secs(5);
+/// For instances whose orders are forgotten.
+const DEFAULT_GRACE: Duration = Duration::from_secs(10);
+
+/// How a piece of work ended.
+pub(super) enum Done {
+    /// A preparation.
+    Prepared(ReleaseKey, Result<Prepared, Fault>),
+    /// A start, stop or removal of an instance, and for which order.
+    Moved(
+        InstanceId,
+        Option<(ReleaseNumber, Incarnation)>,
+        Result<(), RuntimeError>,
+    ),
+    /// A clean-up.
+    Swept,
+}
+
+/// Work under way beside the loop.
+#[derive(Default)]
+pub(super) struct Work {
+    tasks: JoinSet<Done>,
+    /// Instances with a move under way; one at a time for each.
+    moving: BTreeSet<InstanceId>,
+    /// Port and grace of instances, as last ordered.
+    last: BTreeMap<InstanceId, (u16, Duration)>,
+    sweeping: bool,
+    building: usize,
+}
+
+impl Work {
+    pub(super) fn may_build(&self) -> bool {
+        !self.sweeping
+    }
+
+    pub(super) fn may_drop(&self) -> bool {
+        !self.sweeping && self.building == 0
+    }
+
+    pub(super) fn instances_move(&self) -> bool {
+        !self.moving.is_empty()
+    }
+
+    pub(super) fn start(&mut self, job: impl Future<Output = Done> + Send + 'static) {
+        self.building += 1;
+        self.tasks.spawn(job);
+    }
+
+    pub(super) fn sweep(&mut self, clean: impl FnOnce() + Send + 'static) {
+        self.sweeping = true;
+        self.tasks.spawn(async {
+            let _ = tokio::task::spawn_blocking(clean).await;
+            Done::Swept
+        });
+    }
+}
+
+impl Host {
+    /// Makes the host match until `stop`. Apps go on running after it.
+    pub async fn converge(self: Arc<Self>, stop: CancellationToken) {
+        let mut work = Work::default();
+        let mut seen = self.runtime.changes();
+        let mut swept = Instant::now();
+        let host = Arc::clone(&self);
+        work.sweep(move || host.sweep());
+        loop {
+            self.turn(&mut work);
+            if swept.elapsed() >= SWEEP_PERIOD && work.may_drop() {
+                swept = Instant::now();
+                let host = Arc::clone(&self);
+                work.sweep(move || host.sweep());
+            }
+            let pause = self.pause();
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = self.wake.notified() => {}
+                changed = seen.changed() => {
+                    if changed.is_err() {
+                        tracing::error!("the runtime is gone");
+                        break;
+                    }
+                    self.touch();
+                }
+                Some(done) = work.tasks.join_next() => self.done(&mut work, done),
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+        // Builds are killed with their process groups, instances stay.
+        work.tasks.shutdown().await;
+    }
+
+    fn turn(self: &Arc<Self>, work: &mut Work) {
+        self.prepare_releases(work);
+        self.move_instances(work);
+        self.drop_releases(work);
+    }
+
+    /// How long nothing needs to be looked at.
+    fn pause(&self) -> Duration {
+        let state = self.state();
+        let waiting = state
+            .releases
+            .values()
+            .any(|r| r.retry_at.is_some() || r.waits());
+        let retry = state
+            .troubles
+            .values()
+            .map(|t| t.retry_at.saturating_duration_since(Instant::now()))
+            .min();
+        let most = if waiting { LOOK_PERIOD } else { SWEEP_PERIOD };
+        retry.map_or(most, |retry| retry.max(Duration::from_millis(50)).min(most))
+    }
+
+    fn done(&self, work: &mut Work, done: Result<Done, tokio::task::JoinError>) {
+        match done {
+            Ok(Done::Prepared(key, outcome)) => {
+                work.building -= 1;
+                self.prepared(&key, outcome);
+            }
+            Ok(Done::Moved(id, wanted, outcome)) => {
+                work.moving.remove(&id);
+                self.moved(id, wanted, outcome);
+            }
+            Ok(Done::Swept) => work.sweeping = false,
+            // Nothing here panics on purpose; the agent's own restart puts such a case right.
+            Err(error) => tracing::error!(%error, "a piece of work broke off"),
+        }
+    }
+
+    fn moved(
+        &self,
+        id: InstanceId,
+        wanted: Option<(ReleaseNumber, Incarnation)>,
+        outcome: Result<(), RuntimeError>,
+    ) {
+        let mut state = self.state();
+        match outcome {
+            Ok(()) => {
+                state.troubles.remove(&id);
+            }
+            Err(error) => {
+                let failure = error.failure();
+                tracing::warn!(instance = %id, code = failure.code, "{}", failure.message);
+                let earlier = state.troubles.get(&id);
+                let attempts = earlier.map_or(0, |trouble| trouble.attempts + 1);
+                let (release, incarnation) = wanted.unwrap_or_default();
+                let trouble = Trouble {
+                    release,
+                    incarnation,
+                    failure,
+                    attempts,
+                    retry_at: Instant::now() + pause_after(attempts),
+                    since: earlier.map_or_else(clock::now, |trouble| trouble.since),
+                };
+                state.troubles.insert(id, trouble);
+            }
+        }
+        drop(state);
+        self.touch();
+    }
+
+    /// Starts and stops instances so that they become what is ordered.
+    fn move_instances(self: &Arc<Self>, work: &mut Work) {
+        let orders = self.orders();
+        let observed: BTreeMap<InstanceId, InstanceReport> = self
+            .runtime
+            .observe()
+            .into_iter()
+            .map(|report| (report.id.clone(), report))
+            .collect();
+        let wanted: BTreeMap<&InstanceId, &InstanceOrder> = orders
+            .instances
+            .iter()
+            .map(|order| (&order.id, order))
+            .collect();
+        self.state()
+            .troubles
+            .retain(|id, _| wanted.contains_key(id) || observed.contains_key(id));
+        let leaving: BTreeSet<u16> = observed
+            .keys()
+            .filter(|id| !wanted.contains_key(id))
+            .filter_map(|id| work.last.get(id).map(|last| last.0))
+            .collect();
+        for id in observed.keys().filter(|id| !wanted.contains_key(id)) {
+            if work.moving.contains(id) || self.must_wait(id, None) {
+                continue;
+            }
+            let grace = work.last.get(id).map_or(DEFAULT_GRACE, |last| last.1);
+            work.moving.insert(id.clone());
+            work.tasks
+                .spawn(Self::remove_instance(Arc::clone(self), id.clone(), grace));
+        }
+        for order in &orders.instances {
+            if !work.moving.contains(&order.id)
+                && !leaving.contains(&order.port)
+                && let Some(move_) =
+                    self.next_move(order, observed.get(&order.id), &orders.releases)
+            {
+                work.moving.insert(order.id.clone());
+                work.tasks
+                    .spawn(Self::move_instance(Arc::clone(self), order.clone(), move_));
+            }
+        }
+        work.last.retain(|id, _| observed.contains_key(id));
+        for order in &orders.instances {
+            let grace = Duration::from_millis(order.stop_grace_ms);
+            work.last.insert(order.id.clone(), (order.port, grace));
+        }
+    }
+
+    fn must_wait(&self, id: &InstanceId, wanted: Option<(ReleaseNumber, Incarnation)>) -> bool {
+        self.state().troubles.get(id).is_some_and(|trouble| {
+            wanted.is_none_or(|wanted| wanted == (trouble.release, trouble.incarnation))
+                && trouble.retry_at > Instant::now()
+        })
+    }
+
+    fn next_move(
+        &self,
+        order: &InstanceOrder,
+        seen: Option<&InstanceReport>,
+        releases: &[ReleaseOrder],
+    ) -> Option<Move> {
+        if self.must_wait(&order.id, Some((order.release, order.incarnation))) {
+            return None;
+        }
+        let alive = seen.is_some_and(|report| {
+            !matches!(
+                report.phase,
+                InstancePhase::Stopped | InstancePhase::Failed(_)
+            )
+        });
+        if !order.run {
+            return alive.then_some(Move::Stop);
+        }
+        let same = seen.is_some_and(|report| {
+            report.release == Some(order.release) && report.incarnation == order.incarnation
+        });
+        if same && alive {
+            return None;
+        }
+        let release = releases.iter().find(|release| {
+            release.key.environment == order.environment && release.key.number == order.release
+        })?;
+        let prepared = self.state().releases.get(&release.key)?.prepared.clone()?;
+        let tree = self.layout.release(&release.key).join("app");
+        Some(Move::Start {
+            stop_first: seen.is_some(),
+            spec: Box::new(spec(order, release, &prepared, &tree)),
+        })
+    }
+
+    async fn remove_instance(self: Arc<Self>, id: InstanceId, grace: Duration) -> Done {
+        let outcome = async {
+            self.runtime.stop(&id, grace).await?;
+            self.runtime.remove(&id).await
+        }
+        .await;
+        Done::Moved(id, None, outcome)
+    }
+
+    async fn move_instance(self: Arc<Self>, order: InstanceOrder, what: Move) -> Done {
+        let grace = Duration::from_millis(order.stop_grace_ms);
+        let outcome = match what {
+            Move::Stop => self.runtime.stop(&order.id, grace).await,
+            Move::Start { stop_first, spec } => {
+                async {
+                    if stop_first {
+                        self.runtime.stop(&order.id, grace).await?;
+                    }
+                    self.runtime.start(*spec).await
+                }
+                .await
+            }
+        };
+        let wanted = Some((order.release, order.incarnation));
+        Done::Moved(order.id, wanted, outcome)
+    }
+}
+
+/// What an instance is told.
+enum Move {
+    Stop,
+    Start {
+        stop_first: bool,
+        spec: Box<InstanceSpec>,
+    },
+}
+
+/// An instance of a prepared release. Properties win over what the platform adds, but for `PATH`,
+/// which keeps the platform's directories in front.
+fn spec(
+    order: &InstanceOrder,
+    release: &ReleaseOrder,
+    prepared: &Prepared,
+    tree: &Path,
+) -> InstanceSpec {
+    let mut environment = prepared.environment.clone();
+    environment.extend(release.properties.0.clone());
+    let mut path = programs::path_with(prepared.path.iter().map(|path| path.as_path()));
+    if let Some(own) = release.properties.0.get("PATH") {
+        let first: Vec<_> = prepared.path.iter().map(|p| p.to_string_lossy()).collect();
+        path = first
+            .iter()
+            .map(|p| p.as_ref())
+            .chain([own.as_str()])
+            .collect::<Vec<_>>()
+            .join(":");
+    }
+    for (name, value) in [
+        ("PATH", path),
+        ("PORT", order.port.to_string()),
+        ("BEANPOLE_ENVIRONMENT", release.environment_name.to_string()),
+        ("BEANPOLE_RELEASE", release.key.number.to_string()),
+        ("BEANPOLE_VERSION", release.version.to_string()),
+        ("BEANPOLE_INSTANCE", order.id.to_string()),
+    ] {
+        environment.insert(name.to_owned(), value);
+    }
+    InstanceSpec {
+        id: order.id.clone(),
+        application: release.application.clone(),
+        release: order.release,
+        incarnation: order.incarnation,
+        workload: Workload::Processes {
+            directory: tree.to_owned(),
+            processes: prepared.process_specs(),
+        },
+        port: order.port,
+        environment: Properties(environment),
+        limits: order.limits,
+        stop_grace: Duration::from_millis(order.stop_grace_ms),
+    }
+}

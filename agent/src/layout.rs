@@ -1,0 +1,105 @@
+//! Where the agent keeps things: everything below `DATA/agent`.
+
+use beanpole_protocol::agent::ReleaseKey;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// The directories of one agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    /// The layout below `data_dir`.
+    pub fn new(data_dir: &Path) -> Self {
+        Self {
+            root: data_dir.join("agent"),
+        }
+    }
+
+    /// Makes the directories. Applications may pass through them, but list none of them.
+    pub fn create(&self) -> io::Result<()> {
+        for (path, mode) in [
+            (self.root.clone(), 0o711),
+            (self.blobs(), 0o700),
+            (self.releases(), 0o711),
+            (self.caches(), 0o711),
+            (self.builds(), 0o700),
+        ] {
+            DirBuilder::new().recursive(true).mode(mode).create(&path)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+        }
+        Ok(())
+    }
+
+    /// The agent's own directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Held by the one agent that runs on this data.
+    pub fn lock(&self) -> PathBuf {
+        self.root.join("agent.lock")
+    }
+
+    /// The orders.
+    pub fn orders(&self) -> PathBuf {
+        self.root.join("orders.json")
+    }
+
+    /// Bundles.
+    pub fn blobs(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+
+    /// Prepared releases.
+    pub fn releases(&self) -> PathBuf {
+        self.root.join("releases")
+    }
+
+    /// Installed dependencies.
+    pub fn caches(&self) -> PathBuf {
+        self.root.join("cache")
+    }
+
+    /// Logs and process ids of builds.
+    pub fn builds(&self) -> PathBuf {
+        self.root.join("builds")
+    }
+
+    /// The releases of one environment.
+    pub fn environment(&self, key: &ReleaseKey) -> PathBuf {
+        self.releases().join(key.environment.as_str())
+    }
+
+    /// A prepared release: `app/` (the tree), `release.json`, `synced`.
+    pub fn release(&self, key: &ReleaseKey) -> PathBuf {
+        self.environment(key).join(key.number.to_string())
+    }
+
+    /// Where a release is prepared.
+    pub fn release_work(&self, key: &ReleaseKey) -> PathBuf {
+        self.environment(key).join(format!("{}.tmp", key.number))
+    }
+
+    /// Why a release could not be prepared.
+    pub fn release_failure(&self, key: &ReleaseKey) -> PathBuf {
+        self.builds()
+            .join(format!("{}-{}.failed.json", key.environment, key.number))
+    }
+
+    /// What its build wrote.
+    pub fn build_log(&self, key: &ReleaseKey) -> PathBuf {
+        self.builds()
+            .join(format!("{}-{}.log", key.environment, key.number))
+    }
+
+    /// The process group of its running build.
+    pub fn build_pid(&self, key: &ReleaseKey) -> PathBuf {
+        self.builds()
+            .join(format!("{}-{}.pid", key.environment, key.number))
+    }
+}

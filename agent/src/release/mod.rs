@@ -1,0 +1,329 @@
+//! Preparing a release on this host: from a bundle to a tree that instances start from.
+//!
+//! Everything happens under a temporary name. Only a finished release gets its own, by a rename,
+//! so that a crash midway leaves nothing that counts. Trees belong to root (where the agent is
+//! root) and are read-only to the application.
+
+pub mod build;
+pub mod cache;
+pub mod node;
+pub mod platform;
+pub mod procfile;
+pub mod programs;
+pub mod python;
+pub mod tree;
+pub mod unpack;
+
+use crate::fences::Fences;
+use crate::fences::users::User;
+use crate::layout::Layout;
+use crate::runtime::ProcessSpec;
+use beanpole_daemon::files;
+use beanpole_protocol::agent::{Failure, Platform, ReleaseKey, ReleaseOrder, ReleasePhase};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// The most lines of output that a failure carries.
+pub const FAILURE_LINES: usize = 20;
+
+/// Why a release cannot be prepared.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {}", .0.code, .0.message)]
+pub struct Fault(pub Failure);
+
+impl Fault {
+    /// A failure with a stable code and its sentence.
+    pub fn new(code: &str, message: impl Into<String>) -> Self {
+        Self(Failure {
+            code: code.to_owned(),
+            message: message.into(),
+            log: Vec::new(),
+        })
+    }
+
+    /// The file system refused to `action` at `path`.
+    pub fn io(action: &str, path: &Path, error: &io::Error) -> Self {
+        let full = matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        );
+        let code = if full { "disk-full" } else { "host-io" };
+        Self::new(
+            code,
+            format!("The agent could not {action} {}: {error}.", path.display()),
+        )
+    }
+
+    /// It is not wanted any more.
+    pub fn cancelled() -> Self {
+        Self::new("cancelled", "The release is not wanted any more.")
+    }
+
+    /// With the last lines of `log`.
+    pub fn with_log(mut self, log: Vec<String>) -> Self {
+        self.0.log = log;
+        self
+    }
+
+    /// Whether it may go well later without anybody changing the bundle.
+    pub fn is_full_disk(&self) -> bool {
+        self.0.code == "disk-full"
+    }
+}
+
+/// A prepared release, as kept beside its tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prepared {
+    /// How it runs, `auto` resolved.
+    pub platform: Platform,
+    /// The processes: name and command line.
+    pub processes: Vec<(String, String)>,
+    /// Directories that come first in `PATH`.
+    pub path: Vec<PathBuf>,
+    /// What the platform adds to the environment of the processes; properties win over it.
+    pub environment: BTreeMap<String, String>,
+    /// The caches that the tree refers to.
+    pub caches: Vec<String>,
+    /// Caches that a later release may want, though this one does without.
+    #[serde(default)]
+    pub keeps: Vec<String>,
+    /// The boot in which it was made: until `synced` a later boot does not trust it.
+    pub boot_id: String,
+}
+
+impl Prepared {
+    /// The processes for a runtime.
+    pub fn process_specs(&self) -> Vec<ProcessSpec> {
+        self.processes
+            .iter()
+            .map(|(name, command)| ProcessSpec {
+                name: name.clone(),
+                command: command.clone(),
+            })
+            .collect()
+    }
+}
+
+/// What preparing needs beside the order.
+pub struct Workshop {
+    /// Where things lie.
+    pub layout: Layout,
+    /// Bounds of bundles.
+    pub limits: unpack::UnpackLimits,
+    /// Bytes that stay free on the disk.
+    pub reserve_bytes: u64,
+    /// The caches of dependencies.
+    pub caches: cache::Caches,
+    /// This boot.
+    pub boot_id: String,
+    /// What builds are fenced in by.
+    pub fences: Fences,
+}
+
+/// One preparation under way.
+pub struct Job {
+    /// What to prepare.
+    pub order: ReleaseOrder,
+    /// For whom, under root.
+    pub user: Option<User>,
+    /// Ends it.
+    pub cancel: CancellationToken,
+    /// Told each phase.
+    pub progress: Box<dyn Fn(ReleasePhase) + Send + Sync>,
+}
+
+impl Workshop {
+    /// Reads a release prepared earlier; none if there is none that can be trusted.
+    pub fn load(&self, key: &ReleaseKey) -> Option<Prepared> {
+        let directory = self.layout.release(key);
+        let prepared: Prepared = files::read_json(&directory.join("release.json"))
+            .ok()
+            .flatten()?;
+        let lasting = prepared.boot_id == self.boot_id || directory.join("synced").exists();
+        let whole = lasting
+            && directory.join("app").is_dir()
+            && prepared
+                .caches
+                .iter()
+                .all(|name| self.caches.is_complete(name));
+        whole.then_some(prepared)
+    }
+
+    /// Prepares the release of `job` from the bundle at `bundle`, within the order's time.
+    pub async fn prepare(&self, job: &Job, bundle: &Path) -> Result<Prepared, Fault> {
+        let limit = Duration::from_millis(job.order.prepare_timeout_ms);
+        let work = self.layout.release_work(&job.order.key);
+        let pause = Arc::new(AtomicBool::new(false));
+        let _pause = SetOnDrop(Arc::clone(&pause));
+        let outcome = tokio::select! {
+            outcome = self.prepare_in(&work, job, bundle, &pause) => outcome,
+            () = job.cancel.cancelled() => Err(Fault::cancelled()),
+            () = tokio::time::sleep(limit) => Err(Fault::new(
+                "build-timeout",
+                format!(
+                    "Preparing the release took longer than {} s and was stopped.",
+                    limit.as_secs_f64()
+                ),
+            )
+            .with_log(build::last_lines(&self.layout.build_log(&job.order.key)))),
+        };
+        // A thread that still unpacks stops at its next file; its directory is removed after it.
+        pause.store(true, Ordering::Relaxed);
+        if outcome.is_err() {
+            let _ = tokio::task::spawn_blocking(move || remove_for_good(&work)).await;
+        }
+        outcome
+    }
+
+    async fn prepare_in(
+        &self,
+        work: &Path,
+        job: &Job,
+        bundle: &Path,
+        cancelled: &Arc<AtomicBool>,
+    ) -> Result<Prepared, Fault> {
+        (job.progress)(ReleasePhase::Unpacking);
+        let tree = work.join("app");
+        self.unpack(work, &tree, job, bundle, cancelled).await?;
+        let plan = platform::find(&tree, &job.order)?;
+        let site = build::Site {
+            work: work.to_owned(),
+            tree: tree.clone(),
+            log: self.layout.build_log(&job.order.key),
+            pid_file: self.layout.build_pid(&job.order.key),
+            order: &job.order,
+            user: job.user.clone(),
+            progress: &*job.progress,
+        };
+        let made = match plan.platform {
+            Platform::Node => node::build(self, &site, &plan).await?,
+            Platform::Python => python::build(self, &site, &plan).await?,
+            Platform::Auto | Platform::Procfile | Platform::Docker => build::Made::default(),
+        };
+        let prepared = Prepared {
+            platform: plan.platform,
+            processes: made.processes.unwrap_or(plan.processes),
+            path: made.path,
+            environment: made.environment,
+            caches: made.caches,
+            keeps: made.keeps,
+            boot_id: self.boot_id.clone(),
+        };
+        self.finish(work, job, prepared).await
+    }
+
+    async fn unpack(
+        &self,
+        work: &Path,
+        tree: &Path,
+        job: &Job,
+        bundle: &Path,
+        cancelled: &Arc<AtomicBool>,
+    ) -> Result<(), Fault> {
+        let (work, tree, bundle) = (work.to_owned(), tree.to_owned(), bundle.to_owned());
+        let (limits, reserve) = (self.limits, self.reserve_bytes);
+        let environment = self.layout.environment(&job.order.key);
+        let user = job.user.clone();
+        let cancelled = Arc::clone(cancelled);
+        let key = job.order.key.clone();
+        blocking(move || {
+            remove_for_good(&work).map_err(|error| Fault::io("remove", &work, &error))?;
+            tree::make_private(&environment, user.as_ref())?;
+            fs::create_dir_all(&tree).map_err(|error| Fault::io("make", &tree, &error))?;
+            let room = |bytes| {
+                crate::blobs::check_space(&environment, bytes, reserve).map_err(|error| {
+                    Fault::new(
+                        "disk-full",
+                        format!("The release does not fit on this host: {error}."),
+                    )
+                })
+            };
+            let started = std::time::Instant::now();
+            let unpacked = unpack::unpack(&bundle, &tree, &limits, room, &cancelled)?;
+            tracing::info!(
+                environment = %key.environment,
+                release = key.number.0,
+                files = unpacked.files,
+                bytes = unpacked.bytes,
+                took_ms = started.elapsed().as_millis() as u64,
+                "unpacked a bundle"
+            );
+            Ok(())
+        })
+        .await
+    }
+
+    async fn finish(&self, work: &Path, job: &Job, prepared: Prepared) -> Result<Prepared, Fault> {
+        let (work, whole) = (work.to_owned(), self.layout.release(&job.order.key));
+        let value = prepared.clone();
+        let ready = whole.clone();
+        blocking(move || {
+            let failed = |error: &io::Error| Fault::io("finish the release in", &work, error);
+            let _ = remove_for_good(&work.join("home"));
+            files::write_json(&work.join("release.json"), &value, 0o600)
+                .map_err(|error| failed(&error))?;
+            remove_for_good(&whole).map_err(|error| failed(&error))?;
+            fs::rename(&work, &whole).map_err(|error| failed(&error))?;
+            whole
+                .parent()
+                .map_or(Ok(()), files::sync_directory)
+                .map_err(|error| failed(&error))
+        })
+        .await?;
+        // Thousands of small files reach the disk after the release is in use, not before.
+        tokio::task::spawn_blocking(move || {
+            let synced = fs::File::open(&ready).and_then(|directory| {
+                rustix::fs::syncfs(&directory)?;
+                fs::write(ready.join("synced"), b"")
+            });
+            if let Err(error) = synced {
+                tracing::debug!(release = %ready.display(), %error, "a release was not synced");
+            }
+        });
+        Ok(prepared)
+    }
+}
+
+/// Tells a thread to stop, also when the future that waits for it is dropped.
+struct SetOnDrop(Arc<AtomicBool>);
+
+impl Drop for SetOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Runs `work` where it may block.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
+) -> Result<T, Fault> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| {
+            Err(Fault::new(
+                "agent-broken",
+                format!("The agent's own work broke off: {error}."),
+            ))
+        })
+}
+
+/// Removes a directory tree, also one whose directories are read-only. None there is fine.
+pub fn remove_for_good(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            tree::make_writable(path)?;
+            fs::remove_dir_all(path)
+        }
+        // A writer that was just told to stop may add one more file.
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => fs::remove_dir_all(path),
+        other => other,
+    }
+}

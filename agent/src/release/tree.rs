@@ -1,0 +1,153 @@
+//! Who owns what in a release's tree.
+//!
+//! A build runs as the application's user and owns the tree meanwhile; afterwards the tree goes
+//! back to root. The walk goes from the top down and through file descriptors: once a directory
+//! is root's, nobody can swap what lies in it, so that a process which outlived its build cannot
+//! lead the walk astray.
+
+use super::Fault;
+use crate::fences::users::User;
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
+
+/// Deepest directory: beyond it paths exceed what the system takes.
+const DEEPEST: usize = 512;
+
+/// Makes `directory`, which only root and the application's group may enter.
+pub fn make_private(directory: &Path, user: Option<&User>) -> Result<(), Fault> {
+    let failed = |error: io::Error| Fault::io("make", directory, &error);
+    let mode = if user.is_some() { 0o750 } else { 0o700 };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(directory)
+        .map_err(failed)?;
+    if let Some(user) = user {
+        std::os::unix::fs::chown(directory, Some(0), Some(user.gid)).map_err(failed)?;
+    }
+    fs::set_permissions(directory, fs::Permissions::from_mode(mode)).map_err(failed)
+}
+
+/// Gives a tree to the user that builds in it.
+pub fn give(directory: &Path, user: &User) -> Result<(), Fault> {
+    walk(directory, user.uid, user.gid, false)
+        .map_err(|error| Fault::io("hand over", directory, &error))
+}
+
+/// Takes a tree back: root's, readable for all who can reach it, writable for root alone.
+pub fn seal(directory: &Path) -> Result<(), Fault> {
+    walk(directory, 0, 0, true).map_err(|error| Fault::io("take back", directory, &error))
+}
+
+fn walk(directory: &Path, uid: u32, gid: u32, sealing: bool) -> io::Result<()> {
+    let top = rustix::fs::open(
+        directory,
+        OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    walk_open(top, uid, gid, sealing, 0)
+}
+
+fn walk_open(
+    directory: OwnedFd,
+    uid: u32,
+    gid: u32,
+    sealing: bool,
+    depth: usize,
+) -> io::Result<()> {
+    if depth > DEEPEST {
+        return Err(io::Error::other("the directories are nested too deeply"));
+    }
+    let owner = rustix::fs::Uid::from_raw(uid);
+    let group = rustix::fs::Gid::from_raw(gid);
+    let take = |file: &OwnedFd, mode: u32| -> io::Result<()> {
+        rustix::fs::fchown(file, Some(owner), Some(group))?;
+        if sealing {
+            rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?;
+        }
+        Ok(())
+    };
+    if sealing {
+        take(&directory, 0o755)?;
+    }
+    for entry in rustix::fs::Dir::read_from(&directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let stat = rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => {
+                let below = rustix::fs::openat(
+                    directory.as_fd(),
+                    name,
+                    OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )?;
+                walk_open(below, uid, gid, sealing, depth + 1)?;
+            }
+            FileType::RegularFile => {
+                let file = rustix::fs::openat(
+                    directory.as_fd(),
+                    name,
+                    OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC,
+                    Mode::empty(),
+                )?;
+                let mode = if stat.st_mode & 0o111 == 0 {
+                    0o644
+                } else {
+                    0o755
+                };
+                take(&file, mode)?;
+            }
+            FileType::Symlink => rustix::fs::chownat(
+                &directory,
+                name,
+                Some(owner),
+                Some(group),
+                AtFlags::SYMLINK_NOFOLLOW,
+            )?,
+            // Sockets and pipes that a build left are of no use to anybody.
+            _ => rustix::fs::unlinkat(&directory, name, AtFlags::empty())?,
+        }
+    }
+    if !sealing {
+        take(&directory, 0)?;
+    }
+    Ok(())
+}
+
+/// Makes the directories of a tree writable for their owner, so that it can be removed.
+pub fn make_writable(directory: &Path) -> io::Result<()> {
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            make_writable(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Copies a tree by hard links: the same files under another name, new directories and links.
+pub fn link_tree(from: &Path, to: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o755).create(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            link_tree(&entry.path(), &target)?;
+        } else if kind.is_symlink() {
+            std::os::unix::fs::symlink(fs::read_link(entry.path())?, &target)?;
+        } else {
+            fs::hard_link(entry.path(), &target)?;
+        }
+    }
+    Ok(())
+}
