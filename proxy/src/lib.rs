@@ -52,6 +52,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+/// How long calls of the controller may take to end at a stop.
+const CONTROL_PATIENCE: Duration = Duration::from_secs(1);
+
 /// How a proxy runs.
 #[derive(Clone, Debug)]
 pub struct ProxyConfig {
@@ -164,6 +167,10 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
     let (access_log, log_writer) = match &config.access_log {
         None => (None, None),
         Some(path) => {
+            if let Some(parent) = path.parent() {
+                // Should this fail, opening the file tells why.
+                let _ = std::fs::create_dir_all(parent);
+            }
             let (log, writer) = AccessLog::open(path).map_err(|source| ProxyError::AccessLog {
                 path: path.clone(),
                 source,
@@ -191,8 +198,16 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
     }
     drop(senders);
     let control = Control::new(shared, table_path, addresses, stop.clone());
-    let served = socket::serve(control_socket, control.router(), stop.clone()).await;
-    // The control socket ends with `stop`; should it break, everything ends.
+    let mut serving = tokio::spawn(socket::serve(
+        control_socket,
+        control.router(),
+        stop.clone(),
+    ));
+    // Without a way in for the controller there is no point in going on.
+    let early = tokio::select! {
+        () = stop.cancelled() => None,
+        served = &mut serving => Some(served),
+    };
     stop.cancel();
     accepting.close();
     accepting.wait().await;
@@ -200,13 +215,24 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
     for worker in workers {
         worker.ended().await;
     }
+    let served = match early {
+        Some(served) => Ok(served),
+        // A call that never ends must not keep the proxy.
+        None => tokio::time::timeout(CONTROL_PATIENCE, serving).await,
+    };
     if let Some(writer) = log_writer {
         // It may wait for the disk.
         let _ = tokio::task::spawn_blocking(move || writer.stop()).await;
     }
     let _ = std::fs::remove_file(&config.socket);
     tracing::info!("the proxy has stopped");
-    served.map_err(ProxyError::System)
+    match served {
+        Err(_) => Ok(()),
+        Ok(served) => served
+            .map_err(io::Error::other)
+            .and_then(|result| result)
+            .map_err(ProxyError::System),
+    }
 }
 
 fn start_workers(

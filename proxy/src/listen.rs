@@ -116,6 +116,10 @@ fn holder(port: u16) -> Option<String> {
         }
     }
     for process in std::fs::read_dir("/proc").ok()?.flatten() {
+        let number = process.file_name().to_string_lossy().into_owned();
+        if !number.bytes().all(|byte| byte.is_ascii_digit()) {
+            continue;
+        }
         let Ok(descriptors) = std::fs::read_dir(process.path().join("fd")) else {
             continue;
         };
@@ -125,12 +129,7 @@ fn holder(port: u16) -> Option<String> {
         });
         if holds {
             let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-            let number = process.file_name();
-            return Some(format!(
-                "{} (process {})",
-                name.trim(),
-                number.to_string_lossy()
-            ));
+            return Some(format!("{} (process {number})", name.trim()));
         }
     }
     None

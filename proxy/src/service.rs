@@ -345,12 +345,16 @@ impl ProxyHttp for Service {
         request: &mut Request,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        if let Some(at) = &request.at {
-            at.target().eject(match error.etype() {
-                ErrorType::ConnectRefused => "connection refused".to_owned(),
-                ErrorType::ConnectTimedout => "no connection in time".to_owned(),
-                other => format!("no connection: {}", other.as_str()),
-            });
+        let answer = match error.etype() {
+            ErrorType::ConnectRefused => Some("connection refused"),
+            ErrorType::ConnectTimedout => Some("no connection in time"),
+            ErrorType::ConnectNoRoute => Some("host unreachable"),
+            ErrorType::ConnectError => Some("no connection"),
+            // Want of file descriptors, for example: not the target's fault.
+            _ => None,
+        };
+        if let (Some(at), Some(answer)) = (&request.at, answer) {
+            at.target().eject(answer.to_owned());
         }
         // Nothing was sent: another target may have it, once.
         error.set_retry(request.refused == 0);

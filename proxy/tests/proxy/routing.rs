@@ -23,16 +23,18 @@ async fn requests_go_by_host_whatever_its_case_and_port() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_absolute_uri_wins_over_the_host_header() {
+async fn an_absolute_uri_routes_and_must_agree_with_the_host_header() {
     let backend = Backend::start().await;
     let proxy = Proxy::start().await;
     proxy.serve(&table(1, vec![serving(1, &backend)])).await;
-    let answer = raw(
-        proxy.http,
-        b"GET http://app.localhost/ HTTP/1.1\r\nHost: nowhere\r\nConnection: close\r\n\r\n",
-    )
-    .await;
-    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    for (host, status) in [("app.localhost", 200), ("nowhere", 400)] {
+        let request = format!(
+            "GET http://app.localhost/ HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+        );
+        let answer = raw(proxy.http, request.as_bytes()).await;
+        let wanted = format!("HTTP/1.1 {status}");
+        assert!(answer.starts_with(&wanted), "{answer}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
