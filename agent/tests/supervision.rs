@@ -44,14 +44,14 @@ fn is_root() -> bool {
 struct World {
     directory: PathBuf,
     runtime: ProcessRuntime,
-    _kept: Option<tempfile::TempDir>,
+    kept: Option<tempfile::TempDir>,
 }
 
 impl World {
     fn new() -> Self {
         let kept = tempfile::tempdir().expect("directory");
         let mut world = Self::at(kept.path(), LogBounds::default());
-        world._kept = Some(kept);
+        world.kept = Some(kept);
         world
     }
 
@@ -74,11 +74,11 @@ impl World {
         Self {
             directory: directory.to_owned(),
             runtime: ProcessRuntime::new(settings, fences).expect("runtime"),
-            _kept: None,
+            kept: None,
         }
     }
 
-    fn spec(&self, number: u128, commands: &[(&str, &str)]) -> InstanceSpec {
+    fn spec(number: u128, commands: &[(&str, &str)]) -> InstanceSpec {
         InstanceSpec {
             // Unique on this machine: cgroups are named after instances.
             id: InstanceId::from_bits(number * 1_000_003 + u128::from(std::process::id())),
@@ -183,7 +183,7 @@ fn kill(pid: i32) {
 #[tokio::test]
 async fn starts_runs_and_ends_without_a_trace() {
     let world = World::new();
-    let spec = world.spec(1, &[("web", "sleep 1000"), ("worker", "sleep 1000")]);
+    let spec = World::spec(1, &[("web", "sleep 1000"), ("worker", "sleep 1000")]);
     world.runtime.start(spec.clone()).await.expect("started");
     let report = world.report(&spec.id).expect("report");
     assert_eq!(report.phase, InstancePhase::Running);
@@ -218,7 +218,7 @@ async fn starts_runs_and_ends_without_a_trace() {
 #[tokio::test]
 async fn an_ended_process_is_started_again_with_pauses_and_counted() {
     let world = World::new();
-    let spec = world.spec(2, &[("web", "echo up; exit 3"), ("worker", "sleep 1000")]);
+    let spec = World::spec(2, &[("web", "echo up; exit 3"), ("worker", "sleep 1000")]);
     world.runtime.start(spec.clone()).await.expect("started");
     let report = world
         .until(&spec.id, "three restarts", |report| {
@@ -247,7 +247,7 @@ async fn an_ended_process_is_started_again_with_pauses_and_counted() {
 #[tokio::test]
 async fn a_signal_is_recorded_and_its_group_goes_along() {
     let world = World::new();
-    let spec = world.spec(3, &[("web", "sleep 1000 & echo child $! ; wait")]);
+    let spec = World::spec(3, &[("web", "sleep 1000 & echo child $! ; wait")]);
     world.runtime.start(spec.clone()).await.expect("started");
     let log = world.until_log(&spec.id, "web", "child ").await;
     let child = number_after(&log, "child ");
@@ -272,14 +272,14 @@ fn number_after(text: &str, mark: &str) -> i32 {
 #[tokio::test]
 async fn sigterm_first_and_sigkill_after_the_grace() {
     let world = World::new();
-    let polite = world.spec(
+    let polite = World::spec(
         4,
         &[(
             "web",
             "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done",
         )],
     );
-    let stubborn = world.spec(
+    let stubborn = World::spec(
         5,
         &[("web", "trap '' TERM; echo up; while :; do sleep 0.05; done")],
     );
@@ -316,7 +316,7 @@ async fn daemonised_grandchildren_end_as_well() {
     let world = World::new();
     let command =
         "setsid sh -c 'trap \"\" TERM; echo orphan $$; while :; do sleep 0.05; done' & sleep 1000";
-    let spec = world.spec(6, &[("web", command)]);
+    let spec = World::spec(6, &[("web", command)]);
     world.runtime.start(spec.clone()).await.expect("started");
     let log = world.until_log(&spec.id, "web", "orphan ").await;
     let orphan = number_after(&log, "orphan ");
@@ -337,7 +337,7 @@ async fn logs_are_bounded_and_a_line_without_end_takes_no_memory() {
     let world = World::at(kept.path(), logs);
     let flood =
         "head -c 8000000 /dev/zero | tr '\\0' x; yes | head -n 20000; echo; echo done; sleep 1000";
-    let spec = world.spec(7, &[("web", flood)]);
+    let spec = World::spec(7, &[("web", flood)]);
     world.runtime.start(spec.clone()).await.expect("started");
     world.until_log(&spec.id, "web", "done").await;
     let sizes: Vec<u64> = fs::read_dir(world.runtime.log_directory(&spec.id))
@@ -358,7 +358,7 @@ async fn logs_are_bounded_and_a_line_without_end_takes_no_memory() {
 async fn a_killed_shim_is_replaced_and_leaves_no_orphan() {
     let world = World::new();
     let command = "setsid sh -c 'echo orphan $$; exec sleep 1000' & sleep 1000";
-    let spec = world.spec(8, &[("web", command)]);
+    let spec = World::spec(8, &[("web", command)]);
     world.runtime.start(spec.clone()).await.expect("started");
     let log = world.until_log(&spec.id, "web", "orphan ").await;
     let orphan = number_after(&log, "orphan ");
@@ -377,13 +377,84 @@ async fn a_killed_shim_is_replaced_and_leaves_no_orphan() {
     world.runtime.remove(&spec.id).await.expect("removed");
 }
 
+#[tokio::test]
+async fn orphans_are_reaped() {
+    let world = World::new();
+    let spec = World::spec(
+        18,
+        &[(
+            "web",
+            "for i in 1 2 3; do (sleep 0.01 &); done; echo up; sleep 1000",
+        )],
+    );
+    world.runtime.start(spec.clone()).await.expect("started");
+    world.until_log(&spec.id, "web", "up").await;
+    let shim = world.status(&spec.id).shim.pid;
+    let children = format!("/proc/{shim}/task/{shim}/children");
+    until("one child is left", || {
+        let text = fs::read_to_string(&children).expect("children");
+        (text.split_whitespace().count() == 1).then_some(())
+    })
+    .await;
+    world.runtime.remove(&spec.id).await.expect("removed");
+}
+
+/// Needs root, for a small disk.
+#[tokio::test]
+async fn a_full_disk_stops_the_log_but_not_the_app() {
+    if !is_root() {
+        return;
+    }
+    let kept = tempfile::tempdir().expect("directory");
+    let disk = kept.path().join("disk");
+    fs::create_dir(&disk).expect("directory");
+    let mount = |command: &str, arguments: &[&str]| {
+        let status = Command::new(command).args(arguments).arg(&disk).status();
+        assert!(status.expect(command).success(), "{command}");
+    };
+    mount("mount", &["-t", "tmpfs", "-o", "size=512k", "tmpfs"]);
+    let world = World::at(&disk, LogBounds::default());
+    let beat = kept.path().join("beat");
+    fs::write(&beat, "").expect("beat");
+    fs::set_permissions(&beat, fs::Permissions::from_mode(0o666)).expect("mode");
+    let command = format!(
+        "while :; do yes | head -n 5000; echo x >> {}; done",
+        beat.display()
+    );
+    let spec = World::spec(19, &[("web", &command)]);
+    world.runtime.start(spec.clone()).await.expect("started");
+    let beats = || fs::metadata(&beat).map_or(0, |metadata| metadata.len());
+    until("the disk is full", || (beats() > 100).then_some(())).await;
+    let report = world.report(&spec.id).expect("report");
+    assert_eq!(
+        (report.phase, report.processes[0].restarts),
+        (InstancePhase::Running, 0)
+    );
+    let path = world.runtime.log_directory(&spec.id).join("web.log");
+    fs::File::options()
+        .write(true)
+        .open(&path)
+        .and_then(|file| file.set_len(0))
+        .expect("room again");
+    world
+        .until_log(&spec.id, "web", "lines lost: the log could not be written")
+        .await;
+    world.runtime.stop(&spec.id, GRACE).await.expect("stopped");
+    assert_eq!(
+        world.report(&spec.id).expect("report").phase,
+        InstancePhase::Stopped
+    );
+    world.runtime.remove(&spec.id).await.expect("removed");
+    mount("umount", &["-l"]);
+}
+
 /// Not a test: the agent that `instances_outlive_a_killed_agent` kills.
 #[tokio::test]
 #[ignore = "run by another test"]
 async fn helper_agent() {
     let directory = std::env::var_os("BEANPOLE_TEST_DIRECTORY").expect("directory");
     let world = World::at(Path::new(&directory), LogBounds::default());
-    let spec = world.spec(9, &[("web", "while :; do echo tick; sleep 0.05; done")]);
+    let spec = World::spec(9, &[("web", "while :; do echo tick; sleep 0.05; done")]);
     world.runtime.start(spec.clone()).await.expect("started");
     fs::write(world.directory.join("ready"), spec.id.as_str()).expect("ready");
     std::future::pending::<()>().await;
@@ -413,7 +484,10 @@ async fn instances_outlive_a_killed_agent() {
         (world.log(&id, "web").len() > length + 100).then_some(())
     })
     .await;
-    assert_eq!(world.runtime.adopt().await.expect("adopted"), [id.clone()]);
+    assert_eq!(
+        world.runtime.adopt().await.expect("adopted"),
+        std::slice::from_ref(&id)
+    );
     let report = world.report(&id).expect("report");
     assert_eq!(report.phase, InstancePhase::Running);
     assert_eq!((pid_of(&report), report.processes[0].restarts), (pid, 0));
@@ -426,7 +500,7 @@ async fn instances_outlive_a_killed_agent() {
 async fn a_reused_process_id_is_not_killed() {
     let kept = tempfile::tempdir().expect("directory");
     let first = World::at(kept.path(), LogBounds::default());
-    let spec = first.spec(10, &[("web", "sleep 1000")]);
+    let spec = World::spec(10, &[("web", "sleep 1000")]);
     first.runtime.start(spec.clone()).await.expect("started");
     first.runtime.stop(&spec.id, GRACE).await.expect("stopped");
     let mut innocent = Command::new("sleep").arg("1000").spawn().expect("sleep");
@@ -458,7 +532,7 @@ async fn a_reused_process_id_is_not_killed() {
 #[tokio::test]
 async fn secrets_are_in_no_argument_and_in_no_open_file() {
     let world = World::new();
-    let mut spec = world.spec(
+    let mut spec = World::spec(
         11,
         &[(
             "web",
@@ -492,7 +566,7 @@ async fn secrets_are_in_no_argument_and_in_no_open_file() {
 #[tokio::test]
 async fn what_cannot_start_says_so() {
     let world = World::new();
-    let mut spec = world.spec(12, &[("web", "true")]);
+    let mut spec = World::spec(12, &[("web", "true")]);
     spec.workload = Workload::Processes {
         directory: PathBuf::from("/nonexistent"),
         processes: vec![ProcessSpec {
@@ -512,7 +586,7 @@ async fn what_cannot_start_says_so() {
     assert_eq!(report.phase, InstancePhase::Restarting);
     world.runtime.remove(&spec.id).await.expect("removed");
 
-    let mut spec = world.spec(13, &[("../web", "true")]);
+    let mut spec = World::spec(13, &[("../web", "true")]);
     let refused = world.runtime.start(spec.clone()).await.expect_err("a path");
     assert_eq!(refused.failure().code, "workload-unsupported");
     spec.workload = Workload::Containers {
@@ -528,7 +602,7 @@ async fn memory_limits_hold_and_an_oom_kill_is_told_apart() {
     if Fences::detect(&world.directory).cgroups().is_none() {
         return;
     }
-    let mut spec = world.spec(
+    let mut spec = World::spec(
         14,
         &[("web", "exec tail /dev/zero"), ("worker", "sleep 1000")],
     );
@@ -551,7 +625,7 @@ async fn memory_limits_hold_and_an_oom_kill_is_told_apart() {
 async fn open_files_and_processes_are_limited() {
     let world = World::new();
     let command = "echo files $(ulimit -n) core $(ulimit -c); for i in 1 2 3 4 5 6 7 8 9; do sleep 1000 & done; wait";
-    let mut spec = world.spec(15, &[("web", command)]);
+    let mut spec = World::spec(15, &[("web", command)]);
     spec.limits.open_files = Some(77);
     spec.limits.pids = Some(5);
     spec.limits.cpu_millis = Some(500);
@@ -577,7 +651,7 @@ async fn root_fences_are_in_force() {
     for fence in fences.report() {
         assert!(fence.active, "{fence:?}");
     }
-    let neighbour = world.spec(16, &[("web", "sleep 1000")]);
+    let neighbour = World::spec(16, &[("web", "sleep 1000")]);
     world
         .runtime
         .start(neighbour.clone())
@@ -590,10 +664,10 @@ async fn root_fences_are_in_force() {
         for place in /etc /usr {own} {own}/log {base}; do touch $place/{marker} && echo wrote $place; done;
         touch /tmp/{marker} $HOME/{marker} && echo wrote tmp and home;
         cat /proc/self/cgroup; cat {own}/spec.json; ls /root; echo end; sleep 1000",
-        own = world.instance(&world.spec(17, &[]).id).display(),
+        own = world.instance(&World::spec(17, &[]).id).display(),
         base = base.display(),
     );
-    let spec = world.spec(17, &[("web", &command)]);
+    let spec = World::spec(17, &[("web", &command)]);
     world.runtime.start(spec.clone()).await.expect("started");
     let log = world.until_log(&spec.id, "web", "stdout end").await;
     let user = fences.user(&spec.application).expect("user").expect("one");

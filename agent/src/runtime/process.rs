@@ -35,7 +35,7 @@ const STOP_MARGIN: Duration = Duration::from_secs(10);
 const RECOVER_PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 /// An instance's last lines are reported for this long after it was started, too: that is when a
 /// deployment may have to tell why it is not healthy.
-const YOUNG: Duration = Duration::from_secs(15 * 60);
+const YOUNG: Duration = Duration::from_mins(15);
 /// Where programs are looked for when the release brings no `PATH`.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -188,7 +188,9 @@ impl ProcessRuntime {
             let stopped = status.as_ref().is_none_or(|s| s.stage == Stage::Stopped);
             let has_spec = instance.directory.join(files::SPEC).exists();
             self.note(&instance, |known| known.status = status);
-            if has_spec && !stopped {
+            // A full disk may have kept its state from being written: then the socket tells.
+            let socket = instance.directory.join(files::SOCKET).exists();
+            if has_spec && (!stopped || socket) {
                 self.note(&instance, |known| known.wanted = true);
                 self.watch(&instance);
             }
@@ -261,7 +263,11 @@ impl ProcessRuntime {
             backoff: self.inner.settings.backoff,
         };
         prepare(&instance.directory, &shim_spec)?;
-        self.launch(&instance).await?;
+        if let Err(error) = self.launch(&instance).await {
+            // Half a start must not hold the port or the lock against the next one.
+            let _ = self.clean(&instance).await;
+            return Err(error);
+        }
         self.note(&instance, |known| {
             known.wanted = true;
             known.trouble = None;
@@ -292,7 +298,7 @@ impl ProcessRuntime {
         let tmp = if self.inner.fences.private_tmp() {
             PathBuf::from("/tmp")
         } else {
-            directory.join(files::HOME).join("tmp")
+            directory.join(files::TMP)
         };
         let home = directory.join(files::HOME);
         let mut default = |name: &str, value: String| {
@@ -355,8 +361,8 @@ impl ProcessRuntime {
             let mut pause = RECOVER_PAUSE.0;
             loop {
                 runtime.follow(&instance).await;
-                let _gate = instance.gate.lock().await;
-                let status = recover::last_status(&instance.directory);
+                let gate = instance.gate.lock().await;
+                let status = instance.final_status();
                 let stopped = status.as_ref().is_none_or(|s| s.stage == Stage::Stopped);
                 if stopped || !lock(&instance.known).wanted {
                     runtime.note(&instance, |known| {
@@ -378,7 +384,7 @@ impl ProcessRuntime {
                         let failure = error.failure();
                         tracing::warn!(instance = %instance.id, why = failure.message, "cannot start it anew");
                         runtime.note(&instance, |known| known.trouble = Some((failure, now())));
-                        drop(_gate);
+                        drop(gate);
                         tokio::time::sleep(pause).await;
                         pause = (pause * 2).min(RECOVER_PAUSE.1);
                     }
@@ -467,8 +473,9 @@ impl ProcessRuntime {
                     process.starts_at = None;
                 }
                 let path = instance.directory.join(files::STATE);
-                beanpole_daemon::files::write_json(&path, status, 0o600)
-                    .map_err(failed("write", &path))?;
+                if let Err(error) = beanpole_daemon::files::write_json(&path, status, 0o600) {
+                    tracing::warn!(instance = %id, %error, "cannot write that it has stopped");
+                }
             }
             self.note(&instance, |known| known.status = status);
         }
@@ -517,11 +524,16 @@ fn prepare(directory: &Path, spec: &ShimSpec) -> Result<(), RuntimeError> {
     let mut theirs = vec![home.clone()];
     if spec.private_tmp {
         let private = directory.join(files::PRIVATE);
+        // What an earlier incarnation left in its /tmp is of no use to this one.
+        let _ = fs::remove_dir_all(&private);
         make(&private, 0o700)?;
         make(&private.join("tmp"), 0o1777)?;
     } else {
-        make(&home.join("tmp"), 0o700)?;
-        theirs.push(home.join("tmp"));
+        // Beside the home directory, not in it: there its user could put a link in its place.
+        let tmp = directory.join(files::TMP);
+        let _ = fs::remove_dir_all(&tmp);
+        make(&tmp, 0o700)?;
+        theirs.push(tmp);
     }
     if let Some(user) = &spec.user {
         for path in theirs {
@@ -534,6 +546,13 @@ fn prepare(directory: &Path, spec: &ShimSpec) -> Result<(), RuntimeError> {
 }
 
 impl Instance {
+    /// How things were when its shim had gone: its last word, else the state file.
+    fn final_status(&self) -> Option<Status> {
+        let said = lock(&self.known).status.clone();
+        said.filter(|status| status.stage == Stage::Stopped)
+            .or_else(|| recover::last_status(&self.directory))
+    }
+
     fn report(&self) -> Option<InstanceReport> {
         let known = lock(&self.known);
         let status = known.status.clone()?;

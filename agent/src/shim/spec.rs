@@ -27,6 +27,8 @@ pub mod files {
     pub const LOGS: &str = "log";
     /// The processes' home directory.
     pub const HOME: &str = "home";
+    /// `TMPDIR` where `/tmp` cannot be made private.
+    pub const TMP: &str = "tmp";
     /// Holds the directory that is mounted as `/tmp`; nobody but root gets in.
     pub const PRIVATE: &str = "private";
 }
