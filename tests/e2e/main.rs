@@ -4,6 +4,7 @@
 //! Requests that fail are counted, never retried.
 
 mod changes;
+mod demo;
 mod examples;
 mod failures;
 mod fleet;

@@ -159,8 +159,7 @@ impl Bed {
             .expect("the log can be opened");
         let mut command = Command::new(&self.executable);
         command
-            .arg("up")
-            .arg("--data")
+            .args(["up", "--verbose", "--data"])
             .arg(self.data())
             .args(["--api", &self.api.to_string()])
             .args(["--http", &self.http.to_string()])
