@@ -1,7 +1,7 @@
 //! The way back from a plan that failed or was aborted: exactly the instances that it touched.
 
 use crate::deploy::Draft;
-use crate::{Action, Change, ChangeState, Plan, Progress, Rules, Stage, World};
+use crate::{Action, Change, ChangeState, Plan, Progress, Rules, Skipped, Stage, World};
 use beanpole_protocol::options::{BatchSize, DeploymentPolicy};
 use beanpole_protocol::{InstanceId, ReleaseNumber};
 
@@ -19,6 +19,7 @@ pub fn plan_back(
     let mut back: Vec<InstanceId> = Vec::new();
     let mut gone: Vec<InstanceId> = Vec::new();
     let mut back_in: Vec<Change> = Vec::new();
+    let mut skipped: Vec<Skipped> = Vec::new();
     // Once an old instance is gone its successors stay: removing them too would leave nothing.
     let removal_began = plan.changes().any(|(_, change)| {
         change.action == Action::Remove
@@ -56,7 +57,13 @@ pub fn plan_back(
             }),
             (Action::Remove | Action::Return, _) => {}
             (Action::Replace { .. } | Action::Restart, _) => {
-                if from.is_some() && !world.host_lost(&change.host) {
+                if from.is_some() && world.host_lost(&change.host) {
+                    skipped.push(Skipped {
+                        instance: id.clone(),
+                        reason: "its host is unreachable; it follows when the host is back"
+                            .to_owned(),
+                    });
+                } else if from.is_some() {
                     back.push(id.clone());
                 }
             }
@@ -64,6 +71,7 @@ pub fn plan_back(
     }
     let mut draft = Draft::new(world, rules, 0);
     draft.plan.policy = plan.policy;
+    draft.plan.skipped = skipped;
     draft.plan.ignore_health = plan.ignore_health;
     draft.batch(back_in, true, false);
     if let Some((release, tree)) = from {

@@ -10,6 +10,10 @@ use std::time::Duration;
 /// After that long without a word, reasons mention it, in milliseconds.
 const SILENT_AFTER_MS: u64 = 10_000;
 
+/// An older report that arrives within that long after a newer one was overtaken on its way. Later,
+/// it comes from an agent that started afresh with its clock set back.
+const OVERTAKEN_WITHIN_MS: u64 = 30_000;
+
 /// What was last seen.
 ///
 /// Every proxy that exists has to be in here, with or without a report: a drain is over only when
@@ -59,6 +63,13 @@ impl Observed {
     /// Takes a host's report in.
     pub fn host_report(&mut self, host: &HostId, report: HostReport, now: Timestamp) {
         let seen = self.hosts.entry(host.clone()).or_default();
+        if let (Some(last), Some(at)) = (&seen.report, seen.last_seen)
+            && report.sequence < last.sequence
+            && report.now < last.now
+            && now.since(at) < Duration::from_millis(OVERTAKEN_WITHIN_MS)
+        {
+            return;
+        }
         seen.connected = true;
         seen.last_seen = Some(now);
         seen.report = Some(report);
@@ -67,6 +78,12 @@ impl Observed {
     /// Takes a proxy's report in.
     pub fn proxy_report(&mut self, proxy: &str, report: ProxyReport, now: Timestamp) {
         let seen = self.proxies.entry(proxy.to_owned()).or_default();
+        if let Some(last) = &seen.report
+            && report.run == last.run
+            && report.sequence < last.sequence
+        {
+            return;
+        }
         seen.connected = true;
         seen.last_seen = Some(now);
         seen.report = Some(report);

@@ -1,0 +1,406 @@
+//! The invariants, looked at after every turn.
+
+use crate::host::{Behaviour, FakeHost};
+use crate::proxy::FakeProxy;
+use beanpole_engine::Observed;
+use beanpole_planner::Progress;
+use beanpole_protocol::api::{OperationKind, OperationStatus, Tier};
+use beanpole_protocol::options::DeploymentPolicy;
+use beanpole_protocol::proxy::TargetMode;
+use beanpole_protocol::{EnvironmentId, EventId, InstanceId, OperationId, Timestamp};
+use beanpole_store::Store;
+use beanpole_store::model::{
+    EnvironmentRecord, EventIndexRecord, EventRecord, HostOrdersRecord, InstanceRecord,
+    JournalRecord, OperationRecord, ReleaseRecord, TableRecord,
+};
+use std::collections::BTreeMap;
+
+#[derive(Default)]
+pub struct Checks {
+    instances: BTreeMap<InstanceId, InstanceRecord>,
+    operations: BTreeMap<EnvironmentId, OperationRecord>,
+    generations: BTreeMap<String, u64>,
+    told: EventId,
+    event_times: BTreeMap<EnvironmentId, (EventId, Timestamp)>,
+    ended: BTreeMap<OperationId, bool>,
+}
+
+impl Checks {
+    pub fn before(&mut self, store: &Store) {
+        self.instances = store
+            .list::<InstanceRecord>()
+            .expect("memory")
+            .into_iter()
+            .map(|record| (record.id.clone(), record))
+            .collect();
+        self.operations = store
+            .list::<OperationRecord>()
+            .expect("memory")
+            .into_iter()
+            .filter(|operation| !operation.status.is_over())
+            .map(|operation| (operation.environment.clone(), operation))
+            .collect();
+    }
+
+    pub fn after(
+        &mut self,
+        store: &Store,
+        hosts: &[FakeHost],
+        proxies: &[FakeProxy],
+        observed: &Observed,
+    ) -> Result<(), String> {
+        let now: BTreeMap<InstanceId, InstanceRecord> = store
+            .list::<InstanceRecord>()
+            .expect("memory")
+            .into_iter()
+            .map(|record| (record.id.clone(), record))
+            .collect();
+        let environments: BTreeMap<EnvironmentId, EnvironmentRecord> = store
+            .list::<EnvironmentRecord>()
+            .expect("memory")
+            .into_iter()
+            .map(|record| (record.id.clone(), record))
+            .collect();
+        self.never_stopped_while_routed(store, &now, proxies, &environments)?;
+        self.no_traffic_before_healthy(store, &now, hosts, proxies, &environments)?;
+        self.capacity_never_below_floor(store, &now, observed, &environments)?;
+        self.generations_only_rise(store)?;
+        self.events_are_in_order(store, &environments)?;
+        self.operations_end_with_one_version(store, &now, &environments, observed)?;
+        Ok(())
+    }
+
+    /// The operation that acted on an environment in this turn, as it is now.
+    fn acting(&self, store: &Store, environment: &EnvironmentId) -> Option<OperationRecord> {
+        let id = self
+            .operations
+            .get(environment)
+            .map(|operation| operation.id.clone())
+            .or_else(|| {
+                let key = EnvironmentRecord::key_of(environment);
+                store
+                    .get::<EnvironmentRecord>(&key)
+                    .expect("memory")?
+                    .operation
+            })?;
+        store.get(&OperationRecord::key_of(&id)).expect("memory")
+    }
+
+    /// An incarnation ends by our doing only when no proxy would give it a request.
+    fn never_stopped_while_routed(
+        &self,
+        store: &Store,
+        now: &BTreeMap<InstanceId, InstanceRecord>,
+        proxies: &[FakeProxy],
+        environments: &BTreeMap<EnvironmentId, EnvironmentRecord>,
+    ) -> Result<(), String> {
+        for (id, old) in &self.instances {
+            let ended = now
+                .get(id)
+                .is_none_or(|new| new.incarnation != old.incarnation || (old.run && !new.run));
+            if !ended || environments[&old.environment].tier == Tier::Worker {
+                continue;
+            }
+            let operation = self.acting(store, &old.environment);
+            let excused = operation.as_ref().is_some_and(|operation| {
+                let plan = operation.back.as_ref().unwrap_or(&operation.plan);
+                operation.kind == OperationKind::Terminate
+                    || plan.policy == Some(DeploymentPolicy::AllAtOnce)
+            });
+            if excused {
+                continue;
+            }
+            for proxy in proxies {
+                if proxy.mode(id, old.incarnation) == Some(TargetMode::Serve) {
+                    return Err(format!(
+                        "{id} was stopped or switched while {} sends it requests ({:?})",
+                        proxy.name,
+                        operation.map(|operation| operation.kind)
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing is put into service but what really was found well.
+    fn no_traffic_before_healthy(
+        &self,
+        store: &Store,
+        now: &BTreeMap<InstanceId, InstanceRecord>,
+        hosts: &[FakeHost],
+        proxies: &[FakeProxy],
+        environments: &BTreeMap<EnvironmentId, EnvironmentRecord>,
+    ) -> Result<(), String> {
+        for (id, new) in now {
+            let served = self.instances.get(id).is_some_and(|old| {
+                matches!(old.mode, Some(TargetMode::Serve | TargetMode::Drain))
+                    && old.incarnation == new.incarnation
+            });
+            if new.mode != Some(TargetMode::Serve) || served {
+                continue;
+            }
+            let release: ReleaseRecord = store
+                .get(&ReleaseRecord::key_of(&new.environment, new.release))
+                .expect("memory")
+                .ok_or_else(|| format!("{id} has no release"))?;
+            let behaviour = Behaviour::of(release.version.as_str());
+            let worker = environments[&new.environment].tier == Tier::Worker;
+            if !behaviour.may_serve() && !(worker && behaviour == Behaviour::Sick) {
+                return Err(format!("{id} is put into service with {}", release.version));
+            }
+            let fake = hosts
+                .iter()
+                .find(|host| host.id == new.host)
+                .and_then(|host| host.instances.get(id));
+            // Reports are late: a machine may have lost its power since. But what it last ran must
+            // have been this.
+            if fake.is_none_or(|fake| {
+                fake.incarnation != new.incarnation || fake.release != Some(release.tree)
+            }) {
+                return Err(format!(
+                    "{id} is put into service and never ran {}",
+                    new.incarnation
+                ));
+            }
+            if !worker
+                && proxies
+                    .iter()
+                    .any(|proxy| proxy.mode(id, new.incarnation).is_none())
+            {
+                return Err(format!("{id} is put into service unchecked"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What serves and is well by everything that is known stays at or above the floor.
+    fn capacity_never_below_floor(
+        &self,
+        store: &Store,
+        now: &BTreeMap<InstanceId, InstanceRecord>,
+        observed: &Observed,
+        environments: &BTreeMap<EnvironmentId, EnvironmentRecord>,
+    ) -> Result<(), String> {
+        for (id, environment) in environments {
+            if environment.tier == Tier::Worker {
+                continue;
+            }
+            let well = |record: &InstanceRecord| {
+                observed.proxies.values().all(|proxy| {
+                    proxy.report.as_ref().is_some_and(|report| {
+                        report.targets.iter().any(|target| {
+                            target.instance == record.id
+                                && target.incarnation == record.incarnation
+                                && target.healthy
+                        })
+                    })
+                })
+            };
+            let serves = |record: &&InstanceRecord| {
+                record.environment == *id && record.mode == Some(TargetMode::Serve) && well(record)
+            };
+            let taken: Vec<&InstanceRecord> = self
+                .instances
+                .values()
+                .filter(serves)
+                .filter(|old| {
+                    now.get(&old.id)
+                        .is_none_or(|new| new.mode != Some(TargetMode::Serve))
+                })
+                .collect();
+            if taken.is_empty() {
+                continue;
+            }
+            let Some(operation) = self.acting(store, id) else {
+                return Err(format!(
+                    "{}: taken out without an operation",
+                    environment.name
+                ));
+            };
+            if operation.kind == OperationKind::Terminate {
+                continue;
+            }
+            let plan = operation.back.as_ref().unwrap_or(&operation.plan);
+            let left = now.values().filter(serves).count();
+            if left < plan.floor as usize {
+                return Err(format!(
+                    "{}: {} took {} out of service and left {left}, below the floor {}",
+                    environment.name,
+                    operation.kind,
+                    taken.len(),
+                    plan.floor
+                ));
+            }
+            let count = operation.plan.changes().count() as u32;
+            if operation.plan.policy == Some(DeploymentPolicy::Rolling)
+                && operation.back.is_none()
+                && count > 1
+                && operation
+                    .plan
+                    .changes()
+                    .all(|(_, change)| change.action.word() == "replace")
+                && plan.floor == 0
+                && plan.stages.len() > 2
+            {
+                return Err(format!("{}: a rolling plan has no floor", environment.name));
+            }
+        }
+        Ok(())
+    }
+
+    fn generations_only_rise(&mut self, store: &Store) -> Result<(), String> {
+        let mut seen: Vec<(String, u64)> = store
+            .list::<HostOrdersRecord>()
+            .expect("memory")
+            .into_iter()
+            .map(|record| (record.host.to_string(), record.orders.generation.0))
+            .collect();
+        for record in store.list::<TableRecord>().expect("memory") {
+            seen.push(("table".to_owned(), record.table.generation.0));
+        }
+        for (what, generation) in seen {
+            let before = self.generations.insert(what.clone(), generation);
+            if before.is_some_and(|before| before > generation) {
+                return Err(format!("the generation of {what} fell to {generation}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn events_are_in_order(
+        &mut self,
+        store: &Store,
+        environments: &BTreeMap<EnvironmentId, EnvironmentRecord>,
+    ) -> Result<(), String> {
+        for id in environments.keys() {
+            let (last, mut at) = self
+                .event_times
+                .get(id)
+                .copied()
+                .unwrap_or((EventId(0), Timestamp::EPOCH));
+            let mut newest = last;
+            let after = EventIndexRecord::key_of(id, last);
+            for index in store
+                .page::<EventIndexRecord>(&EventIndexRecord::prefix(id), Some(&after), 10_000)
+                .expect("memory")
+            {
+                let event: EventRecord = store
+                    .get(&EventRecord::key_of(index.event))
+                    .expect("memory")
+                    .ok_or("an event is missing")?;
+                if event.0.at <= at {
+                    return Err(format!("event times do not rise: {}", event.0.message));
+                }
+                if event.0.request_id.is_none() && event.0.operation.is_some() {
+                    return Err(format!("an event has no request id: {}", event.0.message));
+                }
+                at = event.0.at;
+                newest = index.event;
+            }
+            self.event_times.insert(id.clone(), (newest, at));
+        }
+        Ok(())
+    }
+
+    /// An operation that ended well left one version; its journal gives its progress again.
+    fn operations_end_with_one_version(
+        &mut self,
+        store: &Store,
+        now: &BTreeMap<InstanceId, InstanceRecord>,
+        environments: &BTreeMap<EnvironmentId, EnvironmentRecord>,
+        observed: &Observed,
+    ) -> Result<(), String> {
+        for old in self.operations.values() {
+            let Some(operation) = store
+                .get::<OperationRecord>(&OperationRecord::key_of(&old.id))
+                .expect("memory")
+            else {
+                continue;
+            };
+            if !operation.status.is_over()
+                || self.ended.insert(operation.id.clone(), true).is_some()
+            {
+                continue;
+            }
+            let mut folded = [Progress::default(), Progress::default()];
+            for entry in store
+                .list_prefix::<JournalRecord>(&JournalRecord::prefix(&operation.id))
+                .expect("memory")
+            {
+                let which = usize::from(entry.back);
+                folded[which] =
+                    beanpole_planner::apply(folded[which].clone(), entry.at, &entry.entry)
+                        .map_err(|error| error.to_string())?;
+            }
+            if folded[0] != operation.progress || folded[1] != operation.back_progress {
+                return Err(format!(
+                    "the journal of {} tells another story",
+                    operation.id
+                ));
+            }
+            let wanted = match (operation.kind, operation.status) {
+                (
+                    OperationKind::Deploy
+                    | OperationKind::Rollback
+                    | OperationKind::Create
+                    | OperationKind::Configure,
+                    OperationStatus::Succeeded,
+                ) => operation.to,
+                (_, OperationStatus::RolledBack) => operation.from,
+                _ => continue,
+            };
+            let Some(wanted) = wanted else { continue };
+            if environments[&operation.environment].live != Some(wanted) {
+                return Err(format!("{} ended and is not live", operation.id));
+            }
+            for instance in now
+                .values()
+                .filter(|i| i.environment == operation.environment)
+            {
+                let skipped = [Some(&operation.plan), operation.back.as_ref()]
+                    .into_iter()
+                    .flatten()
+                    .flat_map(|plan| &plan.skipped)
+                    .any(|skipped| skipped.instance == instance.id);
+                let heard = observed
+                    .hosts
+                    .get(&instance.host)
+                    .and_then(|host| host.last_seen);
+                let silent = heard.is_none_or(|seen| {
+                    operation
+                        .finished_at
+                        .is_some_and(|end| end.since(seen).as_secs() >= 5)
+                });
+                if instance.release != wanted && !skipped && !silent {
+                    return Err(format!(
+                        "{} {} ended on release {wanted}, {} is on {}",
+                        operation.kind, operation.status, instance.id, instance.release
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Events since the last call, for people.
+    pub fn news(&mut self, store: &Store) -> Vec<String> {
+        let after = EventRecord::key_of(self.told);
+        store
+            .page::<EventRecord>(b"", Some(&after), 10_000)
+            .expect("memory")
+            .into_iter()
+            .map(|event| {
+                self.told = event.0.id;
+                format!(
+                    "{} {}",
+                    event
+                        .0
+                        .environment_name
+                        .map_or_else(String::new, String::from),
+                    event.0.message
+                )
+            })
+            .collect()
+    }
+}

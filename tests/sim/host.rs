@@ -1,0 +1,384 @@
+//! A fake host: an agent that obeys its orders as the real one does, and apps that behave as the
+//! label of their version says.
+
+use crate::rng::Rng;
+use beanpole_protocol::agent::{
+    ExitReport, Failure, HostFacts, HostOrders, HostReport, InstanceOrder, InstancePhase,
+    InstanceReport, ProcessReport, ReleaseKey, ReleaseOrder, ReleasePhase, ReleaseReport,
+};
+use beanpole_protocol::{Generation, HostId, Incarnation, InstanceId, ReleaseNumber, Timestamp};
+use std::collections::BTreeMap;
+
+/// How an app behaves; the first word of its version label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Behaviour {
+    Good,
+    /// Comes up late.
+    Slow,
+    /// Its build fails.
+    NoBuild,
+    /// Runs and answers 500.
+    Sick,
+    /// Ends again and again.
+    Crash,
+    /// Good at first, sick after a while.
+    Dies,
+}
+
+impl Behaviour {
+    pub fn of(label: &str) -> Self {
+        match label.split('-').next() {
+            Some("slow") => Self::Slow,
+            Some("nobuild") => Self::NoBuild,
+            Some("sick") => Self::Sick,
+            Some("crash") => Self::Crash,
+            Some("dies") => Self::Dies,
+            _ => Self::Good,
+        }
+    }
+
+    /// Whether an instance of it may ever be put into service.
+    pub fn may_serve(self) -> bool {
+        matches!(self, Self::Good | Self::Slow | Self::Dies)
+    }
+}
+
+pub struct FakeHost {
+    pub id: HostId,
+    pub name: String,
+    /// Whether the machine runs.
+    pub up: bool,
+    /// Whether the controller can reach it.
+    pub link: bool,
+    /// Everything takes that many times as long.
+    pub slowness: u64,
+    pub orders: HostOrders,
+    releases: BTreeMap<ReleaseKey, Prepared>,
+    pub instances: BTreeMap<InstanceId, Fake>,
+    sequence: u64,
+}
+
+struct Prepared {
+    phase: ReleasePhase,
+    since: u64,
+    until: u64,
+}
+
+pub struct Fake {
+    pub incarnation: Incarnation,
+    pub release: Option<ReleaseNumber>,
+    pub phase: InstancePhase,
+    pub behaviour: Behaviour,
+    pub port: u16,
+    since: u64,
+    until: u64,
+    started: u64,
+    restarts: u32,
+    gone: bool,
+}
+
+impl FakeHost {
+    pub fn new(id: HostId, name: String) -> Self {
+        Self {
+            id,
+            name,
+            up: true,
+            link: true,
+            slowness: 1,
+            orders: HostOrders::default(),
+            releases: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            sequence: 0,
+        }
+    }
+
+    /// What the agent does with new orders; the text of a violation when they are impossible.
+    pub fn order(&mut self, orders: HostOrders) -> Result<(), String> {
+        if orders.generation < self.orders.generation {
+            return Ok(());
+        }
+        if orders.generation == self.orders.generation {
+            return if orders == self.orders {
+                Ok(())
+            } else {
+                Err(format!(
+                    "orders of {} reuse generation {}",
+                    self.name, orders.generation
+                ))
+            };
+        }
+        for instance in &orders.instances {
+            let known = orders.releases.iter().any(|release| {
+                release.key.environment == instance.environment
+                    && release.key.number == instance.release
+            });
+            if !known {
+                return Err(format!("{} is ordered without its release", instance.id));
+            }
+        }
+        self.orders = orders;
+        Ok(())
+    }
+
+    /// The machine loses its power: every process is gone, orders and prepared releases are on disk.
+    pub fn crash(&mut self) {
+        self.up = false;
+        for fake in self.instances.values_mut() {
+            if !matches!(fake.phase, InstancePhase::Stopped) {
+                fake.phase = InstancePhase::Waiting;
+                fake.restarts = 0;
+            }
+        }
+    }
+
+    /// One look at everything; true when something changed.
+    pub fn step(&mut self, now: u64, rng: &mut Rng) -> bool {
+        if !self.up {
+            return false;
+        }
+        let mut changed = self.prepare(now, rng);
+        let orders: Vec<InstanceOrder> = self.orders.instances.clone();
+        for order in &orders {
+            changed |= self.instance(order, now, rng);
+        }
+        let slowness = self.slowness;
+        for (id, fake) in &mut self.instances {
+            if orders.iter().any(|order| order.id == *id) {
+                continue;
+            }
+            changed = true;
+            match fake.phase {
+                InstancePhase::Running | InstancePhase::Restarting => {
+                    fake.go(
+                        InstancePhase::Stopping,
+                        now,
+                        rng.range(100, 1_500) * slowness,
+                    );
+                }
+                InstancePhase::Stopping if now < fake.until => {}
+                _ => fake.gone = true,
+            }
+        }
+        self.instances.retain(|_, fake| !fake.gone);
+        changed
+    }
+
+    fn prepare(&mut self, now: u64, rng: &mut Rng) -> bool {
+        let mut changed = false;
+        let wanted: Vec<ReleaseOrder> = self.orders.releases.clone();
+        self.releases
+            .retain(|key, _| wanted.iter().any(|order| order.key == *key));
+        for order in wanted {
+            let takes = rng.range(200, 2_500) * self.slowness;
+            let prepared = self.releases.entry(order.key.clone()).or_insert_with(|| {
+                changed = true;
+                Prepared {
+                    phase: ReleasePhase::NeedsBundle,
+                    since: now,
+                    until: now + takes,
+                }
+            });
+            if now < prepared.until {
+                continue;
+            }
+            let next = match &prepared.phase {
+                ReleasePhase::NeedsBundle => ReleasePhase::Building {
+                    command: "make".to_owned(),
+                },
+                ReleasePhase::Building { .. } => {
+                    if Behaviour::of(order.version.as_str()) == Behaviour::NoBuild {
+                        ReleasePhase::Failed(Failure {
+                            code: "build-failed".to_owned(),
+                            message: "`make` ended with 2.".to_owned(),
+                            log: vec!["no rule to make target".to_owned()],
+                        })
+                    } else {
+                        ReleasePhase::Ready
+                    }
+                }
+                _ => continue,
+            };
+            prepared.phase = next;
+            prepared.since = now;
+            prepared.until = now + takes;
+            changed = true;
+        }
+        changed
+    }
+
+    fn instance(&mut self, order: &InstanceOrder, now: u64, rng: &mut Rng) -> bool {
+        let key = ReleaseKey {
+            environment: order.environment.clone(),
+            number: order.release,
+        };
+        let ready = self
+            .releases
+            .get(&key)
+            .is_some_and(|prepared| prepared.phase == ReleasePhase::Ready);
+        let behaviour = self
+            .orders
+            .releases
+            .iter()
+            .find(|release| release.key == key)
+            .map_or(Behaviour::Good, |release| {
+                Behaviour::of(release.version.as_str())
+            });
+        let slowness = self.slowness;
+        let fake = self.instances.entry(order.id.clone()).or_insert(Fake {
+            incarnation: Incarnation(0),
+            release: None,
+            phase: InstancePhase::Stopped,
+            behaviour,
+            port: order.port,
+            since: now,
+            until: now,
+            started: now,
+            restarts: 0,
+            gone: false,
+        });
+        let alive = matches!(
+            fake.phase,
+            InstancePhase::Running | InstancePhase::Restarting
+        );
+        let outdated = fake.incarnation < order.incarnation;
+        match fake.phase {
+            _ if alive && (outdated || !order.run) => {
+                fake.go(
+                    InstancePhase::Stopping,
+                    now,
+                    rng.range(100, 1_500) * slowness,
+                );
+                true
+            }
+            InstancePhase::Stopping if now < fake.until => false,
+            InstancePhase::Stopping => {
+                fake.go(InstancePhase::Stopped, now, 0);
+                true
+            }
+            InstancePhase::Waiting if !order.run => {
+                fake.go(InstancePhase::Stopped, now, 0);
+                true
+            }
+            _ if outdated => {
+                fake.incarnation = order.incarnation;
+                fake.release = Some(order.release);
+                fake.behaviour = behaviour;
+                fake.restarts = 0;
+                let next = if order.run {
+                    InstancePhase::Waiting
+                } else {
+                    InstancePhase::Stopped
+                };
+                fake.go(next, now, rng.range(50, 500) * slowness);
+                true
+            }
+            InstancePhase::Waiting if ready && now >= fake.until => {
+                fake.go(InstancePhase::Running, now, 700);
+                fake.started = now;
+                true
+            }
+            InstancePhase::Running if fake.behaviour == Behaviour::Crash && now >= fake.until => {
+                fake.go(InstancePhase::Restarting, now, 500);
+                fake.restarts += 1;
+                true
+            }
+            InstancePhase::Restarting if now >= fake.until => {
+                fake.go(InstancePhase::Running, now, 700);
+                fake.started = now;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// What a connection to a port finds: nobody, or whether the answer is good.
+    pub fn answers(&self, port: u16, now: u64) -> Option<(InstanceId, Incarnation, bool)> {
+        if !self.up {
+            return None;
+        }
+        let (id, fake) = self.instances.iter().find(|(_, fake)| {
+            fake.port == port
+                && matches!(fake.phase, InstancePhase::Running | InstancePhase::Stopping)
+        })?;
+        let age = now - fake.started;
+        let listens = match fake.behaviour {
+            Behaviour::Slow => 8_000,
+            Behaviour::Crash => 10_000,
+            _ => 300,
+        };
+        if age < listens {
+            return None;
+        }
+        let good = match fake.behaviour {
+            Behaviour::Good | Behaviour::Slow => true,
+            Behaviour::Dies => age < 25_000,
+            _ => false,
+        };
+        Some((id.clone(), fake.incarnation, good))
+    }
+
+    pub fn report(&mut self, now: Timestamp) -> HostReport {
+        self.sequence += 1;
+        HostReport {
+            sequence: self.sequence,
+            agent_version: "0".to_owned(),
+            agent_digest: None,
+            now,
+            generation: self.orders.generation,
+            facts: HostFacts {
+                hostname: self.name.clone(),
+                memory_total_bytes: 4 << 30,
+                memory_available_bytes: 3 << 30,
+                ..HostFacts::default()
+            },
+            releases: self
+                .releases
+                .iter()
+                .map(|(key, prepared)| ReleaseReport {
+                    key: key.clone(),
+                    phase: prepared.phase.clone(),
+                    bundle: crate::digest(),
+                    bundle_have: 0,
+                    since: Timestamp::from_millis(prepared.since),
+                })
+                .collect(),
+            instances: self
+                .instances
+                .iter()
+                .map(|(id, fake)| InstanceReport {
+                    id: id.clone(),
+                    release: fake.release,
+                    incarnation: fake.incarnation,
+                    phase: fake.phase.clone(),
+                    since: Timestamp::from_millis(fake.since),
+                    processes: vec![ProcessReport {
+                        name: "web".to_owned(),
+                        pid: None,
+                        started_at: None,
+                        restarts: fake.restarts,
+                        last_exit: (fake.restarts > 0).then_some(ExitReport {
+                            code: Some(1),
+                            signal: None,
+                            oom: false,
+                            at: now,
+                        }),
+                        memory_bytes: None,
+                    }],
+                    log: vec!["a line".to_owned()],
+                })
+                .collect(),
+        }
+    }
+
+    pub fn generation(&self) -> Generation {
+        self.orders.generation
+    }
+}
+
+impl Fake {
+    fn go(&mut self, phase: InstancePhase, now: u64, takes: u64) {
+        self.phase = phase;
+        self.since = now;
+        self.until = now + takes;
+    }
+}

@@ -1,0 +1,196 @@
+//! A fake proxy: checks its targets, counts, confirms tables, as the real one does.
+
+use crate::host::FakeHost;
+use crate::rng::Rng;
+use beanpole_protocol::proxy::{
+    CheckResult, EnvironmentTraffic, ProxyReport, RoutingTable, TargetMode, TargetReport, Traffic,
+};
+use beanpole_protocol::{EnvironmentId, Incarnation, InstanceId, Timestamp};
+use std::collections::BTreeMap;
+
+pub struct FakeProxy {
+    pub name: String,
+    pub up: bool,
+    pub link: bool,
+    pub table: RoutingTable,
+    run: u64,
+    sequence: u64,
+    seen: BTreeMap<(InstanceId, Incarnation), Seen>,
+    traffic: BTreeMap<EnvironmentId, Traffic>,
+}
+
+#[derive(Default)]
+pub struct Seen {
+    pub healthy: bool,
+    pub good: u32,
+    bad: u32,
+    last: Option<CheckResult>,
+    next: u64,
+    in_flight: u32,
+}
+
+impl FakeProxy {
+    pub fn new(name: String) -> Self {
+        Self {
+            name,
+            up: true,
+            link: true,
+            table: RoutingTable::default(),
+            run: 1,
+            sequence: 0,
+            seen: BTreeMap::new(),
+            traffic: BTreeMap::new(),
+        }
+    }
+
+    pub fn put_table(&mut self, table: RoutingTable) -> Result<bool, String> {
+        if table.generation < self.table.generation {
+            return Ok(false);
+        }
+        if table.generation == self.table.generation {
+            return if table == self.table {
+                Ok(false)
+            } else {
+                Err(format!("a table reuses generation {}", table.generation))
+            };
+        }
+        self.table = table;
+        let targets: Vec<_> = self
+            .table
+            .pools
+            .iter()
+            .flat_map(|pool| &pool.targets)
+            .map(|target| (target.instance.clone(), target.incarnation))
+            .collect();
+        self.seen.retain(|key, _| targets.contains(key));
+        Ok(true)
+    }
+
+    /// It ends and is started again: the table is on disk, what it saw is not.
+    pub fn restart(&mut self) {
+        self.run += 1;
+        self.sequence = 0;
+        self.seen.clear();
+        self.traffic.clear();
+        self.up = true;
+    }
+
+    pub fn mode(&self, id: &InstanceId, incarnation: Incarnation) -> Option<TargetMode> {
+        self.table
+            .pools
+            .iter()
+            .flat_map(|pool| &pool.targets)
+            .find(|target| target.instance == *id && target.incarnation == incarnation)
+            .map(|target| target.mode)
+    }
+
+    pub fn seen(&self, id: &InstanceId, incarnation: Incarnation) -> Option<&Seen> {
+        self.seen.get(&(id.clone(), incarnation))
+    }
+
+    /// Checks what is due and answers some requests; true when something changed.
+    pub fn step(&mut self, now: u64, hosts: &[FakeHost], rng: &mut Rng) -> bool {
+        if !self.up {
+            return false;
+        }
+        let mut changed = false;
+        for pool in &self.table.pools {
+            let mut served = false;
+            let traffic = self.traffic.entry(pool.environment.clone()).or_default();
+            for target in &pool.targets {
+                let key = (target.instance.clone(), target.incarnation);
+                let seen = self.seen.entry(key).or_default();
+                let host = hosts.iter().position(|host| {
+                    crate::address_of(&host.id) == target.address.ip().to_string()
+                });
+                let answer = host.and_then(|host| hosts[host].answers(target.address.port(), now));
+                if now >= seen.next {
+                    seen.next = now + pool.check.interval_ms;
+                    let good = answer.as_ref().is_some_and(|(.., good)| *good);
+                    if good {
+                        seen.good += 1;
+                        seen.bad = 0;
+                        seen.healthy |= seen.good >= pool.check.healthy_threshold;
+                    } else {
+                        seen.bad += 1;
+                        seen.good = 0;
+                        seen.healthy &= seen.bad < pool.check.unhealthy_threshold;
+                    }
+                    seen.last = Some(CheckResult {
+                        at: Timestamp::from_millis(now),
+                        good,
+                        answer: match (&answer, good) {
+                            (None, _) => "connection refused".to_owned(),
+                            (_, true) => "200 in 3 ms".to_owned(),
+                            _ => "500 in 2 ms".to_owned(),
+                        },
+                    });
+                    changed = true;
+                }
+                match target.mode {
+                    TargetMode::Serve if seen.healthy => {
+                        served = true;
+                        traffic.requests += 1;
+                        seen.in_flight = rng.range(0, 3) as u32;
+                        if answer.is_none() {
+                            traffic.failed += 1;
+                        }
+                    }
+                    // Some requests take longer than the time to finish them.
+                    _ if seen.in_flight > 0 && rng.chance(200) => {
+                        seen.in_flight -= 1;
+                        changed = true;
+                    }
+                    _ => {}
+                }
+            }
+            if !served && !pool.targets.is_empty() {
+                traffic.requests += 1;
+                traffic.failed += 1;
+            }
+        }
+        changed
+    }
+
+    pub fn report(&mut self, now: Timestamp) -> ProxyReport {
+        self.sequence += 1;
+        ProxyReport {
+            sequence: self.sequence,
+            run: format!("run-{}", self.run),
+            version: "0".to_owned(),
+            generation: self.table.generation,
+            now,
+            targets: self
+                .table
+                .pools
+                .iter()
+                .flat_map(|pool| &pool.targets)
+                .map(|target| {
+                    let seen = self
+                        .seen
+                        .get(&(target.instance.clone(), target.incarnation));
+                    TargetReport {
+                        instance: target.instance.clone(),
+                        incarnation: target.incarnation,
+                        mode: target.mode,
+                        healthy: seen.is_some_and(|seen| seen.healthy),
+                        good_checks: seen.map_or(0, |seen| seen.good),
+                        bad_checks: seen.map_or(0, |seen| seen.bad),
+                        last_check: seen.and_then(|seen| seen.last.clone()),
+                        in_flight: seen.map_or(0, |seen| seen.in_flight),
+                        traffic: Traffic::default(),
+                    }
+                })
+                .collect(),
+            environments: self
+                .traffic
+                .iter()
+                .map(|(environment, traffic)| EnvironmentTraffic {
+                    environment: environment.clone(),
+                    traffic: *traffic,
+                })
+                .collect(),
+            listeners: Vec::new(),
+        }
+    }
+}

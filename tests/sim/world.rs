@@ -1,0 +1,576 @@
+//! The fake world: time, links, faults and users.
+
+use crate::checks::Checks;
+use crate::host::{Behaviour, FakeHost};
+use crate::proxy::FakeProxy;
+use crate::rng::Rng;
+use beanpole_engine::{Call, Engine, EngineConfig, Observed};
+use beanpole_protocol::agent::{HostOrders, HostReport};
+use beanpole_protocol::api::{self, EnvironmentStatus, Tier};
+use beanpole_protocol::options::{self, BatchSize, DeploymentPolicy, OptionSettings};
+use beanpole_protocol::proxy::{ProxyReport, RoutingTable};
+use beanpole_protocol::{
+    ApplicationName, EnvironmentName, HostId, HostName, RequestId, Timestamp, VersionLabel,
+};
+use beanpole_store::model::{
+    ApplicationRecord, EnvironmentRecord, HostRecord, OperationRecord, VersionRecord,
+};
+use beanpole_store::{Store, StoreError};
+use std::collections::BTreeMap;
+
+/// From one look at the world to the next, in milliseconds.
+const TICK_MS: u64 = 250;
+/// How long things go wrong.
+const FAULTS_MS: u64 = 300_000;
+/// How long it may take to come to rest afterwards.
+const REST_MS: u64 = 3 * 3_600_000;
+/// When it begins.
+const START_MS: u64 = 1_790_000_000_000;
+
+/// What came of a seed.
+#[derive(Default)]
+pub struct Outcome {
+    pub outcomes: BTreeMap<String, u32>,
+    pub turns: u64,
+    pub converged_after_ms: u64,
+    pub broken: Option<String>,
+    pub stuck: Option<String>,
+}
+
+enum Message {
+    Orders(usize, HostOrders),
+    Table(usize, RoutingTable),
+    HostReport(usize, HostReport),
+    ProxyReport(usize, ProxyReport),
+}
+
+pub struct World {
+    rng: Rng,
+    pub now: u64,
+    pub store: Store,
+    engine: Engine,
+    pub observed: Observed,
+    pub hosts: Vec<FakeHost>,
+    pub proxies: Vec<FakeProxy>,
+    messages: BTreeMap<(u64, u64), Message>,
+    sent: u64,
+    faulty: bool,
+    wake_at: u64,
+    woken: bool,
+    versions: u64,
+    names: Vec<EnvironmentName>,
+    turns: u64,
+    checks: Checks,
+    verbose: bool,
+}
+
+pub fn run(seed: u64) -> Outcome {
+    let mut world = World::new(seed);
+    let mut outcome = Outcome::default();
+    if let Err(what) = world.live(&mut outcome) {
+        outcome.broken = Some(what);
+    }
+    for operation in world.store.list::<OperationRecord>().expect("memory") {
+        let word = format!("{} {}", operation.kind, operation.status);
+        *outcome.outcomes.entry(word).or_default() += 1;
+    }
+    outcome.turns = world.turns;
+    outcome
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let store = Store::in_memory();
+        let engine = Engine::new(store.clone(), EngineConfig::default());
+        let hosts: Vec<FakeHost> = (0..rng.range(2, 6))
+            .map(|n| FakeHost::new(HostId::from_bits(rng.bits()), format!("host-{n}")))
+            .collect();
+        let proxies = (0..rng.range(1, 3))
+            .map(|n| FakeProxy::new(format!("proxy-{n}")))
+            .collect();
+        let names = (0..rng.range(1, 4))
+            .map(|n| EnvironmentName::new(format!("environment-{n}")).expect("a name"))
+            .collect();
+        store
+            .update(|tx| {
+                for host in &hosts {
+                    tx.put(&HostRecord {
+                        id: host.id.clone(),
+                        name: HostName::new(host.name.clone()).expect("a name"),
+                        local: false,
+                        ssh: None,
+                        jump: None,
+                        host_key: None,
+                        fingerprint: None,
+                        instance_address: crate::address_of(&host.id),
+                        labels: BTreeMap::new(),
+                        draining: false,
+                        removing: false,
+                        added_at: Timestamp::from_millis(START_MS),
+                    })?;
+                }
+                tx.put(&ApplicationRecord {
+                    name: ApplicationName::new("app").expect("a name"),
+                    description: String::new(),
+                    created_at: Timestamp::from_millis(START_MS),
+                })
+            })
+            .expect("memory");
+        let mut world = Self {
+            rng,
+            now: START_MS,
+            store,
+            engine,
+            observed: Observed::default(),
+            hosts,
+            proxies,
+            messages: BTreeMap::new(),
+            sent: 0,
+            faulty: true,
+            wake_at: 0,
+            woken: true,
+            versions: 0,
+            names,
+            turns: 0,
+            checks: Checks::default(),
+            verbose: std::env::var_os("BEANPOLE_SIM_VERBOSE").is_some(),
+        };
+        world.register();
+        world
+    }
+
+    fn at(&self) -> Timestamp {
+        Timestamp::from_millis(self.now)
+    }
+
+    /// What the controller does at its start.
+    fn register(&mut self) {
+        self.observed = Observed::default();
+        for host in &self.hosts {
+            let now = Timestamp::from_millis(self.now);
+            self.observed.register_host(&host.id, now);
+        }
+        for proxy in &self.proxies {
+            self.observed.register_proxy(&proxy.name);
+        }
+    }
+
+    fn live(&mut self, outcome: &mut Outcome) -> Result<(), String> {
+        // One seed in four is calm: there the floor must hold for what really serves.
+        let calm = self.rng.chance(250);
+        while self.now < START_MS + FAULTS_MS {
+            if !calm {
+                self.faults();
+            }
+            self.users(calm);
+            self.tick()?;
+        }
+        self.heal();
+        let rest = self.now;
+        let mut settled_since = None;
+        while self.now < rest + REST_MS {
+            self.tick()?;
+            match self.unsettled() {
+                Some(_) => settled_since = None,
+                None => {
+                    let since = *settled_since.get_or_insert(self.now);
+                    if self.now >= since + 10_000 {
+                        outcome.converged_after_ms = since - rest;
+                        return Ok(());
+                    }
+                }
+            }
+        }
+        outcome.stuck = self.unsettled();
+        outcome.converged_after_ms = self.now - rest;
+        Ok(())
+    }
+
+    /// Everything that can go wrong by itself.
+    fn faults(&mut self) {
+        for n in 0..self.hosts.len() {
+            if self.rng.chance(2) {
+                self.hosts[n].link = !self.hosts[n].link;
+            }
+            if !self.hosts[n].link && self.rng.chance(15) {
+                self.hosts[n].link = true;
+            }
+            if self.hosts[n].up && self.rng.chance(1) {
+                self.hosts[n].crash();
+            } else if !self.hosts[n].up && self.rng.chance(12) {
+                self.hosts[n].up = true;
+            }
+            if self.rng.chance(4) {
+                self.hosts[n].slowness = *self.rng.pick(&[1, 1, 1, 5, 30]);
+            }
+        }
+        for n in 0..self.proxies.len() {
+            if self.rng.chance(2) {
+                self.proxies[n].restart();
+            }
+            if self.rng.chance(2) {
+                self.proxies[n].link = false;
+            } else if !self.proxies[n].link && self.rng.chance(40) {
+                self.proxies[n].link = true;
+            }
+        }
+        if self.rng.chance(8) {
+            // The controller dies and is started again.
+            self.engine = Engine::new(self.store.clone(), EngineConfig::default());
+            self.register();
+            self.messages.clear();
+            self.woken = true;
+        }
+    }
+
+    fn heal(&mut self) {
+        self.faulty = false;
+        for host in &mut self.hosts {
+            host.up = true;
+            host.link = true;
+            host.slowness = 1;
+        }
+        for proxy in &mut self.proxies {
+            proxy.link = true;
+            proxy.up = true;
+        }
+        self.set_draining(None);
+    }
+
+    fn set_draining(&mut self, which: Option<usize>) {
+        let result: Result<(), StoreError> = self.store.update(|tx| {
+            for (n, host) in self.hosts.iter().enumerate() {
+                let key = HostRecord::key_of(&host.id);
+                if let Some(mut record) = tx.get::<HostRecord>(&key)? {
+                    record.draining = which == Some(n);
+                    tx.put(&record)?;
+                }
+            }
+            Ok(())
+        });
+        result.expect("memory");
+        self.woken = true;
+    }
+
+    /// What people do.
+    fn users(&mut self, calm: bool) {
+        for n in 0..self.names.len() {
+            let name = self.names[n].clone();
+            if !self.rng.chance(25) {
+                continue;
+            }
+            let bits = self.rng.bits();
+            let dice = self.rng.range(0, 100);
+            let label = self.new_version(calm);
+            let sizes = self.rng.range(1, 6) as u32;
+            let policy = *self.rng.pick(&[
+                None,
+                None,
+                Some(DeploymentPolicy::AllAtOnce),
+                Some(DeploymentPolicy::Rolling),
+            ]);
+            let batch = *self.rng.pick(&[
+                None,
+                Some(BatchSize::Fixed(1)),
+                Some(BatchSize::Percentage(50)),
+            ]);
+            let no_auto_rollback = self.rng.chance(100);
+            let worker = self.rng.chance(150);
+            let drained = self.rng.range(0, self.hosts.len() as u64) as usize;
+            let resume = self.rng.chance(500);
+            let call = Call {
+                request_id: RequestId::from_bits(bits),
+                now: self.at(),
+                bits,
+                observed: &self.observed,
+            };
+            let exists = self.engine.environment_id(&name).is_ok();
+            let mut settings = OptionSettings::default();
+            settings.set(options::COMMAND, "Timeout", "60");
+            settings.set(options::PROCESS, "DeregistrationDelay", "5");
+            settings.set(options::ASG, "MinSize", sizes.to_string());
+            let result = match dice {
+                _ if !exists => self.engine.create_environment(
+                    &call,
+                    api::CreateEnvironment {
+                        application: ApplicationName::new("app").expect("a name"),
+                        name: name.clone(),
+                        cname: None,
+                        description: String::new(),
+                        tier: if worker { Tier::Worker } else { Tier::Web },
+                        platform: beanpole_protocol::agent::Platform::Procfile,
+                        settings,
+                        version: (dice < 80).then_some(label),
+                    },
+                ),
+                0..45 => self.engine.deploy(
+                    &call,
+                    &name,
+                    api::Deploy {
+                        version: Some(label),
+                        policy: if calm { None } else { policy },
+                        batch,
+                        no_auto_rollback,
+                        settings: OptionSettings::default(),
+                    },
+                ),
+                45..58 => self
+                    .engine
+                    .scale(&call, &name, api::Scale { instances: sizes }),
+                58..68 => self.engine.abort(&call, &name),
+                68..76 => self.engine.rollback(&call, &name, api::Rollback::default()),
+                76..84 => self.engine.restart(&call, &name),
+                84..92 => {
+                    let mut set = OptionSettings::default();
+                    set.set(options::PROPERTIES, "N", bits.to_string());
+                    self.engine.update_settings(
+                        &call,
+                        &name,
+                        api::UpdateSettings {
+                            set,
+                            remove: BTreeMap::new(),
+                        },
+                    )
+                }
+                92..97 => {
+                    self.set_draining((!resume).then_some(drained));
+                    continue;
+                }
+                _ => self.engine.terminate(&call, &name),
+            };
+            match result {
+                Ok(operation) => {
+                    if self.verbose {
+                        println!(
+                            "{} {name}: {} accepted {:?}",
+                            self.now - START_MS,
+                            operation.kind,
+                            operation.plan.lines
+                        );
+                    }
+                    self.woken = true;
+                }
+                Err(problem) => {
+                    if self.verbose {
+                        println!("{} {name}: {problem}", self.now - START_MS);
+                    }
+                    assert!(problem.status < 500, "{problem}");
+                }
+            }
+        }
+    }
+
+    fn new_version(&mut self, calm: bool) -> VersionLabel {
+        self.versions += 1;
+        let words: &[&str] = if calm {
+            &["good"]
+        } else {
+            &[
+                "good", "good", "good", "good", "slow", "nobuild", "sick", "crash", "dies",
+            ]
+        };
+        let label = format!("{}-{}", self.rng.pick(words), self.versions);
+        let label = VersionLabel::new(label).expect("a label");
+        let record = VersionRecord {
+            application: ApplicationName::new("app").expect("a name"),
+            label: label.clone(),
+            description: String::new(),
+            bundle: crate::digest(),
+            bundle_size: 1,
+            created_at: self.at(),
+        };
+        self.store.update(|tx| tx.put(&record)).expect("memory");
+        label
+    }
+
+    fn send(&mut self, message: Message) {
+        let copies = if self.faulty && self.rng.chance(30) {
+            2
+        } else {
+            1
+        };
+        let _ = copies;
+        if self.faulty && self.rng.chance(30) {
+            return;
+        }
+        let delay = if self.faulty && self.rng.chance(50) {
+            self.rng.range(1_000, 20_000)
+        } else {
+            self.rng.range(1, 300)
+        };
+        self.sent += 1;
+        if copies == 2 {
+            let again = match &message {
+                Message::Orders(n, orders) => Message::Orders(*n, orders.clone()),
+                Message::Table(n, table) => Message::Table(*n, table.clone()),
+                Message::HostReport(n, report) => Message::HostReport(*n, report.clone()),
+                Message::ProxyReport(n, report) => Message::ProxyReport(*n, report.clone()),
+            };
+            self.messages
+                .insert((self.now + delay * 3, self.sent), again);
+            self.sent += 1;
+        }
+        self.messages.insert((self.now + delay, self.sent), message);
+    }
+
+    fn tick(&mut self) -> Result<(), String> {
+        self.now += TICK_MS;
+        let now = self.now;
+        self.deliver()?;
+        let periodic = (now / TICK_MS).is_multiple_of(8);
+        for n in 0..self.hosts.len() {
+            let changed = self.hosts[n].step(now, &mut self.rng);
+            if self.hosts[n].up && self.hosts[n].link && (changed || periodic) {
+                let report = self.hosts[n].report(Timestamp::from_millis(now));
+                self.send(Message::HostReport(n, report));
+            }
+        }
+        for n in 0..self.proxies.len() {
+            let changed = self.proxies[n].step(now, &self.hosts, &mut self.rng);
+            if self.proxies[n].up && self.proxies[n].link && (changed || periodic) {
+                let report = self.proxies[n].report(Timestamp::from_millis(now));
+                self.send(Message::ProxyReport(n, report));
+            }
+        }
+        self.resend();
+        if self.woken || now >= self.wake_at {
+            self.woken = false;
+            self.turn()?;
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self) -> Result<(), String> {
+        let due: Vec<(u64, u64)> = self
+            .messages
+            .range(..=(self.now, u64::MAX))
+            .map(|(key, _)| *key)
+            .collect();
+        let at = self.at();
+        for key in due {
+            match self.messages.remove(&key) {
+                Some(Message::Orders(n, orders)) if self.hosts[n].up && self.hosts[n].link => {
+                    self.hosts[n].order(orders)?;
+                }
+                Some(Message::Table(n, table)) if self.proxies[n].up && self.proxies[n].link => {
+                    if self.proxies[n].put_table(table)? {
+                        let report = self.proxies[n].report(at);
+                        self.send(Message::ProxyReport(n, report));
+                    }
+                }
+                Some(Message::HostReport(n, report)) if self.hosts[n].link => {
+                    let id = self.hosts[n].id.clone();
+                    self.observed.host_report(&id, report, at);
+                    self.woken = true;
+                }
+                Some(Message::ProxyReport(n, report)) if self.proxies[n].link => {
+                    let name = self.proxies[n].name.clone();
+                    self.observed.proxy_report(&name, report, at);
+                    self.woken = true;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Links send again what was not confirmed.
+    fn resend(&mut self) {
+        if !(self.now / TICK_MS).is_multiple_of(12) {
+            return;
+        }
+        for n in 0..self.hosts.len() {
+            let orders = self.engine.host_orders(&self.hosts[n].id).expect("memory");
+            if orders.generation > self.hosts[n].generation() {
+                self.send(Message::Orders(n, orders));
+            }
+        }
+        let table = self.engine.routing_table().expect("memory");
+        for n in 0..self.proxies.len() {
+            if table.generation > self.proxies[n].table.generation {
+                self.send(Message::Table(n, table.clone()));
+            }
+        }
+    }
+
+    fn turn(&mut self) -> Result<(), String> {
+        self.checks.before(&self.store);
+        let at = self.at();
+        let rng = &mut self.rng;
+        let turn = self
+            .engine
+            .turn(&self.observed, at, &mut || rng.bits())
+            .map_err(|error| format!("a turn failed: {error:?}"))?;
+        self.turns += 1;
+        self.wake_at = turn.wake_at.map_or(u64::MAX, Timestamp::as_millis);
+        self.checks
+            .after(&self.store, &self.hosts, &self.proxies, &self.observed)
+            .map_err(|what| format!("at {} ms: {what}", self.now - START_MS))?;
+        if self.verbose {
+            for line in self.checks.news(&self.store) {
+                println!("{} {line}", self.now - START_MS);
+            }
+        }
+        for id in turn.hosts_changed {
+            let orders = self.engine.host_orders(&id).expect("memory");
+            if let Some(n) = self.hosts.iter().position(|host| host.id == id) {
+                self.send(Message::Orders(n, orders));
+            }
+        }
+        if turn.table_changed {
+            let table = self.engine.routing_table().expect("memory");
+            for n in 0..self.proxies.len() {
+                self.send(Message::Table(n, table.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is not as it should be, now that nothing goes wrong any more.
+    fn unsettled(&self) -> Option<String> {
+        for environment in self.store.list::<EnvironmentRecord>().expect("memory") {
+            if environment.status == EnvironmentStatus::Terminated {
+                continue;
+            }
+            let view = self
+                .engine
+                .environment(&environment.name, &self.observed, self.at())
+                .expect("it exists");
+            if let Some(operation) = view.operation {
+                return Some(format!(
+                    "{}: {} is {}: {:?}",
+                    view.name, operation.kind, operation.status, operation.waiting
+                ));
+            }
+            if view.status != EnvironmentStatus::Ready {
+                return Some(format!("{} is {}", view.name, view.status));
+            }
+            let Some(version) = &view.version else {
+                continue;
+            };
+            if environment.hold || Behaviour::of(version.as_str()) == Behaviour::Dies {
+                continue;
+            }
+            if view.instances.len() != view.size as usize {
+                return Some(format!(
+                    "{} has {} of {} instances",
+                    view.name,
+                    view.instances.len(),
+                    view.size
+                ));
+            }
+            for instance in &view.instances {
+                if instance.release != view.release
+                    || instance.health != api::InstanceHealth::Healthy
+                {
+                    return Some(format!(
+                        "{}: {} on release {:?} is {}: {:?}",
+                        view.name, instance.id, instance.release, instance.health, instance.reason
+                    ));
+                }
+            }
+        }
+        None
+    }
+}
