@@ -384,8 +384,10 @@ impl ProcessRuntime {
                         let failure = error.failure();
                         tracing::warn!(instance = %instance.id, why = failure.message, "cannot start it anew");
                         runtime.note(&instance, |known| known.trouble = Some((failure, now())));
+                        let mut changes = instance.changed.subscribe();
                         drop(gate);
-                        tokio::time::sleep(pause).await;
+                        // A start or stop meanwhile ends the pause.
+                        let _ = tokio::time::timeout(pause, changes.changed()).await;
                         pause = (pause * 2).min(RECOVER_PAUSE.1);
                     }
                 }
