@@ -27,8 +27,18 @@ pub fn measure(setup: &Setup) -> Result<Vec<Figure>, Failed> {
         let key = Hosts::key();
         let key = key.to_string_lossy();
         let address = format!("root@{}", Hosts::address(name));
-        bed.run(&["host", "add", &address, "--name", name, "--identity", &key, "--host-key", &fingerprint])
-            .ok();
+        bed.run(&[
+            "host",
+            "add",
+            &address,
+            "--name",
+            name,
+            "--identity",
+            &key,
+            "--host-key",
+            &fingerprint,
+        ])
+        .ok();
     }
     bed.run(&["host", "drain", "local"]).ok();
     let mut app = bed.serving("bench", 3);
@@ -41,29 +51,63 @@ pub fn measure(setup: &Setup) -> Result<Vec<Figure>, Failed> {
         // Packing and uploading are the developer's machine; what is compared starts with the bundle
         // on the controller.
         let source = app.dir.to_string_lossy().into_owned();
-        bed.run_in(&app.dir, &["versions", "create", &label, "--from", &source]).ok();
+        bed.run_in(&app.dir, &["versions", "create", &label, "--from", &source])
+            .ok();
         let started = Instant::now();
-        bed.run_in(&app.dir, &["deploy", "bench", "--version", &label, "--policy", "AllAtOnce"]).ok();
+        bed.run_in(
+            &app.dir,
+            &[
+                "deploy",
+                "bench",
+                "--version",
+                &label,
+                "--policy",
+                "AllAtOnce",
+            ],
+        )
+        .ok();
         deploys.push(started.elapsed().as_secs_f64());
         let bundle = largest(&bed.data())?;
         copies.push(scp_and_unzip(&bundle)?);
         let started = Instant::now();
-        bed.run(&["rollback", "bench", "--policy", "AllAtOnce"]).ok();
+        bed.run(&["rollback", "bench", "--policy", "AllAtOnce"])
+            .ok();
         rollbacks.push(started.elapsed().as_secs_f64());
     }
-    let ratios: Vec<f64> =
-        deploys.iter().zip(&copies).map(|(deploy, copy)| deploy / copy).collect();
+    let ratios: Vec<f64> = deploys
+        .iter()
+        .zip(&copies)
+        .map(|(deploy, copy)| deploy / copy)
+        .collect();
     Ok(vec![
-        Figure::new("deploy", "50 MB to 3 hosts, deploy to last healthy", "s", &deploys),
-        Figure::new("deploy", "50 MB to 3 hosts, scp + unzip in parallel", "s", &copies),
+        Figure::new(
+            "deploy",
+            "50 MB to 3 hosts, deploy to last healthy",
+            "s",
+            &deploys,
+        ),
+        Figure::new(
+            "deploy",
+            "50 MB to 3 hosts, scp + unzip in parallel",
+            "s",
+            &copies,
+        ),
         Figure::new("deploy", "deploy / (scp + unzip)", "x", &ratios),
-        Figure::new("deploy", "rollback to a prepared release, 3 hosts", "s", &rollbacks).at_most(2.0),
+        Figure::new(
+            "deploy",
+            "rollback to a prepared release, 3 hosts",
+            "s",
+            &rollbacks,
+        )
+        .at_most(2.0),
     ])
 }
 
 fn noise() -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    fs::File::open("/dev/urandom")?.take(SIZE).read_to_end(&mut bytes)?;
+    fs::File::open("/dev/urandom")?
+        .take(SIZE)
+        .read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -85,7 +129,9 @@ fn largest(dir: &Path) -> Result<PathBuf, Failed> {
             }
         }
     }
-    found.map(|(_, path)| path).ok_or_else(|| "the controller holds no bundle of 50 MB".into())
+    found
+        .map(|(_, path)| path)
+        .ok_or_else(|| "the controller holds no bundle of 50 MB".into())
 }
 
 /// Seconds until all hosts have the unpacked content.
@@ -102,7 +148,10 @@ fn scp_and_unzip(bundle: &Path) -> Result<f64, Failed> {
             key = key.display(),
             bundle = bundle.display(),
         );
-        let child = Command::new("sh").args(["-c", &line]).stdin(Stdio::null()).spawn()?;
+        let child = Command::new("sh")
+            .args(["-c", &line])
+            .stdin(Stdio::null())
+            .spawn()?;
         copies.push(child);
     }
     for mut copy in copies {

@@ -28,7 +28,15 @@ fn idle(setup: &Setup) -> Result<Vec<Figure>, Failed> {
     let log = fs::File::create(dir.path().join("up.log"))?;
     let data = dir.path().join("data");
     let child = Command::new(&setup.beanpole)
-        .args(["up", "--api", "127.0.0.1:0", "--http", "127.0.0.1:0", "--https", "127.0.0.1:0"])
+        .args([
+            "up",
+            "--api",
+            "127.0.0.1:0",
+            "--http",
+            "127.0.0.1:0",
+            "--https",
+            "127.0.0.1:0",
+        ])
         .arg("--data")
         .arg(&data)
         .stdin(Stdio::null())
@@ -56,7 +64,10 @@ fn idle(setup: &Setup) -> Result<Vec<Figure>, Failed> {
     };
     // Starting up is not idling.
     beanpole_tests::wait::pause(Duration::from_secs(5));
-    let before: Vec<f64> = daemons.iter().map(|(_, pid)| process::own_cpu_us(*pid)).collect();
+    let before: Vec<f64> = daemons
+        .iter()
+        .map(|(_, pid)| process::own_cpu_us(*pid))
+        .collect();
     beanpole_tests::wait::pause(WATCHED);
     let mut figures = Vec::new();
     for ((role, pid), before) in daemons.iter().zip(before) {
@@ -64,14 +75,29 @@ fn idle(setup: &Setup) -> Result<Vec<Figure>, Failed> {
         let share = used / (WATCHED.as_secs_f64() * 1e6) * 100.0;
         let resident = process::memory_mb(*pid, "Rss");
         let own = process::memory_mb(*pid, "Pss");
-        let memory = Figure::new("idle", format!("{role}: resident memory"), "MB", &[resident]);
+        let memory = Figure::new(
+            "idle",
+            format!("{role}: resident memory"),
+            "MB",
+            &[resident],
+        );
         figures.push(match role.as_str() {
             "controller" => memory.at_most(60.0),
             "agent" => memory.at_most(20.0),
             _ => memory,
         });
-        figures.push(Figure::new("idle", format!("{role}: proportional memory"), "MB", &[own]));
-        figures.push(Figure::new("idle", format!("{role}: CPU of one core"), "%", &[share]));
+        figures.push(Figure::new(
+            "idle",
+            format!("{role}: proportional memory"),
+            "MB",
+            &[own],
+        ));
+        figures.push(Figure::new(
+            "idle",
+            format!("{role}: CPU of one core"),
+            "%",
+            &[share],
+        ));
     }
     Ok(figures)
 }
@@ -96,7 +122,9 @@ fn role(pid: u32) -> Option<String> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let word = line.split(|byte| *byte == 0).nth(1)?;
     let word = String::from_utf8_lossy(word).into_owned();
-    ["controller", "agent", "proxy"].contains(&word.as_str()).then_some(word)
+    ["controller", "agent", "proxy"]
+        .contains(&word.as_str())
+        .then_some(word)
 }
 
 /// Seconds from starting `beanpole demo` to the line that says it serves.

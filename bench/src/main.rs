@@ -92,7 +92,11 @@ fn number(name: &str, default: usize) -> usize {
         .unwrap_or(default)
 }
 
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for people")]
+#[expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a program for people"
+)]
 fn main() -> ExitCode {
     let mut json = PathBuf::from("bench.json");
     let mut wanted = Vec::new();
@@ -104,7 +108,10 @@ fn main() -> ExitCode {
             wanted.push(argument);
         } else {
             let names: Vec<_> = SECTIONS.iter().map(|(name, _)| *name).collect();
-            eprintln!("error: `{argument}` is no section: use {}", names.join(", "));
+            eprintln!(
+                "error: `{argument}` is no section: use {}",
+                names.join(", ")
+            );
             return ExitCode::from(2);
         }
     }
@@ -132,8 +139,8 @@ fn main() -> ExitCode {
         }
     }
     println!(
-        "{:<8} {:<52} {:>12} {:>23}  {}",
-        "section", "what", "median", "spread", "target"
+        "{:<8} {:<52} {:>12} {:>23}  target",
+        "section", "what", "median", "spread"
     );
     for figure in &figures {
         let verdict = match (&figure.target, figure.reached) {
@@ -146,7 +153,11 @@ fn main() -> ExitCode {
             figure.section,
             figure.what,
             format!("{} {}", stats::short(figure.value), figure.unit),
-            format!("{} - {}", stats::short(figure.spread.0), stats::short(figure.spread.1)),
+            format!(
+                "{} - {}",
+                stats::short(figure.spread.0),
+                stats::short(figure.spread.1)
+            ),
         );
     }
     let text = serde_json::to_vec_pretty(&figures).expect("figures are plain data");
@@ -155,5 +166,9 @@ fn main() -> ExitCode {
         failed = true;
     }
     println!("written to {}", json.display());
-    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
 }

@@ -26,7 +26,13 @@ fn which(program: &str) -> Result<PathBuf, String> {
         .ok_or_else(|| format!("{program} is not installed: `./dev bench` installs it"))
 }
 
-fn nginx(dir: &Path, name: &str, core: u32, http: &str, port: u16) -> Result<Server, crate::Failed> {
+fn nginx(
+    dir: &Path,
+    name: &str,
+    core: u32,
+    http: &str,
+    port: u16,
+) -> Result<Server, crate::Failed> {
     let config = dir.join(format!("{name}.conf"));
     let home = dir.display();
     fs::write(
@@ -43,14 +49,19 @@ fn nginx(dir: &Path, name: &str, core: u32, http: &str, port: u16) -> Result<Ser
     let log = dir.join(format!("{name}.log"));
     let running = pinned(core, &which("nginx")?, &["-c", &path], &log)?;
     listening(loopback(port))?;
-    Ok(Server { address: loopback(port), running })
+    Ok(Server {
+        address: loopback(port),
+        running,
+    })
 }
 
 /// An upstream that answers 1,024 bytes from memory.
 pub fn upstream(dir: &Path, core: u32) -> Result<Server, crate::Failed> {
     let port = free_port()?;
     let body = "x".repeat(1_024);
-    let http = format!("server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ return 200 \"{body}\"; }} }}");
+    let http = format!(
+        "server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ return 200 \"{body}\"; }} }}"
+    );
     nginx(dir, "upstream", core, &http, port)
 }
 
@@ -79,7 +90,15 @@ pub fn haproxy(dir: &Path, core: u32, to: SocketAddr) -> Result<Server, crate::F
         ),
     )?;
     let path = config.to_string_lossy().into_owned();
-    let running = pinned(core, &which("haproxy")?, &["-db", "-f", &path], &dir.join("haproxy.log"))?;
+    let running = pinned(
+        core,
+        &which("haproxy")?,
+        &["-db", "-f", &path],
+        &dir.join("haproxy.log"),
+    )?;
     listening(loopback(port))?;
-    Ok(Server { address: loopback(port), running })
+    Ok(Server {
+        address: loopback(port),
+        running,
+    })
 }

@@ -59,10 +59,16 @@ pub fn family(pid: u32) -> Vec<u32> {
     while at < family.len() {
         let parent = family[at];
         at += 1;
-        let Ok(threads) = fs::read_dir(format!("/proc/{parent}/task")) else { continue };
+        let Ok(threads) = fs::read_dir(format!("/proc/{parent}/task")) else {
+            continue;
+        };
         for thread in threads.flatten() {
             let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
-            family.extend(children.split_whitespace().filter_map(|id| id.parse::<u32>().ok()));
+            family.extend(
+                children
+                    .split_whitespace()
+                    .filter_map(|id| id.parse::<u32>().ok()),
+            );
         }
     }
     family
@@ -79,14 +85,21 @@ pub fn own_cpu_us(pid: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let after = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     let fields: Vec<&str> = after.split_whitespace().collect();
-    let ticks = |at: usize| fields.get(at).and_then(|f| f.parse::<f64>().ok()).unwrap_or(0.0);
+    let ticks = |at: usize| {
+        fields
+            .get(at)
+            .and_then(|f| f.parse::<f64>().ok())
+            .unwrap_or(0.0)
+    };
     (ticks(11) + ticks(12)) * 10_000.0
 }
 
 /// Memory of one process, in MB: what a field of `/proc/PID/smaps_rollup` says (`Rss`, `Pss`).
 pub fn memory_mb(pid: u32, field: &str) -> f64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    let line = text.lines().find(|line| line.starts_with(&format!("{field}:")));
+    let line = text
+        .lines()
+        .find(|line| line.starts_with(&format!("{field}:")));
     let kilobytes = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<f64>().ok());
     kilobytes.unwrap_or(0.0) * 1_024.0 / 1e6
 }

@@ -36,11 +36,20 @@ pub fn measure(setup: &Setup) -> Result<Vec<Figure>, Failed> {
     let upstream = peers::upstream(dir.path(), LOAD_CORE)?;
     let mut servers: Vec<(&str, Server)> = vec![
         ("beanpole", beanpole(setup, dir.path(), upstream.address)?),
-        ("nginx", peers::nginx_proxy(dir.path(), PROXY_CORE, upstream.address)?),
-        ("haproxy", peers::haproxy(dir.path(), PROXY_CORE, upstream.address)?),
+        (
+            "nginx",
+            peers::nginx_proxy(dir.path(), PROXY_CORE, upstream.address)?,
+        ),
+        (
+            "haproxy",
+            peers::haproxy(dir.path(), PROXY_CORE, upstream.address)?,
+        ),
     ];
     if let Some(bare) = &setup.bare {
-        servers.push(("bare pingora", bare_pingora(bare, dir.path(), upstream.address)?));
+        servers.push((
+            "bare pingora",
+            bare_pingora(bare, dir.path(), upstream.address)?,
+        ));
     }
     let mut runs: BTreeMap<&str, Vec<Run>> = BTreeMap::new();
     for round in 0..=setup.rounds {
@@ -53,28 +62,71 @@ pub fn measure(setup: &Setup) -> Result<Vec<Figure>, Failed> {
         }
     }
     let column = |name: &str, of: fn(&Run) -> f64| -> Vec<f64> {
-        runs.get(name).map(|runs| runs.iter().map(of).collect()).unwrap_or_default()
+        runs.get(name)
+            .map(|runs| runs.iter().map(of).collect())
+            .unwrap_or_default()
     };
     let mut figures = Vec::new();
     for (name, server) in &servers {
         let cpu = column(name, |run| run.cpu_us);
-        figures.push(Figure::new("proxy", format!("{name}: requests"), "/s", &column(name, |r| r.requests_per_second)));
-        figures.push(Figure::new("proxy", format!("{name}: p50"), "ms", &column(name, |r| r.p50_ms)));
-        figures.push(Figure::new("proxy", format!("{name}: p99"), "ms", &column(name, |r| r.p99_ms)));
-        figures.push(Figure::new("proxy", format!("{name}: CPU per request"), "us", &cpu));
+        figures.push(Figure::new(
+            "proxy",
+            format!("{name}: requests"),
+            "/s",
+            &column(name, |r| r.requests_per_second),
+        ));
+        figures.push(Figure::new(
+            "proxy",
+            format!("{name}: p50"),
+            "ms",
+            &column(name, |r| r.p50_ms),
+        ));
+        figures.push(Figure::new(
+            "proxy",
+            format!("{name}: p99"),
+            "ms",
+            &column(name, |r| r.p99_ms),
+        ));
+        figures.push(Figure::new(
+            "proxy",
+            format!("{name}: CPU per request"),
+            "us",
+            &cpu,
+        ));
         let memory = process::family(server.running.0.id());
-        let memory: f64 = memory.into_iter().map(|pid| process::memory_mb(pid, "Pss")).sum();
-        figures.push(Figure::new("proxy", format!("{name}: memory (PSS) after the load"), "MB", &[memory]));
+        let memory: f64 = memory
+            .into_iter()
+            .map(|pid| process::memory_mb(pid, "Pss"))
+            .sum();
+        figures.push(Figure::new(
+            "proxy",
+            format!("{name}: memory (PSS) after the load"),
+            "MB",
+            &[memory],
+        ));
     }
     // Ratios are taken round by round: both sides of one met the same noise.
-    for (peer, bound) in [("bare pingora", Some(0.95)), ("nginx", None), ("haproxy", None)] {
+    for (peer, bound) in [
+        ("bare pingora", Some(0.95)),
+        ("nginx", None),
+        ("haproxy", None),
+    ] {
         let ours = column("beanpole", |run| run.requests_per_second);
         let theirs = column(peer, |run| run.requests_per_second);
         if theirs.is_empty() {
             continue;
         }
-        let ratios: Vec<f64> = ours.iter().zip(&theirs).map(|(ours, theirs)| ours / theirs).collect();
-        let mut figure = Figure::new("proxy", format!("beanpole / {peer}: requests"), "x", &ratios);
+        let ratios: Vec<f64> = ours
+            .iter()
+            .zip(&theirs)
+            .map(|(ours, theirs)| ours / theirs)
+            .collect();
+        let mut figure = Figure::new(
+            "proxy",
+            format!("beanpole / {peer}: requests"),
+            "x",
+            &ratios,
+        );
         if let Some(bound) = bound {
             figure.target = Some(format!("at least {bound} x"));
             figure.reached = Some(stats::median(&ratios) >= bound);
@@ -111,7 +163,10 @@ fn beanpole(setup: &Setup, dir: &Path, to: SocketAddr) -> Result<Server, Failed>
         generation: Generation(1),
         routes: vec![Route {
             host: address.ip().to_string(),
-            pools: vec![WeightedPool { pool: "app".to_owned(), weight: 1 }],
+            pools: vec![WeightedPool {
+                pool: "app".to_owned(),
+                weight: 1,
+            }],
         }],
         pools: vec![TargetPool {
             name: "app".to_owned(),
@@ -154,12 +209,17 @@ fn put(socket: &Path, path: &str, body: &[u8]) -> Result<(), Failed> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let status = answer.lines().next().unwrap_or_default();
-    if status.contains(" 2") { Ok(()) } else { Err(format!("{path}: {answer}").into()) }
+    if status.contains(" 2") {
+        Ok(())
+    } else {
+        Err(format!("{path}: {answer}").into())
+    }
 }
 
 fn bare_pingora(program: &Path, dir: &Path, to: SocketAddr) -> Result<Server, Failed> {
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()?));
-    let arguments = [&address.to_string(), &to.to_string()].map(String::as_str);
+    let (listen, upstream) = (address.to_string(), to.to_string());
+    let arguments = ["bare", &listen, &upstream];
     let running = pinned(PROXY_CORE, program, &arguments, &dir.join("bare.log"))?;
     listening(address)?;
     Ok(Server { address, running })
@@ -169,17 +229,31 @@ fn load(server: &Server, seconds: u32) -> Result<Run, Failed> {
     let pid = server.running.0.id();
     let before = process::cpu_us(pid);
     let output = Command::new("taskset")
-        .args(["-c", &LOAD_CORE.to_string(), "wrk", "-t1", "-c64", "--latency"])
+        .args([
+            "-c",
+            &LOAD_CORE.to_string(),
+            "wrk",
+            "-t1",
+            "-c64",
+            "--latency",
+        ])
         .arg(format!("-d{seconds}s"))
         .arg(format!("http://{}/", server.address))
         .output()?;
     let used = process::cpu_us(pid) - before;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let field = |name: &str| {
-        let line = text.lines().find(|line| line.trim_start().starts_with(name))?;
+        let line = text
+            .lines()
+            .find(|line| line.trim_start().starts_with(name))?;
         line.split_whitespace().nth(1).map(str::to_owned)
     };
-    let missing = || format!("wrk printed no figures: {text}{}", String::from_utf8_lossy(&output.stderr));
+    let missing = || {
+        format!(
+            "wrk printed no figures: {text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        )
+    };
     if text.contains("Non-2xx") || text.contains("Socket errors") {
         return Err(format!("requests failed: {text}").into());
     }
@@ -189,7 +263,9 @@ fn load(server: &Server, seconds: u32) -> Result<Run, Failed> {
         .and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok())
         .ok_or_else(missing)?;
     Ok(Run {
-        requests_per_second: field("Requests/sec:").and_then(|f| f.parse().ok()).ok_or_else(missing)?,
+        requests_per_second: field("Requests/sec:")
+            .and_then(|f| f.parse().ok())
+            .ok_or_else(missing)?,
         p50_ms: field("50%").and_then(|f| millis(&f)).ok_or_else(missing)?,
         p99_ms: field("99%").and_then(|f| millis(&f)).ok_or_else(missing)?,
         cpu_us: used / requests.max(1.0),

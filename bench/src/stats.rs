@@ -17,7 +17,9 @@ pub fn range(runs: &[f64]) -> (f64, f64) {
         return (0.0, 0.0);
     }
     runs.iter()
-        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), run| (low.min(*run), high.max(*run)))
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), run| {
+            (low.min(*run), high.max(*run))
+        })
 }
 
 /// A number in as many digits as matter.
