@@ -34,10 +34,15 @@ impl Checks {
             .map(|record| (record.id.clone(), record))
             .collect();
         self.operations = store
-            .list::<OperationRecord>()
+            .list::<EnvironmentRecord>()
             .expect("memory")
             .into_iter()
-            .filter(|operation| !operation.status.is_over())
+            .filter_map(|environment| environment.operation)
+            .filter_map(|id| {
+                store
+                    .get::<OperationRecord>(&OperationRecord::key_of(&id))
+                    .expect("memory")
+            })
             .map(|operation| (operation.environment.clone(), operation))
             .collect();
     }

@@ -84,10 +84,6 @@ impl FakeProxy {
             .map(|target| target.mode)
     }
 
-    pub fn seen(&self, id: &InstanceId, incarnation: Incarnation) -> Option<&Seen> {
-        self.seen.get(&(id.clone(), incarnation))
-    }
-
     /// Checks what is due and answers some requests; true when something changed.
     pub fn step(&mut self, now: u64, hosts: &[FakeHost], rng: &mut Rng) -> bool {
         if !self.up {

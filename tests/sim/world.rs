@@ -171,6 +171,9 @@ impl World {
         let mut settled_since = None;
         while self.now < rest + REST_MS {
             self.tick()?;
+            if !(self.now / TICK_MS).is_multiple_of(4) {
+                continue;
+            }
             match self.unsettled() {
                 Some(_) => settled_since = None,
                 None => {
@@ -495,6 +498,7 @@ impl World {
     }
 
     fn turn(&mut self) -> Result<(), String> {
+        let commits = self.store.commits();
         self.checks.before(&self.store);
         let at = self.at();
         let rng = &mut self.rng;
@@ -504,6 +508,9 @@ impl World {
             .map_err(|error| format!("a turn failed: {error:?}"))?;
         self.turns += 1;
         self.wake_at = turn.wake_at.map_or(u64::MAX, Timestamp::as_millis);
+        if self.store.commits() == commits {
+            return Ok(());
+        }
         self.checks
             .after(&self.store, &self.hosts, &self.proxies, &self.observed)
             .map_err(|what| format!("at {} ms: {what}", self.now - START_MS))?;

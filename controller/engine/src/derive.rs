@@ -15,6 +15,7 @@ use beanpole_store::model::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::PoisonError;
 
 /// Everything that orders and the table are made from.
 struct Records {
@@ -25,8 +26,55 @@ struct Records {
     operations: Vec<OperationRecord>,
 }
 
+/// What a derivation was made from and what came of it.
+#[derive(Debug)]
+pub(crate) struct Derived {
+    commits: u64,
+    orders: BTreeMap<HostId, Generation>,
+    table: Generation,
+}
+
+impl Derived {
+    /// Whether another derivation would give the same: no record changed, and nobody holds a newer
+    /// generation than was given out.
+    fn holds(&self, commits: u64, observed: &Observed) -> bool {
+        self.commits == commits
+            && self.orders.iter().all(|(host, given)| {
+                let report = observed
+                    .hosts
+                    .get(host)
+                    .and_then(|seen| seen.report.as_ref());
+                report.is_none_or(|report| report.generation <= *given)
+            })
+            && observed.proxies.values().all(|seen| {
+                seen.report
+                    .as_ref()
+                    .is_none_or(|report| report.generation <= self.table)
+            })
+    }
+}
+
 impl Engine {
+    /// Derives orders and the table, where something may have changed since the last time.
     pub(crate) fn derive(&self, observed: &Observed, turn: &mut Turn) -> Result<(), EngineError> {
+        let mut derived = self.derived.lock().unwrap_or_else(PoisonError::into_inner);
+        let commits = self.store.commits();
+        if derived
+            .as_ref()
+            .is_some_and(|last| last.holds(commits, observed))
+        {
+            return Ok(());
+        }
+        *derived = Some(self.derive_afresh(commits, observed, turn)?);
+        Ok(())
+    }
+
+    fn derive_afresh(
+        &self,
+        commits: u64,
+        observed: &Observed,
+        turn: &mut Turn,
+    ) -> Result<Derived, EngineError> {
         let records = self.records()?;
         let mut orders_changed: Vec<HostOrdersRecord> = Vec::new();
         let mut orders_now: BTreeMap<HostId, Generation> = BTreeMap::new();
@@ -77,8 +125,15 @@ impl Engine {
                 marked.push(fresh);
             }
         }
+        let derived = Derived {
+            // What is written below counts as a change: the next turn derives once more and finds
+            // nothing.
+            commits,
+            orders: orders_now,
+            table: table.generation,
+        };
         if orders_changed.is_empty() && !table_changed && marked.is_empty() {
-            return Ok(());
+            return Ok(derived);
         }
         self.store.update(|tx| {
             for record in &orders_changed {
@@ -96,7 +151,7 @@ impl Engine {
         })?;
         turn.hosts_changed = orders_changed.into_iter().map(|r| r.host).collect();
         turn.table_changed = table_changed;
-        Ok(())
+        Ok(derived)
     }
 
     fn records(&self) -> Result<Records, StoreError> {

@@ -33,6 +33,8 @@ use beanpole_protocol::proxy::RoutingTable;
 use beanpole_protocol::{HostId, RequestId, Timestamp};
 use beanpole_store::model::{HostOrdersRecord, TableRecord};
 use beanpole_store::{Store, StoreError};
+use derive::Derived;
+use std::sync::{Arc, Mutex};
 
 /// What an [`Engine`] needs to be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,12 +129,18 @@ impl From<Fault> for Problem {
 pub struct Engine {
     pub(crate) store: Store,
     pub(crate) config: EngineConfig,
+    /// What the last derivation was made from, to leave out one that would give the same.
+    pub(crate) derived: Arc<Mutex<Option<Derived>>>,
 }
 
 impl Engine {
     /// An engine over a store.
     pub fn new(store: Store, config: EngineConfig) -> Self {
-        Self { store, config }
+        Self {
+            store,
+            config,
+            derived: Arc::default(),
+        }
     }
 
     /// What a host shall hold; generation 0 and empty before the first turn that knows the host.

@@ -115,14 +115,14 @@ impl Engine {
             let now = scene.now;
             let world = self.world(scene.tx, scene.environment, observed, now, false)?;
             if wants_back(scene.operation) {
-                self.turn_back(scene, &world)?;
+                Self::turn_back(scene, &world)?;
                 continue;
             }
             match decide(scene.operation, &world, now) {
                 Decision::Wait { until, .. } => return Ok(Some(until)),
                 Decision::Record(entries) => {
                     for entry in entries {
-                        let entry = self.with_probe(scene, entry);
+                        let entry = with_probe(scene, entry);
                         scene.record(&world, &entry)?;
                     }
                 }
@@ -138,11 +138,11 @@ impl Engine {
                     return Ok(None);
                 }
                 Decision::Failed(failure) => {
-                    let operation = &mut scene.operation;
+                    let operation = &mut *scene.operation;
                     if operation.back.is_none() {
                         operation.failure = Some(failure);
                         if goes_back(operation) {
-                            self.turn_back(scene, &world)?;
+                            Self::turn_back(scene, &world)?;
                             continue;
                         }
                     }
@@ -155,8 +155,8 @@ impl Engine {
     }
 
     /// Ends the way there and starts the way back.
-    fn turn_back(&self, scene: &mut Scene<'_, '_>, world: &World<'_>) -> Result<(), EngineError> {
-        let operation = &mut scene.operation;
+    fn turn_back(scene: &mut Scene<'_, '_>, world: &World<'_>) -> Result<(), EngineError> {
+        let operation = &mut *scene.operation;
         // Replacing and restarting change no release; what they broke is not mended by breaking it
         // again. An abort still has to bring back what it interrupted.
         let in_place = matches!(
@@ -198,16 +198,16 @@ impl Engine {
         scene.say(Severity::Warn, "going-back", text)?;
         Ok(())
     }
+}
 
-    /// A failed instance's probe is known from the settings.
-    fn with_probe(&self, scene: &Scene<'_, '_>, entry: Happened) -> Happened {
-        match entry {
-            Happened::Failed { mut failure } if failure.answer.is_some() => {
-                failure.probe = Some(scene.environment.settings.health_check().probe.to_string());
-                Happened::Failed { failure }
-            }
-            other => other,
+/// A failed instance's probe is known from the settings.
+fn with_probe(scene: &Scene<'_, '_>, entry: Happened) -> Happened {
+    match entry {
+        Happened::Failed { mut failure } if failure.answer.is_some() => {
+            failure.probe = Some(scene.environment.settings.health_check().probe.to_string());
+            Happened::Failed { failure }
         }
+        other => other,
     }
 }
 
