@@ -408,6 +408,24 @@ async fn orphans_are_reaped() {
     world.runtime.remove(&spec.id).await.expect("removed");
 }
 
+/// Half a mebibyte of disk, unmounted whatever happens.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &Path) -> Self {
+        let options = ["-t", "tmpfs", "-o", "size=512k", "tmpfs"];
+        let status = Command::new("mount").args(options).arg(at).status();
+        assert!(status.expect("mount").success());
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
 /// Needs root, for a small disk.
 #[tokio::test]
 async fn a_full_disk_stops_the_log_but_not_the_app() {
@@ -417,11 +435,7 @@ async fn a_full_disk_stops_the_log_but_not_the_app() {
     let kept = tempfile::tempdir().expect("directory");
     let disk = kept.path().join("disk");
     fs::create_dir(&disk).expect("directory");
-    let mount = |command: &str, arguments: &[&str]| {
-        let status = Command::new(command).args(arguments).arg(&disk).status();
-        assert!(status.expect(command).success(), "{command}");
-    };
-    mount("mount", &["-t", "tmpfs", "-o", "size=512k", "tmpfs"]);
+    let _disk = SmallDisk::mount(&disk);
     let world = World::at(&disk, LogBounds::default());
     let beat = kept.path().join("beat");
     fs::write(&beat, "").expect("beat");
@@ -454,7 +468,6 @@ async fn a_full_disk_stops_the_log_but_not_the_app() {
         InstancePhase::Stopped
     );
     world.runtime.remove(&spec.id).await.expect("removed");
-    mount("umount", &["-l"]);
 }
 
 /// Not a test: the agent that `instances_outlive_a_killed_agent` kills.
