@@ -1,0 +1,128 @@
+//! The command line: what stands before and after each verb.
+
+use crate::commands::{
+    abort, apps, attach, backup, completions, config, create, daemons, demo, demo_app, deploy,
+    events, health, host, init, list, logs, open, printenv, releases, restart, restore, rollback,
+    scale, setenv, status, terminate, up, version, versions,
+};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "beanpole",
+    version,
+    about = "Elastic Beanstalk for machines you own: hand it a ZIP and hosts that answer SSH",
+    after_help = "Start here:\n  beanpole demo                 see all of it work on this machine\n  beanpole up                   run a controller, a load balancer and an agent here\n  beanpole create shop-prod     make an environment\n  beanpole deploy shop-prod     deploy the current directory to it\n\nExit codes: 0 done, 1 failed, 2 misuse, 130 stopped watching by Ctrl-C.",
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Global {
+    /// Write data as JSON
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub json: bool,
+    /// Write no progress, only results and errors
+    #[arg(long, short, global = true, help_heading = "Everywhere")]
+    pub quiet: bool,
+    /// The controller's URL [default: what `beanpole up` runs here, else http://127.0.0.1:7700]
+    #[arg(
+        long,
+        global = true,
+        env = "BEANPOLE_URL",
+        hide_env_values = true,
+        help_heading = "Everywhere"
+    )]
+    pub url: Option<String>,
+    /// The controller's token; others may see it in the process list, so prefer the variable
+    #[arg(
+        long,
+        global = true,
+        env = "BEANPOLE_TOKEN",
+        hide_env_values = true,
+        help_heading = "Everywhere"
+    )]
+    pub token: Option<String>,
+    /// The file that holds the token
+    #[arg(
+        long,
+        global = true,
+        env = "BEANPOLE_TOKEN_FILE",
+        hide_env_values = true,
+        value_name = "FILE",
+        help_heading = "Everywhere"
+    )]
+    pub token_file: Option<PathBuf>,
+    /// The data directory of a `beanpole up` on this machine, to find its URL and token
+    #[arg(
+        long = "data-of-up",
+        hide = true,
+        global = true,
+        env = "BEANPOLE_DATA",
+        hide_env_values = true,
+        value_name = "DIR",
+        help_heading = "Everywhere"
+    )]
+    pub data_of_up: Option<PathBuf>,
+    /// A PEM file with the certificate authority of the controller
+    #[arg(
+        long,
+        global = true,
+        env = "BEANPOLE_CA",
+        hide_env_values = true,
+        value_name = "FILE",
+        help_heading = "Everywhere"
+    )]
+    pub ca: Option<PathBuf>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    Demo(demo::Demo),
+    Up(up::Up),
+    Host(host::Host),
+    Init(init::Init),
+    Create(create::Create),
+    Deploy(deploy::Deploy),
+    Status(status::Status),
+    Health(health::Health),
+    Events(events::Events),
+    Logs(logs::Logs),
+    Open(open::Open),
+    List(list::List),
+    Scale(scale::Scale),
+    Setenv(setenv::Setenv),
+    Printenv(printenv::Printenv),
+    Config(config::Config),
+    Restart(restart::Restart),
+    Rollback(rollback::Rollback),
+    Releases(releases::Releases),
+    Abort(abort::Abort),
+    Attach(attach::Attach),
+    Terminate(terminate::Terminate),
+    App(apps::Apps),
+    Versions(versions::Versions),
+    Backup(backup::Backup),
+    Restore(restore::Restore),
+    Version(version::Version),
+    Completions(completions::Completions),
+    Controller(daemons::Controller),
+    Agent(daemons::Agent),
+    Proxy(daemons::Proxy),
+    #[command(hide = true)]
+    Shim(daemons::Shim),
+    #[command(hide = true)]
+    DemoApp(demo_app::DemoApp),
+}

@@ -1,0 +1,212 @@
+//! Finds the controller and its token: flags, environment, then what `beanpole up` left on this
+//! machine.
+
+use super::Access;
+use crate::output::errors::Failure;
+use serde::{Deserialize, Serialize};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// Where a controller listens unless told otherwise.
+pub const DEFAULT_URL: &str = "http://127.0.0.1:7700";
+
+/// What `up` writes to `DIR/up.json` once it knows its addresses.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UpRecord {
+    /// The process id of `up`.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// The API's URL.
+    pub url: String,
+    /// The API's address, `127.0.0.1:7700`.
+    pub api: String,
+    /// The proxy's address for HTTP.
+    pub http: String,
+    /// The proxy's address for HTTPS.
+    pub https: String,
+    /// The file that holds the token.
+    pub token_file: PathBuf,
+}
+
+/// What the user said about where the controller is.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// `--url` or `BEANPOLE_URL`.
+    pub url: Option<String>,
+    /// `--token` or `BEANPOLE_TOKEN`.
+    pub token: Option<String>,
+    /// `--token-file` or `BEANPOLE_TOKEN_FILE`.
+    pub token_file: Option<PathBuf>,
+    /// `--data` or `BEANPOLE_DATA`: the data directory of an `up` on this machine.
+    pub data: Option<PathBuf>,
+}
+
+/// The data directory of `up` unless told otherwise: `/var/lib/beanpole` for root, else
+/// `$XDG_DATA_HOME/beanpole`.
+pub fn default_data() -> PathBuf {
+    if rustix::process::geteuid().is_root() {
+        PathBuf::from("/var/lib/beanpole")
+    } else {
+        home_data().unwrap_or_else(|| PathBuf::from("/var/lib/beanpole"))
+    }
+}
+
+fn home_data() -> Option<PathBuf> {
+    let absolute = |name: &str| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    absolute("XDG_DATA_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
+        .map(|base| base.join("beanpole"))
+}
+
+/// Puts together what was given and what can be found.
+pub fn access(wanted: &Wanted) -> Result<Access, Failure> {
+    let places: Vec<PathBuf> = match &wanted.data {
+        Some(data) => vec![data.clone()],
+        None => [home_data(), Some(PathBuf::from("/var/lib/beanpole"))]
+            .into_iter()
+            .flatten()
+            .collect(),
+    };
+    let running = places.iter().find_map(|place| record(place));
+    let url = wanted
+        .url
+        .clone()
+        .or_else(|| running.as_ref().map(|record| record.url.clone()))
+        .unwrap_or_else(|| DEFAULT_URL.to_owned());
+    if let Some(token) = &wanted.token {
+        return Ok(Access {
+            url,
+            token: Some(token.trim().to_owned()),
+        });
+    }
+    if let Some(path) = &wanted.token_file {
+        return Ok(Access {
+            url,
+            token: Some(read_token(path)?),
+        });
+    }
+    // A token found here belongs to a controller on this machine and is shown to no other.
+    if !is_local(&url) {
+        return Ok(Access { url, token: None });
+    }
+    let of_running = running
+        .filter(|record| record.url == url)
+        .map(|record| record.token_file);
+    let token = of_running
+        .into_iter()
+        .chain(places.iter().map(|place| place.join("token")))
+        .find(|path| path.exists());
+    let token = token.map(|path| read_token(&path)).transpose()?;
+    Ok(Access { url, token })
+}
+
+/// The record of an `up` that still runs on `data`.
+pub fn record(data: &Path) -> Option<UpRecord> {
+    let record: UpRecord = beanpole_daemon::files::read_json(&data.join("up.json")).ok()??;
+    Path::new("/proc")
+        .join(record.pid.to_string())
+        .exists()
+        .then_some(record)
+}
+
+fn is_local(url: &str) -> bool {
+    let rest = url
+        .strip_prefix("http://")
+        .or_else(|| url.strip_prefix("https://"))
+        .unwrap_or(url);
+    let authority = rest.split('/').next().unwrap_or_default();
+    if authority.contains('@') {
+        return false;
+    }
+    let host = match authority.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or_default(),
+        None => authority.split(':').next().unwrap_or_default(),
+    };
+    host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|ip| ip.is_loopback())
+}
+
+fn read_token(path: &Path) -> Result<String, Failure> {
+    let cannot = |error: &std::io::Error| {
+        let failure = Failure::caused(
+            format!("Cannot read the token in {}.", path.display()),
+            error,
+        );
+        if error.kind() == std::io::ErrorKind::PermissionDenied {
+            failure.hint(
+                "Run the command as the user who started `beanpole up`, or set BEANPOLE_TOKEN",
+            )
+        } else {
+            failure
+        }
+    };
+    let mut file = std::fs::File::open(path).map_err(|error| cannot(&error))?;
+    let mode = file.metadata().map_err(|error| cannot(&error))?.mode();
+    if mode & 0o077 != 0 {
+        return Err(Failure::new(format!(
+            "The token in {} can be read by other users (mode {:04o}), so it is not used.",
+            path.display(),
+            mode & 0o7777
+        ))
+        .hint(format!("Close it: chmod 600 {}", path.display())));
+    }
+    let mut text = String::new();
+    file.read_to_string(&mut text)
+        .map_err(|error| cannot(&error))?;
+    Ok(text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn with_token(mode: u32) -> tempfile::TempDir {
+        let data = tempfile::tempdir().expect("temporary directory");
+        let path = data.path().join("token");
+        std::fs::write(&path, "secret\n").expect("write");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("mode");
+        data
+    }
+
+    fn wanted(data: &tempfile::TempDir, url: &str) -> Wanted {
+        Wanted {
+            url: Some(url.to_owned()),
+            data: Some(data.path().to_owned()),
+            ..Wanted::default()
+        }
+    }
+
+    #[test]
+    fn a_token_found_here_is_shown_to_this_machine_only() {
+        let data = with_token(0o600);
+        let local = access(&wanted(&data, "http://127.0.0.1:7700")).expect("local");
+        assert_eq!(local.token.as_deref(), Some("secret"));
+        for url in [
+            "http://10.0.0.1:7700",
+            "https://127.0.0.1.example.com",
+            "http://127.0.0.1:x@evil",
+        ] {
+            let other = access(&wanted(&data, url)).expect("other");
+            assert_eq!(other.token, None, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_token_that_others_can_read_is_refused() {
+        let data = with_token(0o644);
+        let error = access(&wanted(&data, DEFAULT_URL))
+            .map(|_| ())
+            .expect_err("refused");
+        assert!(error.message.contains("mode 0644"), "{}", error.message);
+        assert!(error.hint.expect("hint").starts_with("Close it: chmod 600"));
+    }
+}

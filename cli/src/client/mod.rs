@@ -1,0 +1,308 @@
+//! Talks to the controller's JSON API: one call after another, blocking.
+
+pub mod find;
+pub mod sse;
+
+use crate::output::errors::Failure;
+use beanpole_protocol::problem::Problem;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::io::Read;
+use std::path::Path;
+use std::time::Duration;
+use ureq::http::{Method, Request, Response};
+use ureq::{Agent, Body, SendBody};
+
+/// A call that says nothing for so long is given up. The controller answers every call at once;
+/// only bundles and event streams take longer, and those are bounded per read.
+const SILENCE: Duration = Duration::from_mins(1);
+/// For the TCP connection itself.
+const CONNECT: Duration = Duration::from_secs(10);
+/// Longest JSON answer that is read, in bytes.
+const LONGEST_ANSWER: u64 = 64 * 1024 * 1024;
+
+/// A controller, and how to get in.
+#[derive(Clone)]
+pub struct Client {
+    agent: Agent,
+    base: String,
+    token: Option<String>,
+}
+
+/// What the user gave, or was found.
+#[derive(Clone)]
+pub struct Access {
+    /// For example `http://127.0.0.1:7700`.
+    pub url: String,
+    /// The bearer token.
+    pub token: Option<String>,
+}
+
+impl Client {
+    /// For the controller at `access.url`. `ca` is a PEM file with the certificate authority to
+    /// trust instead of the public ones.
+    pub fn new(access: Access, ca: Option<&Path>) -> Result<Self, Failure> {
+        let base = access.url.trim_end_matches('/').to_owned();
+        if !base.starts_with("http://") && !base.starts_with("https://") {
+            return Err(
+                Failure::misuse(format!("`{base}` is not a controller's URL."))
+                    .hint("Write it as http://127.0.0.1:7700 or https://beanpole.example.com"),
+            );
+        }
+        let mut tls = ureq::tls::TlsConfig::builder();
+        if let Some(path) = ca {
+            let pem = std::fs::read(path).map_err(|error| {
+                Failure::caused(format!("Cannot read {}.", path.display()), &error)
+            })?;
+            let roots: Vec<_> = ureq::tls::parse_pem(&pem)
+                .filter_map(|item| match item {
+                    Ok(ureq::tls::PemItem::Certificate(certificate)) => Some(certificate),
+                    _ => None,
+                })
+                .collect();
+            if roots.is_empty() {
+                return Err(Failure::misuse(format!(
+                    "{} holds no certificate in PEM form.",
+                    path.display()
+                )));
+            }
+            tls = tls.root_certs(ureq::tls::RootCerts::new_with_certs(&roots));
+        }
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(CONNECT))
+            .timeout_per_read(Some(SILENCE))
+            .timeout_per_write(Some(SILENCE))
+            .max_redirects(0)
+            .proxy(None)
+            .no_delay(true)
+            .user_agent(concat!("beanpole/", env!("CARGO_PKG_VERSION")))
+            .tls_config(tls.build())
+            .build()
+            .new_agent();
+        Ok(Self {
+            agent,
+            base,
+            token: access.token,
+        })
+    }
+
+    /// The controller's URL, without a slash at its end.
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// `GET path`.
+    pub fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, Failure> {
+        read(self.send(Method::GET, path, &[], SendBody::none())?)
+    }
+
+    /// `POST path` with a JSON body.
+    pub fn post<A: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<A, Failure> {
+        self.json(Method::POST, path, body)
+    }
+
+    /// `PATCH path` with a JSON body.
+    pub fn patch<A: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<A, Failure> {
+        self.json(Method::PATCH, path, body)
+    }
+
+    /// `DELETE path`, answered with a body.
+    pub fn delete<A: DeserializeOwned>(&self, path: &str) -> Result<A, Failure> {
+        read(self.send(Method::DELETE, path, &[], SendBody::none())?)
+    }
+
+    /// `DELETE path`, whatever it answers.
+    pub fn remove(&self, path: &str) -> Result<(), Failure> {
+        self.send(Method::DELETE, path, &[], SendBody::none())
+            .map(|_| ())
+    }
+
+    /// `HEAD path`: whether it is there.
+    pub fn exists(&self, path: &str) -> Result<bool, Failure> {
+        let response = self.raw(Method::HEAD, path, &[], SendBody::none())?;
+        match response.status().as_u16() {
+            200..=299 => Ok(true),
+            404 => Ok(false),
+            _ => Err(refusal(response)),
+        }
+    }
+
+    /// `GET path`: whether it is there. For paths that have no `HEAD`.
+    pub fn exists_by_get(&self, path: &str) -> Result<bool, Failure> {
+        let response = self.raw(Method::GET, path, &[], SendBody::none())?;
+        match response.status().as_u16() {
+            200..=299 => Ok(true),
+            404 => Ok(false),
+            _ => Err(refusal(response)),
+        }
+    }
+
+    /// `PUT path` with `size` bytes from `reader`.
+    pub fn put<A: DeserializeOwned>(
+        &self,
+        path: &str,
+        reader: &mut dyn Read,
+        size: u64,
+    ) -> Result<A, Failure> {
+        let headers = [
+            ("content-length", size.to_string()),
+            ("content-type", "application/zip".to_owned()),
+        ];
+        read(self.send(Method::PUT, path, &headers, SendBody::from_reader(reader))?)
+    }
+
+    /// Opens a stream of bytes: an event stream, logs, a backup.
+    pub fn stream(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, String)],
+    ) -> Result<impl Read + Send + use<>, Failure> {
+        let response = self.send(method, path, headers, SendBody::none())?;
+        Ok(response
+            .into_body()
+            .into_with_config()
+            .limit(u64::MAX)
+            .reader())
+    }
+
+    fn json<A: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<A, Failure> {
+        let bytes = serde_json::to_vec(body)
+            .map_err(|error| Failure::caused("The request cannot be written.", &error))?;
+        let headers = [
+            ("content-type", "application/json".to_owned()),
+            ("content-length", bytes.len().to_string()),
+        ];
+        let mut reader = bytes.as_slice();
+        read(self.send(method, path, &headers, SendBody::from_reader(&mut reader))?)
+    }
+
+    fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, String)],
+        body: SendBody<'_>,
+    ) -> Result<Response<Body>, Failure> {
+        let response = self.raw(method, path, headers, body)?;
+        if response.status().is_success() {
+            Ok(response)
+        } else {
+            Err(refusal(response))
+        }
+    }
+
+    fn raw(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, String)],
+        body: SendBody<'_>,
+    ) -> Result<Response<Body>, Failure> {
+        let mut request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.base))
+            .header("accept", "application/json");
+        if let Some(token) = &self.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        for (name, value) in headers {
+            request = request.header(*name, value);
+        }
+        let request = request
+            .body(body)
+            .map_err(|error| Failure::caused(format!("`{path}` is no valid request."), &error))?;
+        self.agent
+            .run(request)
+            .map_err(|error| self.unreachable(&error))
+    }
+
+    fn unreachable(&self, error: &ureq::Error) -> Failure {
+        let mut failure =
+            Failure::caused(format!("Cannot reach the controller at {}.", self.base), error).hint(
+                "Start one on this machine with `beanpole up`, or say where it is: --url URL or BEANPOLE_URL",
+            );
+        failure.code = Some(UNREACHABLE.to_owned());
+        failure.causes.dedup();
+        failure
+    }
+}
+
+/// The code of a failure to reach the controller at all.
+pub const UNREACHABLE: &str = "controller-unreachable";
+
+fn read<A: DeserializeOwned>(response: Response<Body>) -> Result<A, Failure> {
+    let mut bytes = Vec::new();
+    response
+        .into_body()
+        .into_with_config()
+        .limit(LONGEST_ANSWER)
+        .reader()
+        .read_to_end(&mut bytes)
+        .map_err(|error| {
+            let mut failure = Failure::caused("The controller's answer broke off.", &error);
+            failure.code = Some(UNREACHABLE.to_owned());
+            failure
+        })?;
+    let text: &[u8] = if bytes.is_empty() { b"null" } else { &bytes };
+    serde_json::from_slice(text).map_err(|error| {
+        Failure::caused("The controller's answer cannot be understood.", &error)
+            .hint("The controller may be of another version: beanpole version")
+    })
+}
+
+fn refusal(response: Response<Body>) -> Failure {
+    let status = response.status();
+    let text = response
+        .into_body()
+        .into_with_config()
+        .limit(1024 * 1024)
+        .lossy_utf8(true)
+        .read_to_string()
+        .unwrap_or_default();
+    let mut failure = match serde_json::from_str::<Problem>(&text) {
+        Ok(problem) => Failure::from(problem),
+        Err(_) => {
+            let mut failure = Failure::new(format!("The controller answered {status}."));
+            let line = text.lines().next().unwrap_or_default().trim();
+            if !line.is_empty() {
+                failure = failure.cause(line.chars().take(200).collect::<String>());
+            }
+            failure.code = Some(format!("http-{}", status.as_u16()));
+            failure
+        }
+    };
+    if status.as_u16() == 401 && failure.hint.is_none() {
+        failure.hint = Some(
+            "Give the token that `beanpole up` wrote: BEANPOLE_TOKEN_FILE=DIR/token".to_owned(),
+        );
+    }
+    failure
+}
+
+/// Escapes `text` for use as one part of a path or query.
+pub fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            escaped.push(char::from(byte));
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    escaped
+}

@@ -1,0 +1,54 @@
+//! `beanpole abort`: give the running operation up.
+
+use super::environment_path;
+use crate::context::Context;
+use crate::output::errors::Failure;
+use crate::watch;
+use beanpole_protocol::EnvironmentName;
+use beanpole_protocol::api::{Operation, OperationStatus};
+use clap::Args;
+
+/// Give up the operation that runs on an environment, and go back
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  beanpole abort shop-prod\n  beanpole abort shop-prod --detach"
+)]
+pub struct Abort {
+    /// The environment [default: `environment` of deploy.toml]
+    environment: Option<EnvironmentName>,
+    /// Do not wait for the end
+    #[arg(long)]
+    detach: bool,
+}
+
+/// Aborts, and waits until the environment is back.
+pub fn run(context: &Context, command: &Abort) -> Result<(), Failure> {
+    let name = context.environment(command.environment.as_ref())?;
+    let operation: Operation = context.client()?.post(
+        &format!("{}/abort", environment_path(&name)),
+        &serde_json::json!({}),
+    )?;
+    if command.detach {
+        return watch::finish(context, operation, true);
+    }
+    let ended = watch::wait(context, operation)?;
+    match ended.status {
+        OperationStatus::Aborted | OperationStatus::RolledBack => context.output.result(
+            &ended,
+            format!(
+                "The {} of {name} is given up. {}",
+                ended.kind,
+                ended.message.as_deref().unwrap_or_default()
+            )
+            .trim_end(),
+        ),
+        OperationStatus::Succeeded => context.output.result(
+            &ended,
+            format!(
+                "The {} of {name} had succeeded before it could be given up.",
+                ended.kind
+            ),
+        ),
+        _ => Err(watch::explain(context, &ended)),
+    }
+}

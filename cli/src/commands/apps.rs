@@ -1,0 +1,101 @@
+//! `beanpole app`: applications.
+
+use super::all;
+use crate::client::escape;
+use crate::context::Context;
+use crate::output::errors::Failure;
+use crate::output::table;
+use beanpole_protocol::ApplicationName;
+use beanpole_protocol::api::{Application, CreateApplication};
+use clap::{Args, Subcommand};
+
+/// List, create and delete applications
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  beanpole app list\n  beanpole app create shop --description 'The shop'\n  beanpole app delete shop"
+)]
+pub struct Apps {
+    #[command(subcommand)]
+    command: AppCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum AppCommand {
+    /// List applications
+    #[command(alias = "ls")]
+    List,
+    /// Create an application
+    Create {
+        /// Its name
+        name: ApplicationName,
+        /// What it is, for people
+        #[arg(long, default_value = "")]
+        description: String,
+    },
+    /// Delete an application that has no environments
+    Delete {
+        /// Its name
+        name: ApplicationName,
+    },
+}
+
+/// Lists, creates or deletes.
+pub fn run(context: &Context, command: Apps) -> Result<(), Failure> {
+    let client = context.client()?;
+    match command.command {
+        AppCommand::List => {
+            let applications: Vec<Application> = all(client, "/v1/applications")?;
+            if context.output.json {
+                return context.output.json(&applications);
+            }
+            let rows = applications
+                .into_iter()
+                .map(|app| {
+                    vec![
+                        app.name.to_string(),
+                        app.created_at.to_string(),
+                        app.description,
+                    ]
+                })
+                .collect();
+            context
+                .output
+                .line(table::render(&["NAME", "CREATED", "DESCRIPTION"], rows));
+            Ok(())
+        }
+        AppCommand::Create { name, description } => {
+            let application: Application =
+                client.post("/v1/applications", &CreateApplication { name, description })?;
+            context.output.result(
+                &application,
+                format!("Application {} is created.", application.name),
+            )
+        }
+        AppCommand::Delete { name } => {
+            client.remove(&format!("/v1/applications/{}", escape(name.as_str())))?;
+            context.output.result(
+                &serde_json::json!({ "deleted": name }),
+                format!("Application {name} is deleted."),
+            )
+        }
+    }
+}
+
+/// Creates `name` unless it exists.
+pub fn ensure(context: &Context, name: &ApplicationName, description: &str) -> Result<(), Failure> {
+    let client = context.client()?;
+    if client.exists_by_get(&format!("/v1/applications/{}", escape(name.as_str())))? {
+        return Ok(());
+    }
+    let created: Application = client.post(
+        "/v1/applications",
+        &CreateApplication {
+            name: name.clone(),
+            description: description.to_owned(),
+        },
+    )?;
+    context
+        .output
+        .say(format!("Application {} is created.", created.name));
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! `beanpole config`: an environment's options.
+
+use super::environment_path;
+use crate::context::Context;
+use crate::output::errors::Failure;
+use crate::output::table;
+use crate::watch;
+use beanpole_protocol::EnvironmentName;
+use beanpole_protocol::api::{Operation, UpdateSettings};
+use beanpole_protocol::options::{KNOWN, OptionSettings, PROPERTIES, nearest};
+use clap::Args;
+
+/// Show or change an environment's options
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  beanpole config shop-prod\n  beanpole config shop-prod --set HealthCheckPath=/up --set BatchSize=50\n  beanpole config shop-prod --set aws:elasticbeanstalk:command:Timeout=900\n  beanpole config shop-prod --remove HealthCheckPath\n\nA name without its namespace will do where only one option has it."
+)]
+pub struct Config {
+    /// The environment [default: `environment` of deploy.toml]
+    environment: Option<EnvironmentName>,
+    /// Set an option
+    #[arg(long, value_name = "[NAMESPACE:]NAME=VALUE")]
+    set: Vec<String>,
+    /// Go back to an option's default
+    #[arg(long, value_name = "[NAMESPACE:]NAME")]
+    remove: Vec<String>,
+    /// Do not wait for the end
+    #[arg(long)]
+    detach: bool,
+}
+
+/// Shows every option, or changes some.
+pub fn run(context: &Context, command: &Config) -> Result<(), Failure> {
+    let name = context.environment(command.environment.as_ref())?;
+    let path = format!("{}/settings", environment_path(&name));
+    if command.set.is_empty() && command.remove.is_empty() {
+        let settings: OptionSettings = context.client()?.get(&path)?;
+        return show(context, &settings);
+    }
+    let mut change = UpdateSettings::default();
+    for text in &command.set {
+        let (namespace, option, value) = parse_option(text)?;
+        change.set.set(&namespace, &option, value);
+    }
+    for text in &command.remove {
+        let (namespace, option) = locate(text)?;
+        change.remove.entry(namespace).or_default().push(option);
+    }
+    let operation: Operation = context.client()?.patch(&path, &change)?;
+    watch::finish(context, operation, command.detach)
+}
+
+fn show(context: &Context, settings: &OptionSettings) -> Result<(), Failure> {
+    if context.output.json {
+        let mut shown = settings.clone();
+        shown.0.remove(PROPERTIES);
+        return context.output.json(&shown);
+    }
+    let rows = KNOWN
+        .iter()
+        .map(|spec| {
+            let own = settings.get(spec.namespace, spec.name);
+            vec![
+                format!("{}:{}", spec.namespace, spec.name),
+                settings.effective(spec.namespace, spec.name).to_owned(),
+                if own.is_some() { "set" } else { "default" }.to_owned(),
+            ]
+        })
+        .collect();
+    context
+        .output
+        .line(table::render(&["OPTION", "VALUE", "FROM"], rows));
+    Ok(())
+}
+
+/// Reads `[NAMESPACE:]NAME=VALUE`.
+pub fn parse_option(text: &str) -> Result<(String, String, String), Failure> {
+    let (option, value) = text.split_once('=').ok_or_else(|| {
+        Failure::misuse(format!(
+            "`{text}` is not an option: write [NAMESPACE:]NAME=VALUE"
+        ))
+    })?;
+    let (namespace, name) = locate(option)?;
+    Ok((namespace, name, value.to_owned()))
+}
+
+/// Finds the namespace of an option that is given with or without it.
+fn locate(text: &str) -> Result<(String, String), Failure> {
+    let known = KNOWN
+        .iter()
+        .find(|spec| spec.name == text || text == format!("{}:{}", spec.namespace, spec.name));
+    if let Some(spec) = known {
+        return Ok((spec.namespace.to_owned(), spec.name.to_owned()));
+    }
+    if let Some(property) = text
+        .strip_prefix(PROPERTIES)
+        .and_then(|rest| rest.strip_prefix(':'))
+    {
+        return Ok((PROPERTIES.to_owned(), property.to_owned()));
+    }
+    let failure = Failure::misuse(format!("There is no option `{text}`."));
+    let name = text.rsplit(':').next().unwrap_or(text);
+    Err(match nearest(name, KNOWN.iter().map(|spec| spec.name)) {
+        Some(near) => failure.hint(format!(
+            "Did you mean `{near}`? List them: beanpole config ENV"
+        )),
+        None => failure.hint("List them: beanpole config ENV"),
+    })
+}

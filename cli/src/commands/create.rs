@@ -1,0 +1,115 @@
+//! `beanpole create`: a new environment.
+
+use super::{apps, source};
+use crate::context::Context;
+use crate::output::errors::Failure;
+use crate::watch;
+use beanpole_protocol::agent::Platform;
+use beanpole_protocol::api::{CreateEnvironment, Operation, Tier};
+use beanpole_protocol::options::{ASG, ENVIRONMENT, PROPERTIES};
+use beanpole_protocol::{ApplicationName, Cname, EnvironmentName, VersionLabel};
+use clap::Args;
+use std::path::PathBuf;
+
+/// Create an environment: a named place where a version of an application runs
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  beanpole create shop-prod --instances 3\n  beanpole create shop-dev --single --env DEBUG=1\n  beanpole create shop-jobs --tier worker --application shop\n  beanpole create shop-prod --from .          with a first version in it\n\nThe application is created where it does not exist."
+)]
+pub struct Create {
+    /// Its name: 4 to 40 letters, digits or hyphens [default: `environment` of deploy.toml]
+    environment: Option<EnvironmentName>,
+    /// The application [default: that of deploy.toml, else the directory's name]
+    #[arg(long, short)]
+    application: Option<ApplicationName>,
+    /// One instance, without its siblings
+    #[arg(long, conflicts_with = "instances")]
+    single: bool,
+    /// How many instances
+    #[arg(long, short = 'n', value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    instances: Option<u32>,
+    /// `web` gets requests, `worker` does not
+    #[arg(long, value_parser = source::tier)]
+    tier: Option<Tier>,
+    /// The first label of its hostname [default: its name]
+    #[arg(long)]
+    cname: Option<Cname>,
+    /// auto, procfile, node or python
+    #[arg(long, value_parser = source::platform)]
+    platform: Option<Platform>,
+    /// What it is, for people
+    #[arg(long, default_value = "")]
+    description: String,
+    /// The version to start with
+    #[arg(long, conflicts_with = "from")]
+    version: Option<VersionLabel>,
+    /// A directory or ZIP to make its first version of
+    #[arg(long, value_name = "DIR|ZIP")]
+    from: Option<PathBuf>,
+    /// An environment property
+    #[arg(long = "env", short = 'e', value_name = "NAME=VALUE")]
+    properties: Vec<String>,
+    /// Any option
+    #[arg(long = "option", short = 'o', value_name = "[NAMESPACE:]NAME=VALUE")]
+    options: Vec<String>,
+    /// Do not wait for the end
+    #[arg(long)]
+    detach: bool,
+}
+
+/// Creates the environment and, where it is new, its application.
+pub fn run(context: &Context, command: &Create) -> Result<(), Failure> {
+    let name = context.environment(command.environment.as_ref())?;
+    let application = match context.application(command.application.as_ref())? {
+        Some(application) => application,
+        None => source::application_from_directory(context)?,
+    };
+    let project = context.project()?;
+    let place = project.settings.place(&name);
+    let mut settings = place.creation_settings();
+    if let Some(instances) = command.instances {
+        settings.set(ASG, "MinSize", instances.to_string());
+        settings.remove(ENVIRONMENT, "EnvironmentType");
+    }
+    if command.single {
+        settings.set(ENVIRONMENT, "EnvironmentType", "SingleInstance");
+        settings.remove(ASG, "MinSize");
+    }
+    for text in &command.properties {
+        let (property, value) = source::property(text)?;
+        settings.set(PROPERTIES, property, value);
+    }
+    for text in &command.options {
+        let (namespace, option, value) = super::config::parse_option(text)?;
+        settings.set(&namespace, &option, value);
+    }
+    settings
+        .validate()
+        .map_err(|error| Failure::misuse(error.to_string()))?;
+    let description = project.settings.description.as_deref().unwrap_or_default();
+    apps::ensure(context, &application, description)?;
+    let version = match &command.from {
+        Some(from) => {
+            let wanted = source::Wanted {
+                from: Some(from.clone()),
+                ..source::Wanted::default()
+            };
+            Some(source::make_version(context, &application, &wanted)?.label)
+        }
+        None => command.version.clone(),
+    };
+    let operation: Operation = context.client()?.post(
+        "/v1/environments",
+        &CreateEnvironment {
+            application,
+            name,
+            cname: command.cname.clone().or(place.cname),
+            description: command.description.clone(),
+            tier: command.tier.or(place.tier).unwrap_or_default(),
+            platform: command.platform.or(place.platform).unwrap_or_default(),
+            settings,
+            version,
+        },
+    )?;
+    watch::finish(context, operation, command.detach)
+}

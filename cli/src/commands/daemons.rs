@@ -1,0 +1,177 @@
+//! The daemons on their own: what `up` starts, and what runs on hosts.
+
+use crate::local::children;
+use crate::output::errors::Failure;
+use beanpole_agent::AgentConfig;
+use beanpole_daemon::supervise::{self, Supervised};
+use beanpole_daemon::{logs, stop};
+use beanpole_proxy::ProxyConfig;
+use clap::Args;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use tokio_util::sync::CancellationToken;
+
+/// Run the controller alone: what remembers and decides
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  beanpole controller --data /var/lib/beanpole --api 127.0.0.1:7700\n\n`beanpole up` starts it together with a proxy and an agent."
+)]
+pub struct Controller {
+    /// Where everything is kept; the token is written to DIR/token
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Where the JSON API listens
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7700")]
+    pub api: SocketAddr,
+    /// The agent on this machine
+    #[arg(long, value_name = "SOCKET")]
+    pub local_agent: Option<PathBuf>,
+    /// The proxy on this machine
+    #[arg(long, value_name = "SOCKET")]
+    pub local_proxy: Option<PathBuf>,
+    /// The domain below which environments get their hostnames
+    #[arg(long, default_value = "localhost")]
+    pub domain: String,
+    /// The proxy's port for HTTP, for the URLs of environments
+    #[arg(long, value_name = "PORT")]
+    pub http_port: Option<u16>,
+    /// The API's certificate chain, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The API's private key, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Let the API listen beyond this machine without TLS
+    #[arg(long)]
+    pub insecure: bool,
+    /// End with the process that started it
+    #[arg(long, value_name = "PID", hide = true)]
+    pub die_with: Option<u32>,
+}
+
+/// Run the agent alone: what makes one host match its orders
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  beanpole agent --data /var/lib/beanpole --socket /run/beanpole/agent.sock\n\n`beanpole host add` installs it on a host."
+)]
+pub struct Agent {
+    /// Where everything is kept, in DIR/agent
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Where it listens
+    #[arg(long, value_name = "SOCKET")]
+    pub socket: PathBuf,
+    /// The group that may use the socket too
+    #[arg(long, value_name = "GROUP")]
+    pub socket_group: Option<String>,
+    /// Keep it running where no init system does
+    #[arg(long)]
+    pub supervise: bool,
+    /// End with the process that started it
+    #[arg(long, value_name = "PID", hide = true)]
+    pub die_with: Option<u32>,
+}
+
+/// Run the proxy alone: what carries traffic
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  beanpole proxy --data /var/lib/beanpole/proxy --socket /run/beanpole/proxy.sock --http 0.0.0.0:80 --https 0.0.0.0:443"
+)]
+pub struct Proxy {
+    /// Where its table and certificates are kept
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Where the controller reaches it
+    #[arg(long, value_name = "SOCKET")]
+    pub socket: PathBuf,
+    /// Where it answers by HTTP; may be given several times
+    #[arg(long, value_name = "ADDR")]
+    pub http: Vec<SocketAddr>,
+    /// Where it answers by HTTPS; may be given several times
+    #[arg(long, value_name = "ADDR")]
+    pub https: Vec<SocketAddr>,
+    /// The domain below which environments get their hostnames
+    #[arg(long, default_value = "localhost")]
+    pub domain: String,
+    /// Log every request to this file
+    #[arg(long, value_name = "FILE")]
+    pub access_log: Option<PathBuf>,
+    /// Threads that carry traffic; 0 means one per CPU
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// End with the process that started it
+    #[arg(long, value_name = "PID", hide = true)]
+    pub die_with: Option<u32>,
+}
+
+/// Started by the agent; `main` dispatches it before anything else runs.
+#[derive(Debug, Args)]
+pub struct Shim {
+    /// What to run
+    pub spec: PathBuf,
+}
+
+/// Runs the agent, or keeps one running.
+pub fn agent(command: Agent) -> Result<(), Failure> {
+    if command.supervise {
+        let pid_file = command.socket.with_file_name("supervisor.pid");
+        return serve(command.die_with, 1, "agent", move |_| async move {
+            let what = Supervised::from_own_arguments(pid_file)?;
+            supervise::run(&what).await
+        });
+    }
+    let mut config = AgentConfig::new(&command.data, &command.socket);
+    config.socket_group = command.socket_group;
+    serve(command.die_with, 2, "agent", move |stop| {
+        beanpole_agent::run(config, stop)
+    })
+}
+
+/// Runs the proxy.
+pub fn proxy(command: Proxy) -> Result<(), Failure> {
+    let mut config = ProxyConfig::new(&command.data, &command.socket);
+    config.http = command.http;
+    config.https = command.https;
+    config.default_domain = command.domain;
+    config.access_log = command.access_log;
+    config.threads = command.threads;
+    serve(command.die_with, 2, "proxy", move |stop| {
+        beanpole_proxy::run(config, stop)
+    })
+}
+
+/// Runs the controller.
+pub fn controller(command: Controller) -> Result<(), Failure> {
+    let _ = command;
+    Err(Failure::new("pending"))
+}
+
+/// Runs a daemon until SIGTERM or SIGINT: logs, runtime, the signal to stop.
+fn serve<F, W, E>(die_with: Option<u32>, threads: usize, name: &str, run: F) -> Result<(), Failure>
+where
+    F: FnOnce(CancellationToken) -> W,
+    W: Future<Output = Result<(), E>>,
+    E: std::error::Error,
+{
+    if let Some(parent) = die_with
+        && !children::die_with(parent)
+    {
+        return Err(Failure::new("The process that started this one is gone."));
+    }
+    logs::init("info");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::caused("The runtime cannot be started.", &error))?;
+    let result = runtime.block_on(async {
+        let stop = stop::on_signal()
+            .map_err(|error| Failure::caused("Signals cannot be listened for.", &error))?;
+        run(stop)
+            .await
+            .map_err(|error| Failure::caused(format!("The {name} cannot go on."), &error))
+    });
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    result
+}

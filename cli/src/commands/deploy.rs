@@ -1,0 +1,176 @@
+//! `beanpole deploy`: a version into an environment.
+
+use super::{environment_path, source};
+use crate::context::Context;
+use crate::output::errors::Failure;
+use crate::output::{Output, plural};
+use crate::watch;
+use beanpole_protocol::api::{Deploy as Body, Environment, Operation, PlanView};
+use beanpole_protocol::options::{BatchSize, DeploymentPolicy, OptionSettings, PROPERTIES};
+use beanpole_protocol::{EnvironmentName, VersionLabel};
+use clap::Args;
+use std::path::PathBuf;
+
+/// Deploy the project, or a version that exists, to an environment
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  beanpole deploy                             what deploy.toml says\n  beanpole deploy shop-prod                   this directory, honouring .ebignore or .gitignore\n  beanpole deploy shop-prod --from app.zip --label v2\n  beanpole deploy shop-prod --git main\n  beanpole deploy shop-prod --version v1 --policy AllAtOnce\n  beanpole deploy shop-prod --batch 50%\n  beanpole deploy shop-prod --plan            show what would happen\n\nIt waits for the end and fails when the deployment does; Ctrl-C only stops the watching."
+)]
+pub struct Deploy {
+    /// The environment [default: `environment` of deploy.toml]
+    environment: Option<EnvironmentName>,
+    /// A directory or ZIP [default: the project's directory]
+    #[arg(long, value_name = "DIR|ZIP", conflicts_with_all = ["git", "version"])]
+    from: Option<PathBuf>,
+    /// A git ref: deploy what is committed there
+    #[arg(long, value_name = "REF", conflicts_with = "version")]
+    git: Option<String>,
+    /// A version that exists
+    #[arg(long, value_name = "LABEL", conflicts_with_all = ["label", "description"])]
+    version: Option<VersionLabel>,
+    /// What to call the new version [default: app-<git hash> or app-<time>]
+    #[arg(long, short)]
+    label: Option<VersionLabel>,
+    /// What the new version is, for people
+    #[arg(long, short, short_alias = 'm')]
+    description: Option<String>,
+    /// AllAtOnce or Rolling [default: the environment's]
+    #[arg(long)]
+    policy: Option<DeploymentPolicy>,
+    /// How many instances at a time, `1` or `30%` [default: the environment's]
+    #[arg(long, value_name = "N|P%")]
+    batch: Option<BatchSize>,
+    /// When it fails, leave the environment as it is
+    #[arg(long)]
+    no_auto_rollback: bool,
+    /// Show what would happen, and stop
+    #[arg(long, conflicts_with = "detach")]
+    plan: bool,
+    /// Do not wait for the end
+    #[arg(long)]
+    detach: bool,
+}
+
+/// Makes the version, shows the plan, starts the deployment, waits.
+pub fn run(context: &Context, command: &Deploy) -> Result<(), Failure> {
+    let name = context.environment(command.environment.as_ref())?;
+    let environment = source::environment(context, &name)?;
+    let project = context.project()?;
+    if let Some(application) = &project.settings.application
+        && *application != environment.application
+        && command.version.is_none()
+        && command.from.is_none()
+    {
+        return Err(Failure::misuse(format!(
+            "{name} belongs to application {}, but deploy.toml is that of {application}.",
+            environment.application
+        ))
+        .hint("Name another environment, or say what to deploy with --from"));
+    }
+    let place = project.settings.place(&name);
+    let version = match &command.version {
+        Some(version) => version.clone(),
+        None => {
+            let wanted = source::Wanted {
+                from: command.from.clone(),
+                git: command.git.clone(),
+                label: command.label.clone(),
+                description: command.description.clone(),
+            };
+            source::make_version(context, &environment.application, &wanted)?.label
+        }
+    };
+    let settings = changed_settings(context, &name, &place.option_settings())?;
+    let body = Body {
+        version: Some(version.clone()),
+        policy: command.policy,
+        batch: command.batch,
+        no_auto_rollback: command.no_auto_rollback || place.auto_rollback == Some(false),
+        settings,
+    };
+    let client = context.client()?;
+    let path = format!("{}/deployments", environment_path(&name));
+    let plan: PlanView = client.post(&format!("{path}?plan=true"), &body)?;
+    if command.plan {
+        if context.output.json {
+            return context.output.json(&plan);
+        }
+        for line in plan_lines(&environment, &version, &plan, &body.settings) {
+            context.output.line(line);
+        }
+        return Ok(());
+    }
+    show_plan(
+        context.output,
+        &plan_lines(&environment, &version, &plan, &body.settings),
+    );
+    let operation: Operation = client.post(&path, &body)?;
+    watch::finish(context, operation, command.detach)
+}
+
+/// What `deploy.toml` says that the environment does not have yet.
+fn changed_settings(
+    context: &Context,
+    name: &EnvironmentName,
+    wanted: &OptionSettings,
+) -> Result<OptionSettings, Failure> {
+    if wanted.0.is_empty() {
+        return Ok(OptionSettings::default());
+    }
+    let current: OptionSettings = context
+        .client()?
+        .get(&format!("{}/settings", environment_path(name)))?;
+    let mut changed = OptionSettings::default();
+    for (namespace, options) in &wanted.0 {
+        for (option, value) in options {
+            if current.get(namespace, option) != Some(value) {
+                changed.set(namespace, option, value.clone());
+            }
+        }
+    }
+    Ok(changed)
+}
+
+fn show_plan(output: Output, lines: &[String]) {
+    for line in lines {
+        output.say(line);
+    }
+}
+
+fn plan_lines(
+    environment: &Environment,
+    version: &VersionLabel,
+    plan: &PlanView,
+    settings: &OptionSettings,
+) -> Vec<String> {
+    let from = environment
+        .version
+        .as_ref()
+        .map_or_else(|| "nothing".to_owned(), ToString::to_string);
+    let mut lines = vec![format!("Plan for {}: {from} → {version}", environment.name)];
+    if let Some(policy) = plan.policy {
+        let batches = plural_batches(plan.batches.len());
+        lines.push(format!(
+            "  {policy}, {batches}, never below {} in service",
+            plural(u64::from(plan.floor), "healthy instance")
+        ));
+    }
+    lines.extend(plan.lines.iter().map(|line| format!("  {line}")));
+    for (namespace, options) in &settings.0 {
+        for (name, value) in options {
+            lines.push(if namespace == PROPERTIES {
+                format!("  sets environment property {name}")
+            } else {
+                format!("  sets {name} to {value} ({namespace})")
+            });
+        }
+    }
+    lines
+}
+
+fn plural_batches(count: usize) -> String {
+    match count {
+        1 => "1 batch".to_owned(),
+        _ => format!("{count} batches"),
+    }
+}

@@ -1,0 +1,98 @@
+//! `beanpole events`: what happened.
+
+use crate::client::{escape, sse};
+use crate::context::Context;
+use crate::output::errors::Failure;
+use crate::output::progress::event_line;
+use crate::output::{Output, Paint};
+use beanpole_protocol::EnvironmentName;
+use beanpole_protocol::api::Page;
+use beanpole_protocol::event::{Event, Severity};
+use clap::Args;
+use std::collections::VecDeque;
+
+/// Show what happened on an environment, oldest first
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  beanpole events shop-prod\n  beanpole events shop-prod --follow\n  beanpole events --all --last 100 --json"
+)]
+pub struct Events {
+    /// The environment [default: `environment` of deploy.toml]
+    #[arg(conflicts_with = "all")]
+    environment: Option<EnvironmentName>,
+    /// Of every environment and host
+    #[arg(long)]
+    all: bool,
+    /// How many, counted from the last one
+    #[arg(long, short = 'n', default_value_t = 50)]
+    last: usize,
+    /// Go on with what happens
+    #[arg(long, short)]
+    follow: bool,
+}
+
+/// Shows the last events and, when told to, those that come.
+pub fn run(context: &Context, command: &Events) -> Result<(), Failure> {
+    let filter = if command.all {
+        String::new()
+    } else {
+        let name = context.environment(command.environment.as_ref())?;
+        format!("environment={}", escape(name.as_str()))
+    };
+    let client = context.client()?;
+    let mut last: VecDeque<Event> = VecDeque::new();
+    let mut after: Option<String> = None;
+    let mut newest = None;
+    loop {
+        let next = after
+            .as_ref()
+            .map(|after| format!("&after={}", escape(after)))
+            .unwrap_or_default();
+        let page: Page<Event> = client.get(&format!("/v1/events?{filter}&limit=1000{next}"))?;
+        for event in page.items {
+            newest = Some(event.id);
+            last.push_back(event);
+            if last.len() > command.last {
+                last.pop_front();
+            }
+        }
+        match page.next {
+            Some(next) if after.as_ref() != Some(&next) => after = Some(next),
+            _ => break,
+        }
+    }
+    if context.output.json && !command.follow {
+        return context.output.json(&last);
+    }
+    for event in &last {
+        show(context.output, event)?;
+    }
+    if command.follow {
+        let path = format!("/v1/events/stream?{filter}");
+        let after = newest.or(Some(beanpole_protocol::EventId(0)));
+        return sse::follow(client, &path, after, |event| {
+            show(context.output, &event).is_ok()
+        });
+    }
+    if last.is_empty() {
+        context.output.say("Nothing has happened yet.");
+    }
+    Ok(())
+}
+
+fn show(output: Output, event: &Event) -> Result<(), Failure> {
+    if output.json {
+        return output.json_line(event);
+    }
+    let line = match event.severity {
+        Severity::Warn => output.paint(Paint::Warn, &event_line(event)),
+        Severity::Error | Severity::Fatal => output.paint(Paint::Bad, &event_line(event)),
+        Severity::Trace | Severity::Debug => output.paint(Paint::Dim, &event_line(event)),
+        Severity::Info => event_line(event),
+    };
+    output.line(line);
+    for detail in &event.details {
+        output.line(format!("             {detail}"));
+    }
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! `beanpole logs`: what the instances write.
+
+use super::environment_path;
+use crate::client::escape;
+use crate::context::Context;
+use crate::output::errors::Failure;
+use beanpole_protocol::{EnvironmentName, InstanceId};
+use clap::Args;
+use std::io::{BufRead, BufReader, Write};
+use ureq::http::Method;
+
+/// Show what an environment's instances write to standard output and error
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  beanpole logs shop-prod\n  beanpole logs shop-prod --follow\n  beanpole logs shop-prod --instance i-0a1b2c3d4e5f60718 --process web --tail 1000"
+)]
+pub struct Logs {
+    /// The environment [default: `environment` of deploy.toml]
+    environment: Option<EnvironmentName>,
+    /// Of this instance only
+    #[arg(long, short)]
+    instance: Option<InstanceId>,
+    /// Of this process of the Procfile only
+    #[arg(long, short)]
+    process: Option<String>,
+    /// How many lines per instance, counted from the last one
+    #[arg(long, short = 'n', default_value_t = 100)]
+    tail: u32,
+    /// Go on with what they write
+    #[arg(long, short)]
+    follow: bool,
+}
+
+/// Copies the lines as they come.
+pub fn run(context: &Context, command: &Logs) -> Result<(), Failure> {
+    let name = context.environment(command.environment.as_ref())?;
+    let mut path = format!("{}/logs?tail={}", environment_path(&name), command.tail);
+    if let Some(instance) = &command.instance {
+        path.push_str(&format!("&instance={instance}"));
+    }
+    if let Some(process) = &command.process {
+        path.push_str(&format!("&process={}", escape(process)));
+    }
+    if command.follow {
+        path.push_str("&follow=true");
+    }
+    let reader =
+        context
+            .client()?
+            .stream(Method::GET, &path, &[("accept", "text/plain".to_owned())])?;
+    let mut reader = BufReader::new(reader);
+    let mut out = std::io::stdout();
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let count = reader
+            .read_until(b'\n', &mut line)
+            .map_err(|error| Failure::caused("The log broke off.", &error))?;
+        if count == 0 {
+            return Ok(());
+        }
+        if context.output.json {
+            let text = String::from_utf8_lossy(&line);
+            context.output.json_line(&as_json(text.trim_end()))?;
+        } else if out.write_all(&line).and_then(|()| out.flush()).is_err() {
+            // The reader went away: `| head`.
+            return Ok(());
+        }
+    }
+}
+
+/// `INSTANCE HOST TIME PROCESS STREAM LINE` as fields.
+fn as_json(line: &str) -> serde_json::Value {
+    let parts: Vec<&str> = line.splitn(6, ' ').collect();
+    match parts.as_slice() {
+        [instance, host, at, process, stream, text] => serde_json::json!({
+            "instance": instance, "host": host, "at": at,
+            "process": process, "stream": stream, "line": text,
+        }),
+        _ => serde_json::json!({ "line": line }),
+    }
+}

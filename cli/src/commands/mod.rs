@@ -1,0 +1,132 @@
+//! One file per command: its options, with examples, and what it does.
+
+pub mod abort;
+pub mod apps;
+pub mod attach;
+pub mod backup;
+pub mod completions;
+pub mod config;
+pub mod create;
+pub mod daemons;
+pub mod demo;
+pub mod demo_app;
+pub mod deploy;
+pub mod events;
+pub mod health;
+pub mod host;
+pub mod host_add;
+pub mod init;
+pub mod list;
+pub mod logs;
+pub mod open;
+pub mod printenv;
+pub mod releases;
+pub mod restart;
+pub mod restore;
+pub mod rollback;
+pub mod scale;
+pub mod setenv;
+pub mod source;
+pub mod status;
+pub mod terminate;
+pub mod up;
+pub mod version;
+pub mod versions;
+
+use crate::args::Command;
+use crate::client::{Client, escape};
+use crate::context::Context;
+use crate::output::errors::Failure;
+use beanpole_protocol::EnvironmentName;
+use beanpole_protocol::api::Page;
+use serde::de::DeserializeOwned;
+use std::io::{BufRead, IsTerminal, Write};
+
+/// Most items that a list shows: a bound, not a setting.
+const MOST_ITEMS: usize = 100_000;
+
+/// Runs one command of the client. Daemons are started in `main`.
+pub fn run(context: &Context, command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Demo(command) => demo::run(context, &command),
+        Command::Up(command) => up::run(context, &command),
+        Command::Host(command) => host::run(context, command),
+        Command::Init(command) => init::run(context, &command),
+        Command::Create(command) => create::run(context, &command),
+        Command::Deploy(command) => deploy::run(context, &command),
+        Command::Status(command) => status::run(context, &command),
+        Command::Health(command) => health::run(context, &command),
+        Command::Events(command) => events::run(context, &command),
+        Command::Logs(command) => logs::run(context, &command),
+        Command::Open(command) => open::run(context, &command),
+        Command::List(command) => list::run(context, &command),
+        Command::Scale(command) => scale::run(context, &command),
+        Command::Setenv(command) => setenv::run(context, &command),
+        Command::Printenv(command) => printenv::run(context, &command),
+        Command::Config(command) => config::run(context, &command),
+        Command::Restart(command) => restart::run(context, &command),
+        Command::Rollback(command) => rollback::run(context, &command),
+        Command::Releases(command) => releases::run(context, &command),
+        Command::Abort(command) => abort::run(context, &command),
+        Command::Attach(command) => attach::run(context, &command),
+        Command::Terminate(command) => terminate::run(context, &command),
+        Command::App(command) => apps::run(context, command),
+        Command::Versions(command) => versions::run(context, command),
+        Command::Backup(command) => backup::run(context, &command),
+        Command::Restore(command) => restore::run(context, &command),
+        Command::Version(command) => version::run(context, &command),
+        Command::Completions(command) => completions::run(context, &command),
+        Command::Controller(command) => daemons::controller(command),
+        Command::Agent(command) => daemons::agent(command),
+        Command::Proxy(command) => daemons::proxy(command),
+        Command::Shim(_) => Err(Failure::misuse("The shim is started by the agent.")),
+        Command::DemoApp(command) => demo_app::run(&command),
+    }
+}
+
+/// The path of an environment in the API.
+fn environment_path(name: &EnvironmentName) -> String {
+    format!("/v1/environments/{}", escape(name.as_str()))
+}
+
+/// Every item of a paged list.
+fn all<T: DeserializeOwned>(client: &Client, path: &str) -> Result<Vec<T>, Failure> {
+    let mut items: Vec<T> = Vec::new();
+    let mut after: Option<String> = None;
+    loop {
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let query = match &after {
+            Some(after) => format!("{path}{separator}after={}", escape(after)),
+            None => path.to_owned(),
+        };
+        let page: Page<T> = client.get(&query)?;
+        items.extend(page.items);
+        match page.next {
+            Some(next) if Some(&next) != after.as_ref() && items.len() < MOST_ITEMS => {
+                after = Some(next);
+            }
+            _ => return Ok(items),
+        }
+    }
+}
+
+/// Whether somebody sits there who can be asked.
+fn can_ask() -> bool {
+    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+}
+
+/// Asks a question on the terminal and returns the answer, trimmed.
+fn ask(question: &str) -> Result<String, Failure> {
+    let cannot = |error: std::io::Error| Failure::caused("The answer cannot be read.", &error);
+    {
+        let mut err = std::io::stderr().lock();
+        write!(err, "{question} ").map_err(cannot)?;
+        err.flush().map_err(cannot)?;
+    }
+    let mut line = String::new();
+    std::io::stdin()
+        .lock()
+        .read_line(&mut line)
+        .map_err(cannot)?;
+    Ok(line.trim().to_owned())
+}

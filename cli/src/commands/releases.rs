@@ -1,0 +1,52 @@
+//! `beanpole releases`: what ran, and what can be returned to.
+
+use super::{all, environment_path};
+use crate::context::Context;
+use crate::output::errors::Failure;
+use crate::output::table;
+use beanpole_protocol::EnvironmentName;
+use beanpole_protocol::api::Release;
+use clap::Args;
+
+/// List an environment's releases: version and configuration, frozen and numbered
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  beanpole releases shop-prod\n  beanpole rollback shop-prod --to 3"
+)]
+pub struct Releases {
+    /// The environment [default: `environment` of deploy.toml]
+    environment: Option<EnvironmentName>,
+}
+
+/// Lists them.
+pub fn run(context: &Context, command: &Releases) -> Result<(), Failure> {
+    let name = context.environment(command.environment.as_ref())?;
+    let releases: Vec<Release> = all(
+        context.client()?,
+        &format!("{}/releases", environment_path(&name)),
+    )?;
+    if context.output.json {
+        return context.output.json(&releases);
+    }
+    let rows = releases
+        .iter()
+        .map(|release| {
+            vec![
+                release.number.to_string(),
+                release.version.to_string(),
+                if release.live { "live" } else { "" }.to_owned(),
+                release
+                    .outcome
+                    .map(|outcome| context.output.status(outcome))
+                    .unwrap_or_default(),
+                release.reason.clone(),
+                release.created_at.to_string(),
+            ]
+        })
+        .collect();
+    context.output.line(table::render(
+        &["RELEASE", "VERSION", "LIVE", "OUTCOME", "REASON", "CREATED"],
+        rows,
+    ));
+    Ok(())
+}

@@ -1,0 +1,50 @@
+//! `beanpole scale`: more or fewer instances.
+
+use super::environment_path;
+use crate::context::Context;
+use crate::output::errors::Failure;
+use crate::watch;
+use beanpole_protocol::EnvironmentName;
+use beanpole_protocol::api::{Operation, Scale as Body};
+use clap::Args;
+
+/// Change the number of an environment's instances
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  beanpole scale shop-prod 5\n  beanpole scale 5                 the environment of deploy.toml"
+)]
+pub struct Scale {
+    /// The environment [default: `environment` of deploy.toml], then how many instances
+    #[arg(value_name = "[ENVIRONMENT] INSTANCES", num_args = 1..=2, required = true)]
+    what: Vec<String>,
+    /// Do not wait for the end
+    #[arg(long)]
+    detach: bool,
+}
+
+/// Scales and waits.
+pub fn run(context: &Context, command: &Scale) -> Result<(), Failure> {
+    let (named, number) = match command.what.as_slice() {
+        [number] => (None, number),
+        [name, number] => (Some(name), number),
+        _ => return Err(Failure::misuse("How many instances?")),
+    };
+    let instances: u32 = number
+        .parse()
+        .ok()
+        .filter(|number| (1..=10_000).contains(number))
+        .ok_or_else(|| {
+            Failure::misuse(format!("`{number}` is not a number of instances."))
+                .hint("Give 1 to 10000: beanpole scale ENVIRONMENT 3")
+        })?;
+    let named = named
+        .map(EnvironmentName::new)
+        .transpose()
+        .map_err(|error| Failure::misuse(error.to_string()))?;
+    let name = context.environment(named.as_ref())?;
+    let operation: Operation = context.client()?.post(
+        &format!("{}/scale", environment_path(&name)),
+        &Body { instances },
+    )?;
+    watch::finish(context, operation, command.detach)
+}

@@ -1,0 +1,106 @@
+//! `beanpole setenv`: change an environment's properties.
+
+use super::{environment_path, source};
+use crate::context::Context;
+use crate::output::errors::Failure;
+use crate::watch;
+use beanpole_protocol::EnvironmentName;
+use beanpole_protocol::api::{Operation, UpdateSettings};
+use beanpole_protocol::options::PROPERTIES;
+use clap::Args;
+use std::io::Read;
+use std::path::PathBuf;
+
+/// Set or remove an environment's properties; its processes restart with them
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  beanpole setenv shop-prod LOG=debug COLOUR=blue\n  beanpole setenv shop-prod OLD=                 an empty value removes it\n  beanpole setenv shop-prod --file secrets.env   keeps values out of the process list\n  pass show shop | beanpole setenv shop-prod --file -"
+)]
+pub struct Setenv {
+    /// The environment [default: `environment` of deploy.toml], then NAME=VALUE
+    #[arg(
+        value_name = "[ENVIRONMENT] NAME=VALUE",
+        required_unless_present = "file"
+    )]
+    what: Vec<String>,
+    /// A file of NAME=VALUE lines, or `-` for standard input
+    #[arg(long, short)]
+    file: Option<PathBuf>,
+    /// Do not wait for the end
+    #[arg(long)]
+    detach: bool,
+}
+
+/// Sets them all in one operation.
+pub fn run(context: &Context, command: &Setenv) -> Result<(), Failure> {
+    let (named, pairs) = match command.what.split_first() {
+        Some((first, rest)) if !first.contains('=') => (Some(first), rest),
+        _ => (None, command.what.as_slice()),
+    };
+    let named = named
+        .map(EnvironmentName::new)
+        .transpose()
+        .map_err(|error| Failure::misuse(error.to_string()))?;
+    let name = context.environment(named.as_ref())?;
+    let mut change = UpdateSettings::default();
+    for text in pairs {
+        let (property, value) = source::property(text)?;
+        put(&mut change, property, value);
+    }
+    if let Some(path) = &command.file {
+        for line in read(path)?.lines() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let line = line.strip_prefix("export ").unwrap_or(line);
+            let (property, value) = source::property(line)?;
+            put(&mut change, property.trim(), unquoted(value.trim()));
+        }
+    }
+    if change.set.0.is_empty() && change.remove.is_empty() {
+        return Err(Failure::misuse("There is nothing to set.")
+            .hint("Write beanpole setenv ENVIRONMENT NAME=VALUE"));
+    }
+    change
+        .set
+        .validate()
+        .map_err(|error| Failure::misuse(error.to_string()))?;
+    let operation: Operation = context
+        .client()?
+        .patch(&format!("{}/settings", environment_path(&name)), &change)?;
+    watch::finish(context, operation, command.detach)
+}
+
+fn put(change: &mut UpdateSettings, name: &str, value: &str) {
+    if value.is_empty() {
+        change
+            .remove
+            .entry(PROPERTIES.to_owned())
+            .or_default()
+            .push(name.to_owned());
+    } else {
+        change.set.set(PROPERTIES, name, value);
+    }
+}
+
+fn unquoted(value: &str) -> &str {
+    ['"', '\'']
+        .iter()
+        .find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote))
+        .unwrap_or(value)
+}
+
+fn read(path: &std::path::Path) -> Result<String, Failure> {
+    let mut text = String::new();
+    let result = if path.as_os_str() == "-" {
+        std::io::stdin()
+            .lock()
+            .read_to_string(&mut text)
+            .map(|_| ())
+    } else {
+        std::fs::read_to_string(path).map(|read| text = read)
+    };
+    result.map_err(|error| Failure::caused(format!("Cannot read {}.", path.display()), &error))?;
+    Ok(text)
+}

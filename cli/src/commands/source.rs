@@ -1,0 +1,279 @@
+//! From a directory, a ZIP or a git ref to a version on the controller: pack, upload what is not
+//! known yet, name it.
+
+use super::environment_path;
+use crate::client::{Client, escape};
+use crate::context::Context;
+use crate::output::errors::Failure;
+use crate::output::progress::Upload;
+use crate::output::{bytes, plural};
+use crate::project::git;
+use crate::project::pack::{self, Packed};
+use crate::project::settings::LabelStyle;
+use beanpole_protocol::agent::Platform;
+use beanpole_protocol::api::{Bundle, CreateVersion, Environment, Tier, Version};
+use beanpole_protocol::{ApplicationName, EnvironmentName, VersionLabel};
+use std::path::{Path, PathBuf};
+
+/// What the user said about a new version.
+#[derive(Debug, Default)]
+pub struct Wanted {
+    /// `--from`.
+    pub from: Option<PathBuf>,
+    /// `--git`.
+    pub git: Option<String>,
+    /// `--label`.
+    pub label: Option<VersionLabel>,
+    /// `--description`.
+    pub description: Option<String>,
+}
+
+/// Packs, uploads and names a version.
+pub fn make_version(
+    context: &Context,
+    application: &ApplicationName,
+    wanted: &Wanted,
+) -> Result<Version, Failure> {
+    let (packed, commit) = pack(context, wanted)?;
+    let files = packed
+        .files
+        .map(|files| format!(", {}", plural(files, "file")))
+        .unwrap_or_default();
+    context.output.say(format!(
+        "Packed {}{files}, {}, sha256 {}.",
+        packed.from,
+        bytes(packed.size),
+        packed.digest.short()
+    ));
+    let client = context.client()?;
+    let bundle = packed.digest.clone();
+    upload(context, client, packed)?;
+    let label = match &wanted.label {
+        Some(label) => label.clone(),
+        None => own_label(context, client, application, &bundle, commit.as_ref())?,
+    };
+    let description = wanted
+        .description
+        .clone()
+        .or_else(|| commit.map(|commit| commit.subject.chars().take(200).collect()))
+        .unwrap_or_default();
+    let path = format!("/v1/applications/{}/versions", escape(application.as_str()));
+    let known = format!("{path}/{}", escape(label.as_str()));
+    if client.exists_by_get(&known)? {
+        let version: Version = client.get(&known)?;
+        if version.bundle == bundle {
+            context
+                .output
+                .say(format!("Version {label} has this content already."));
+            return Ok(version);
+        }
+        return Err(Failure::new(format!(
+            "Version {label} of {application} exists and has other content; a version never changes."
+        ))
+        .hint("Choose another name with --label, or deploy what is there: --version"));
+    }
+    client.post(
+        &path,
+        &CreateVersion {
+            label,
+            description,
+            bundle,
+        },
+    )
+}
+
+/// Packs what is wanted: the command line first, then `deploy.toml`, then the directory.
+fn pack(context: &Context, wanted: &Wanted) -> Result<(Packed, Option<git::Commit>), Failure> {
+    let project = context.project()?;
+    let source = &project.settings.source;
+    let limit = source
+        .size_limit_mib
+        .map_or(pack::DEFAULT_LIMIT, |mib| mib.saturating_mul(1024 * 1024));
+    let root = match &project.root {
+        Some(root) => root.clone(),
+        None => std::env::current_dir()
+            .map_err(|error| Failure::caused("The current directory cannot be read.", &error))?,
+    };
+    let reference = match (&wanted.from, &wanted.git) {
+        (Some(_), _) => None,
+        (None, Some(reference)) => Some(reference),
+        (None, None) => source.git.as_ref(),
+    };
+    if let Some(reference) = reference {
+        let commit = git::commit(&root, reference)?;
+        let packed = git::archive(&root, &commit, limit)?;
+        return Ok((packed, Some(commit)));
+    }
+    let from = match (&wanted.from, &source.from) {
+        (Some(from), _) => from.clone(),
+        (None, Some(from)) => root.join(from),
+        (None, None) => root,
+    };
+    let from = pack::resolve(&from)?;
+    let packed = if from.is_dir() {
+        context.output.say(format!("Packing {} …", from.display()));
+        pack::directory(&from, &source.ignore, limit)?
+    } else {
+        pack::archive(&from, limit)?
+    };
+    Ok((packed, None))
+}
+
+fn upload(context: &Context, client: &Client, packed: Packed) -> Result<(), Failure> {
+    let path = format!("/v1/bundles/{}", packed.digest);
+    if client.exists(&path)? {
+        context
+            .output
+            .say("The controller has this bundle already.");
+        return Ok(());
+    }
+    let mut reader = Upload::new(context.output, packed.file, packed.size);
+    let stored: Bundle = client.put(&path, &mut reader, packed.size)?;
+    drop(reader);
+    if stored.digest != packed.digest {
+        return Err(Failure::new("The bundle arrived damaged.")
+            .hint("Try again; if it stays so, the network or a proxy on the way changes data"));
+    }
+    context
+        .output
+        .say(format!("Uploaded {}.", bytes(stored.size)));
+    Ok(())
+}
+
+/// `app-<git hash>` for a commit, unless another content has that name; else `app-<time>`.
+fn own_label(
+    context: &Context,
+    client: &Client,
+    application: &ApplicationName,
+    bundle: &beanpole_protocol::Digest,
+    commit: Option<&git::Commit>,
+) -> Result<VersionLabel, Failure> {
+    let style = context.project()?.settings.source.label;
+    let time = compact(beanpole_daemon::clock::now());
+    let invalid = |error: beanpole_protocol::ids::Invalid| Failure::new(error.to_string());
+    let (LabelStyle::Auto, Some(commit)) = (style, commit) else {
+        return VersionLabel::new(format!("app-{time}")).map_err(invalid);
+    };
+    let label = VersionLabel::new(format!("app-{}", commit.short())).map_err(invalid)?;
+    let path = format!(
+        "/v1/applications/{}/versions/{}",
+        escape(application.as_str()),
+        escape(label.as_str())
+    );
+    if client.exists_by_get(&path)? {
+        let version: Version = client.get(&path)?;
+        if version.bundle != *bundle {
+            return VersionLabel::new(format!("app-{}-{time}", commit.short())).map_err(invalid);
+        }
+    }
+    Ok(label)
+}
+
+/// A time in UTC as `yymmdd_HHMMSSmmm`.
+fn compact(at: beanpole_protocol::Timestamp) -> String {
+    let digits: String = at
+        .to_string()
+        .chars()
+        .filter(char::is_ascii_digit)
+        .collect();
+    match (digits.get(2..8), digits.get(8..17)) {
+        (Some(day), Some(time)) => format!("{day}_{time}"),
+        _ => digits,
+    }
+}
+
+/// The environment `name`, with a hint for one that does not exist.
+pub fn environment(context: &Context, name: &EnvironmentName) -> Result<Environment, Failure> {
+    context
+        .client()?
+        .get(&environment_path(name))
+        .map_err(|failure: Failure| {
+            if failure.has_code("environment-not-found") {
+                failure.hint(format!("Create it: beanpole create {name}"))
+            } else {
+                failure
+            }
+        })
+}
+
+/// An application named as the project's directory.
+pub fn application_from_directory(context: &Context) -> Result<ApplicationName, Failure> {
+    let root = match &context.project()?.root {
+        Some(root) => root.clone(),
+        None => std::env::current_dir()
+            .map_err(|error| Failure::caused("The current directory cannot be read.", &error))?,
+    };
+    directory_name(&root).ok_or_else(|| {
+        Failure::misuse("Which application?")
+            .hint("Name it with --application, or set `application` in deploy.toml")
+    })
+}
+
+/// A directory's name as an application's.
+pub fn directory_name(root: &Path) -> Option<ApplicationName> {
+    ApplicationName::new(root.file_name()?.to_str()?).ok()
+}
+
+/// Reads `NAME=VALUE`.
+pub fn property(text: &str) -> Result<(&str, &str), Failure> {
+    text.split_once('=')
+        .filter(|(name, _)| !name.is_empty())
+        .ok_or_else(|| {
+            // The text may be a secret given in the wrong place: it is not repeated.
+            Failure::misuse("An environment property is written NAME=VALUE.")
+        })
+}
+
+/// Reads a platform's name.
+pub fn platform(text: &str) -> Result<Platform, String> {
+    named(
+        text,
+        &["auto", "procfile", "node", "python", "docker"],
+        "platform",
+    )
+}
+
+/// Reads a tier's name. EB's own spellings will do.
+pub fn tier(text: &str) -> Result<Tier, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "webserver" => Ok(Tier::Web),
+        lower => named(lower, &["web", "worker"], "tier"),
+    }
+}
+
+fn named<T: serde::de::DeserializeOwned>(
+    text: &str,
+    known: &[&str],
+    what: &str,
+) -> Result<T, String> {
+    serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|_| {
+        let near = beanpole_protocol::options::nearest(text, known.iter().copied())
+            .map(|near| format!("did you mean `{near}`? "))
+            .unwrap_or_default();
+        format!("there is no such {what}: {near}Known: {}", known.join(", "))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_carry_the_time_as_the_eb_cli_writes_it() {
+        let at = beanpole_protocol::Timestamp::from_millis(1_790_000_000_120);
+        assert_eq!(compact(at), "260921_141320120");
+    }
+
+    #[test]
+    fn an_unknown_platform_suggests_the_nearest() {
+        let error = platform("pyton").expect_err("unknown");
+        assert!(error.contains("did you mean `python`?"), "{error}");
+        assert_eq!(tier("WebServer"), Ok(Tier::Web));
+    }
+
+    #[test]
+    fn a_property_in_the_wrong_shape_is_not_repeated() {
+        let error = property("s3cret").expect_err("wrong");
+        assert!(!error.message.contains("s3cret"));
+    }
+}

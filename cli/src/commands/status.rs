@@ -1,0 +1,87 @@
+//! `beanpole status`: an environment at a glance.
+
+use super::source;
+use crate::context::Context;
+use crate::output::errors::Failure;
+use crate::output::{Output, table};
+use beanpole_protocol::EnvironmentName;
+use beanpole_protocol::api::{Environment, Instance};
+use clap::Args;
+
+/// Show an environment: status, health, version, URL, instances
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  beanpole status shop-prod\n  beanpole status shop-prod --json | jq -r .url"
+)]
+pub struct Status {
+    /// The environment [default: `environment` of deploy.toml]
+    environment: Option<EnvironmentName>,
+}
+
+/// Shows it.
+pub fn run(context: &Context, command: &Status) -> Result<(), Failure> {
+    let name = context.environment(command.environment.as_ref())?;
+    let environment = source::environment(context, &name)?;
+    if context.output.json {
+        return context.output.json(&environment);
+    }
+    context.output.line(render(context.output, &environment));
+    Ok(())
+}
+
+fn render(output: Output, environment: &Environment) -> String {
+    let version = match (&environment.version, environment.release) {
+        (Some(version), Some(release)) => format!("{version} (release {release})"),
+        _ => "none yet".to_owned(),
+    };
+    let operation = environment
+        .operation
+        .as_ref()
+        .map_or_else(String::new, |operation| {
+            format!("{} {}, {}", operation.kind, operation.status, operation.id)
+        });
+    let mut text = table::fields(&[
+        (
+            "environment",
+            format!("{} ({})", environment.name, environment.id),
+        ),
+        ("application", environment.application.to_string()),
+        ("description", environment.description.clone()),
+        ("status", output.status(environment.status)),
+        ("health", output.status(environment.health)),
+        ("version", version),
+        ("operation", operation),
+        ("platform", environment.platform.to_string()),
+        ("url", environment.url.clone().unwrap_or_default()),
+    ]);
+    for cause in &environment.causes {
+        text.push_str(&format!("\n  {cause}"));
+    }
+    if !environment.instances.is_empty() {
+        text.push_str("\n\n");
+        text.push_str(&table::render(
+            &["INSTANCE", "HOST", "ADDRESS", "VERSION", "HEALTH", "DETAIL"],
+            environment
+                .instances
+                .iter()
+                .map(|i| row(output, i))
+                .collect(),
+        ));
+    }
+    text
+}
+
+fn row(output: Output, instance: &Instance) -> Vec<String> {
+    vec![
+        instance.id.to_string(),
+        instance.host.to_string(),
+        instance.address.clone(),
+        instance
+            .version
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+        output.status(instance.health),
+        instance.reason.clone().unwrap_or_default(),
+    ]
+}

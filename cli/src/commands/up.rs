@@ -1,0 +1,315 @@
+//! `beanpole up`: controller, proxy and agent on this machine, from one data directory.
+
+use crate::client::find::{self, UpRecord};
+use crate::context::Context;
+use crate::local::children::{Daemon, keep};
+use crate::local::lock;
+use crate::output::errors::Failure;
+use crate::output::warn;
+use beanpole_daemon::{files, stop};
+use clap::Args;
+use std::ffi::OsString;
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// Looks at `/healthz` until everything serves.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Run a controller, a load balancer and an agent on this machine
+#[derive(Clone, Debug, Args)]
+#[command(
+    after_help = "Examples:\n  beanpole up\n  beanpole up --data ./state --http 0.0.0.0:80 --https 0.0.0.0:443\n  beanpole up --data ./state --api 127.0.0.1:0 --http 127.0.0.1:0 --https 127.0.0.1:0\n\nNo root is needed. Everything is kept in one directory; the token for the CLI is in DIR/token,\nthe addresses are in DIR/up.json. Applications keep running when it stops."
+)]
+pub struct Up {
+    /// Where everything is kept [default: /var/lib/beanpole for root, else ~/.local/share/beanpole]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "BEANPOLE_DATA",
+        hide_env_values = true
+    )]
+    pub data: Option<PathBuf>,
+    /// Where the JSON API listens; port 0 picks a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7700")]
+    pub api: SocketAddr,
+    /// Where applications answer by HTTP
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    pub http: SocketAddr,
+    /// Where applications answer by HTTPS
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8443")]
+    pub https: SocketAddr,
+    /// The domain below which environments get their hostnames
+    #[arg(long, default_value = "localhost")]
+    pub domain: String,
+    /// The API's certificate chain, PEM; needed to listen beyond this machine
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The API's private key, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Let the API listen beyond this machine without TLS: tokens and bundles travel in the open
+    #[arg(long)]
+    pub insecure: bool,
+    /// Show the daemons' logs here too
+    #[arg(long, short)]
+    pub verbose: bool,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub fn run(context: &Context, command: &Up) -> Result<(), Failure> {
+    let data = prepare(command)?;
+    let _lock = lock::take(&data)?;
+    let mut command = command.clone();
+    for address in [&mut command.api, &mut command.http, &mut command.https] {
+        choose_port(address)?;
+    }
+    // One thread: the kernel ties a child's life to the thread that started it.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::caused("The runtime cannot be started.", &error))?;
+    let result = runtime.block_on(supervise(context, &command, &data));
+    // The wait for the daemons may still sit in a thread of its own.
+    runtime.shutdown_background();
+    let _ = fs::remove_file(data.join("up.json"));
+    result
+}
+
+/// Makes the data directory and returns its full path.
+fn prepare(command: &Up) -> Result<PathBuf, Failure> {
+    let data = command.data.clone().unwrap_or_else(find::default_data);
+    let cannot = |error: std::io::Error| {
+        Failure::caused(
+            format!("Cannot use the data directory {}.", data.display()),
+            &error,
+        )
+        .hint("Choose another one: beanpole up --data DIR")
+    };
+    // Applications may run as users of their own, who must reach their files below.
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(&data)
+        .map_err(cannot)?;
+    for part in ["agent", "proxy", "controller", "logs"] {
+        let mode = if part == "agent" { 0o711 } else { 0o700 };
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(mode)
+            .create(data.join(part))
+            .map_err(cannot)?;
+    }
+    data.canonicalize().map_err(cannot)
+}
+
+/// Replaces port 0 by a free one, so that a daemon that is started again gets the same.
+fn choose_port(address: &mut SocketAddr) -> Result<(), Failure> {
+    let free = TcpListener::bind(*address).and_then(|listener| listener.local_addr());
+    match free {
+        Ok(chosen) => {
+            *address = chosen;
+            Ok(())
+        }
+        Err(error) => Err(
+            Failure::caused(format!("Cannot listen on {address}."), &error).hint(
+                if error.kind() == std::io::ErrorKind::PermissionDenied {
+                    "Ports below 1024 need root: choose a higher one with --api, --http or --https"
+                } else {
+                    "Choose another address with --api, --http or --https; port 0 picks a free one"
+                },
+            ),
+        ),
+    }
+}
+
+async fn supervise(context: &Context, command: &Up, data: &Path) -> Result<(), Failure> {
+    let stopping = stop::on_signal()
+        .map_err(|error| Failure::caused("Signals cannot be listened for.", &error))?;
+    let executable = std::env::current_exe()
+        .map_err(|error| Failure::caused("This executable cannot be found.", &error))?;
+    let record = record(command, data);
+    files::write_json(&data.join("up.json"), &record, 0o644)
+        .map_err(|error| Failure::caused("The addresses cannot be written down.", &error))?;
+    let (sender, mut gave_up) = tokio::sync::mpsc::unbounded_channel();
+    let mut kept = Vec::new();
+    for daemon in daemons(command, data) {
+        let stop = CancellationToken::new();
+        let keeping = keep(daemon, executable.clone(), stop.clone());
+        let sender = sender.clone();
+        let task = tokio::spawn(async move {
+            if let Err(error) = keeping.await {
+                let _ = sender.send(error);
+            }
+        });
+        kept.push((stop, task));
+    }
+    let ready = tokio::spawn(announce(context.output, record, data.to_owned()));
+    let result = tokio::select! {
+        () = stopping.cancelled() => Ok(()),
+        Some(gave_up) = gave_up.recv() => Err(gave_up.failure),
+    };
+    ready.abort();
+    // The controller first, so that it does not mourn the others; then traffic; then the agent.
+    for (stop, task) in kept.into_iter().rev() {
+        stop.cancel();
+        let _ = task.await;
+    }
+    if result.is_ok() {
+        context
+            .output
+            .say("Stopped. Applications keep running; `beanpole up` finds them again.");
+    }
+    result
+}
+
+fn record(command: &Up, data: &Path) -> UpRecord {
+    let scheme = if command.tls_cert.is_some() {
+        "https"
+    } else {
+        "http"
+    };
+    UpRecord {
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        url: format!("{scheme}://{}", command.api),
+        api: command.api.to_string(),
+        http: command.http.to_string(),
+        https: command.https.to_string(),
+        token_file: data.join("token"),
+    }
+}
+
+/// The daemons in the order of their start.
+fn daemons(command: &Up, data: &Path) -> Vec<Daemon> {
+    let agent_socket = data.join("agent/agent.sock");
+    let proxy_socket = data.join("proxy/proxy.sock");
+    let words = |words: &[&dyn AsRef<std::ffi::OsStr>]| -> Vec<OsString> {
+        words.iter().map(|word| word.as_ref().to_owned()).collect()
+    };
+    let daemon = |name, arguments| Daemon {
+        name,
+        arguments,
+        log: data.join(format!("logs/{name}.log")),
+        show: command.verbose,
+    };
+    let agent = words(&[&"--data", &data.join("agent"), &"--socket", &agent_socket]);
+    let proxy = words(&[
+        &"--data",
+        &data.join("proxy"),
+        &"--socket",
+        &proxy_socket,
+        &"--http",
+        &command.http.to_string(),
+        &"--https",
+        &command.https.to_string(),
+        &"--domain",
+        &command.domain,
+    ]);
+    let mut controller = words(&[
+        &"--data",
+        &data,
+        &"--api",
+        &command.api.to_string(),
+        &"--local-agent",
+        &agent_socket,
+        &"--local-proxy",
+        &proxy_socket,
+        &"--domain",
+        &command.domain,
+        &"--http-port",
+        &command.http.port().to_string(),
+    ]);
+    for (flag, path) in [
+        ("--tls-cert", &command.tls_cert),
+        ("--tls-key", &command.tls_key),
+    ] {
+        if let Some(path) = path {
+            controller.extend(words(&[&flag, path]));
+        }
+    }
+    if command.insecure {
+        controller.push("--insecure".into());
+    }
+    vec![
+        daemon("agent", agent),
+        daemon("proxy", proxy),
+        daemon("controller", controller),
+    ]
+}
+
+/// Waits until everything serves, then says where and what to type next.
+async fn announce(output: crate::output::Output, record: UpRecord, data: PathBuf) {
+    let url = record.url.clone();
+    let serves =
+        tokio::task::spawn_blocking(move || wait_until_healthy(&url, Duration::from_hours(1)));
+    if !matches!(serves.await, Ok(true)) {
+        return;
+    }
+    if output.json {
+        let _ = output.json(&record);
+        return;
+    }
+    let how = if data == find::default_data() {
+        String::new()
+    } else {
+        format!(
+            "\nIn another terminal:\n  export BEANPOLE_DATA={}",
+            data.display()
+        )
+    };
+    output.line(format!(
+        "Beanpole {} is up.\n\
+         \n\
+         API           {}\n\
+         applications  http://NAME.localhost:{}/ and https://NAME.localhost:{}/\n\
+         token         {}\n\
+         logs          {}\n\
+         {how}\n\
+         Next, in your application's directory:\n  \
+         beanpole create shop-prod --instances 2\n  \
+         beanpole deploy shop-prod\n\
+         \n\
+         Ctrl-C stops it; applications keep running.",
+        record.version,
+        record.url,
+        port(&record.http),
+        port(&record.https),
+        record.token_file.display(),
+        data.join("logs").display(),
+    ));
+}
+
+fn port(address: &str) -> &str {
+    address.rsplit(':').next().unwrap_or_default()
+}
+
+/// Waits until `GET /healthz` answers 200, at most `limit`.
+pub fn wait_until_healthy(url: &str, limit: Duration) -> bool {
+    let Ok(client) = crate::client::Client::new(
+        crate::client::Access {
+            url: url.to_owned(),
+            token: None,
+        },
+        None,
+    ) else {
+        return false;
+    };
+    let begun = std::time::Instant::now();
+    let mut told = begun;
+    while begun.elapsed() < limit {
+        match client.get::<beanpole_protocol::api::Healthz>("/healthz") {
+            Ok(_) => return true,
+            Err(failure) if told.elapsed() > Duration::from_secs(10) => {
+                told = std::time::Instant::now();
+                warn(&format!("Not everything serves yet: {}", failure.message));
+            }
+            Err(_) => {}
+        }
+        std::thread::sleep(LOOK);
+    }
+    false
+}

@@ -1,0 +1,168 @@
+//! The one error that users meet: what happened, why, and what to do next.
+
+use beanpole_protocol::problem::Problem;
+use std::fmt::Write as _;
+
+/// Whether the user asked for something impossible to understand, or it went wrong on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Exit code 1: it was tried and failed.
+    Failed,
+    /// Exit code 2: the command line or `deploy.toml` is wrong; nothing was tried.
+    Misuse,
+    /// Exit code 130: the user pressed Ctrl-C; what was started goes on.
+    Interrupted,
+}
+
+/// Why a command did not do what it should.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// What happened, in a sentence.
+    pub message: String,
+    /// Why, outermost first.
+    pub causes: Vec<String>,
+    /// What to do next, with a command where there is one.
+    pub hint: Option<String>,
+    /// More, shown as it is before the error: an app's last log lines.
+    pub details: Vec<String>,
+    /// Stable and kebab-case, where the controller gave one.
+    pub code: Option<String>,
+    /// The call that met it.
+    pub request_id: Option<String>,
+    /// What exit code it leads to.
+    pub kind: Kind,
+}
+
+impl Failure {
+    /// Something that was tried and failed.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            causes: Vec::new(),
+            hint: None,
+            details: Vec::new(),
+            code: None,
+            request_id: None,
+            kind: Kind::Failed,
+        }
+    }
+
+    /// Something asked for in a way that cannot be understood.
+    pub fn misuse(message: impl Into<String>) -> Self {
+        Self {
+            kind: Kind::Misuse,
+            ..Self::new(message)
+        }
+    }
+
+    /// `message`, with the whole chain of `error` as causes.
+    pub fn caused(message: impl Into<String>, error: &dyn std::error::Error) -> Self {
+        let mut failure = Self::new(message);
+        let mut next = Some(error);
+        while let Some(error) = next {
+            failure.causes.push(error.to_string());
+            next = error.source();
+        }
+        failure
+    }
+
+    /// Adds a cause.
+    pub fn cause(mut self, cause: impl Into<String>) -> Self {
+        self.causes.push(cause.into());
+        self
+    }
+
+    /// Adds what to do next.
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Whether the controller answered with this code.
+    pub fn has_code(&self, code: &str) -> bool {
+        self.code.as_deref() == Some(code)
+    }
+
+    /// The exit code of the process.
+    pub fn exit_code(&self) -> u8 {
+        match self.kind {
+            Kind::Failed => 1,
+            Kind::Misuse => 2,
+            Kind::Interrupted => 130,
+        }
+    }
+
+    /// As printed on standard error.
+    pub fn render(&self, colour: bool) -> String {
+        let paint = |code: &str, word: &str| {
+            if colour {
+                format!("\u{1b}[{code}m{word}\u{1b}[0m")
+            } else {
+                word.to_owned()
+            }
+        };
+        let mut text = String::new();
+        for line in &self.details {
+            let _ = writeln!(text, "{line}");
+        }
+        let _ = writeln!(text, "{} {}", paint("1;31", "error:"), self.message);
+        for cause in &self.causes {
+            let _ = writeln!(text, "{} {cause}", paint("1", "caused by:"));
+        }
+        if let Some(hint) = &self.hint {
+            let _ = writeln!(text, "{} {hint}", paint("1;36", "hint:"));
+        }
+        if let (Some(code), Some(request)) = (&self.code, &self.request_id)
+            && code == "internal"
+        {
+            let _ = writeln!(text, "{} {request}", paint("1", "request:"));
+        }
+        text
+    }
+
+    /// As printed on standard error under `--json`: one line.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "error": {
+                "message": self.message,
+                "causes": self.causes,
+                "hint": self.hint,
+                "details": self.details,
+                "code": self.code,
+                "request_id": self.request_id,
+            }
+        })
+    }
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self {
+            message: if problem.detail.is_empty() {
+                problem.title
+            } else {
+                problem.detail
+            },
+            hint: problem.hint,
+            code: Some(problem.code),
+            request_id: problem.request_id,
+            ..Self::new("")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_says_what_why_and_what_next() {
+        let failure = Failure::new("Cannot read deploy.toml.")
+            .cause("permission denied")
+            .hint("Look at its mode: ls -l deploy.toml");
+        assert_eq!(
+            failure.render(false),
+            "error: Cannot read deploy.toml.\ncaused by: permission denied\nhint: Look at its mode: ls -l deploy.toml\n"
+        );
+    }
+}

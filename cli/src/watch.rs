@@ -1,0 +1,310 @@
+//! Waits for the end of an operation and shows how it goes.
+//!
+//! Two sources feed one loop: the event stream (a thread that re-connects by itself) tells what
+//! happens, the operation itself, asked for again and again, tells where it stands and decides when
+//! it is over. Either may break and come back without the wait ending.
+
+use crate::client::{Client, UNREACHABLE, escape, sse};
+use crate::context::Context;
+use crate::output::errors::{Failure, Kind};
+use crate::output::progress::Board;
+use crate::output::{count, duration, plural};
+use beanpole_protocol::OperationId;
+use beanpole_protocol::api::{Environment, Operation, OperationKind, OperationStatus};
+use beanpole_protocol::event::Event;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+/// From one look at the operation to the next.
+const LOOK: Duration = Duration::from_millis(250);
+/// After an event the operation has likely moved on: look sooner.
+const LOOK_AFTER_EVENT: Duration = Duration::from_millis(20);
+/// How long the controller may be away before the wait is given up.
+const LONGEST_ABSENCE: Duration = Duration::from_mins(2);
+
+enum Note {
+    Event(Box<Event>),
+    Interrupted,
+}
+
+/// Follows `operation` to its end, then tells the result. An operation that fails is a failure.
+pub fn follow(context: &Context, operation: Operation) -> Result<(), Failure> {
+    let started = Instant::now();
+    let ended = wait(context, operation)?;
+    conclude(context, &ended, started.elapsed())
+}
+
+/// Follows `operation` to its end and returns it as it ended, however that was.
+pub fn wait(context: &Context, operation: Operation) -> Result<Operation, Failure> {
+    let client = context.client()?;
+    let (sender, notes) = channel();
+    interrupts(sender.clone());
+    events(client.clone(), &operation.id, sender);
+    let mut board = Board::new(context.output);
+    let ended = watch(client, operation, &notes, &mut board);
+    // What happened last may still be on its way.
+    while let Ok(Note::Event(event)) = notes.recv_timeout(Duration::from_millis(50)) {
+        board.event(&event);
+    }
+    board.clear();
+    ended
+}
+
+fn watch(
+    client: &Client,
+    operation: Operation,
+    notes: &Receiver<Note>,
+    board: &mut Board,
+) -> Result<Operation, Failure> {
+    let path = format!("/v1/operations/{}", operation.id);
+    let mut current = operation;
+    let mut away_since: Option<Instant> = None;
+    let mut next_look = Instant::now();
+    loop {
+        board.operation(&current);
+        if current.status.is_over() {
+            return Ok(current);
+        }
+        match notes.recv_timeout(next_look.saturating_duration_since(Instant::now())) {
+            Ok(Note::Interrupted) => return Err(interrupted(&current)),
+            Ok(Note::Event(event)) => {
+                board.event(&event);
+                next_look = next_look.min(Instant::now() + LOOK_AFTER_EVENT);
+                continue;
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                std::thread::sleep(next_look.saturating_duration_since(Instant::now()));
+            }
+        }
+        match client.get::<Operation>(&path) {
+            Ok(operation) => {
+                if away_since.take().is_some() {
+                    board.line("The controller is back.");
+                }
+                current = operation;
+            }
+            Err(failure) if failure.has_code(UNREACHABLE) => {
+                let since = *away_since.get_or_insert_with(|| {
+                    board.line("The controller does not answer; trying again.");
+                    Instant::now()
+                });
+                if since.elapsed() > LONGEST_ABSENCE {
+                    return Err(failure.hint(format!(
+                        "The operation goes on once the controller is back. Follow it again: beanpole attach {}",
+                        current.id
+                    )));
+                }
+            }
+            Err(failure) => return Err(failure),
+        }
+        next_look = Instant::now() + LOOK;
+    }
+}
+
+fn interrupted(operation: &Operation) -> Failure {
+    let mut failure = Failure::new(format!(
+        "Stopped watching; the {} of {} goes on.",
+        operation.kind, operation.environment_name
+    ))
+    .hint(format!(
+        "Follow it again: beanpole attach {}. Give it up: beanpole abort {}",
+        operation.id, operation.environment_name
+    ));
+    failure.kind = Kind::Interrupted;
+    failure
+}
+
+fn events(client: Client, operation: &OperationId, sender: Sender<Note>) {
+    let path = format!("/v1/events/stream?operation={}", escape(operation.as_str()));
+    std::thread::spawn(move || {
+        // A controller that has no stream to give leaves the wait to the looks at the operation.
+        let _ = sse::follow(&client, &path, None, |event| {
+            sender.send(Note::Event(Box::new(event))).is_ok()
+        });
+    });
+}
+
+fn interrupts(sender: Sender<Note>) {
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        if let Ok(runtime) = runtime
+            && runtime.block_on(tokio::signal::ctrl_c()).is_ok()
+        {
+            let _ = sender.send(Note::Interrupted);
+        }
+    });
+}
+
+/// Tells how an operation ended.
+fn conclude(context: &Context, operation: &Operation, waited: Duration) -> Result<(), Failure> {
+    if operation.status != OperationStatus::Succeeded {
+        return Err(explain(context, operation));
+    }
+    let environment = environment(context, operation);
+    if context.output.json {
+        let mut value = serde_json::to_value(operation)
+            .map_err(|error| Failure::caused("The answer cannot be written as JSON.", &error))?;
+        if let Some(fields) = value.as_object_mut() {
+            fields.insert(
+                "url".to_owned(),
+                serde_json::json!(environment.as_ref().and_then(|e| e.url.clone())),
+            );
+        }
+        return context.output.json(&value);
+    }
+    let took = operation
+        .finished_at
+        .map_or(waited, |end| end.since(operation.started_at));
+    context
+        .output
+        .line(summary(operation, environment.as_ref(), took));
+    Ok(())
+}
+
+fn summary(operation: &Operation, environment: Option<&Environment>, took: Duration) -> String {
+    let name = &operation.environment_name;
+    let version = operation
+        .version
+        .as_ref()
+        .map(|version| version.to_string())
+        .unwrap_or_default();
+    let release = operation.to.map(|to| to.to_string()).unwrap_or_default();
+    let took = duration(took);
+    let mut text = match operation.kind {
+        OperationKind::Deploy => format!("{name} runs {version} (release {release}), {took}."),
+        OperationKind::Rollback => {
+            format!("{name} is back on {version} (release {release}), {took}.")
+        }
+        OperationKind::Create => format!("{name} is created, {took}."),
+        OperationKind::Terminate => format!("{name} is gone, {took}."),
+        OperationKind::Scale => {
+            let size = environment.map_or(0, |environment| environment.size);
+            format!(
+                "{name} has {}, {took}.",
+                plural(u64::from(size), "instance")
+            )
+        }
+        OperationKind::Restart => format!("{name} is restarted, {took}."),
+        OperationKind::Configure => format!("{name} has its new settings, {took}."),
+        OperationKind::Replace => format!("{name} has its instances replaced, {took}."),
+    };
+    if matches!(
+        operation.kind,
+        OperationKind::Deploy
+            | OperationKind::Rollback
+            | OperationKind::Restart
+            | OperationKind::Configure
+    ) {
+        text.push_str(&format!(
+            "\nRequests meanwhile: {} served, {} failed.",
+            count(operation.requests_served),
+            count(operation.requests_failed)
+        ));
+    }
+    if operation.kind == OperationKind::Create && environment.is_some_and(|e| e.version.is_none()) {
+        text.push_str(&format!("\nNext: beanpole deploy {name}"));
+    }
+    if operation.kind != OperationKind::Terminate
+        && let Some(url) = environment.and_then(|environment| environment.url.as_deref())
+    {
+        text.push_str(&format!("\n{url}"));
+    }
+    text
+}
+
+fn environment(context: &Context, operation: &Operation) -> Option<Environment> {
+    context
+        .client()
+        .ok()?
+        .get(&format!(
+            "/v1/environments/{}",
+            escape(operation.environment_name.as_str())
+        ))
+        .ok()
+}
+
+/// Why an operation failed: instance, probe, answer, the app's last lines, and where the
+/// environment stands now.
+pub fn explain(context: &Context, operation: &Operation) -> Failure {
+    let name = &operation.environment_name;
+    let outcome = match operation.status {
+        OperationStatus::Aborted => "was aborted",
+        _ => "failed",
+    };
+    let mut failure = Failure::new(format!("The {} of {name} {outcome}.", operation.kind));
+    failure.code = Some("operation-failed".to_owned());
+    if let Some(why) = &operation.failure {
+        failure.code = Some(why.code.clone());
+        failure.causes.push(why.message.clone());
+        let mut place = Vec::new();
+        if let Some(instance) = &why.instance {
+            place.push(format!("instance {instance}"));
+        }
+        if let Some(host) = &why.host {
+            place.push(format!("host {host}"));
+        }
+        match (&why.probe, &why.answer) {
+            (Some(probe), Some(answer)) => place.push(format!("{probe} answered: {answer}")),
+            (Some(probe), None) => place.push(format!("{probe} got no answer")),
+            _ => {}
+        }
+        if !place.is_empty() {
+            failure.causes.push(place.join(", "));
+        }
+        if !why.log.is_empty() {
+            let whose = why.instance.as_ref().map_or_else(
+                || "Last lines of the log:".to_owned(),
+                |instance| format!("Last lines of the log of {instance}:"),
+            );
+            failure.details.push(whose);
+            failure
+                .details
+                .extend(why.log.iter().map(|line| format!("  | {line}")));
+        }
+    } else if let Some(message) = &operation.message {
+        failure.causes.push(message.clone());
+    }
+    failure.details.extend(standing(context, operation));
+    failure.hint = Some(match operation.kind {
+        OperationKind::Create => format!(
+            "See what happened: beanpole events {name}. Remove it: beanpole terminate {name}"
+        ),
+        _ => format!("See more: beanpole logs {name}, beanpole events {name}"),
+    });
+    if context.output.json {
+        let _ = context.output.json(operation);
+    }
+    failure
+}
+
+/// A sentence on where the environment stands after a failure.
+fn standing(context: &Context, operation: &Operation) -> Option<String> {
+    let environment = environment(context, operation)?;
+    let runs = match (&environment.version, environment.release) {
+        (Some(version), Some(release)) => format!("its live release is {release} ({version})"),
+        _ => "it has no live release".to_owned(),
+    };
+    let back = match operation.status {
+        OperationStatus::RolledBack => "was taken back; ",
+        _ => "",
+    };
+    Some(format!(
+        "{} {back}{runs}, status {}, health {}.",
+        environment.name, environment.status, environment.health
+    ))
+}
+
+/// Waits for `operation` unless told to `detach`.
+pub fn finish(context: &Context, operation: Operation, detach: bool) -> Result<(), Failure> {
+    if detach {
+        let text = format!(
+            "The {} of {} has begun.\nFollow it: beanpole attach {}",
+            operation.kind, operation.environment_name, operation.id
+        );
+        return context.output.result(&operation, text);
+    }
+    follow(context, operation)
+}
