@@ -26,8 +26,8 @@ use tokio_util::sync::CancellationToken;
 const LONGEST_ORDERS: usize = 64 << 20;
 /// Shortest pause between two reports of a watch.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
-/// Longest silence of a watch.
-const LONGEST_SILENCE: Duration = Duration::from_secs(5);
+/// Longest silence of a watch after that: together at most 5 s.
+const LONGEST_SILENCE: Duration = Duration::from_millis(4900);
 /// Lines of the past when the caller does not say.
 const DEFAULT_TAIL: usize = 100;
 
@@ -134,7 +134,7 @@ fn reports(
             tokio::select! {
                 () = stop.cancelled() => return None,
                 changed = changes.changed() => changed.ok()?,
-                () = tokio::time::sleep(LONGEST_SILENCE - SHORTEST_PAUSE) => {}
+                () = tokio::time::sleep(LONGEST_SILENCE) => {}
             }
         }
         changes.borrow_and_update();

@@ -23,7 +23,7 @@ const CHUNK: usize = 512 * 1024;
 /// How long a call waits for an earlier one on the same blob whose link may be dying.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 /// How long a blob that no order names is kept: an executable arrives before its upgrade order.
-const GRACE: Duration = Duration::from_secs(15 * 60);
+const GRACE: Duration = Duration::from_mins(15);
 
 /// The blobs of one agent.
 #[derive(Debug)]

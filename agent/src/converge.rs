@@ -111,12 +111,12 @@ impl Release {
 
 /// Grows from 1 s to a minute: instances that cannot be started.
 fn pause_after(attempts: u32) -> Duration {
-    Duration::from_secs(1 << attempts.min(6)).min(Duration::from_secs(60))
+    Duration::from_secs(1 << attempts.min(6)).min(Duration::from_mins(1))
 }
 
 /// Grows from 10 s to five minutes: releases that wait for room on the disk.
 fn disk_pause_after(attempts: u32) -> Duration {
-    Duration::from_secs(10 << attempts.min(5)).min(Duration::from_secs(300))
+    Duration::from_secs(10 << attempts.min(5)).min(Duration::from_mins(5))
 }
 
 impl Host {

@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 /// Facts younger than this are told again as they are.
 const FRESH: Duration = Duration::from_secs(5);
 /// How long Docker's answer holds.
-const DOCKER_FRESH: Duration = Duration::from_secs(60);
+const DOCKER_FRESH: Duration = Duration::from_mins(1);
 /// How long Docker may take to answer.
 const DOCKER_WAIT: Duration = Duration::from_secs(1);
 const DOCKER_SOCKET: &str = "/var/run/docker.sock";

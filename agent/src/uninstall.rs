@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::process::Command;
 
 /// How long the instances may take to go.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 /// How long a system command may take.
 const COMMAND_WAIT: Duration = Duration::from_secs(30);
 /// The directory of the executables of an installed agent.

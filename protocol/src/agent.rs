@@ -95,8 +95,8 @@ impl std::fmt::Debug for Properties {
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Platform {
-    /// Found from the bundle's files: a `Procfile` wins, then `package.json`, then
-    /// `requirements.txt`.
+    /// Found from the bundle's files: `package.json` is Node.js, else `requirements.txt` is Python,
+    /// else a `Procfile` alone. Where there is a `Procfile`, it says what to start in each case.
     #[default]
     Auto,
     /// The commands of a `Procfile`, nothing installed.

@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// How often a quiet loop cleans up.
-const SWEEP_PERIOD: Duration = Duration::from_secs(300);
+const SWEEP_PERIOD: Duration = Duration::from_mins(5);
 /// How soon a loop that waits for something from outside looks again.
 const LOOK_PERIOD: Duration = Duration::from_secs(5);
 /// For instances whose orders are forgotten.

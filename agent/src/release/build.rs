@@ -129,7 +129,7 @@ impl Workshop {
             command: shown.clone(),
         });
         let home = site.work.join("home");
-        self.make_home(&home, site.user.as_ref())?;
+        make_home(&home, site.user.as_ref())?;
         let mut command = Command::new(step.program);
         command
             .args(step.arguments)
@@ -218,19 +218,19 @@ impl Workshop {
             )),
         }
     }
+}
 
-    fn make_home(&self, home: &Path, user: Option<&User>) -> Result<(), Fault> {
-        match fs::DirBuilder::new().mode(0o700).create(home) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(Fault::io("make", home, &error));
-            }
-            _ => {}
+fn make_home(home: &Path, user: Option<&User>) -> Result<(), Fault> {
+    match fs::DirBuilder::new().mode(0o700).create(home) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            return Err(Fault::io("make", home, &error));
         }
-        match user {
-            Some(user) => std::os::unix::fs::chown(home, Some(user.uid), Some(user.gid))
-                .map_err(|error| Fault::io("hand over", home, &error)),
-            None => Ok(()),
-        }
+        _ => {}
+    }
+    match user {
+        Some(user) => std::os::unix::fs::chown(home, Some(user.uid), Some(user.gid))
+            .map_err(|error| Fault::io("hand over", home, &error)),
+        None => Ok(()),
     }
 }
 

@@ -98,20 +98,20 @@ impl Caches {
 pub struct Key(sha2::Sha256);
 
 impl Key {
-    /// Adds one thing.
-    pub fn add(mut self, bytes: impl AsRef<[u8]>) -> Self {
+    /// With one thing more.
+    pub fn with(mut self, bytes: impl AsRef<[u8]>) -> Self {
         let bytes = bytes.as_ref();
         self.0.update((bytes.len() as u64).to_be_bytes());
         self.0.update(bytes);
         self
     }
 
-    /// Adds a file of the tree, or that it is not there.
-    pub fn add_file(self, tree: &Path, name: &str) -> Result<Self, Fault> {
+    /// With a file of the tree, or that it is not there.
+    pub fn with_file(self, tree: &Path, name: &str) -> Result<Self, Fault> {
         let path = tree.join(name);
         match fs::read(&path) {
-            Ok(bytes) => Ok(self.add(name).add(bytes)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(self.add(name)),
+            Ok(bytes) => Ok(self.with(name).with(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(self.with(name)),
             Err(error) => Err(Fault::io("read", &path, &error)),
         }
     }

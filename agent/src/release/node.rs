@@ -146,14 +146,14 @@ async fn install(
         .await
         .unwrap_or_default();
     let name = Key::default()
-        .add(site.order.application.as_str())
-        .add(version)
-        .add(std::env::consts::ARCH)
-        .add(arguments.join(" "))
-        .add_file(&site.tree, "package.json")?
-        .add_file(&site.tree, "package-lock.json")?
-        .add_file(&site.tree, "npm-shrinkwrap.json")?
-        .add_file(&site.tree, ".npmrc")?
+        .with(site.order.application.as_str())
+        .with(version)
+        .with(std::env::consts::ARCH)
+        .with(arguments.join(" "))
+        .with_file(&site.tree, "package.json")?
+        .with_file(&site.tree, "package-lock.json")?
+        .with_file(&site.tree, "npm-shrinkwrap.json")?
+        .with_file(&site.tree, ".npmrc")?
         .name("node");
     let modules = site.tree.join("node_modules");
     let _turn = workshop.caches.turn(&name).await;

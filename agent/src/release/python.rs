@@ -38,14 +38,14 @@ pub async fn build(workshop: &Workshop, site: &Site<'_>, plan: &Plan) -> Result<
         .await
         .unwrap_or_default();
     let mut key = Key::default()
-        .add(site.order.application.as_str())
-        .add(python.path.to_string_lossy().as_bytes())
-        .add(version)
-        .add(std::env::consts::ARCH)
-        .add(&requirements)
-        .add([u8::from(gunicorn)]);
+        .with(site.order.application.as_str())
+        .with(python.path.to_string_lossy().as_bytes())
+        .with(version)
+        .with(std::env::consts::ARCH)
+        .with(&requirements)
+        .with([u8::from(gunicorn)]);
     if refers_to_files(&requirements) {
-        key = key.add(site.order.bundle.as_str());
+        key = key.with(site.order.bundle.as_str());
     }
     let name = key.name("python");
     let _turn = workshop.caches.turn(&name).await;
