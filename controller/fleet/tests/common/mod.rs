@@ -144,7 +144,7 @@ impl Sshd {
             "ListenAddress 127.0.0.1\nPort {port}\nHostKey {root}/host_key\nPidFile none\n\
              AuthorizedKeysFile {authorized_keys}\nStrictModes no\nUsePAM no\n\
              PermitRootLogin prohibit-password\nPasswordAuthentication no\n\
-             MaxStartups 200\nMaxSessions 100\nLogLevel VERBOSE\n{more}",
+             MaxStartups 200\nMaxSessions 100\nLogLevel VERBOSE\nSubsystem sftp internal-sftp\n{more}",
             root = root.display()
         );
         std::fs::write(root.join("sshd_config"), config).expect("write");
