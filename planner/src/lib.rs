@@ -23,4 +23,4 @@ pub use next::{Decision, RESTARTS_THAT_FAIL, next};
 pub use place::{Place, Refusal, place};
 pub use plan::{Action, Batch, Change, Gate, Plan, Skipped, Stage, Timeouts};
 pub use progress::{ChangeState, Happened, IllegalTransition, Progress, apply};
-pub use world::{HostState, InstanceState, ProxyState, Reach, World};
+pub use world::{HostState, InstanceState, ProxyState, Reach, Serving, World};

@@ -1,0 +1,513 @@
+//! Properties that hold for every plan, whatever the environment, the goal and what goes wrong.
+
+use beanpole_planner::{
+    Action, Decision, Gate, Goal, Happened, HostState, InstanceState, Place, Plan, Progress,
+    ProxyState, Reach, Rules, Timeouts, World, apply, next, plan, plan_back,
+};
+use beanpole_protocol::agent::{
+    HostFacts, HostReport, InstancePhase, InstanceReport, ReleaseKey, ReleasePhase, ReleaseReport,
+};
+use beanpole_protocol::options::{BatchSize, DeploymentPolicy};
+use beanpole_protocol::proxy::{ProxyReport, TargetMode, TargetReport, Traffic};
+use beanpole_protocol::{
+    Digest, EnvironmentId, Generation, HostId, Incarnation, InstanceId, ReleaseNumber, Timestamp,
+};
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+
+const OLD: ReleaseNumber = ReleaseNumber(1);
+const NEW: ReleaseNumber = ReleaseNumber(2);
+const GOOD_CHECKS: u32 = 2;
+
+/// What a case is about.
+#[derive(Clone, Debug)]
+struct Case {
+    hosts: u8,
+    instances: u8,
+    unhealthy: BTreeSet<u8>,
+    goal: u8,
+    size: u32,
+    batch: u32,
+    all_at_once: bool,
+    /// The new release never becomes healthy on hosts with these numbers.
+    sick_on: BTreeSet<u8>,
+    /// Which part of the world moves, in turn.
+    moves: Vec<u8>,
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    (
+        1_u8..5,
+        0_u8..9,
+        prop::collection::btree_set(0_u8..9, 0..3),
+        0_u8..4,
+        1_u32..9,
+        1_u32..5,
+        any::<bool>(),
+        prop::collection::btree_set(0_u8..5, 0..2),
+        prop::collection::vec(0_u8..6, 1..40),
+    )
+        .prop_map(
+            |(hosts, instances, unhealthy, goal, size, batch, all_at_once, sick_on, moves)| Case {
+                hosts,
+                instances,
+                unhealthy,
+                goal,
+                size,
+                batch,
+                all_at_once,
+                sick_on,
+                moves,
+            },
+        )
+}
+
+/// A world that does what it is told, some of it late, some of it never.
+struct Fake {
+    environment: EnvironmentId,
+    instances: BTreeMap<InstanceId, InstanceState>,
+    reports: BTreeMap<HostId, HostReport>,
+    proxy: ProxyReport,
+    generation: Generation,
+    sick_on: BTreeSet<HostId>,
+    now: u64,
+    /// What went against a property.
+    broken: Vec<String>,
+}
+
+fn host(n: u8) -> HostId {
+    HostId::from_bits(u128::from(n) + 1)
+}
+
+impl Fake {
+    fn new(case: &Case) -> Self {
+        let mut fake = Self {
+            environment: EnvironmentId::from_bits(1),
+            instances: BTreeMap::new(),
+            reports: (0..case.hosts).map(|n| (host(n), empty_report())).collect(),
+            proxy: ProxyReport {
+                sequence: 1,
+                run: String::new(),
+                version: String::new(),
+                generation: Generation(1),
+                now: Timestamp::EPOCH,
+                targets: Vec::new(),
+                environments: Vec::new(),
+                listeners: Vec::new(),
+            },
+            generation: Generation(1),
+            sick_on: case.sick_on.iter().map(|n| host(*n)).collect(),
+            now: 1_000_000,
+            broken: Vec::new(),
+        };
+        for n in 0..case.instances {
+            let id = InstanceId::from_bits(u128::from(n) + 1_000);
+            let on = host(n % case.hosts);
+            fake.instances.insert(
+                id.clone(),
+                InstanceState {
+                    host: on.clone(),
+                    release: OLD,
+                    incarnation: Incarnation(1),
+                    mode: Some(TargetMode::Serve),
+                    routed: Some(Generation(1)),
+                    ordered: Some(Generation(1)),
+                },
+            );
+            fake.run_instance(&id);
+            fake.show_target(&id, !case.unhealthy.contains(&n));
+        }
+        fake
+    }
+
+    fn world(&self) -> World<'_> {
+        let mut counts: BTreeMap<&HostId, u32> = BTreeMap::new();
+        for instance in self.instances.values() {
+            *counts.entry(&instance.host).or_default() += 1;
+        }
+        World {
+            environment: self.environment.clone(),
+            instances: self.instances.clone(),
+            hosts: self
+                .reports
+                .iter()
+                .map(|(id, report)| {
+                    let state = HostState {
+                        name: id.to_string(),
+                        reach: Reach::Here,
+                        draining: false,
+                        labels: BTreeMap::new(),
+                        instances: counts.get(id).copied().unwrap_or(0),
+                        promised_memory: 0,
+                        report: Some(report),
+                    };
+                    (id.clone(), state)
+                })
+                .collect(),
+            proxies: vec![ProxyState::new("p".to_owned(), None, Some(&self.proxy))],
+            web: true,
+        }
+    }
+
+    fn run_instance(&mut self, id: &InstanceId) {
+        let instance = self.instances[id].clone();
+        let report = self.reports.get_mut(&instance.host).expect("a host");
+        report.instances.retain(|seen| seen.id != *id);
+        report.instances.push(InstanceReport {
+            id: id.clone(),
+            release: Some(instance.release),
+            incarnation: instance.incarnation,
+            phase: InstancePhase::Running,
+            since: Timestamp::from_millis(self.now),
+            processes: Vec::new(),
+            log: Vec::new(),
+        });
+    }
+
+    fn show_target(&mut self, id: &InstanceId, healthy: bool) {
+        let instance = &self.instances[id];
+        self.proxy.targets.retain(|seen| seen.instance != *id);
+        let Some(mode) = instance.mode else { return };
+        self.proxy.targets.push(TargetReport {
+            instance: id.clone(),
+            incarnation: instance.incarnation,
+            mode,
+            healthy,
+            good_checks: if healthy { GOOD_CHECKS } else { 0 },
+            bad_checks: u32::from(!healthy),
+            last_check: None,
+            in_flight: 0,
+            traffic: Traffic::default(),
+        });
+    }
+
+    /// One part of the world catches up with what is wanted.
+    fn step(&mut self, part: u8) {
+        self.now += 1_000;
+        match part {
+            0 => {
+                for report in self.reports.values_mut() {
+                    report.generation = self.generation;
+                    report.releases = [OLD, NEW]
+                        .map(|number| ReleaseReport {
+                            key: ReleaseKey {
+                                environment: self.environment.clone(),
+                                number,
+                            },
+                            phase: ReleasePhase::Ready,
+                            bundle: Digest::new("0".repeat(64)).expect("a digest"),
+                            bundle_have: 0,
+                            since: Timestamp::EPOCH,
+                        })
+                        .to_vec();
+                }
+            }
+            1 => {
+                for id in self.instances.keys().cloned().collect::<Vec<_>>() {
+                    self.run_instance(&id);
+                }
+            }
+            2 => {
+                // Those that are stopped are seen to be gone.
+                for report in self.reports.values_mut() {
+                    report.instances.retain(|seen| {
+                        self.instances
+                            .get(&seen.id)
+                            .is_some_and(|wanted| wanted.mode.is_some() || wanted.ordered.is_none())
+                    });
+                    report.generation = self.generation;
+                }
+            }
+            3 | 4 => {
+                self.proxy.generation = self.generation;
+                for id in self.instances.keys().cloned().collect::<Vec<_>>() {
+                    let instance = &self.instances[&id];
+                    let sick = instance.release == NEW && self.sick_on.contains(&instance.host);
+                    let was_bad = self.proxy.targets.iter().any(|target| {
+                        target.instance == id
+                            && target.incarnation == instance.incarnation
+                            && target.incarnation == Incarnation(1)
+                            && !target.healthy
+                    });
+                    self.show_target(&id, !sick && !was_bad);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What the engine does with an entry, and what may be seen to be wrong with it.
+    fn record(&mut self, plan: &Plan, entry: &Happened) {
+        let serving_before = self.world().serving_count();
+        let generation = self.generation.next();
+        match entry {
+            Happened::DrainStarted { instance } => {
+                let world = self.world();
+                let served = world.serving(instance) == beanpole_planner::Serving::Yes;
+                let forced = plan.stages.iter().any(
+                    |stage| matches!(stage, beanpole_planner::Stage::Batch(batch) if batch.force),
+                );
+                if served && !forced && serving_before <= plan.floor {
+                    self.broken.push(format!(
+                        "{instance} left {serving_before} - 1 below the floor"
+                    ));
+                }
+                self.want(instance, |wanted| wanted.mode = Some(TargetMode::Drain));
+            }
+            Happened::PutIn { instance, forced } => {
+                let wanted = &self.instances[instance];
+                let proven = self.proxy.targets.iter().any(|target| {
+                    target.instance == *instance
+                        && target.incarnation == wanted.incarnation
+                        && target.good_checks >= GOOD_CHECKS
+                });
+                if !proven && !forced {
+                    self.broken.push(format!("{instance} serves unproven"));
+                }
+                self.want(instance, |wanted| wanted.mode = Some(TargetMode::Serve));
+            }
+            Happened::ProbeStarted { instance } => {
+                self.want(instance, |wanted| wanted.mode = Some(TargetMode::Probe));
+            }
+            Happened::Switched { instance } => {
+                self.undrained(plan, instance);
+                let change = plan
+                    .changes()
+                    .find(|(_, change)| change.instance == *instance);
+                let (_, change) = change.expect("it is in the plan");
+                let release = match change.action {
+                    Action::Launch { release } | Action::Replace { release } => release,
+                    _ => self.instances[instance].release,
+                };
+                let host = change.host.clone();
+                let wanted = self
+                    .instances
+                    .entry(instance.clone())
+                    .or_insert(InstanceState {
+                        host,
+                        release,
+                        incarnation: Incarnation(0),
+                        mode: None,
+                        routed: None,
+                        ordered: None,
+                    });
+                wanted.release = release;
+                wanted.incarnation = wanted.incarnation.next();
+                wanted.mode = None;
+            }
+            Happened::StopOrdered { instance } => {
+                self.undrained(plan, instance);
+                self.want(instance, |wanted| wanted.mode = None);
+            }
+            Happened::Removed { instance } => {
+                self.instances.remove(instance);
+            }
+            _ => return,
+        }
+        self.generation = generation;
+        if let Happened::DrainStarted { instance }
+        | Happened::PutIn { instance, .. }
+        | Happened::ProbeStarted { instance }
+        | Happened::Switched { instance }
+        | Happened::StopOrdered { instance } = entry
+        {
+            self.want(instance, |wanted| {
+                wanted.routed = Some(generation);
+                wanted.ordered = Some(generation);
+            });
+        }
+    }
+
+    fn undrained(&mut self, plan: &Plan, instance: &InstanceId) {
+        let in_draining_batch = plan.stages.iter().any(|stage| {
+            matches!(stage, beanpole_planner::Stage::Batch(batch)
+                if batch.drain && !batch.force && batch.changes.iter().any(|c| c.instance == *instance))
+        });
+        let Some(wanted) = self.instances.get(instance) else {
+            return;
+        };
+        let may_get_requests = self.proxy.targets.iter().any(|target| {
+            target.instance == *instance
+                && target.incarnation == wanted.incarnation
+                && target.mode == TargetMode::Serve
+        });
+        if in_draining_batch && may_get_requests {
+            self.broken
+                .push(format!("{instance} is stopped while it may get requests"));
+        }
+    }
+
+    fn want(&mut self, id: &InstanceId, change: impl FnOnce(&mut InstanceState)) {
+        if let Some(wanted) = self.instances.get_mut(id) {
+            change(wanted);
+        }
+    }
+
+    /// Carries a plan out; true when it finished, false when it failed.
+    fn carry_out(&mut self, plan: &Plan, moves: &[u8]) -> (bool, Progress) {
+        let mut progress = Progress::default();
+        for turn in 0..20_000 {
+            let now = Timestamp::from_millis(self.now);
+            let world = self.world();
+            let decision = next(plan, &progress, &world, now);
+            assert_eq!(decision, next(plan, &progress, &world, now), "same input");
+            match decision {
+                Decision::Record(entries) => {
+                    for entry in entries {
+                        self.record(plan, &entry);
+                        progress = apply(progress, now, &entry).expect("a legal entry");
+                    }
+                }
+                Decision::Wait { until, reasons } => {
+                    assert!(!reasons.is_empty(), "a wait without a reason");
+                    assert!(until > now, "a wait until the past: {reasons:?}");
+                    self.step(moves[turn % moves.len()]);
+                    if turn % 50 == 49 {
+                        // Nothing happens for long: the deadline comes.
+                        self.now = self.now.max(until.as_millis());
+                    }
+                }
+                Decision::Finished => return (true, progress),
+                Decision::Failed(failure) => {
+                    assert!(failure.message.ends_with('.'), "{}", failure.message);
+                    return (false, progress);
+                }
+            }
+        }
+        panic!("it never ends: {progress:?}");
+    }
+}
+
+fn empty_report() -> HostReport {
+    HostReport {
+        sequence: 1,
+        agent_version: String::new(),
+        agent_digest: None,
+        now: Timestamp::EPOCH,
+        generation: Generation(1),
+        facts: HostFacts {
+            memory_total_bytes: 8 << 30,
+            memory_available_bytes: 8 << 30,
+            ..HostFacts::default()
+        },
+        releases: Vec::new(),
+        instances: Vec::new(),
+    }
+}
+
+fn rules() -> Rules {
+    Rules {
+        gate: Gate::Proxies {
+            good_checks: GOOD_CHECKS,
+        },
+        timeouts: Timeouts {
+            prepare_ms: 60_000,
+            batch_ms: 60_000,
+            drain_ms: 5_000,
+            stop_ms: 5_000,
+        },
+        ignore_health: false,
+        needs: Place::default(),
+    }
+}
+
+fn goal(case: &Case) -> Goal {
+    let policy = if case.all_at_once {
+        DeploymentPolicy::AllAtOnce
+    } else {
+        DeploymentPolicy::Rolling
+    };
+    let batch = BatchSize::Fixed(case.batch);
+    match case.goal {
+        0 => Goal::Scale {
+            release: OLD,
+            tree: OLD,
+            size: case.size,
+        },
+        1 => Goal::Restart { policy, batch },
+        2 => Goal::Terminate,
+        _ => Goal::Deploy {
+            release: NEW,
+            tree: NEW,
+            size: case.size,
+            policy,
+            batch,
+        },
+    }
+}
+
+/// Goes there, and back when that fails; everything that went against a property on the way.
+fn there_and_back(case: &Case) -> Result<Vec<String>, TestCaseError> {
+    let mut fake = Fake::new(case);
+    let made = plan(&fake.world(), &goal(case), &rules(), 7).expect("there is room");
+    prop_assert_eq!(
+        &made,
+        &plan(&fake.world(), &goal(case), &rules(), 7).expect("there is room")
+    );
+    let (finished, progress) = fake.carry_out(&made, &case.moves);
+    if finished && case.goal == 3 {
+        let all_new = fake.instances.values().all(|i| i.release == NEW);
+        prop_assert!(all_new, "one version at the end");
+        prop_assert_eq!(fake.instances.len(), case.size as usize);
+    }
+    if !finished && case.goal == 3 {
+        let world = fake.world();
+        let back = plan_back(&world, &made, &progress, Some((OLD, OLD)), &rules());
+        // On the way back the world does all it is asked.
+        let (finished, _) = fake.carry_out(&back, &[0, 1, 2, 3, 4, 5]);
+        let stubborn = !case.unhealthy.is_empty();
+        prop_assert!(finished || stubborn, "the way back failed: {back:?}");
+        if finished {
+            let all_old = fake.instances.values().all(|i| i.release == OLD);
+            prop_assert!(all_old, "one version after going back");
+        }
+    }
+    Ok(fake.broken)
+}
+
+proptest! {
+    #[test]
+    fn capacity_never_below_floor(case in cases()) {
+        let broken = there_and_back(&case)?;
+        prop_assert!(!broken.iter().any(|what| what.contains("floor")), "{broken:?}");
+    }
+
+    #[test]
+    fn no_traffic_before_healthy(case in cases()) {
+        let broken = there_and_back(&case)?;
+        prop_assert!(!broken.iter().any(|what| what.contains("unproven")), "{broken:?}");
+    }
+
+    #[test]
+    fn drained_before_stopped(case in cases()) {
+        let broken = there_and_back(&case)?;
+        prop_assert!(!broken.iter().any(|what| what.contains("stopped")), "{broken:?}");
+    }
+
+    #[test]
+    fn every_plan_finishes_or_rolls_back(case in cases()) {
+        there_and_back(&case)?;
+    }
+
+    #[test]
+    fn same_input_same_plan(case in cases(), seed in any::<u128>()) {
+        let fake = Fake::new(&case);
+        let one = plan(&fake.world(), &goal(&case), &rules(), seed);
+        let two = plan(&fake.world(), &goal(&case), &rules(), seed);
+        prop_assert_eq!(one, two);
+    }
+
+    #[test]
+    fn a_rolling_plan_keeps_all_but_one_batch(
+        instances in 1_u8..9, batch in 1_u32..9, hosts in 1_u8..4,
+    ) {
+        let case = Case {
+            hosts, instances, unhealthy: BTreeSet::new(), goal: 3, size: u32::from(instances), batch,
+            all_at_once: false, sick_on: BTreeSet::new(), moves: vec![0],
+        };
+        let fake = Fake::new(&case);
+        let made = plan(&fake.world(), &goal(&case), &rules(), 1).expect("there is room");
+        let expected = u32::from(instances) - batch.min(u32::from(instances));
+        prop_assert_eq!(made.floor, expected);
+    }
+}
