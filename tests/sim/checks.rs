@@ -377,7 +377,13 @@ impl Checks {
                         .finished_at
                         .is_some_and(|end| end.since(seen).as_secs() >= 5)
                 });
-                if instance.release != wanted && !skipped && !silent {
+                // Going back undoes what this operation did, not what an earlier one left.
+                let touched = operation.status == OperationStatus::Succeeded
+                    || operation
+                        .plan
+                        .changes()
+                        .any(|(_, change)| change.instance == instance.id);
+                if instance.release != wanted && touched && !skipped && !silent {
                     return Err(format!(
                         "{} {} ended on release {wanted}, {} is on {}",
                         operation.kind, operation.status, instance.id, instance.release

@@ -69,8 +69,11 @@ impl Engine {
         if succeeded {
             scene.environment.mend_failures = 0;
             scene.environment.mend_after = None;
-        } else {
+        } else if kind == OperationKind::Replace {
             pause_mending(scene.environment, now);
+        } else {
+            let pause = Duration::from_millis(MEND_PAUSE_MS);
+            scene.environment.mend_after = Some(now.after(pause));
         }
         scene.environment.operation = None;
         scene.environment.updated_at = now;
@@ -229,7 +232,7 @@ fn message(operation: &OperationRecord, environment: &EnvironmentRecord) -> Stri
         OperationStatus::Aborted => {
             format!("It was aborted. The environment is back on {stands}.")
         }
-        _ if operation.back.is_some() => format!(
+        _ if operation.back_progress.failed.is_some() => format!(
             "{why} Going back failed too: {} Instances may run different versions; deploy again once the cause is mended.",
             operation
                 .back_progress
@@ -238,6 +241,9 @@ fn message(operation: &OperationRecord, environment: &EnvironmentRecord) -> Stri
                 .map(|failure| failure.message.clone())
                 .unwrap_or_default()
         ),
+        _ if operation.changes_no_release() => {
+            format!("{why} What did not come up is tried again after a pause.")
+        }
         _ if operation.from.is_none() => {
             format!("{why} There is no release to go back to; the environment was left as it is.")
         }

@@ -131,7 +131,11 @@ impl Engine {
                     let status = match (&operation.back, &operation.aborted_by) {
                         (None, _) => OperationStatus::Succeeded,
                         (Some(_), Some(_)) => OperationStatus::Aborted,
-                        (Some(_), None) if operation.from.is_some() => OperationStatus::RolledBack,
+                        (Some(_), None)
+                            if operation.from.is_some() && !operation.changes_no_release() =>
+                        {
+                            OperationStatus::RolledBack
+                        }
                         (Some(_), None) => OperationStatus::Failed,
                     };
                     self.finish(scene, observed, status)?;
@@ -159,10 +163,7 @@ impl Engine {
         let operation = &mut *scene.operation;
         // Replacing and restarting change no release; what they broke is not mended by breaking it
         // again. An abort still has to bring back what it interrupted.
-        let in_place = matches!(
-            operation.kind,
-            OperationKind::Replace | OperationKind::Restart
-        );
+        let in_place = operation.changes_no_release();
         let from = operation
             .from
             .filter(|_| !in_place || operation.aborted_by.is_some());

@@ -301,6 +301,11 @@ pub struct OperationRecord {
 }
 
 impl OperationRecord {
+    /// Whether it only starts instances afresh or elsewhere, on the release that they have.
+    pub const fn changes_no_release(&self) -> bool {
+        matches!(self.kind, OperationKind::Replace | OperationKind::Restart)
+    }
+
     /// Its key.
     pub fn key_of(id: &OperationId) -> Vec<u8> {
         key::join(&[id.as_str().as_bytes()])
