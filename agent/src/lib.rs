@@ -41,6 +41,9 @@ const DISK_RESERVE_BYTES: u64 = 64 << 20;
 /// How long calls in flight may take to end once the agent is told to stop.
 const LAST_CALLS: Duration = Duration::from_secs(5);
 
+/// How long a lock or socket of an agent that was just killed may linger.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// How an agent runs.
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
@@ -130,7 +133,11 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
         std::path::absolute(&config.data_dir).map_err(io_error("find", &config.data_dir))?;
     let layout = Layout::new(&data_dir);
     layout.create().map_err(io_error("make", layout.root()))?;
-    let lock = hold(&layout)?;
+    let lock = patiently(
+        async || hold(&layout),
+        |e| matches!(e, AgentError::Held { .. }),
+    )
+    .await?;
     let orders = orders::load(&layout.orders()).map_err(AgentError::Orders)?;
     let fences = fences::Fences::detect(layout.root());
     let runtime: Arc<dyn Runtime> = Arc::new(ProcessRuntime::new(
@@ -161,7 +168,9 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
     ));
     host.recover()
         .map_err(io_error("read", &layout.releases()))?;
-    let listener = listen(&config).await?;
+    let in_use =
+        |error: &AgentError| matches!(error, AgentError::Socket(socket::BindError::InUse { .. }));
+    let listener = patiently(async || listen(&config).await, in_use).await?;
     tracing::info!(
         data = %data_dir.display(),
         socket = %config.socket.display(),
@@ -207,6 +216,23 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
                 .exec(),
             path: program,
         }),
+    }
+}
+
+/// Tries again for a moment while `held`: an agent that was killed while it started a shim lives on
+/// in that child, with its lock and its socket, until the shim is executed.
+async fn patiently<T>(
+    attempt: impl AsyncFn() -> Result<T, AgentError>,
+    held: impl Fn(&AgentError) -> bool,
+) -> Result<T, AgentError> {
+    let start = std::time::Instant::now();
+    loop {
+        match attempt().await {
+            Err(error) if held(&error) && start.elapsed() < PATIENCE => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            outcome => return outcome,
+        }
     }
 }
 
