@@ -15,6 +15,7 @@ mod watch;
 
 use clap::Parser;
 use output::errors::Failure;
+use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -33,7 +34,10 @@ fn main() -> ExitCode {
     }
     // One provider of cryptography for the whole process. A second installation changes nothing.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let cli = args::Cli::parse();
+    let cli = match args::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return misread(&error),
+    };
     let json = cli.global.json;
     let context = context::Context::new(cli.global);
     match commands::run(&context, cli.command) {
@@ -45,8 +49,37 @@ fn main() -> ExitCode {
     }
 }
 
+/// Help and the version go to standard output; what cannot be read is told as every other error.
+fn misread(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() {
+        let _ = error.print();
+        return ExitCode::SUCCESS;
+    }
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let mut failure = Failure::misuse("");
+    let mut lines = Vec::new();
+    for line in text
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| !line.is_empty())
+    {
+        if let Some(tip) = line.trim_start().strip_prefix("tip: ") {
+            failure.hint = Some(tip.to_owned());
+        } else if !line.starts_with("For more information") {
+            lines.push(line);
+        }
+    }
+    failure.message = lines.join("\n");
+    let json = std::env::args_os().any(|word| word == "--json");
+    report(
+        &failure.or_hint("See the options and examples: add --help"),
+        json,
+    );
+    ExitCode::from(2)
+}
+
 fn report(failure: &Failure, json: bool) {
-    use std::io::{IsTerminal, Write};
     let mut err = std::io::stderr().lock();
     let text = if json {
         format!("{}\n", failure.to_json())

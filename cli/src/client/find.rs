@@ -28,6 +28,9 @@ pub struct UpRecord {
     pub https: String,
     /// The file that holds the token.
     pub token_file: PathBuf,
+    /// The certificate to trust, where the controller made its own.
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
 }
 
 /// What the user said about where the controller is.
@@ -79,21 +82,31 @@ pub fn access(wanted: &Wanted) -> Result<Access, Failure> {
         .clone()
         .or_else(|| running.as_ref().map(|record| record.url.clone()))
         .unwrap_or_else(|| DEFAULT_URL.to_owned());
+    let ca = running
+        .as_ref()
+        .filter(|record| record.url == url)
+        .and_then(|record| record.ca.clone());
     if let Some(token) = &wanted.token {
         return Ok(Access {
             url,
             token: Some(token.trim().to_owned()),
+            ca,
         });
     }
     if let Some(path) = &wanted.token_file {
         return Ok(Access {
             url,
             token: Some(read_token(path)?),
+            ca,
         });
     }
     // A token found here belongs to a controller on this machine and is shown to no other.
     if !is_local(&url) {
-        return Ok(Access { url, token: None });
+        return Ok(Access {
+            url,
+            token: None,
+            ca,
+        });
     }
     let of_running = running
         .filter(|record| record.url == url)
@@ -103,7 +116,7 @@ pub fn access(wanted: &Wanted) -> Result<Access, Failure> {
         .chain(places.iter().map(|place| place.join("token")))
         .find(|path| path.exists());
     let token = token.map(|path| read_token(&path)).transpose()?;
-    Ok(Access { url, token })
+    Ok(Access { url, token, ca })
 }
 
 /// The record of an `up` that still runs on `data`.

@@ -8,7 +8,7 @@ use beanpole_protocol::problem::Problem;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use ureq::http::{Method, Request, Response};
 use ureq::{Agent, Body, SendBody};
@@ -36,21 +36,28 @@ pub struct Access {
     pub url: String,
     /// The bearer token.
     pub token: Option<String>,
+    /// The certificate to trust, where `up` says that the controller made its own.
+    pub ca: Option<PathBuf>,
 }
 
 impl Client {
+    /// For asking a controller on this machine whether it serves: nothing secret is sent, so its
+    /// certificate is not looked at.
+    pub fn without_secrets(url: &str) -> Result<Self, Failure> {
+        let access = Access {
+            url: url.to_owned(),
+            token: None,
+            ca: None,
+        };
+        let tls = ureq::tls::TlsConfig::builder().disable_verification(true);
+        Self::with_tls(access, tls.build())
+    }
+
     /// For the controller at `access.url`. `ca` is a PEM file with the certificate authority to
     /// trust instead of the public ones.
     pub fn new(access: Access, ca: Option<&Path>) -> Result<Self, Failure> {
-        let base = access.url.trim_end_matches('/').to_owned();
-        if !base.starts_with("http://") && !base.starts_with("https://") {
-            return Err(
-                Failure::misuse(format!("`{base}` is not a controller's URL."))
-                    .hint("Write it as http://127.0.0.1:7700 or https://beanpole.example.com"),
-            );
-        }
         let mut tls = ureq::tls::TlsConfig::builder();
-        if let Some(path) = ca {
+        if let Some(path) = ca.or(access.ca.as_deref()) {
             let pem = std::fs::read(path).map_err(|error| {
                 Failure::caused(format!("Cannot read {}.", path.display()), &error)
             })?;
@@ -68,6 +75,17 @@ impl Client {
             }
             tls = tls.root_certs(ureq::tls::RootCerts::new_with_certs(&roots));
         }
+        Self::with_tls(access, tls.build())
+    }
+
+    fn with_tls(access: Access, tls: ureq::tls::TlsConfig) -> Result<Self, Failure> {
+        let base = access.url.trim_end_matches('/').to_owned();
+        if !base.starts_with("http://") && !base.starts_with("https://") {
+            return Err(
+                Failure::misuse(format!("`{base}` is not a controller's URL."))
+                    .hint("Write it as http://127.0.0.1:7700 or https://beanpole.example.com"),
+            );
+        }
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .timeout_connect(Some(CONNECT))
@@ -77,7 +95,7 @@ impl Client {
             .proxy(None)
             .no_delay(true)
             .user_agent(concat!("beanpole/", env!("CARGO_PKG_VERSION")))
-            .tls_config(tls.build())
+            .tls_config(tls)
             .build()
             .new_agent();
         Ok(Self {
@@ -232,8 +250,12 @@ impl Client {
     }
 
     fn unreachable(&self, error: &ureq::Error) -> Failure {
+        let cause: &dyn std::error::Error = match error {
+            ureq::Error::Io(error) => error,
+            error => error,
+        };
         let mut failure =
-            Failure::caused(format!("Cannot reach the controller at {}.", self.base), error).hint(
+            Failure::caused(format!("Cannot reach the controller at {}.", self.base), cause).hint(
                 "Start one on this machine with `beanpole up`, or say where it is: --url URL or BEANPOLE_URL",
             );
         failure.code = Some(UNREACHABLE.to_owned());

@@ -3,10 +3,12 @@
 use crate::local::children;
 use crate::output::errors::Failure;
 use beanpole_agent::AgentConfig;
+use beanpole_controller::{ControllerConfig, Tls};
 use beanpole_daemon::supervise::{self, Supervised};
 use beanpole_daemon::{logs, stop};
 use beanpole_proxy::ProxyConfig;
 use clap::Args;
+use std::ffi::OsString;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -36,18 +38,87 @@ pub struct Controller {
     /// The proxy's port for HTTP, for the URLs of environments
     #[arg(long, value_name = "PORT")]
     pub http_port: Option<u16>,
-    /// The API's certificate chain, PEM
+    /// How the API is protected, and bounds
+    #[command(flatten)]
+    pub offer: Offer,
+    /// End with the process that started it
+    #[arg(long, value_name = "PID", hide = true)]
+    pub die_with: Option<u32>,
+}
+
+/// How the controller offers its API: the same for `controller` and `up`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Offer {
+    /// The API's certificate chain, PEM; some TLS is needed to listen beyond this machine
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,
     /// The API's private key, PEM
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
-    /// Let the API listen beyond this machine without TLS
+    /// Use a certificate of the controller's own making; clients trust it by --ca
+    #[arg(long, conflicts_with = "tls_cert")]
+    pub tls_self_signed: bool,
+    /// Let the API listen beyond this machine without TLS: tokens and bundles travel in the open
     #[arg(long)]
     pub insecure: bool,
-    /// End with the process that started it
-    #[arg(long, value_name = "PID", hide = true)]
-    pub die_with: Option<u32>,
+    /// The largest bundle that is accepted, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u64).range(1..=1_048_576))]
+    pub bundle_limit_mib: u64,
+    /// Executables for hosts of other architectures, named beanpole-ARCH
+    #[arg(long, value_name = "DIR")]
+    pub builds: Option<PathBuf>,
+    /// Bytes per second for sending bundles to hosts, over all of them [default: no limit]
+    #[arg(long, value_name = "BYTES")]
+    pub push_limit: Option<u64>,
+}
+
+impl Offer {
+    /// As the arguments of a `controller`.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let mut words: Vec<OsString> = Vec::new();
+        let paths = [
+            ("--tls-cert", &self.tls_cert),
+            ("--tls-key", &self.tls_key),
+            ("--builds", &self.builds),
+        ];
+        for (flag, path) in paths {
+            if let Some(path) = path {
+                words.extend([flag.into(), path.as_os_str().to_owned()]);
+            }
+        }
+        for (flag, given) in [
+            ("--tls-self-signed", self.tls_self_signed),
+            ("--insecure", self.insecure),
+        ] {
+            if given {
+                words.push(flag.into());
+            }
+        }
+        words.extend([
+            "--bundle-limit-mib".into(),
+            self.bundle_limit_mib.to_string().into(),
+        ]);
+        if let Some(limit) = self.push_limit {
+            words.extend(["--push-limit".into(), limit.to_string().into()]);
+        }
+        words
+    }
+
+    /// Whether the API speaks TLS.
+    pub fn encrypts(&self) -> bool {
+        self.tls_cert.is_some() || self.tls_self_signed
+    }
+
+    fn tls(&self) -> Tls {
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(cert), Some(key)) => Tls::Files {
+                cert: cert.clone(),
+                key: key.clone(),
+            },
+            _ if self.tls_self_signed => Tls::SelfSigned,
+            _ => Tls::Off,
+        }
+    }
 }
 
 /// Run the agent alone: what makes one host match its orders
@@ -143,8 +214,19 @@ pub fn proxy(command: Proxy) -> Result<(), Failure> {
 
 /// Runs the controller.
 pub fn controller(command: Controller) -> Result<(), Failure> {
-    let _ = command;
-    Err(Failure::new("pending"))
+    let mut config = ControllerConfig::new(&command.data, command.api);
+    config.tls = command.offer.tls();
+    config.insecure = command.offer.insecure;
+    config.local_agent = command.local_agent;
+    config.local_proxy = command.local_proxy;
+    config.domain = command.domain;
+    config.http_port = command.http_port;
+    config.bundle_limit_bytes = command.offer.bundle_limit_mib * 1024 * 1024;
+    config.builds = command.offer.builds;
+    config.push_bytes_per_second = command.offer.push_limit;
+    serve(command.die_with, 2, "controller", move |stop| {
+        beanpole_controller::run(config, stop)
+    })
 }
 
 /// Runs a daemon until SIGTERM or SIGINT: logs, runtime, the signal to stop.

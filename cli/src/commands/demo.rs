@@ -266,6 +266,7 @@ impl Stage {
         let access = Access {
             url: record.url.clone(),
             token: Some(token.trim().to_owned()),
+            ca: None,
         };
         let client = Client::new(access, None)?;
         self.client = Some(client.clone());

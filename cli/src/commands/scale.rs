@@ -25,6 +25,12 @@ pub struct Scale {
 /// Scales and waits.
 pub fn run(context: &Context, command: &Scale) -> Result<(), Failure> {
     let (named, number) = match command.what.as_slice() {
+        [name] if EnvironmentName::new(name).is_ok() && name.parse::<u32>().is_err() => {
+            return Err(
+                Failure::misuse(format!("How many instances shall {name} have?"))
+                    .hint(format!("Write beanpole scale {name} 3")),
+            );
+        }
         [number] => (None, number),
         [name, number] => (Some(name), number),
         _ => return Err(Failure::misuse("How many instances?")),

@@ -1,5 +1,6 @@
 //! `beanpole up`: controller, proxy and agent on this machine, from one data directory.
 
+use super::daemons::Offer;
 use crate::client::find::{self, UpRecord};
 use crate::context::Context;
 use crate::local::children::{Daemon, keep};
@@ -10,7 +11,7 @@ use beanpole_daemon::{files, stop};
 use clap::Args;
 use std::ffi::OsString;
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -45,15 +46,9 @@ pub struct Up {
     /// The domain below which environments get their hostnames
     #[arg(long, default_value = "localhost")]
     pub domain: String,
-    /// The API's certificate chain, PEM; needed to listen beyond this machine
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
-    pub tls_cert: Option<PathBuf>,
-    /// The API's private key, PEM
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
-    pub tls_key: Option<PathBuf>,
-    /// Let the API listen beyond this machine without TLS: tokens and bundles travel in the open
-    #[arg(long)]
-    pub insecure: bool,
+    /// How the API is protected, and bounds
+    #[command(flatten)]
+    pub offer: Offer,
     /// Show the daemons' logs here too
     #[arg(long, short)]
     pub verbose: bool,
@@ -167,19 +162,30 @@ async fn supervise(context: &Context, command: &Up, data: &Path) -> Result<(), F
 }
 
 fn record(command: &Up, data: &Path) -> UpRecord {
-    let scheme = if command.tls_cert.is_some() {
+    let scheme = if command.offer.encrypts() {
         "https"
     } else {
         "http"
     };
+    // One that listens everywhere is reached here by loopback.
+    let mut reached = command.api;
+    match reached.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => reached.set_ip(Ipv4Addr::LOCALHOST.into()),
+        IpAddr::V6(ip) if ip.is_unspecified() => reached.set_ip(Ipv6Addr::LOCALHOST.into()),
+        _ => {}
+    }
     UpRecord {
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        url: format!("{scheme}://{}", command.api),
+        url: format!("{scheme}://{reached}"),
         api: command.api.to_string(),
         http: command.http.to_string(),
         https: command.https.to_string(),
         token_file: data.join("token"),
+        ca: command
+            .offer
+            .tls_self_signed
+            .then(|| data.join("controller/api-cert.pem")),
     }
 }
 
@@ -196,7 +202,7 @@ fn daemons(command: &Up, data: &Path) -> Vec<Daemon> {
         log: data.join(format!("logs/{name}.log")),
         show: command.verbose,
     };
-    let agent = words(&[&"--data", &data.join("agent"), &"--socket", &agent_socket]);
+    let agent = words(&[&"--data", &data, &"--socket", &agent_socket]);
     let proxy = words(&[
         &"--data",
         &data.join("proxy"),
@@ -223,17 +229,7 @@ fn daemons(command: &Up, data: &Path) -> Vec<Daemon> {
         &"--http-port",
         &command.http.port().to_string(),
     ]);
-    for (flag, path) in [
-        ("--tls-cert", &command.tls_cert),
-        ("--tls-key", &command.tls_key),
-    ] {
-        if let Some(path) = path {
-            controller.extend(words(&[&flag, path]));
-        }
-    }
-    if command.insecure {
-        controller.push("--insecure".into());
-    }
+    controller.extend(command.offer.arguments());
     vec![
         daemon("agent", agent),
         daemon("proxy", proxy),
@@ -289,13 +285,7 @@ fn port(address: &str) -> &str {
 
 /// Waits until `GET /healthz` answers 200, at most `limit`.
 pub fn wait_until_healthy(url: &str, limit: Duration) -> bool {
-    let Ok(client) = crate::client::Client::new(
-        crate::client::Access {
-            url: url.to_owned(),
-            token: None,
-        },
-        None,
-    ) else {
+    let Ok(client) = crate::client::Client::without_secrets(url) else {
         return false;
     };
     let begun = std::time::Instant::now();

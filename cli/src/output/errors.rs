@@ -78,6 +78,12 @@ impl Failure {
         self
     }
 
+    /// Adds what to do next, unless that is said already.
+    pub fn or_hint(mut self, hint: &str) -> Self {
+        self.hint.get_or_insert_with(|| hint.to_owned());
+        self
+    }
+
     /// Whether the controller answered with this code.
     pub fn has_code(&self, code: &str) -> bool {
         self.code.as_deref() == Some(code)

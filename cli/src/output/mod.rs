@@ -88,7 +88,10 @@ impl Output {
     }
 
     /// One line of data. A reader that went away (`| head`) is no error.
-    #[expect(clippy::unused_self, reason = "how to write may come to matter for lines too")]
+    #[expect(
+        clippy::unused_self,
+        reason = "how to write may come to matter for lines too"
+    )]
     pub fn line(self, text: impl AsRef<str>) {
         let mut out = std::io::stdout().lock();
         let _ = writeln!(out, "{}", text.as_ref());

@@ -408,11 +408,7 @@ fn find_key(text: &str, key: &str) -> Option<usize> {
 }
 
 /// Refuses unknown keys and takes `x-` keys out.
-fn check_keys(
-    text: &str,
-    table: &mut DeTable<'_>,
-    path: &mut Vec<String>,
-) -> Result<(), Wrong> {
+fn check_keys(text: &str, table: &mut DeTable<'_>, path: &mut Vec<String>) -> Result<(), Wrong> {
     let names: Vec<(String, usize)> = table
         .iter()
         .map(|(key, _)| (key.get_ref().to_string(), key.span().start))

@@ -1,0 +1,497 @@
+//! The command line as a user meets it: standard output, standard error and exit code, against a
+//! scripted controller.
+
+mod script;
+
+use script::{Script, environment, operation, problem};
+use serde_json::json;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// One run.
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Ran {
+    /// All of it, for a snapshot.
+    fn all(&self) -> String {
+        format!(
+            "exit code: {}\n--- stdout\n{}--- stderr\n{}",
+            self.code, self.out, self.err
+        )
+    }
+}
+
+fn beanpole(directory: &Path, url: &str, arguments: &[&str]) -> Ran {
+    let output = Command::new(env!("CARGO_BIN_EXE_beanpole"))
+        .args(arguments)
+        .current_dir(directory)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("HOME", directory)
+        .env("BEANPOLE_URL", url)
+        .env("BEANPOLE_TOKEN", "secret")
+        .stdin(Stdio::null())
+        .output()
+        .expect("beanpole runs");
+    Ran {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr)
+            .replace(&directory.display().to_string(), "DIR")
+            .replace(url, "URL"),
+    }
+}
+
+fn offline(arguments: &[&str]) -> Ran {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    beanpole(directory.path(), "http://127.0.0.1:1", arguments)
+}
+
+const COMMANDS: &[&[&str]] = &[
+    &[],
+    &["demo"],
+    &["up"],
+    &["host"],
+    &["host", "add"],
+    &["host", "list"],
+    &["host", "show"],
+    &["host", "drain"],
+    &["host", "resume"],
+    &["host", "upgrade"],
+    &["host", "remove"],
+    &["host", "accept-key"],
+    &["init"],
+    &["create"],
+    &["deploy"],
+    &["status"],
+    &["health"],
+    &["events"],
+    &["logs"],
+    &["open"],
+    &["list"],
+    &["scale"],
+    &["setenv"],
+    &["printenv"],
+    &["config"],
+    &["restart"],
+    &["rollback"],
+    &["releases"],
+    &["abort"],
+    &["attach"],
+    &["terminate"],
+    &["app"],
+    &["versions"],
+    &["backup"],
+    &["restore"],
+    &["version"],
+    &["completions"],
+    &["controller"],
+    &["agent"],
+    &["proxy"],
+];
+
+#[test]
+fn every_command_has_help_with_examples() {
+    let mut all = String::new();
+    for command in COMMANDS {
+        let mut arguments = command.to_vec();
+        arguments.push("--help");
+        let ran = offline(&arguments);
+        assert_eq!(ran.code, 0, "{command:?}: {}", ran.err);
+        assert!(
+            ran.out.contains("Example") || command.is_empty(),
+            "{command:?} shows no example:\n{}",
+            ran.out
+        );
+        // What stands under every command is shown once.
+        let own = match (command.is_empty(), ran.out.find("Everywhere:")) {
+            (false, Some(start)) => {
+                let rest = &ran.out[start..];
+                let end = rest.find("\n\n").map_or(rest.len(), |end| end + 2);
+                format!("{}{}", &ran.out[..start], &rest[end..])
+            }
+            _ => ran.out.clone(),
+        };
+        all.push_str(&format!("$ beanpole {}\n{own}\n", arguments.join(" ")));
+    }
+    insta::assert_snapshot!("help", all);
+}
+
+#[test]
+fn misuse_exits_2_and_says_what_to_write() {
+    let cases: &[&[&str]] = &[
+        &["frobnicate"],
+        &["status"],
+        &["scale", "shop-prod"],
+        &["scale", "shop-prod", "many"],
+        &["create", "x"],
+        &["deploy", "shop-prod", "--batch", "0"],
+        &["deploy", "shop-prod", "--policy", "Immutible"],
+        &["create", "shop-prod", "--platform", "pyton"],
+        &["terminate", "shop-prod"],
+        &["host", "remove", "web-1"],
+        &["host", "add", "a b"],
+        &["setenv", "shop-prod", "A"],
+        &["config", "shop-prod", "--set", "BatchSise=3"],
+    ];
+    let mut all = String::new();
+    for case in cases {
+        let ran = offline(case);
+        assert_eq!(ran.code, 2, "{case:?}: {}", ran.all());
+        assert!(ran.out.is_empty(), "{case:?}: {}", ran.out);
+        assert!(ran.err.starts_with("error: "), "{case:?}: {}", ran.err);
+        all.push_str(&format!("$ beanpole {}\n{}\n", case.join(" "), ran.err));
+    }
+    insta::assert_snapshot!("misuse", all);
+}
+
+#[test]
+fn a_controller_that_is_not_there_is_named() {
+    let ran = offline(&["list"]);
+    insta::assert_snapshot!(ran.all(), @r"
+    exit code: 1
+    --- stdout
+    --- stderr
+    error: Cannot reach the controller at URL.
+    caused by: Connection refused (os error 111)
+    hint: Start one on this machine with `beanpole up`, or say where it is: --url URL or BEANPOLE_URL
+    ");
+}
+
+#[test]
+fn a_problem_is_shown_with_its_hint() {
+    let script = Script::start(|_, _| {
+        problem(
+            404,
+            "environment-not-found",
+            "There is no environment `shop-prod`.",
+        )
+    });
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let ran = beanpole(directory.path(), &script.url(), &["status", "shop-prod"]);
+    insta::assert_snapshot!(ran.all(), @r"
+    exit code: 1
+    --- stdout
+    --- stderr
+    error: There is no environment `shop-prod`.
+    hint: Create it: beanpole create shop-prod
+    ");
+    let ran = beanpole(
+        directory.path(),
+        &script.url(),
+        &["status", "shop-prod", "--json"],
+    );
+    let error: serde_json::Value = serde_json::from_str(&ran.err).expect("JSON");
+    assert_eq!(error["error"]["code"], "environment-not-found");
+    assert!(
+        script.requests().iter().all(|r| r.token == "Bearer secret"),
+        "the token is sent"
+    );
+}
+
+#[test]
+fn status_is_a_table_or_json() {
+    let script = Script::start(|_, _| (200, environment("v2", 7)));
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let ran = beanpole(directory.path(), &script.url(), &["status", "shop-prod"]);
+    insta::assert_snapshot!("status", ran.all());
+    let ran = beanpole(
+        directory.path(),
+        &script.url(),
+        &["status", "shop-prod", "--json"],
+    );
+    let view: serde_json::Value = serde_json::from_str(&ran.out).expect("JSON");
+    for field in ["status", "health", "release", "version", "url"] {
+        assert!(!view[field].is_null(), "{field}");
+    }
+    for field in ["id", "host", "address", "version", "health"] {
+        assert!(view["instances"][0][field].is_string(), "{field}");
+    }
+}
+
+/// A controller that takes a deployment, which ends as `ending` says after two looks.
+fn deployment(known: bool, ending: fn() -> serde_json::Value) -> Script {
+    Script::start(move |request, seen| {
+        let path = request.path.as_str();
+        let bundle = json!({"digest": "0".repeat(64), "size": 1});
+        match (request.method.as_str(), path) {
+            ("HEAD", _) => (if known { 200 } else { 404 }, json!(null)),
+            ("PUT", _) => {
+                let digest = path.rsplit('/').next().unwrap_or_default();
+                (201, json!({"digest": digest, "size": request.body.len()}))
+            }
+            ("GET", "/v1/environments/shop-prod") => (200, environment("v1", 1)),
+            ("GET", path) if path.contains("/settings") => (200, json!({})),
+            ("GET", path) if path.contains("/versions/") => {
+                problem(404, "version-not-found", "There is no version.")
+            }
+            ("POST", path) if path.ends_with("/versions") => {
+                let body: serde_json::Value =
+                    serde_json::from_slice(&request.body).unwrap_or_default();
+                (
+                    201,
+                    json!({"application": "shop", "label": body["label"], "description": "",
+                        "bundle": body["bundle"], "bundle_size": 1,
+                        "created_at": "2026-01-02T03:04:05.678Z"}),
+                )
+            }
+            ("POST", path) if path.ends_with("?plan=true") => {
+                (200, operation("running", "pending")["plan"].clone())
+            }
+            ("POST", path) if path.ends_with("/deployments") => {
+                (202, operation("running", "pending"))
+            }
+            ("GET", path) if path.starts_with("/v1/operations/") => {
+                let looks = seen.iter().filter(|r| r.path == path).count();
+                match looks {
+                    0 | 1 => (200, operation("running", "draining")),
+                    2 => (200, operation("running", "checking")),
+                    _ => (200, ending()),
+                }
+            }
+            ("GET", path) if path.starts_with("/v1/events/stream") => problem(404, "none", "none"),
+            _ => (200, bundle),
+        }
+    })
+}
+
+fn app() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    std::fs::write(directory.path().join("Procfile"), "web: ./run\n").expect("write");
+    directory
+}
+
+#[test]
+fn a_deployment_is_shown_from_the_plan_to_the_url() {
+    let script = deployment(false, || operation("succeeded", "done"));
+    let app = app();
+    let ran = beanpole(
+        app.path(),
+        &script.url(),
+        &["deploy", "shop-prod", "--label", "v2", "--batch", "1"],
+    );
+    insta::assert_snapshot!("deploy", ran.all());
+    let requests = script.requests();
+    let put = requests.iter().find(|r| r.method == "PUT").expect("upload");
+    assert!(put.body.starts_with(b"PK\x03\x04"));
+    let deploy = requests
+        .iter()
+        .find(|r| r.path.ends_with("/deployments"))
+        .expect("deployment");
+    let body: serde_json::Value = serde_json::from_slice(&deploy.body).expect("JSON");
+    assert_eq!(body["batch"], "1");
+    assert_eq!(body["version"], "v2");
+}
+
+#[test]
+fn a_bundle_that_is_known_is_not_sent_again() {
+    let script = deployment(true, || operation("succeeded", "done"));
+    let app = app();
+    let ran = beanpole(
+        app.path(),
+        &script.url(),
+        &["deploy", "shop-prod", "--label", "v2", "--json"],
+    );
+    assert_eq!(ran.code, 0, "{}", ran.all());
+    assert!(!script.requests().iter().any(|r| r.method == "PUT"));
+    let result: serde_json::Value = serde_json::from_str(&ran.out).expect("JSON");
+    assert_eq!(result["status"], "succeeded");
+    assert_eq!(result["url"], "http://shop-prod.localhost:8080/");
+}
+
+#[test]
+fn a_deployment_that_fails_names_instance_probe_answer_and_log() {
+    let script = deployment(false, || {
+        let mut ended = operation("rolled-back", "failed");
+        ended["failure"] = json!({
+            "code": "unhealthy",
+            "message": "Instance i-00000000000000001 did not become healthy in time.",
+            "instance": "i-00000000000000001", "host": "web-1",
+            "probe": "GET /", "answer": "500 in 3 ms",
+            "log": ["listening on 20001", "Error: no database"],
+        });
+        ended
+    });
+    let app = app();
+    let ran = beanpole(
+        app.path(),
+        &script.url(),
+        &["deploy", "shop-prod", "--label", "v2"],
+    );
+    insta::assert_snapshot!("deploy-failed", ran.all());
+}
+
+#[test]
+fn detached_deployments_say_how_to_follow() {
+    let script = deployment(false, || operation("succeeded", "done"));
+    let app = app();
+    let ran = beanpole(
+        app.path(),
+        &script.url(),
+        &[
+            "deploy",
+            "shop-prod",
+            "--label",
+            "v2",
+            "--detach",
+            "--quiet",
+        ],
+    );
+    insta::assert_snapshot!(ran.all(), @r"
+    exit code: 0
+    --- stdout
+    The deploy of shop-prod has begun.
+    Follow it: beanpole attach op-000000000001
+    --- stderr
+    ");
+}
+
+#[test]
+fn deploy_toml_stands_in_for_every_argument() {
+    let script = deployment(false, || operation("succeeded", "done"));
+    let app = app();
+    std::fs::write(
+        app.path().join("deploy.toml"),
+        "application = \"shop\"\nenvironment = \"shop-prod\"\nbatch = 1\n[env]\nLOG = \"debug\"\n",
+    )
+    .expect("write");
+    let below = app.path().join("src");
+    std::fs::create_dir(&below).expect("directory");
+    let ran = beanpole(&below, &script.url(), &["deploy"]);
+    assert_eq!(ran.code, 0, "{}", ran.all());
+    let requests = script.requests();
+    let deploy = requests
+        .iter()
+        .find(|r| r.path.ends_with("/deployments"))
+        .expect("deployment");
+    let body: serde_json::Value = serde_json::from_slice(&deploy.body).expect("JSON");
+    assert_eq!(
+        body["settings"],
+        json!({
+            "aws:elasticbeanstalk:application:environment": {"LOG": "debug"},
+            "aws:elasticbeanstalk:command": {"BatchSize": "1", "BatchSizeType": "Fixed"},
+        })
+    );
+    assert!(
+        ran.err.contains("sets environment property LOG"),
+        "{}",
+        ran.err
+    );
+    assert!(
+        !ran.err.contains("debug"),
+        "values stay private: {}",
+        ran.err
+    );
+}
+
+#[test]
+fn a_typo_in_deploy_toml_is_refused_before_anything_is_sent() {
+    let script = deployment(false, || operation("succeeded", "done"));
+    let app = app();
+    std::fs::write(
+        app.path().join("deploy.toml"),
+        "x-note = \"free\"\naplication = \"shop\"\n",
+    )
+    .expect("write");
+    let ran = beanpole(app.path(), &script.url(), &["deploy", "shop-prod"]);
+    insta::assert_snapshot!(ran.all(), @r"
+    exit code: 2
+    --- stdout
+    --- stderr
+    error: DIR/deploy.toml:2: There is no setting `aplication`.
+    hint: Did you mean `application`? Keys that begin with `x-` are free.
+    ");
+}
+
+#[test]
+fn init_writes_once() {
+    let app = app();
+    let first = beanpole(
+        app.path(),
+        "http://127.0.0.1:1",
+        &["init", "--application", "shop"],
+    );
+    assert_eq!(first.code, 0, "{}", first.all());
+    insta::assert_snapshot!(
+        "init",
+        std::fs::read_to_string(app.path().join("deploy.toml")).expect("read")
+    );
+    let second = beanpole(app.path(), "http://127.0.0.1:1", &["init"]);
+    assert_eq!(second.code, 1, "{}", second.all());
+    assert!(second.err.contains("hint:"), "{}", second.err);
+}
+
+#[test]
+fn an_unknown_host_key_is_shown_and_not_trusted_without_being_asked() {
+    let script = Script::start(|_, _| {
+        (
+            200,
+            json!({"algorithm": "ssh-ed25519", "fingerprint": "SHA256:abc"}),
+        )
+    });
+    let directory = tempfile::tempdir().expect("temporary directory");
+    std::fs::write(
+        directory.path().join("key"),
+        "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAE\n",
+    )
+    .expect("write");
+    let ran = beanpole(
+        directory.path(),
+        &script.url(),
+        &["host", "add", "deploy@192.0.2.10", "--identity", "key"],
+    );
+    insta::assert_snapshot!(ran.all(), @r"
+    exit code: 2
+    --- stdout
+    --- stderr
+    error: deploy@192.0.2.10 shows the key SHA256:abc (ssh-ed25519).
+    hint: Compare it on the host (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub), then accept it: --host-key SHA256:abc
+    ");
+    assert_eq!(script.requests().len(), 1, "only the probe");
+}
+
+#[test]
+fn properties_are_set_removed_and_printed() {
+    let script = Script::start(|request, _| match request.method.as_str() {
+        "GET" if request.path.ends_with("/settings") => (
+            200,
+            json!({"aws:elasticbeanstalk:application:environment": {"A": "1", "B": "x y"}}),
+        ),
+        _ => (202, operation("running", "pending")),
+    });
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let ran = beanpole(directory.path(), &script.url(), &["printenv", "shop-prod"]);
+    assert_eq!(ran.out, "A=1\nB=x y\n");
+    std::fs::write(
+        directory.path().join("more.env"),
+        "# comment\nexport C='quoted'\n\nD=\n",
+    )
+    .expect("write");
+    let ran = beanpole(
+        directory.path(),
+        &script.url(),
+        &[
+            "setenv",
+            "shop-prod",
+            "A=2",
+            "B=",
+            "--file",
+            "more.env",
+            "--detach",
+        ],
+    );
+    assert_eq!(ran.code, 0, "{}", ran.all());
+    let requests = script.requests();
+    let patch = requests
+        .iter()
+        .find(|r| r.method == "PATCH")
+        .expect("patch");
+    let body: serde_json::Value = serde_json::from_slice(&patch.body).expect("JSON");
+    let namespace = "aws:elasticbeanstalk:application:environment";
+    assert_eq!(body["set"][namespace], json!({"A": "2", "C": "quoted"}));
+    assert_eq!(body["remove"][namespace], json!(["B", "D"]));
+}
