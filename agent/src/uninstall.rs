@@ -2,7 +2,8 @@
 
 use crate::converge::Host;
 use crate::release::remove_for_good;
-use beanpole_protocol::agent::Uninstalled;
+use beanpole_daemon::files;
+use beanpole_protocol::agent::{Installed, Uninstalled};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,12 @@ pub const PROGRAMS: &str = "/usr/local/lib/beanpole";
 /// The system user as whom the controller comes in.
 const LOGIN: &str = "beanpole";
 const UNIT: &str = "beanpole-agent.service";
+/// What was installed, beside the agent's data.
+const INSTALLED: &str = "installed.json";
+/// What the set-up and the supervisor leave beside the agent's data.
+const BESIDE_DATA: [&str; 2] = [INSTALLED, "agent.log"];
+/// What the supervisor leaves beside the socket.
+const SUPERVISOR: &str = "supervisor.pid";
 
 /// What bootstrap put on this host besides the agent's data.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +63,19 @@ impl Installation {
             socket: socket.to_owned(),
             ..Self::none()
         };
+        // What set this host up wrote down what it made; that wins over every default.
+        match files::read_json::<Installed>(&data_dir.join(INSTALLED)) {
+            Ok(Some(installed)) => {
+                return Self {
+                    programs: Some(installed.executables.into()),
+                    unit: installed.unit.map(PathBuf::from),
+                    login: Some(installed.user),
+                    ..base
+                };
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "what was installed here cannot be read"),
+        }
         if !executable.starts_with(PROGRAMS) {
             return base;
         }
@@ -134,11 +154,16 @@ pub async fn run(host: &Arc<Host>, installation: &Installation) -> Uninstalled {
         let socket = &installation.socket;
         tally.note("socket", socket, fs::remove_file(socket));
         if let Some(above) = socket.parent().filter(|p| p.ends_with("run/beanpole")) {
+            let _ = fs::remove_file(above.join(SUPERVISOR));
             tally.note("directory", above, fs::remove_dir(above));
         }
     }
     let data = &installation.data_dir;
     if !data.as_os_str().is_empty() && data.exists() {
+        for name in BESIDE_DATA {
+            let path = data.join(name);
+            tally.note("file", &path, fs::remove_file(&path));
+        }
         match fs::remove_dir(data) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
                 // A proxy or a controller may live here too: theirs is not ours to remove.
