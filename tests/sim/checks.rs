@@ -379,10 +379,7 @@ impl Checks {
                 });
                 // Going back undoes what this operation did, not what an earlier one left.
                 let touched = operation.status == OperationStatus::Succeeded
-                    || operation
-                        .plan
-                        .changes()
-                        .any(|(_, change)| change.instance == instance.id);
+                    || operation.progress.changes.contains_key(&instance.id);
                 if instance.release != wanted && touched && !skipped && !silent {
                     return Err(format!(
                         "{} {} ended on release {wanted}, {} is on {}",

@@ -219,12 +219,16 @@ impl World {
             }
         }
         if self.rng.chance(8) {
-            // The controller dies and is started again.
-            self.engine = Engine::new(self.store.clone(), EngineConfig::default());
-            self.register();
-            self.messages.clear();
-            self.woken = true;
+            self.restart_controller();
         }
+    }
+
+    /// The controller dies and is started again: what is in the store is all it knows.
+    fn restart_controller(&mut self) {
+        self.engine = Engine::new(self.store.clone(), EngineConfig::default());
+        self.register();
+        self.messages.clear();
+        self.woken = true;
     }
 
     fn heal(&mut self) {
@@ -501,13 +505,19 @@ impl World {
         let commits = self.store.commits();
         self.checks.before(&self.store);
         let at = self.at();
+        // Now and then the controller dies between two transactions.
+        let dies = self.faulty && self.rng.chance(10);
+        let transactions = if dies { self.rng.range(1, 3) } else { u64::MAX };
         let rng = &mut self.rng;
         let turn = self
             .engine
-            .turn(&self.observed, at, &mut || rng.bits())
+            .turn_at_most(&self.observed, at, &mut || rng.bits(), transactions)
             .map_err(|error| format!("a turn failed: {error:?}"))?;
         self.turns += 1;
         self.wake_at = turn.wake_at.map_or(u64::MAX, Timestamp::as_millis);
+        if dies {
+            self.restart_controller();
+        }
         if self.store.commits() == commits {
             return Ok(());
         }

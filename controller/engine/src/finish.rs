@@ -210,11 +210,10 @@ fn drop_operations(tx: &mut Tx<'_>, operations: &[OperationIndexRecord]) -> Resu
 
 /// How it ended, in a sentence or two.
 fn message(operation: &OperationRecord, environment: &EnvironmentRecord) -> String {
-    let why = operation
-        .failure
-        .as_ref()
-        .map(|failure| failure.message.clone())
-        .unwrap_or_default();
+    let why = operation.failure.as_ref().map_or_else(
+        || "It was aborted.".to_owned(),
+        |failure| failure.message.clone(),
+    );
     let stands = match environment.live {
         Some(live) => format!("release {live}"),
         None => "no release".to_owned(),

@@ -41,15 +41,33 @@ impl Engine {
         now: Timestamp,
         bits: &mut dyn FnMut() -> u128,
     ) -> Result<Turn, EngineError> {
+        self.turn_at_most(observed, now, bits, u64::MAX)
+    }
+
+    /// A turn that stops after that many transactions: what a controller that dies midway leaves in
+    /// its store. For the simulator.
+    pub fn turn_at_most(
+        &self,
+        observed: &Observed,
+        now: Timestamp,
+        bits: &mut dyn FnMut() -> u128,
+        transactions: u64,
+    ) -> Result<Turn, EngineError> {
         let mut turn = Turn::default();
+        let before = self.store.commits();
         for environment in self.store.list::<EnvironmentRecord>()? {
+            if self.store.commits() - before >= transactions {
+                return Ok(turn);
+            }
             if environment.operation.is_some() {
                 self.advance(&environment, observed, now, &mut turn)?;
             } else if environment.status == EnvironmentStatus::Ready {
                 self.mend(&environment, observed, now, bits, &mut turn)?;
             }
         }
-        self.derive(observed, &mut turn)?;
+        if self.store.commits() - before < transactions {
+            self.derive(observed, &mut turn)?;
+        }
         Ok(turn)
     }
 
