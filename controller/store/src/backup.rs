@@ -176,13 +176,10 @@ fn spool(store: &Store) -> Result<(Box<dyn Read>, u64, u64), StoreError> {
         let _writers = store.hold_writers();
         store.visit(|full, value| {
             let (table, key) = split(full)?;
-            let json = match value.split_first() {
-                Some((&JSON, json)) => json,
-                _ => {
-                    return Err(broken(format!(
-                        "a record of `{table}` has an unknown format"
-                    )));
-                }
+            let Some((&JSON, json)) = value.split_first() else {
+                return Err(broken(format!(
+                    "a record of `{table}` has an unknown format"
+                )));
             };
             if table == META && key == SCHEMA_KEY {
                 schema = serde_json::from_slice(json).map_err(broken)?;

@@ -1,0 +1,401 @@
+//! Environments and the operations on them.
+
+use super::request::{Answer, Asked, Caller, In, Json, Paging, accepted, page_of_all};
+use crate::app::App;
+use crate::services::logs;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use beanpole_daemon::clock;
+use beanpole_engine::Call;
+use beanpole_fleet::LogQuery;
+use beanpole_protocol::api::{
+    CreateEnvironment, Deploy, Environment, EnvironmentHealth, Operation, Page, PlanView, Release,
+    Rollback, Scale, UpdateSettings,
+};
+use beanpole_protocol::options::OptionSettings;
+use beanpole_protocol::problem::Problem;
+use beanpole_protocol::{ApplicationName, EnvironmentName, InstanceId, OperationId};
+use serde::Deserialize;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+/// Lines of logs per instance, unless told otherwise.
+const TAIL: u64 = 100;
+/// The most lines of logs per instance that are sorted in memory.
+const LONGEST_TAIL: u64 = 10_000;
+
+pub(super) fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(list, create))
+        .routes(routes!(get, terminate))
+        .routes(routes!(get_settings, update_settings))
+        .routes(routes!(deploy))
+        .routes(routes!(rollback))
+        .routes(routes!(scale))
+        .routes(routes!(restart))
+        .routes(routes!(abort))
+        .routes(routes!(releases))
+        .routes(routes!(health))
+        .routes(routes!(read_logs))
+        .routes(routes!(operations))
+        .routes(routes!(operation))
+}
+
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Listed {
+    /// Those of this application only.
+    #[param(value_type = Option<String>)]
+    application: Option<ApplicationName>,
+    /// `next` of the page before.
+    after: Option<String>,
+    /// At most so many items: 1 to 1000, 100 if absent.
+    limit: Option<usize>,
+}
+
+/// Environments, by name.
+#[utoipa::path(get, path = "/v1/environments", tag = "environments", params(Listed), responses(
+    (status = 200, body = Page<Environment>),
+))]
+async fn list(
+    State(app): State<App>,
+    Asked(asked): Asked<Listed>,
+) -> Answer<axum::Json<Page<Environment>>> {
+    let application = asked.application;
+    let items = app
+        .blocking(move |app| {
+            let observed = app.observations.snapshot();
+            app.engine
+                .environments(application.as_ref(), &observed, clock::now())
+        })
+        .await?;
+    let paging = Paging {
+        after: asked.after,
+        limit: asked.limit,
+    };
+    page_of_all(items, &paging, |item| item.name.to_string())
+}
+
+/// Create an environment.
+#[utoipa::path(post, path = "/v1/environments", tag = "environments", request_body = CreateEnvironment, responses(
+    (status = 202, description = "It is being created", body = Operation),
+))]
+async fn create(
+    State(app): State<App>,
+    caller: Caller,
+    Json(body): Json<CreateEnvironment>,
+) -> Answer<Response> {
+    let operation = app
+        .operate(caller.request_id, move |engine, call| {
+            engine.create_environment(call, body)
+        })
+        .await?;
+    Ok(accepted(operation))
+}
+
+/// One environment.
+#[utoipa::path(get, path = "/v1/environments/{environment}", tag = "environments", params(("environment" = String, Path)), responses(
+    (status = 200, body = Environment),
+))]
+async fn get(
+    State(app): State<App>,
+    In(name): In<EnvironmentName>,
+) -> Answer<axum::Json<Environment>> {
+    let found = app
+        .blocking(move |app| {
+            let observed = app.observations.snapshot();
+            app.engine.environment(&name, &observed, clock::now())
+        })
+        .await?;
+    Ok(axum::Json(found))
+}
+
+/// Take an environment down.
+#[utoipa::path(delete, path = "/v1/environments/{environment}", tag = "environments", params(("environment" = String, Path)), responses(
+    (status = 202, description = "It is being taken down", body = Operation),
+))]
+async fn terminate(
+    State(app): State<App>,
+    caller: Caller,
+    In(name): In<EnvironmentName>,
+) -> Answer<Response> {
+    let operation = app
+        .operate(caller.request_id, move |engine, call| {
+            engine.terminate(call, &name)
+        })
+        .await?;
+    Ok(accepted(operation))
+}
+
+/// An environment's settings, with the values of its properties.
+#[utoipa::path(get, path = "/v1/environments/{environment}/settings", tag = "environments", params(("environment" = String, Path)), responses(
+    (status = 200, body = OptionSettings),
+))]
+async fn get_settings(
+    State(app): State<App>,
+    In(name): In<EnvironmentName>,
+) -> Answer<axum::Json<OptionSettings>> {
+    let found = app.blocking(move |app| app.engine.settings(&name)).await?;
+    Ok(axum::Json(found))
+}
+
+/// Change settings.
+#[utoipa::path(patch, path = "/v1/environments/{environment}/settings", tag = "environments", params(("environment" = String, Path)), request_body = UpdateSettings, responses(
+    (status = 202, description = "They are being put in force", body = Operation),
+))]
+async fn update_settings(
+    State(app): State<App>,
+    caller: Caller,
+    In(name): In<EnvironmentName>,
+    Json(body): Json<UpdateSettings>,
+) -> Answer<Response> {
+    let operation = app
+        .operate(caller.request_id, move |engine, call| {
+            engine.update_settings(call, &name, body)
+        })
+        .await?;
+    Ok(accepted(operation))
+}
+
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Deploying {
+    /// Only show what would be done.
+    #[serde(default)]
+    plan: bool,
+}
+
+/// Deploy a version, or show how it would be done.
+#[utoipa::path(post, path = "/v1/environments/{environment}/deployments", tag = "environments", params(("environment" = String, Path), Deploying), request_body = Deploy, responses(
+    (status = 202, description = "It is under way", body = Operation),
+    (status = 200, description = "With `plan`: what would be done", body = PlanView),
+))]
+async fn deploy(
+    State(app): State<App>,
+    caller: Caller,
+    In(name): In<EnvironmentName>,
+    Asked(asked): Asked<Deploying>,
+    Json(body): Json<Deploy>,
+) -> Answer<Response> {
+    if !asked.plan {
+        let operation = app
+            .operate(caller.request_id, move |engine, call| {
+                engine.deploy(call, &name, body)
+            })
+            .await?;
+        return Ok(accepted(operation));
+    }
+    let plan = app
+        .blocking(move |app| {
+            let observed = app.observations.snapshot();
+            let call = Call {
+                request_id: caller.request_id,
+                now: clock::now(),
+                bits: clock::random_bits(),
+                observed: &observed,
+            };
+            app.engine.plan_deploy(&call, &name, body)
+        })
+        .await?;
+    Ok(axum::Json(plan).into_response())
+}
+
+/// Go back to an earlier release.
+#[utoipa::path(post, path = "/v1/environments/{environment}/rollback", tag = "environments", params(("environment" = String, Path)), request_body = Rollback, responses(
+    (status = 202, description = "It is under way", body = Operation),
+))]
+async fn rollback(
+    State(app): State<App>,
+    caller: Caller,
+    In(name): In<EnvironmentName>,
+    Json(body): Json<Rollback>,
+) -> Answer<Response> {
+    let operation = app
+        .operate(caller.request_id, move |engine, call| {
+            engine.rollback(call, &name, body)
+        })
+        .await?;
+    Ok(accepted(operation))
+}
+
+/// Change the number of instances.
+#[utoipa::path(post, path = "/v1/environments/{environment}/scale", tag = "environments", params(("environment" = String, Path)), request_body = Scale, responses(
+    (status = 202, description = "It is under way", body = Operation),
+))]
+async fn scale(
+    State(app): State<App>,
+    caller: Caller,
+    In(name): In<EnvironmentName>,
+    Json(body): Json<Scale>,
+) -> Answer<Response> {
+    let operation = app
+        .operate(caller.request_id, move |engine, call| {
+            engine.scale(call, &name, body)
+        })
+        .await?;
+    Ok(accepted(operation))
+}
+
+/// Restart all processes, by the deployment policy.
+#[utoipa::path(post, path = "/v1/environments/{environment}/restart", tag = "environments", params(("environment" = String, Path)), responses(
+    (status = 202, description = "It is under way", body = Operation),
+))]
+async fn restart(
+    State(app): State<App>,
+    caller: Caller,
+    In(name): In<EnvironmentName>,
+) -> Answer<Response> {
+    let operation = app
+        .operate(caller.request_id, move |engine, call| {
+            engine.restart(call, &name)
+        })
+        .await?;
+    Ok(accepted(operation))
+}
+
+/// Give up the operation that runs.
+#[utoipa::path(post, path = "/v1/environments/{environment}/abort", tag = "environments", params(("environment" = String, Path)), responses(
+    (status = 202, description = "It is on its way back", body = Operation),
+))]
+async fn abort(
+    State(app): State<App>,
+    caller: Caller,
+    In(name): In<EnvironmentName>,
+) -> Answer<Response> {
+    let operation = app
+        .operate(caller.request_id, move |engine, call| {
+            engine.abort(call, &name)
+        })
+        .await?;
+    Ok(accepted(operation))
+}
+
+/// An environment's releases, the newest first.
+#[utoipa::path(get, path = "/v1/environments/{environment}/releases", tag = "environments", params(("environment" = String, Path), Paging), responses(
+    (status = 200, body = Page<Release>),
+))]
+async fn releases(
+    State(app): State<App>,
+    In(name): In<EnvironmentName>,
+    Asked(paging): Asked<Paging>,
+) -> Answer<axum::Json<Page<Release>>> {
+    let limit = paging.limit()?;
+    let before: Option<u64> = paging.after()?;
+    let mut items = app.blocking(move |app| app.engine.releases(&name)).await?;
+    items.retain(|release| before.is_none_or(|before| release.number.0 < before));
+    Ok(super::request::page(items, limit, |release| {
+        release.number.to_string()
+    }))
+}
+
+/// An environment's health.
+#[utoipa::path(get, path = "/v1/environments/{environment}/health", tag = "environments", params(("environment" = String, Path)), responses(
+    (status = 200, body = EnvironmentHealth),
+))]
+async fn health(
+    State(app): State<App>,
+    In(name): In<EnvironmentName>,
+) -> Answer<axum::Json<EnvironmentHealth>> {
+    let found = app
+        .blocking(move |app| {
+            let observed = app.observations.snapshot();
+            app.engine
+                .environment_health(&name, &observed, clock::now())
+        })
+        .await?;
+    Ok(axum::Json(found))
+}
+
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Lines {
+    /// Of this instance only.
+    #[param(value_type = Option<String>)]
+    instance: Option<InstanceId>,
+    /// Of this process only.
+    process: Option<String>,
+    /// The last so many lines of each instance: at most 10,000; 100 if absent.
+    tail: Option<u64>,
+    /// Go on with new lines as they come.
+    #[serde(default)]
+    follow: bool,
+}
+
+/// Logs of all instances, lines `INSTANCE HOST TIME PROCESS STREAM LINE`.
+#[utoipa::path(get, path = "/v1/environments/{environment}/logs", tag = "environments", params(("environment" = String, Path), Lines), responses(
+    (status = 200, description = "The lines", content_type = "text/plain", body = String),
+))]
+async fn read_logs(
+    State(app): State<App>,
+    In(name): In<EnvironmentName>,
+    Asked(asked): Asked<Lines>,
+) -> Answer<Response> {
+    let tail = asked.tail.unwrap_or(TAIL);
+    if tail > LONGEST_TAIL {
+        return Err(Problem::invalid(
+            "invalid-tail",
+            format!("`tail` is {tail}, and must be at most {LONGEST_TAIL}."),
+        )
+        .into());
+    }
+    let query = LogQuery {
+        tail,
+        process: asked.process,
+        follow: asked.follow,
+    };
+    let lines = logs::stream(&app, name, asked.instance, query).await?;
+    Ok((
+        [(header::CONTENT_TYPE, "text/plain; charset=utf-8")],
+        Body::from_stream(lines),
+    )
+        .into_response())
+}
+
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Last {
+    /// At most so many: 1 to 1000, 100 if absent.
+    limit: Option<usize>,
+}
+
+/// An environment's last operations, the newest first.
+#[utoipa::path(get, path = "/v1/environments/{environment}/operations", tag = "operations", params(("environment" = String, Path), Last), responses(
+    (status = 200, body = Page<Operation>),
+))]
+async fn operations(
+    State(app): State<App>,
+    In(name): In<EnvironmentName>,
+    Asked(asked): Asked<Last>,
+) -> Answer<axum::Json<Page<Operation>>> {
+    let limit = super::request::limit(asked.limit)?;
+    let items = app
+        .blocking(move |app| {
+            let observed = app.observations.snapshot();
+            app.engine.operations(&name, limit, &observed, clock::now())
+        })
+        .await?;
+    Ok(axum::Json(Page { items, next: None }))
+}
+
+/// One operation: how far it is and what it waits for.
+#[utoipa::path(get, path = "/v1/operations/{operation}", tag = "operations", params(("operation" = String, Path)), responses(
+    (status = 200, body = Operation),
+))]
+async fn operation(
+    State(app): State<App>,
+    In(id): In<OperationId>,
+) -> Answer<axum::Json<Operation>> {
+    let found = app
+        .blocking(move |app| {
+            let observed = app.observations.snapshot();
+            app.engine.operation(&id, &observed, clock::now())
+        })
+        .await?;
+    Ok(axum::Json(found))
+}

@@ -1,0 +1,166 @@
+//! Hosts.
+
+use super::request::{Answer, Asked, Caller, In, Json, Paging, created, page_of_all};
+use crate::app::App;
+use crate::services::hosts;
+use axum::extract::State;
+use axum::response::Response;
+use beanpole_protocol::HostName;
+use beanpole_protocol::api::{AcceptHostKey, AddHost, Host, HostKey, HostRemoved, Page, ProbeHost};
+use serde::Deserialize;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+pub(super) fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(probe))
+        .routes(routes!(list, add))
+        .routes(routes!(get, remove))
+        .routes(routes!(drain))
+        .routes(routes!(resume))
+        .routes(routes!(upgrade))
+        .routes(routes!(accept_key))
+}
+
+/// Ask a host for its key, without trusting it.
+#[utoipa::path(post, path = "/v1/hosts/probe", tag = "hosts", request_body = ProbeHost, responses(
+    (status = 200, body = HostKey),
+))]
+async fn probe(State(app): State<App>, Json(body): Json<ProbeHost>) -> Answer<axum::Json<HostKey>> {
+    Ok(axum::Json(hosts::probe(&app, body).await?))
+}
+
+/// Hosts, by name.
+#[utoipa::path(get, path = "/v1/hosts", tag = "hosts", params(Paging), responses(
+    (status = 200, body = Page<Host>),
+))]
+async fn list(
+    State(app): State<App>,
+    Asked(paging): Asked<Paging>,
+) -> Answer<axum::Json<Page<Host>>> {
+    let items = app.blocking(hosts::list).await?;
+    page_of_all(items, &paging, |host| host.name.to_string())
+}
+
+/// Add a host, or repair it.
+#[utoipa::path(post, path = "/v1/hosts", tag = "hosts", request_body = AddHost, responses(
+    (status = 201, body = Host),
+))]
+async fn add(
+    State(app): State<App>,
+    caller: Caller,
+    Json(body): Json<AddHost>,
+) -> Answer<Response> {
+    // On its own task: a caller who goes away does not leave a host half set up.
+    let work = tokio::spawn(async move { hosts::add(&app, caller.request_id, body).await });
+    Ok(created(joined(work).await?))
+}
+
+/// One host.
+#[utoipa::path(get, path = "/v1/hosts/{host}", tag = "hosts", params(("host" = String, Path)), responses(
+    (status = 200, body = Host),
+))]
+async fn get(State(app): State<App>, In(name): In<HostName>) -> Answer<axum::Json<Host>> {
+    let found = app.blocking(move |app| hosts::get(app, &name)).await?;
+    Ok(axum::Json(found))
+}
+
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Removing {
+    /// Also when it holds instances or cannot be asked.
+    #[serde(default)]
+    force: bool,
+}
+
+/// Remove a host and everything that it got from Beanpole.
+#[utoipa::path(delete, path = "/v1/hosts/{host}", tag = "hosts", params(("host" = String, Path), Removing), responses(
+    (status = 200, body = HostRemoved),
+))]
+async fn remove(
+    State(app): State<App>,
+    caller: Caller,
+    In(name): In<HostName>,
+    Asked(asked): Asked<Removing>,
+) -> Answer<axum::Json<HostRemoved>> {
+    let work =
+        tokio::spawn(
+            async move { hosts::remove(&app, caller.request_id, name, asked.force).await },
+        );
+    Ok(axum::Json(joined(work).await?))
+}
+
+async fn joined<T>(
+    work: tokio::task::JoinHandle<Result<T, beanpole_protocol::problem::Problem>>,
+) -> Answer<T> {
+    match work.await {
+        Ok(result) => Ok(result?),
+        Err(error) => {
+            tracing::error!(%error, "a call's work broke down");
+            Err(beanpole_protocol::problem::Problem::internal(
+                "The controller could not finish the call.",
+            )
+            .into())
+        }
+    }
+}
+
+/// Move a host's instances elsewhere and give it no new ones.
+#[utoipa::path(post, path = "/v1/hosts/{host}/drain", tag = "hosts", params(("host" = String, Path)), responses(
+    (status = 200, body = Host),
+))]
+async fn drain(
+    State(app): State<App>,
+    caller: Caller,
+    In(name): In<HostName>,
+) -> Answer<axum::Json<Host>> {
+    let host = app
+        .blocking(move |app| hosts::set_draining(app, &caller.request_id, &name, true))
+        .await?;
+    Ok(axum::Json(host))
+}
+
+/// Give a host instances again.
+#[utoipa::path(post, path = "/v1/hosts/{host}/resume", tag = "hosts", params(("host" = String, Path)), responses(
+    (status = 200, body = Host),
+))]
+async fn resume(
+    State(app): State<App>,
+    caller: Caller,
+    In(name): In<HostName>,
+) -> Answer<axum::Json<Host>> {
+    let host = app
+        .blocking(move |app| hosts::set_draining(app, &caller.request_id, &name, false))
+        .await?;
+    Ok(axum::Json(host))
+}
+
+/// Give a host's agent the controller's version. Apps run on.
+#[utoipa::path(post, path = "/v1/hosts/{host}/upgrade", tag = "hosts", params(("host" = String, Path)), responses(
+    (status = 200, body = Host),
+))]
+async fn upgrade(
+    State(app): State<App>,
+    caller: Caller,
+    In(name): In<HostName>,
+) -> Answer<axum::Json<Host>> {
+    Ok(axum::Json(
+        hosts::upgrade(&app, caller.request_id, name).await?,
+    ))
+}
+
+/// Accept a host's changed key, if that is the one that it shows.
+#[utoipa::path(post, path = "/v1/hosts/{host}/host-key", tag = "hosts", params(("host" = String, Path)), request_body = AcceptHostKey, responses(
+    (status = 200, body = Host),
+))]
+async fn accept_key(
+    State(app): State<App>,
+    caller: Caller,
+    In(name): In<HostName>,
+    Json(body): Json<AcceptHostKey>,
+) -> Answer<axum::Json<Host>> {
+    Ok(axum::Json(
+        hosts::accept_key(&app, caller.request_id, name, body).await?,
+    ))
+}

@@ -1,0 +1,152 @@
+//! What every part of the controller shares.
+
+use crate::auth::Tokens;
+use crate::links::Links;
+use crate::observations::Observations;
+use beanpole_daemon::clock;
+use beanpole_engine::{Call, Engine};
+use beanpole_fleet::bootstrap::Executables;
+use beanpole_fleet::ssh::ControllerKey;
+use beanpole_protocol::problem::Problem;
+use beanpole_protocol::{RequestId, api};
+use beanpole_store::blobs::Blobs;
+use beanpole_store::{Store, StoreError};
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::Span;
+
+/// Cheap to clone: clones are the same controller.
+#[derive(Clone)]
+pub(crate) struct App(Arc<Shared>);
+
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    pub(crate) blobs: Arc<Blobs>,
+    pub(crate) engine: Engine,
+    pub(crate) observations: Observations,
+    pub(crate) links: Links,
+    pub(crate) tokens: Tokens,
+    pub(crate) controller_key: ControllerKey,
+    pub(crate) executables: Executables,
+    /// Whether an agent, and a proxy, on this machine belong to this controller.
+    pub(crate) expects: Expects,
+    pub(crate) stop: CancellationToken,
+    /// Changes whenever events may have been written.
+    pub(crate) news: watch::Sender<u64>,
+    /// Wakes the engine's thread. A wake carries no data and one that waits is enough.
+    pub(crate) wakes: SyncSender<()>,
+}
+
+/// Which daemons on this machine belong to the controller.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Expects {
+    pub(crate) agent: bool,
+    pub(crate) proxy: bool,
+}
+
+impl Deref for App {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl App {
+    pub(crate) fn new(shared: Shared) -> Self {
+        Self(Arc::new(shared))
+    }
+
+    /// Lets the engine look at everything again.
+    pub(crate) fn wake(&self) {
+        // Full means that a wake is waiting already.
+        let _ = self.wakes.try_send(());
+    }
+
+    /// Lets those who follow events look for new ones.
+    pub(crate) fn tell_news(&self) {
+        self.news.send_modify(|count| *count += 1);
+    }
+
+    /// Runs what touches the disk on a thread that may block.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&App) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let app = self.clone();
+        let span = Span::current();
+        tokio::task::spawn_blocking(move || span.in_scope(|| work(&app)))
+            .await
+            .unwrap_or_else(|error| {
+                tracing::error!(%error, "a call's work broke down");
+                Err(Problem::internal(
+                    "The controller could not finish the call.",
+                ))
+            })
+    }
+
+    /// Makes a change through the engine: an operation, accepted and on disk when this returns.
+    pub(crate) async fn operate(
+        &self,
+        request_id: RequestId,
+        change: impl FnOnce(&Engine, &Call<'_>) -> Result<api::Operation, Problem> + Send + 'static,
+    ) -> Result<api::Operation, Problem> {
+        self.blocking(move |app| {
+            let observed = app.observations.snapshot();
+            let call = Call {
+                request_id,
+                now: clock::now(),
+                bits: clock::random_bits(),
+                observed: &observed,
+            };
+            let operation = change(&app.engine, &call)?;
+            tracing::info!(
+                operation = %operation.id,
+                environment = %operation.environment_name,
+                kind = %operation.kind,
+                "operation accepted"
+            );
+            app.wake();
+            app.tell_news();
+            Ok(operation)
+        })
+        .await
+    }
+}
+
+/// A failure of the store as users meet it; the cause goes to the log.
+pub(crate) fn store_problem(error: StoreError) -> Problem {
+    tracing::error!(error = &error as &dyn std::error::Error, "the store failed");
+    Problem::internal("The controller could not read or write its records.")
+        .hint("Look at the controller's log and at the free space of its disk.")
+}
+
+/// Why a transaction of a service did not happen.
+pub(crate) enum Refused {
+    Store(StoreError),
+    Problem(Box<Problem>),
+}
+
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl From<Problem> for Refused {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(Box::new(problem))
+    }
+}
+
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Store(error) => store_problem(error),
+            Refused::Problem(problem) => *problem,
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! The connections to agents and proxies: orders and tables go out, reports come in.
+
+use crate::app::App;
+use crate::services::hosts;
+use beanpole_fleet::{
+    AgentClient, BundleSource, Dialer, HostLink, HostLinkConfig, LinkEvent, LinkNews, ProxyEvent,
+    ProxyLink, ProxyLinkConfig, ProxyNews, Pushes,
+};
+use beanpole_protocol::agent::HostOrders;
+use beanpole_protocol::proxy::RoutingTable;
+use beanpole_protocol::{Digest, HostId};
+use beanpole_store::blobs::{BlobError, Blobs};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{mpsc, watch};
+
+/// The proxy on this machine.
+pub(crate) const LOCAL_PROXY: &str = "local";
+/// Events of links that wait to be taken in.
+const EVENTS_WAITING: usize = 256;
+/// Bundles that are pushed at the same time.
+const PUSHES_AT_ONCE: usize = 16;
+
+/// What a link last said about itself.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LinkState {
+    /// It has been connected since the controller started.
+    pub(crate) was_connected: bool,
+    /// Why it is not connected now.
+    pub(crate) trouble: Option<String>,
+    /// The key that it shows instead of the pinned one.
+    pub(crate) shown_key: Option<String>,
+    /// Its clock less the controller's, in milliseconds.
+    pub(crate) clock_skew_ms: Option<i64>,
+    /// Why its agent refuses its orders.
+    pub(crate) refused: Option<String>,
+}
+
+struct Host {
+    orders: watch::Sender<HostOrders>,
+    link: Option<HostLink>,
+    state: LinkState,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self {
+            orders: watch::Sender::new(HostOrders::default()),
+            link: None,
+            state: LinkState::default(),
+        }
+    }
+}
+
+/// All links.
+pub(crate) struct Links {
+    hosts: Mutex<BTreeMap<HostId, Host>>,
+    table: watch::Sender<RoutingTable>,
+    proxy: Mutex<Option<ProxyLink>>,
+    bundles: Arc<dyn BundleSource>,
+    pushes: Arc<Pushes>,
+    host_events: mpsc::Sender<LinkEvent>,
+    proxy_events: mpsc::Sender<ProxyEvent>,
+}
+
+/// What links say, on its way to [`Incoming::take_in`].
+pub(crate) struct Incoming {
+    hosts: mpsc::Receiver<LinkEvent>,
+    proxies: mpsc::Receiver<ProxyEvent>,
+}
+
+/// Bundles for agents. They verify the digest themselves.
+struct Bundles(Arc<Blobs>);
+
+impl BundleSource for Bundles {
+    fn open(&self, digest: &Digest) -> io::Result<(File, u64)> {
+        match self.0.file(digest) {
+            Ok(Some(found)) => Ok(found),
+            Ok(None) => Err(io::ErrorKind::NotFound.into()),
+            Err(BlobError::Io { source, .. }) => Err(source),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
+}
+
+impl Links {
+    /// No links yet. `rate` bounds pushes over all hosts, in bytes per second.
+    pub(crate) fn new(blobs: Arc<Blobs>, rate: Option<u64>) -> (Self, Incoming) {
+        let (host_events, hosts) = mpsc::channel(EVENTS_WAITING);
+        let (proxy_events, proxies) = mpsc::channel(EVENTS_WAITING);
+        let links = Self {
+            hosts: Mutex::default(),
+            table: watch::Sender::new(RoutingTable::default()),
+            proxy: Mutex::default(),
+            bundles: Arc::new(Bundles(blobs)),
+            pushes: Pushes::new(rate, PUSHES_AT_ONCE),
+            host_events,
+            proxy_events,
+        };
+        (links, Incoming { hosts, proxies })
+    }
+
+    fn hosts(&self) -> MutexGuard<'_, BTreeMap<HostId, Host>> {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a host's link its newest orders.
+    pub(crate) fn publish_orders(&self, host: &HostId, orders: HostOrders) {
+        let mut hosts = self.hosts();
+        let host = hosts.entry(host.clone()).or_default();
+        host.orders.send_if_modified(|last| {
+            let newer = orders.generation > last.generation;
+            if newer {
+                *last = orders;
+            }
+            newer
+        });
+    }
+
+    /// Gives proxies the newest table.
+    pub(crate) fn publish_table(&self, table: RoutingTable) {
+        self.table.send_if_modified(|last| {
+            let newer = table.generation > last.generation;
+            if newer {
+                *last = table;
+            }
+            newer
+        });
+    }
+
+    /// Starts the link to a host, in the place of one that runs.
+    pub(crate) fn start_host(&self, app: &App, id: &HostId, dialer: Dialer) {
+        let mut hosts = self.hosts();
+        let host = hosts.entry(id.clone()).or_default();
+        host.state.trouble = None;
+        host.state.shown_key = None;
+        host.link = Some(HostLink::spawn(
+            HostLinkConfig {
+                host: id.clone(),
+                dialer,
+                orders: host.orders.subscribe(),
+                bundles: Arc::clone(&self.bundles),
+                pushes: Arc::clone(&self.pushes),
+                events: self.host_events.clone(),
+            },
+            &app.stop,
+        ));
+    }
+
+    /// Ends the link to a host and forgets it.
+    pub(crate) async fn forget_host(&self, id: &HostId) {
+        let host = self.hosts().remove(id);
+        if let Some(link) = host.and_then(|host| host.link) {
+            link.stop().await;
+        }
+    }
+
+    /// Starts the link to the proxy on this machine.
+    pub(crate) fn start_proxy(&self, app: &App, socket: &Path) {
+        let link = ProxyLink::spawn(
+            ProxyLinkConfig {
+                proxy: LOCAL_PROXY.to_owned(),
+                dialer: Dialer::local(socket),
+                table: self.table.subscribe(),
+                events: self.proxy_events.clone(),
+            },
+            &app.stop,
+        );
+        *self.proxy.lock().unwrap_or_else(PoisonError::into_inner) = Some(link);
+    }
+
+    /// Calls to a host's agent; none when it has no link.
+    pub(crate) fn client(&self, id: &HostId) -> Option<AgentClient> {
+        self.hosts()
+            .get(id)
+            .and_then(|host| host.link.as_ref())
+            .map(HostLink::client)
+    }
+
+    /// What a host's link last said about itself.
+    pub(crate) fn state(&self, id: &HostId) -> LinkState {
+        self.hosts()
+            .get(id)
+            .map(|host| host.state.clone())
+            .unwrap_or_default()
+    }
+
+    fn change_state<T>(&self, id: &HostId, change: impl FnOnce(&mut LinkState) -> T) -> Option<T> {
+        self.hosts().get_mut(id).map(|host| change(&mut host.state))
+    }
+
+    /// Ends all links.
+    pub(crate) async fn stop(&self) {
+        let hosts = std::mem::take(&mut *self.hosts());
+        for link in hosts.into_values().filter_map(|host| host.link) {
+            link.stop().await;
+        }
+        let proxy = self
+            .proxy
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(proxy) = proxy {
+            proxy.stop().await;
+        }
+    }
+}
+
+impl Incoming {
+    /// Takes in what links say, and wakes the engine, until the controller stops.
+    pub(crate) async fn take_in(mut self, app: App) {
+        loop {
+            tokio::select! {
+                () = app.stop.cancelled() => return,
+                Some(event) = self.hosts.recv() => from_host(&app, event),
+                Some(event) = self.proxies.recv() => from_proxy(&app, event),
+            }
+        }
+    }
+}
+
+fn from_host(app: &App, event: LinkEvent) {
+    let LinkEvent { host, at, news } = event;
+    match news {
+        LinkNews::Connecting
+        | LinkNews::OrdersConfirmed { .. }
+        | LinkNews::BundleProgress { .. } => return,
+        LinkNews::Connected { .. } => {
+            let was = app.links.change_state(&host, |state| {
+                state.trouble = None;
+                state.shown_key = None;
+                std::mem::replace(&mut state.was_connected, true)
+            });
+            tracing::info!(%host, "host connected");
+            app.observations
+                .change(|seen| seen.host_connected(&host, true));
+            if was == Some(true) {
+                hosts::note_connection(app, &host, None);
+            }
+        }
+        LinkNews::Unreachable { reason, .. } => {
+            let first = app.links.change_state(&host, |state| {
+                state.trouble.replace(reason.clone()).is_none() && state.was_connected
+            });
+            app.observations
+                .change(|seen| seen.host_connected(&host, false));
+            if first == Some(true) {
+                tracing::warn!(%host, reason, "host disconnected");
+                hosts::note_connection(app, &host, Some(reason));
+            } else {
+                tracing::debug!(%host, reason, "host not reached");
+            }
+        }
+        LinkNews::KeyChanged { pinned, shown } => {
+            let trouble = format!(
+                "It shows the host key {}, but {} is pinned.",
+                shown.fingerprint, pinned.fingerprint
+            );
+            let first = app.links.change_state(&host, |state| {
+                state.trouble = Some(trouble.clone());
+                state.shown_key.replace(shown.fingerprint.clone()).is_none()
+            });
+            app.observations
+                .change(|seen| seen.host_connected(&host, false));
+            if first == Some(true) {
+                tracing::warn!(%host, trouble, "the host key has changed");
+                hosts::note_connection(app, &host, Some(trouble));
+            }
+        }
+        LinkNews::Report {
+            report,
+            clock_skew_ms,
+        } => {
+            app.links.change_state(&host, |state| {
+                state.clock_skew_ms = Some(clock_skew_ms);
+            });
+            app.observations
+                .change(|seen| seen.host_report(&host, Arc::unwrap_or_clone(report), at));
+        }
+        LinkNews::OrdersRefused {
+            generation,
+            problem,
+        } => {
+            tracing::warn!(%host, %generation, %problem, "the agent refuses its orders");
+            let refused = Some(problem.to_string());
+            app.links
+                .change_state(&host, |state| state.refused = refused);
+        }
+        LinkNews::BundleDone { digest } => {
+            tracing::info!(%host, bundle = digest.short(), "bundle delivered");
+            return;
+        }
+        LinkNews::BundleFailed { digest, reason } => {
+            tracing::warn!(%host, bundle = digest.short(), reason, "bundle not delivered");
+            return;
+        }
+    }
+    app.wake();
+}
+
+fn from_proxy(app: &App, event: ProxyEvent) {
+    let ProxyEvent { proxy, at, news } = event;
+    match news {
+        ProxyNews::Connected => {
+            tracing::info!(proxy, "proxy connected");
+            app.observations
+                .change(|seen| seen.proxy_connected(&proxy, true));
+        }
+        ProxyNews::Unreachable { reason, .. } => {
+            tracing::debug!(proxy, reason, "proxy not reached");
+            app.observations
+                .change(|seen| seen.proxy_connected(&proxy, false));
+        }
+        ProxyNews::Report(report) => {
+            let report = Arc::unwrap_or_clone(report);
+            app.observations
+                .change(|seen| seen.proxy_report(&proxy, report, at));
+        }
+        // Only a report counts for the engine: it pairs the generation with what is in flight.
+        ProxyNews::TableConfirmed { generation } => {
+            tracing::debug!(proxy, %generation, "table in force");
+            return;
+        }
+        ProxyNews::TableRefused {
+            generation,
+            problem,
+        } => {
+            tracing::error!(proxy, %generation, %problem, "the proxy refuses the table");
+        }
+    }
+    app.wake();
+}

@@ -1,0 +1,313 @@
+//! Applications and their versions.
+
+use crate::app::{App, Refused, store_problem};
+use beanpole_daemon::clock;
+use beanpole_engine::{Draft, emit};
+use beanpole_protocol::api::{
+    Application, CreateApplication, CreateVersion, EnvironmentStatus, Version,
+};
+use beanpole_protocol::event::Severity;
+use beanpole_protocol::problem::Problem;
+use beanpole_protocol::{ApplicationName, RequestId, VersionLabel};
+use beanpole_store::Tx;
+use beanpole_store::model::{
+    ApplicationRecord, EnvironmentRecord, OperationRecord, ReleaseRecord, VersionRecord,
+};
+
+fn application_view(record: ApplicationRecord) -> Application {
+    Application {
+        name: record.name,
+        description: record.description,
+        created_at: record.created_at,
+    }
+}
+
+fn version_view(record: VersionRecord) -> Version {
+    Version {
+        application: record.application,
+        label: record.label,
+        description: record.description,
+        bundle: record.bundle,
+        bundle_size: record.bundle_size,
+        created_at: record.created_at,
+    }
+}
+
+fn no_application(name: &ApplicationName) -> Problem {
+    Problem::not_found("application", name).hint("See which there are: beanpole app list")
+}
+
+/// Environments of an application that are not gone.
+fn environments(
+    tx: &Tx<'_>,
+    application: &ApplicationName,
+) -> Result<Vec<EnvironmentRecord>, Refused> {
+    let mut found: Vec<EnvironmentRecord> = tx.list()?;
+    found.retain(|environment| {
+        environment.application == *application
+            && environment.status != EnvironmentStatus::Terminated
+    });
+    Ok(found)
+}
+
+/// A page of applications by name, one more than `limit` at most.
+pub(crate) fn list(
+    app: &App,
+    after: Option<&ApplicationName>,
+    limit: usize,
+) -> Result<Vec<Application>, Problem> {
+    let after = after.map(ApplicationRecord::key_of);
+    let found: Vec<ApplicationRecord> = app
+        .store
+        .page(b"", after.as_deref(), limit)
+        .map_err(store_problem)?;
+    Ok(found.into_iter().map(application_view).collect())
+}
+
+/// One application.
+pub(crate) fn get(app: &App, name: &ApplicationName) -> Result<Application, Problem> {
+    let found: Option<ApplicationRecord> = app
+        .store
+        .get(&ApplicationRecord::key_of(name))
+        .map_err(store_problem)?;
+    found
+        .map(application_view)
+        .ok_or_else(|| no_application(name))
+}
+
+/// Creates an application.
+pub(crate) fn create(
+    app: &App,
+    request_id: &RequestId,
+    body: CreateApplication,
+) -> Result<Application, Problem> {
+    let record = ApplicationRecord {
+        name: body.name,
+        description: body.description,
+        created_at: clock::now(),
+    };
+    app.store.update(|tx| {
+        let key = ApplicationRecord::key_of(&record.name);
+        if tx.get::<ApplicationRecord>(&key)?.is_some() {
+            return Err(Refused::from(Problem::conflict(
+                "application-exists",
+                format!("There is an application `{}` already.", record.name),
+            )));
+        }
+        tx.put(&record)?;
+        let message = format!("Application {} created.", record.name);
+        emit(
+            tx,
+            Draft::new(
+                Severity::Info,
+                "application-created",
+                message,
+                record.created_at,
+            )
+            .request(request_id)
+            .application(&record.name),
+        )?;
+        Ok(())
+    })?;
+    app.tell_news();
+    Ok(application_view(record))
+}
+
+/// Deletes an application and its versions, unless it has environments.
+pub(crate) fn delete(
+    app: &App,
+    request_id: &RequestId,
+    name: &ApplicationName,
+) -> Result<(), Problem> {
+    app.store.update(|tx| {
+        let key = ApplicationRecord::key_of(name);
+        if tx.get::<ApplicationRecord>(&key)?.is_none() {
+            return Err(Refused::from(no_application(name)));
+        }
+        if let Some(first) = environments(tx, name)?.first() {
+            return Err(Problem::conflict(
+                "application-in-use",
+                format!(
+                    "The application `{name}` has environments, `{}` among them.",
+                    first.name
+                ),
+            )
+            .hint(format!(
+                "Take it down first: beanpole terminate {} --yes",
+                first.name
+            ))
+            .into());
+        }
+        for version in tx.list_prefix::<VersionRecord>(&VersionRecord::prefix(name))? {
+            tx.delete::<VersionRecord>(&VersionRecord::key_of(name, &version.label))?;
+        }
+        tx.delete::<ApplicationRecord>(&key)?;
+        let message = format!("Application {name} deleted.");
+        emit(
+            tx,
+            Draft::new(Severity::Info, "application-deleted", message, clock::now())
+                .request(request_id)
+                .application(name),
+        )?;
+        Ok(())
+    })?;
+    app.tell_news();
+    Ok(())
+}
+
+/// A page of an application's versions by label.
+pub(crate) fn versions(
+    app: &App,
+    application: &ApplicationName,
+    after: Option<&VersionLabel>,
+    limit: usize,
+) -> Result<Vec<Version>, Problem> {
+    get(app, application)?;
+    let after = after.map(|label| VersionRecord::key_of(application, label));
+    let found: Vec<VersionRecord> = app
+        .store
+        .page(&VersionRecord::prefix(application), after.as_deref(), limit)
+        .map_err(store_problem)?;
+    Ok(found.into_iter().map(version_view).collect())
+}
+
+fn no_version(application: &ApplicationName, label: &VersionLabel) -> Problem {
+    Problem::not_found(
+        "version",
+        format!("{label}` of the application `{application}"),
+    )
+    .hint("See which there are: beanpole versions")
+}
+
+/// One version.
+pub(crate) fn version(
+    app: &App,
+    application: &ApplicationName,
+    label: &VersionLabel,
+) -> Result<Version, Problem> {
+    get(app, application)?;
+    let found: Option<VersionRecord> = app
+        .store
+        .get(&VersionRecord::key_of(application, label))
+        .map_err(store_problem)?;
+    found
+        .map(version_view)
+        .ok_or_else(|| no_version(application, label))
+}
+
+/// Creates a version from a bundle that was uploaded before.
+pub(crate) fn create_version(
+    app: &App,
+    request_id: &RequestId,
+    application: &ApplicationName,
+    body: CreateVersion,
+) -> Result<Version, Problem> {
+    let size = super::bundles::size(app, &body.bundle)?.ok_or_else(|| {
+        Problem::new(
+            422,
+            "bundle-missing",
+            "The bundle is not here",
+            format!("The bundle {} has not been uploaded.", body.bundle),
+        )
+        .hint(format!("Upload it first: PUT /v1/bundles/{}", body.bundle))
+    })?;
+    let record = VersionRecord {
+        application: application.clone(),
+        label: body.label,
+        description: body.description,
+        bundle: body.bundle,
+        bundle_size: size,
+        created_at: clock::now(),
+    };
+    app.store.update(|tx| {
+        if tx
+            .get::<ApplicationRecord>(&ApplicationRecord::key_of(application))?
+            .is_none()
+        {
+            return Err(Refused::from(no_application(application)));
+        }
+        let key = VersionRecord::key_of(application, &record.label);
+        if tx.get::<VersionRecord>(&key)?.is_some() {
+            return Err(Problem::conflict(
+                "version-exists",
+                format!(
+                    "The application `{application}` has a version `{}` already, and versions never change.",
+                    record.label
+                ),
+            )
+            .hint("Choose another label: --label LABEL")
+            .into());
+        }
+        tx.put(&record)?;
+        let message = format!("Version {} of {application} created.", record.label);
+        emit(
+            tx,
+            Draft::new(
+                Severity::Info,
+                "version-created",
+                message,
+                record.created_at,
+            )
+            .request(request_id)
+            .application(application),
+        )?;
+        Ok(())
+    })?;
+    app.tell_news();
+    Ok(version_view(record))
+}
+
+/// Deletes a version, unless an environment runs it or is on its way to or from it.
+pub(crate) fn delete_version(
+    app: &App,
+    request_id: &RequestId,
+    application: &ApplicationName,
+    label: &VersionLabel,
+) -> Result<(), Problem> {
+    app.store.update(|tx| {
+        let key = VersionRecord::key_of(application, label);
+        if tx.get::<VersionRecord>(&key)?.is_none() {
+            return Err(Refused::from(no_version(application, label)));
+        }
+        for environment in environments(tx, application)? {
+            let operation = match &environment.operation {
+                None => None,
+                Some(id) => tx.get::<OperationRecord>(&OperationRecord::key_of(id))?,
+            };
+            let releases = operation
+                .iter()
+                .flat_map(|operation| [operation.from, operation.to])
+                .flatten()
+                .chain(environment.live);
+            for number in releases {
+                let key = ReleaseRecord::key_of(&environment.id, number);
+                let release: Option<ReleaseRecord> = tx.get(&key)?;
+                if release.is_some_and(|release| release.version == *label) {
+                    return Err(Problem::conflict(
+                        "version-in-use",
+                        format!(
+                            "The version `{label}` is in use by the environment `{}`.",
+                            environment.name
+                        ),
+                    )
+                    .hint(format!(
+                        "Deploy another version there first: beanpole deploy {} --version LABEL",
+                        environment.name
+                    ))
+                    .into());
+                }
+            }
+        }
+        tx.delete::<VersionRecord>(&key)?;
+        let message = format!("Version {label} of {application} deleted.");
+        emit(
+            tx,
+            Draft::new(Severity::Info, "version-deleted", message, clock::now())
+                .request(request_id)
+                .application(application),
+        )?;
+        Ok(())
+    })?;
+    app.tell_news();
+    Ok(())
+}

@@ -1,0 +1,8 @@
+//! What users can ask for, beside what the engine offers for environments. Every face (the JSON API
+//! now, others later) is thin over these.
+
+pub(crate) mod applications;
+pub(crate) mod bundles;
+pub(crate) mod events;
+pub(crate) mod hosts;
+pub(crate) mod logs;

@@ -1,0 +1,202 @@
+//! Putting the controller together, and taking it apart in order.
+
+use crate::app::{App, Expects, Shared};
+use crate::auth::Tokens;
+use crate::links::{LOCAL_PROXY, Links};
+use crate::listen::Api;
+use crate::observations::Observations;
+use crate::services::hosts;
+use crate::{ControllerConfig, ControllerError, api, driver};
+use beanpole_daemon::clock;
+use beanpole_engine::{Draft, Engine, EngineConfig, emit};
+use beanpole_fleet::bootstrap::Executables;
+use beanpole_fleet::ssh::ControllerKey;
+use beanpole_protocol::event::Severity;
+use beanpole_store::blobs::Blobs;
+use beanpole_store::model::HostRecord;
+use beanpole_store::{Store, StoreError, backup};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// How often the records are saved to an automatic backup, if they changed.
+const BACKUP_EVERY: Duration = Duration::from_hours(1);
+
+/// Runs the controller until `stop` is cancelled, or something fails that it cannot do without.
+pub async fn run(
+    mut config: ControllerConfig,
+    stop: CancellationToken,
+) -> Result<(), ControllerError> {
+    let listening = config.listening.take();
+    config.check_listening()?;
+    let stop = stop.child_token();
+    let _guard = stop.clone().drop_guard();
+    let (config, app, wakes, incoming) = {
+        let stop = stop.clone();
+        tokio::task::spawn_blocking(move || {
+            let (app, wakes, incoming) = assemble(&config, stop)?;
+            Ok::<_, ControllerError>((config, app, wakes, incoming))
+        })
+        .await
+        .map_err(|error| ControllerError::Engine(error.to_string()))??
+    };
+    let server = Api::bind(&config).await?;
+    hosts::start_links(&app, &config).await?;
+    let engine = driver::spawn(app.clone(), wakes)
+        .map_err(|error| ControllerError::Engine(error.to_string()))?;
+    let reports = tokio::spawn(incoming.take_in(app.clone()));
+    let backups = tokio::spawn(back_up_hourly(app.clone()));
+    tracing::info!(api = %server.address, data = %config.data.display(), "controller ready");
+    if let Some(listening) = listening {
+        let _ = listening.send(server.address);
+    }
+    let serving = tokio::spawn(server.serve(api::router(app.clone()), stop.clone()));
+    let ended = watch_engine(engine, &app).await;
+    // From here on in the order in which things depend on each other.
+    stop.cancel();
+    let _ = serving.await;
+    app.links.stop().await;
+    let _ = reports.await;
+    let _ = backups.await;
+    tracing::info!("controller stopped");
+    ended
+}
+
+/// Waits until the controller is told to stop, or the engine breaks down.
+async fn watch_engine(
+    engine: std::thread::JoinHandle<()>,
+    app: &App,
+) -> Result<(), ControllerError> {
+    let stopped = {
+        let app = app.clone();
+        tokio::spawn(async move {
+            app.stop.cancelled().await;
+            app.wake();
+        })
+    };
+    let joined = tokio::task::spawn_blocking(move || engine.join()).await;
+    let told = app.stop.is_cancelled();
+    stopped.abort();
+    match joined {
+        Ok(Ok(())) if told => Ok(()),
+        Ok(Ok(())) => Err(ControllerError::Engine("nobody told it to".to_owned())),
+        Ok(Err(panic)) => Err(ControllerError::Engine(
+            panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("it panicked")
+                .to_owned(),
+        )),
+        Err(error) => Err(ControllerError::Engine(error.to_string())),
+    }
+}
+
+fn assemble(
+    config: &ControllerConfig,
+    stop: CancellationToken,
+) -> Result<(App, Receiver<()>, crate::links::Incoming), ControllerError> {
+    let directory = config.directory();
+    std::fs::create_dir_all(&directory).map_err(|source| ControllerError::File {
+        path: directory.clone(),
+        source,
+    })?;
+    // The lock of the store comes first: it guards all the rest.
+    let store = Store::open(&directory.join("store"))?;
+    if let Some(recovery) = store.recovery() {
+        let draft = Draft::new(
+            Severity::Error,
+            "store-recovered",
+            recovery.to_string(),
+            clock::now(),
+        );
+        store.update(|tx| emit(tx, draft))?;
+    }
+    let blobs = Arc::new(Blobs::open(
+        &directory.join("blobs"),
+        config.bundle_limit_bytes,
+    )?);
+    let tokens = Tokens::prepare(&store, &config.data.join("token"))?;
+    let controller_key = ControllerKey::load_or_create(&directory)?;
+    let engine = Engine::new(
+        store.clone(),
+        EngineConfig {
+            domain: config.domain.clone(),
+            http_port: config.http_port,
+            ..EngineConfig::default()
+        },
+    );
+    let observations = Observations::default();
+    if config.local_agent.is_some() {
+        hosts::register_local(&store)?;
+    }
+    let hosts: Vec<HostRecord> = store.list()?;
+    observations.change(|seen| {
+        for host in &hosts {
+            seen.register_host(&host.id, clock::now());
+        }
+        if config.local_proxy.is_some() {
+            seen.register_proxy(LOCAL_PROXY);
+        }
+    });
+    let (links, incoming) = Links::new(Arc::clone(&blobs), config.push_bytes_per_second);
+    let (wakes, woken) = sync_channel(1);
+    let app = App::new(Shared {
+        store,
+        blobs,
+        engine,
+        observations,
+        links,
+        tokens,
+        controller_key,
+        executables: Executables {
+            own: std::fs::read_link("/proc/self/exe")
+                .unwrap_or_else(|_| PathBuf::from("/proc/self/exe")),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            builds: config.builds.clone(),
+        },
+        expects: Expects {
+            agent: config.local_agent.is_some(),
+            proxy: config.local_proxy.is_some(),
+        },
+        stop,
+        news: watch::Sender::new(0),
+        wakes,
+    });
+    Ok((app, woken, incoming))
+}
+
+/// Saves the records now and then, so that a damaged database costs an hour at most.
+async fn back_up_hourly(app: App) {
+    let mut saved = None;
+    loop {
+        let commits = app.store.commits();
+        if saved != Some(commits) {
+            let store = app.store.clone();
+            let written =
+                tokio::task::spawn_blocking(move || backup::automatic(&store, "hourly")).await;
+            match written {
+                Ok(Ok(path)) => {
+                    saved = Some(commits);
+                    tracing::debug!(path = %path.display(), "automatic backup written");
+                }
+                Ok(Err(error)) => log_failed_backup(&error),
+                Err(error) => tracing::error!(%error, "the automatic backup broke down"),
+            }
+        }
+        tokio::select! {
+            () = app.stop.cancelled() => return,
+            () = tokio::time::sleep(BACKUP_EVERY) => {}
+        }
+    }
+}
+
+fn log_failed_backup(error: &StoreError) {
+    tracing::error!(
+        error = error as &dyn std::error::Error,
+        "the automatic backup failed"
+    );
+}

@@ -1,0 +1,361 @@
+//! The JSON API of a real controller: it listens on a free port and keeps its records in a
+//! temporary directory. There is no agent and no proxy here.
+
+mod support;
+
+use serde_json::{Value, json};
+use support::{Controller, Reply, sha256};
+
+#[test]
+fn without_a_token_nothing_but_health_and_description_answers() {
+    let controller = Controller::start();
+    for path in ["/v1/applications", "/v1/hosts", "/v1/no-such-thing"] {
+        let reply = controller.call("GET", path, &[("authorization", "")], b"");
+        reply.expect_problem(401, "unauthorised");
+        assert!(reply.header("www-authenticate").is_some());
+    }
+    let wrong = [("authorization", "Bearer bp_wrong")];
+    controller
+        .call("GET", "/v1/applications", &wrong, b"")
+        .expect_problem(401, "unauthorised");
+    let none = [("authorization", "")];
+    let healthz = controller.call("GET", "/healthz", &none, b"");
+    assert_eq!(healthz.status, 200, "{healthz:?}");
+    assert_eq!(healthz.json()["status"], "ok");
+    assert_eq!(
+        controller.call("GET", "/openapi.json", &none, b"").status,
+        200
+    );
+    assert_eq!(controller.get("/v1/applications").status, 200);
+}
+
+#[test]
+fn every_error_is_a_problem_document_with_the_calls_id() {
+    let controller = Controller::start();
+    let id = "11111111-2222-3333-4444-555555555555";
+    let reply = controller.call("GET", "/v1/applications/none", &[("x-request-id", id)], b"");
+    reply.expect_problem(404, "application-not-found");
+    assert_eq!(reply.header("x-request-id"), Some(id));
+    assert_eq!(reply.json()["request_id"], id);
+
+    let path = "/v1/applications";
+    controller
+        .get("/v1/nothing")
+        .expect_problem(404, "path-not-found");
+    controller
+        .get("/nothing")
+        .expect_problem(404, "path-not-found");
+    controller
+        .call("DELETE", path, &[], b"")
+        .expect_problem(405, "method-not-allowed");
+    controller
+        .call("POST", path, &[], b"{")
+        .expect_problem(400, "bad-json");
+    controller
+        .post(path, &json!({"name": "a/b"}))
+        .expect_problem(400, "invalid-body");
+    let slip = controller.post(path, &json!({"name": "shop", "descripton": "x"}));
+    slip.expect_problem(400, "unknown-field");
+    assert_eq!(slip.json()["hint"], "Did you mean `description`?");
+    controller
+        .call("POST", path, &[], &vec![b' '; 2 * 1024 * 1024])
+        .expect_problem(413, "body-too-big");
+    controller
+        .get("/v1/applications?limit=0")
+        .expect_problem(400, "invalid-limit");
+    let slip = controller.get("/v1/applications?limt=5");
+    slip.expect_problem(400, "invalid-query");
+    assert_eq!(slip.json()["hint"], "Did you mean `limit`?");
+    controller
+        .get("/v1/environments/x")
+        .expect_problem(400, "invalid-path");
+    controller
+        .get("/v1/environments/unknown")
+        .expect_problem(404, "environment-not-found");
+    let made_up = controller.get("/v1/applications");
+    assert!(made_up.header("x-request-id").is_some());
+}
+
+#[test]
+fn bundles_are_verified_bounded_and_uploaded_once() {
+    let controller = Controller::start();
+    let content: Vec<u8> = (0..300_000_u32).flat_map(u32::to_le_bytes).collect();
+    let digest = sha256(&content);
+    let path = format!("/v1/bundles/{digest}");
+    assert_eq!(controller.call("HEAD", &path, &[], b"").status, 404);
+    controller
+        .call("PUT", &path, &[], b"something else")
+        .expect_problem(422, "digest-mismatch");
+    assert_eq!(controller.call("HEAD", &path, &[], b"").status, 404);
+
+    let reply = controller.call("PUT", &path, &[], &content);
+    assert_eq!(reply.status, 201, "{reply:?}");
+    assert_eq!(reply.json()["size"], 1_200_000);
+    let head = controller.call("HEAD", &path, &[], b"");
+    assert_eq!(head.status, 200);
+    assert_eq!(head.header("content-length"), Some("1200000"));
+    let again = controller.call("PUT", &path, &[], &content);
+    assert_eq!(again.status, 200, "known content is not stored again");
+    assert_eq!(controller.get(&path).body, content);
+
+    let too_big = vec![7; 3 * 1024 * 1024];
+    let path = format!("/v1/bundles/{}", sha256(&too_big));
+    controller
+        .call("PUT", &path, &[], &too_big)
+        .expect_problem(413, "bundle-too-big");
+    controller
+        .call_chunked("PUT", &path, &too_big)
+        .expect_problem(413, "bundle-too-big");
+    controller
+        .get("/v1/bundles/short")
+        .expect_problem(400, "invalid-path");
+}
+
+#[test]
+fn applications_and_versions_live_and_end() {
+    let controller = Controller::start();
+    let created = controller.post("/v1/applications", &json!({"name": "shop & co"}));
+    assert_eq!(created.status, 201, "{created:?}");
+    controller
+        .post("/v1/applications", &json!({"name": "shop & co"}))
+        .expect_problem(409, "application-exists");
+    let shop = "/v1/applications/shop%20%26%20co";
+    assert_eq!(controller.get(shop).json()["name"], "shop & co");
+
+    let missing = json!({"label": "v1", "bundle": sha256(b"nothing")});
+    controller
+        .post(&format!("{shop}/versions"), &missing)
+        .expect_problem(422, "bundle-missing");
+    let digest = controller.upload(b"a bundle");
+    let version = json!({"label": "v1", "bundle": digest, "description": "first"});
+    let made = controller.post(&format!("{shop}/versions"), &version);
+    assert_eq!(made.status, 201, "{made:?}");
+    assert_eq!(made.json()["bundle_size"], 8);
+    controller
+        .post(&format!("{shop}/versions"), &version)
+        .expect_problem(409, "version-exists");
+    assert_eq!(
+        controller.get(&format!("{shop}/versions/v1")).json()["description"],
+        "first"
+    );
+    controller
+        .get(&format!("{shop}/versions/v2"))
+        .expect_problem(404, "version-not-found");
+    let gone = controller.call("DELETE", &format!("{shop}/versions/v1"), &[], b"");
+    assert_eq!(gone.status, 204);
+    assert_eq!(controller.call("DELETE", shop, &[], b"").status, 204);
+    controller
+        .get(shop)
+        .expect_problem(404, "application-not-found");
+}
+
+#[test]
+fn an_application_with_an_environment_stays() {
+    let controller = Controller::start();
+    controller.application("shop");
+    let id = "99999999-2222-3333-4444-555555555555";
+    let created = controller.call(
+        "POST",
+        "/v1/environments",
+        &[("x-request-id", id)],
+        json!({"application": "shop", "name": "shop-prod"})
+            .to_string()
+            .as_bytes(),
+    );
+    assert_eq!(created.status, 202, "{created:?}");
+    assert_eq!(created.json()["request_id"], id);
+    controller
+        .call("DELETE", "/v1/applications/shop", &[], b"")
+        .expect_problem(409, "application-in-use");
+    let events = controller.get("/v1/environments/shop-prod/events").json();
+    assert_eq!(events["items"][0]["request_id"], id, "{events}");
+    let environments = controller.get("/v1/environments?application=shop").json();
+    assert_eq!(environments["items"][0]["name"], "shop-prod");
+    let other = controller.get("/v1/environments?application=other").json();
+    assert_eq!(other["items"], json!([]));
+    for path in ["releases", "health", "settings", "operations", "logs"] {
+        let reply = controller.get(&format!("/v1/environments/shop-prod/{path}"));
+        assert_eq!(reply.status, 200, "{path}: {reply:?}");
+    }
+    let operation = created.json()["id"].as_str().expect("an id").to_owned();
+    let found = controller.get(&format!("/v1/operations/{operation}"));
+    assert_eq!(found.json()["id"], operation.as_str());
+}
+
+#[test]
+fn lists_come_in_pages() {
+    let controller = Controller::start();
+    for number in 0..7 {
+        controller.application(&format!("app-{number}"));
+    }
+    let names = |page: &Value| -> Vec<String> {
+        let items = page["items"].as_array().expect("items");
+        items
+            .iter()
+            .map(|item| item["name"].as_str().expect("a name").to_owned())
+            .collect()
+    };
+    let first = controller.get("/v1/applications?limit=3").json();
+    assert_eq!(names(&first), ["app-0", "app-1", "app-2"]);
+    let next = first["next"].as_str().expect("there are more");
+    let second = controller
+        .get(&format!("/v1/applications?limit=4&after={next}"))
+        .json();
+    assert_eq!(names(&second), ["app-3", "app-4", "app-5", "app-6"]);
+    assert_eq!(second.get("next"), None, "that was the last page");
+
+    let events = controller.get("/v1/events?limit=2").json();
+    assert_eq!(events["items"].as_array().map(Vec::len), Some(2));
+    let next = events["next"].as_str().expect("there are more");
+    let rest = controller.get(&format!("/v1/events?after={next}")).json();
+    assert_eq!(rest["items"].as_array().map(Vec::len), Some(5));
+}
+
+#[test]
+fn the_event_stream_goes_on_where_it_was_left() {
+    let controller = Controller::start();
+    controller.application("one");
+    let mut stream = controller.follow("/v1/events/stream?after=0", None);
+    let first = stream.next_event();
+    assert_eq!(first.event, "application-created");
+    assert_eq!(first.data["application"], "one");
+    controller.application("two");
+    let second = stream.next_event();
+    assert_eq!(second.data["application"], "two");
+    drop(stream);
+    controller.application("three");
+    let mut resumed = controller.follow("/v1/events/stream", Some(&first.id));
+    assert_eq!(resumed.next_event().id, second.id);
+    assert_eq!(resumed.next_event().data["application"], "three");
+
+    let mut fresh = controller.follow("/v1/events/stream", None);
+    controller.application("four");
+    assert_eq!(fresh.next_event().data["application"], "four");
+    controller
+        .get("/v1/events/stream?after=soon")
+        .expect_problem(400, "invalid-after");
+    // The stop does not wait for those who listen.
+    controller.stop();
+    assert!(fresh.ends());
+}
+
+#[test]
+fn everything_is_there_after_a_restart() {
+    let controller = Controller::start();
+    controller.application("shop");
+    let digest = controller.upload(b"a bundle");
+    let token = controller.token.clone();
+    let controller = controller.restart();
+    assert_eq!(controller.token, token);
+    assert_eq!(controller.get("/v1/applications/shop").status, 200);
+    assert_eq!(
+        controller.get(&format!("/v1/bundles/{digest}")).body,
+        b"a bundle"
+    );
+}
+
+#[test]
+fn a_second_controller_is_told_who_has_the_data() {
+    let controller = Controller::start();
+    let error = controller.second().expect_err("refused");
+    assert!(
+        error.contains(&format!("process {}", std::process::id())),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_backup_is_whole_and_comes_back() {
+    let controller = Controller::start();
+    controller.application("shop");
+    let digest = controller.upload(b"a bundle");
+    let backup = controller.call("POST", "/v1/backup", &[], b"");
+    assert_eq!(backup.status, 200);
+    let summary = beanpole_store::backup::verify(&*backup.body).expect("whole");
+    assert_eq!(summary.bundles, 1);
+    let target = Controller::restored(&backup.body);
+    assert_eq!(target.get("/v1/applications/shop").status, 200);
+    assert_eq!(
+        target.get(&format!("/v1/bundles/{digest}")).body,
+        b"a bundle"
+    );
+}
+
+#[test]
+fn the_description_has_every_path_of_the_api() {
+    let controller = Controller::start();
+    let document = controller.get("/openapi.json").json();
+    assert_eq!(document["openapi"], "3.1.0");
+    let expected = [
+        ("/healthz", "get"),
+        ("/openapi.json", "get"),
+        ("/v1/applications", "get post"),
+        ("/v1/applications/{application}", "get delete"),
+        ("/v1/applications/{application}/versions", "get post"),
+        (
+            "/v1/applications/{application}/versions/{label}",
+            "get delete",
+        ),
+        ("/v1/bundles/{digest}", "head get put"),
+        ("/v1/environments", "get post"),
+        ("/v1/environments/{environment}", "get delete"),
+        ("/v1/environments/{environment}/settings", "get patch"),
+        ("/v1/environments/{environment}/deployments", "post"),
+        ("/v1/environments/{environment}/rollback", "post"),
+        ("/v1/environments/{environment}/scale", "post"),
+        ("/v1/environments/{environment}/restart", "post"),
+        ("/v1/environments/{environment}/abort", "post"),
+        ("/v1/environments/{environment}/releases", "get"),
+        ("/v1/environments/{environment}/health", "get"),
+        ("/v1/environments/{environment}/events", "get"),
+        ("/v1/environments/{environment}/logs", "get"),
+        ("/v1/environments/{environment}/operations", "get"),
+        ("/v1/operations/{operation}", "get"),
+        ("/v1/events", "get"),
+        ("/v1/events/stream", "get"),
+        ("/v1/hosts/probe", "post"),
+        ("/v1/hosts", "get post"),
+        ("/v1/hosts/{host}", "get delete"),
+        ("/v1/hosts/{host}/drain", "post"),
+        ("/v1/hosts/{host}/resume", "post"),
+        ("/v1/hosts/{host}/upgrade", "post"),
+        ("/v1/hosts/{host}/host-key", "post"),
+        ("/v1/backup", "post"),
+    ];
+    let paths = document["paths"].as_object().expect("paths");
+    assert_eq!(paths.len(), expected.len(), "{:?}", paths.keys());
+    for (path, methods) in expected {
+        for method in methods.split(' ') {
+            let operation = &paths[path][method];
+            assert!(operation.is_object(), "{method} {path}");
+            assert!(operation["responses"]["default"].is_object());
+            assert_eq!(operation["security"].is_array(), path.starts_with("/v1/"));
+            // Described means routed: nothing of it answers that there is no such path or method.
+            let filled = path
+                .replace("{application}", "none")
+                .replace("{environment}", "none-such")
+                .replace("{host}", "none")
+                .replace("{operation}", "op-000000000000")
+                .replace("{digest}", &"0".repeat(64))
+                .replace("{label}", "none");
+            if path == "/v1/events/stream" || method == "head" {
+                continue;
+            }
+            let reply: Reply = controller.call(&method.to_uppercase(), &filled, &[], b"{}");
+            let code = reply.code();
+            assert!(
+                code != Some("path-not-found".to_owned())
+                    && code != Some("method-not-allowed".to_owned()),
+                "{method} {path}: {reply:?}"
+            );
+        }
+    }
+    let text = document.to_string();
+    for reference in text.split("\"$ref\":\"#/components/schemas/").skip(1) {
+        let name = reference.split('"').next().expect("a name");
+        assert!(
+            document["components"]["schemas"][name].is_object(),
+            "{name} is not described"
+        );
+    }
+}
