@@ -97,7 +97,7 @@ impl Home {
         }
         let temporary = tempfile::Builder::new()
             .prefix("beanpole-demo-")
-            .tempdir()
+            .tempdir_in(temporary_base())
             .map_err(cannot)?;
         // Under root, applications run as users of their own and must get to their files.
         fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o711)).map_err(cannot)?;
@@ -107,6 +107,43 @@ impl Home {
             data,
         })
     }
+}
+
+/// Where temporary files go: the usual place, unless applications with users of their own could
+/// not get there.
+fn temporary_base() -> PathBuf {
+    let usual = std::env::temp_dir();
+    if !rustix::process::geteuid().is_root() || is_open(&usual) {
+        return usual;
+    }
+    ["/tmp", "/var/tmp"]
+        .iter()
+        .map(PathBuf::from)
+        .find(|base| is_open(base))
+        .unwrap_or(usual)
+}
+
+/// Whether every user can get to `path`.
+fn is_open(path: &Path) -> bool {
+    path.canonicalize().is_ok_and(|path| {
+        path.ancestors().all(|part| {
+            fs::metadata(part).is_ok_and(|about| about.permissions().mode() & 0o001 != 0)
+        })
+    })
+}
+
+/// This executable at a path where every user can run it: a copy, where it lies in a home that is
+/// closed to others.
+fn open_executable(home: &Path) -> Result<PathBuf, Failure> {
+    let own = executable()?;
+    if !rustix::process::geteuid().is_root() || is_open(&own) {
+        return Ok(own);
+    }
+    let copy = home.join("beanpole");
+    fs::copy(&own, &copy)
+        .and_then(|_| fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)))
+        .map_err(|error| Failure::caused("The demo's application cannot be copied.", &error))?;
+    Ok(copy)
 }
 
 /// What runs while the demo does.
@@ -188,7 +225,7 @@ impl Stage {
                 description: "What `beanpole demo` shows".to_owned(),
                 tier: Tier::Web,
                 platform: Platform::Auto,
-                settings: settings()?,
+                settings: settings(&self.data)?,
                 version: Some(v1),
             },
         )?;
@@ -480,14 +517,15 @@ fn names() -> Result<(ApplicationName, EnvironmentName), Failure> {
     ))
 }
 
-fn settings() -> Result<OptionSettings, Failure> {
+fn settings(home: &Path) -> Result<OptionSettings, Failure> {
     let mut settings = OptionSettings::default();
     settings.set(ASG, "MinSize", INSTANCES.to_string());
-    settings.set(PROPERTIES, "BEANPOLE", executable()?.display().to_string());
+    let program = open_executable(home)?;
+    settings.set(PROPERTIES, "BEANPOLE", program.display().to_string());
     Ok(settings)
 }
 
-/// This executable, at a path that survives its replacement on disk.
+/// This executable.
 fn executable() -> Result<PathBuf, Failure> {
     std::env::current_exe()
         .map_err(|error| Failure::caused("This executable cannot be found.", &error))

@@ -84,7 +84,12 @@ impl Board {
             match &mut self.live {
                 Some(live) => live.show(progress),
                 None if changed && progress.state != "pending" && !self.output.quiet => {
-                    warn(&format!("  {}", progress_line(progress)));
+                    // A log wants the steps, not what each waits for.
+                    let mut step = progress.clone();
+                    if step.state != "failed" {
+                        step.detail = None;
+                    }
+                    warn(&format!("  {}", progress_line(&step)));
                 }
                 None => {}
             }
