@@ -93,6 +93,9 @@ pub fn plan(world: &World<'_>, goal: &Goal, rules: &Rules, seed: u128) -> Result
                 size.saturating_sub(world.instances.len() as u32),
                 &BTreeMap::new(),
             )?;
+            if stay.is_empty() && new.is_empty() {
+                return Err(Refusal::Unreachable);
+            }
             draft.prepare(*release, *tree, &stay, &new);
             let action = Action::Replace { release: *release };
             draft.launch(*release, &new);
@@ -117,6 +120,9 @@ pub fn plan(world: &World<'_>, goal: &Goal, rules: &Rules, seed: u128) -> Result
         Goal::Restart { policy, batch } => {
             draft.plan.policy = Some(*policy);
             let touched = draft.reachable("its host is unreachable");
+            if touched.is_empty() {
+                return Err(Refusal::Unreachable);
+            }
             draft.change(&touched, Action::Restart, *policy, *batch);
         }
         Goal::Mend {

@@ -31,6 +31,9 @@ pub enum Refusal {
         /// Each host by name, and what it lacks.
         hosts: Vec<(String, String)>,
     },
+    /// No instance could be changed: a plan without proof is none.
+    #[error("every host that holds its instances is unreachable")]
+    Unreachable,
     /// There is nothing to do.
     #[error("there is nothing to do")]
     Nothing,

@@ -515,9 +515,6 @@ impl World {
             .map_err(|error| format!("a turn failed: {error:?}"))?;
         self.turns += 1;
         self.wake_at = turn.wake_at.map_or(u64::MAX, Timestamp::as_millis);
-        if dies {
-            self.restart_controller();
-        }
         if self.store.commits() == commits {
             return Ok(());
         }
@@ -528,6 +525,10 @@ impl World {
             for line in self.checks.news(&self.store) {
                 println!("{} {line}", self.now - START_MS);
             }
+        }
+        if dies {
+            self.restart_controller();
+            return Ok(());
         }
         for id in turn.hosts_changed {
             let orders = self.engine.host_orders(&id).expect("memory");

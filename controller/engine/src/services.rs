@@ -736,6 +736,11 @@ fn refused(refusal: Refusal) -> Problem {
                 "Add a host with `beanpole host add`, or lower `beanpole:instance:MemoryMax`.",
             )
         }
+        Refusal::Unreachable => Problem::conflict(
+            "hosts-unreachable",
+            "Every host that holds the environment's instances is unreachable.",
+        )
+        .hint("`beanpole host list` shows since when; instances are replaced elsewhere after a while."),
         Refusal::Nothing => Problem::conflict("nothing-to-do", "There is nothing to do."),
     }
 }
