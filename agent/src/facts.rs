@@ -2,7 +2,7 @@
 //! library's name service, so that a statically linked agent tells the same.
 
 use crate::fences::Fences;
-use beanpole_protocol::agent::HostFacts;
+use beanpole_protocol::agent::{HostFacts, INSTANCE_PORTS};
 use procfs::Current;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -99,8 +99,25 @@ impl Facts {
             systemd: Path::new("/run/systemd/system").is_dir(),
             root: rustix::process::geteuid().is_root(),
             fences: self.fences.report(),
+            listening: listening(),
         }
     }
+}
+
+/// Ports for instances that some process listens on, an instance's own ones included.
+fn listening() -> Vec<u16> {
+    let tables = [procfs::net::tcp(), procfs::net::tcp6()];
+    let mut ports: Vec<u16> = tables
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.state == procfs::net::TcpState::Listen)
+        .map(|entry| entry.local_address.port())
+        .filter(|port| INSTANCE_PORTS.contains(port))
+        .collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
 }
 
 /// The kernel's id of this boot.

@@ -184,6 +184,9 @@ pub struct HostReport {
     pub instances: Vec<InstanceReport>,
 }
 
+/// The TCP ports that instances get.
+pub const INSTANCE_PORTS: std::ops::RangeInclusive<u16> = 20_000..=29_999;
+
 /// Facts about a machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct HostFacts {
@@ -217,6 +220,9 @@ pub struct HostFacts {
     pub root: bool,
     /// What the agent does to fence instances in, and what it cannot here.
     pub fences: Vec<Fence>,
+    /// Ports out of [`INSTANCE_PORTS`] that some process listens on: a new instance gets another.
+    #[serde(default)]
+    pub listening: Vec<u16>,
 }
 
 /// One way in which instances are fenced in.

@@ -4,6 +4,7 @@
 use crate::EngineError;
 use crate::events::{Draft, emit_for};
 use beanpole_planner::{Action, Batch, ChangeState, Happened, Plan, Progress, Stage, World, apply};
+use beanpole_protocol::agent::INSTANCE_PORTS as PORTS;
 use beanpole_protocol::api::OperationKind;
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::options::DeploymentPolicy;
@@ -12,9 +13,6 @@ use beanpole_protocol::{HostId, Incarnation, InstanceId, Timestamp};
 use beanpole_store::model::{EnvironmentRecord, InstanceRecord, JournalRecord, OperationRecord};
 use beanpole_store::{StoreError, Tx};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// The ports that instances get.
-const PORTS: std::ops::RangeInclusive<u16> = 20_000..=29_999;
 
 /// An operation being taken further within one transaction.
 pub(crate) struct Scene<'s, 't> {
@@ -58,7 +56,7 @@ impl Scene<'_, '_> {
     pub fn record(&mut self, world: &World<'_>, entry: &Happened) -> Result<(), EngineError> {
         let (plan, progress, back) = self.under_way();
         self.tell(world, &plan, &progress, entry)?;
-        self.want(&plan, entry)?;
+        self.want(world, &plan, entry)?;
         let progress = apply(progress, self.now, entry)?;
         if back {
             self.operation.back_progress = progress;
@@ -77,7 +75,7 @@ impl Scene<'_, '_> {
     }
 
     /// Changes what is wanted of an instance.
-    fn want(&mut self, plan: &Plan, entry: &Happened) -> Result<(), StoreError> {
+    fn want(&mut self, world: &World<'_>, plan: &Plan, entry: &Happened) -> Result<(), StoreError> {
         match entry {
             Happened::DrainStarted { instance } => self.instance(instance, |record| {
                 record.mode = Some(TargetMode::Drain);
@@ -101,7 +99,7 @@ impl Scene<'_, '_> {
                 let key = InstanceRecord::key_of(&self.environment.id, instance);
                 self.tx.delete::<InstanceRecord>(&key)
             }
-            Happened::Switched { instance } => self.switch(plan, instance),
+            Happened::Switched { instance } => self.switch(world, plan, instance),
             _ => Ok(()),
         }
     }
@@ -119,7 +117,12 @@ impl Scene<'_, '_> {
         Ok(())
     }
 
-    fn switch(&mut self, plan: &Plan, id: &InstanceId) -> Result<(), StoreError> {
+    fn switch(
+        &mut self,
+        world: &World<'_>,
+        plan: &Plan,
+        id: &InstanceId,
+    ) -> Result<(), StoreError> {
         let Some((_, change)) = plan.changes().find(|(_, change)| change.instance == *id) else {
             return Ok(());
         };
@@ -142,7 +145,7 @@ impl Scene<'_, '_> {
                 id: id.clone(),
                 environment: self.environment.id.clone(),
                 host: change.host.clone(),
-                port: self.free_port(&change.host)?,
+                port: self.free_port(world, &change.host)?,
                 release: release.unwrap_or_default(),
                 incarnation: Incarnation(1),
                 run: true,
@@ -155,7 +158,7 @@ impl Scene<'_, '_> {
         self.tx.put(&record)
     }
 
-    fn free_port(&mut self, host: &HostId) -> Result<u16, StoreError> {
+    fn free_port(&mut self, world: &World<'_>, host: &HostId) -> Result<u16, StoreError> {
         if self.ports.is_none() {
             let mut used: BTreeMap<HostId, BTreeSet<u16>> = BTreeMap::new();
             for instance in self.tx.list::<InstanceRecord>()? {
@@ -168,10 +171,22 @@ impl Scene<'_, '_> {
             .get_or_insert_default()
             .entry(host.clone())
             .or_default();
-        let mut range = PORTS;
-        let port = range
-            .find(|port| !used.contains(port))
-            .unwrap_or(*PORTS.start());
+        // What other programs of the host listen on would keep the instance from starting.
+        if let Some(report) = world.hosts.get(host).and_then(|seen| seen.report) {
+            used.extend(&report.facts.listening);
+        }
+        // Each in turn instead of the lowest free one: an instance that was given up while its host
+        // could not be reached may run on there for a while, and would answer the checks of its
+        // successor on the same port.
+        let width = u64::from(PORTS.end() - PORTS.start()) + 1;
+        let mut port = *PORTS.start();
+        for _ in 0..width {
+            let turn = self.tx.counter(&format!("port {host}"))? - 1;
+            port = PORTS.start() + u16::try_from(turn % width).unwrap_or(0);
+            if !used.contains(&port) {
+                break;
+            }
+        }
         used.insert(port);
         Ok(port)
     }
