@@ -222,12 +222,10 @@ fn body_problem(error: &serde_json::Error) -> Problem {
 
 /// What was probably meant, from serde's ``unknown field `x`, expected one of `y`, `z` ``.
 fn suggestion(said: &str) -> Option<String> {
+    let (_, said) = said.split_once("unknown field ")?;
     let mut quoted = said.split('`').skip(1).step_by(2);
     let word = quoted.next()?;
     let known: Vec<&str> = quoted.collect();
-    if !said.starts_with("unknown ") {
-        return None;
-    }
     nearest(word, known).map(str::to_owned)
 }
 
