@@ -188,8 +188,8 @@ impl Turn<'_, '_> {
                 ChangeState::Draining { since } => self.draining(batch, change, since)?,
                 ChangeState::Drained => self.act(change)?,
                 ChangeState::Stopping { since } => self.stopping(change, since),
-                ChangeState::Starting { since } => self.starting(change, since, false)?,
-                ChangeState::Checking { since } => self.starting(change, since, true)?,
+                ChangeState::Starting { .. } => self.starting(change, false)?,
+                ChangeState::Checking { .. } => self.starting(change, true)?,
                 ChangeState::Serving { forced, .. } => self.put_in(change, forced)?,
             }
         }
@@ -346,7 +346,7 @@ impl Turn<'_, '_> {
     /// Waits for the new incarnation to run, then has it checked, then for it to prove well. Checks
     /// begin only once it runs: before, they would meet the incarnation before on the same port, and
     /// its good answers would count for the new one.
-    fn starting(&mut self, change: &Change, since: Timestamp, checked: bool) -> Step<()> {
+    fn starting(&mut self, change: &Change, checked: bool) -> Step<()> {
         let id = &change.instance;
         let world = self.world;
         let (Some(instance), Some(host)) = (world.instances.get(id), world.hosts.get(&change.host))
@@ -386,7 +386,10 @@ impl Turn<'_, '_> {
         }
         let waiting = match self.plan.gate {
             Gate::Proxies { good_checks } => self.unproven(id, good_checks),
-            Gate::Settle { for_ms } => self.unsettled(id, seen, since, for_ms),
+            Gate::Settle { for_ms } => {
+                let said_at = host.report.map_or(Timestamp::EPOCH, |report| report.now);
+                Self::unsettled(id, seen, said_at, for_ms)
+            }
         };
         let Some(text) = waiting else {
             self.entries.push(Happened::PutIn {
@@ -428,24 +431,17 @@ impl Turn<'_, '_> {
             })
     }
 
+    /// How long it still has to stay up, by its host's own clock: a report that says how long it ran
+    /// is proof, the time that passed here since an old report is none.
     fn unsettled(
-        &mut self,
         id: &InstanceId,
         seen: &InstanceReport,
-        since: Timestamp,
+        said_at: Timestamp,
         for_ms: u64,
     ) -> Option<String> {
-        // The host's clock may differ from ours: time is counted from what was ordered here, and
-        // again from the moment that the agent names when that is later.
-        let ripe = since
-            .max(seen.since.min(self.now))
-            .after(Duration::from_millis(for_ms));
-        if self.now >= ripe {
-            return None;
-        }
-        self.wake_at(ripe);
-        let left = ripe.since(self.now).as_millis();
-        Some(format!("Waiting for {id} to stay up for {left} ms more."))
+        let up = said_at.since(seen.since).as_millis();
+        let left = u128::from(for_ms).saturating_sub(up);
+        (left > 0).then(|| format!("Waiting for {id} to stay up for {left} ms more."))
     }
 
     /// Waits for the proxies to confirm that the instance serves.
