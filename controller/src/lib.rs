@@ -16,6 +16,7 @@ mod config;
 mod driver;
 mod links;
 mod listen;
+mod narrate;
 mod observations;
 mod services;
 mod start;

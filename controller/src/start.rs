@@ -6,7 +6,7 @@ use crate::links::{LOCAL_PROXY, Links};
 use crate::listen::Api;
 use crate::observations::Observations;
 use crate::services::hosts;
-use crate::{ControllerConfig, ControllerError, api, driver};
+use crate::{ControllerConfig, ControllerError, api, driver, narrate};
 use beanpole_daemon::clock;
 use beanpole_engine::{Draft, Engine, EngineConfig, emit};
 use beanpole_fleet::bootstrap::Executables;
@@ -48,6 +48,7 @@ pub async fn run(
     let engine = driver::spawn(app.clone(), wakes)
         .map_err(|error| ControllerError::Engine(error.to_string()))?;
     let reports = tokio::spawn(incoming.take_in(app.clone()));
+    let log = tokio::spawn(narrate::run(app.clone()));
     let backups = tokio::spawn(back_up_hourly(app.clone()));
     tracing::info!(api = %server.address, data = %config.data.display(), "controller ready");
     if let Some(listening) = listening {
@@ -61,6 +62,7 @@ pub async fn run(
     app.links.stop().await;
     let _ = reports.await;
     let _ = backups.await;
+    let _ = log.await;
     tracing::info!("controller stopped");
     ended
 }
