@@ -137,6 +137,7 @@ fn misuse_exits_2_and_says_what_to_write() {
         &["host", "add", "a b"],
         &["setenv", "shop-prod", "A"],
         &["config", "shop-prod", "--set", "BatchSise=3"],
+        &["up", "--data", "x", "--api", "0.0.0.0:0"],
     ];
     let mut all = String::new();
     for case in cases {

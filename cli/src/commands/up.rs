@@ -56,6 +56,13 @@ pub struct Up {
 
 /// Runs until SIGTERM or SIGINT.
 pub fn run(context: &Context, command: &Up) -> Result<(), Failure> {
+    if !command.api.ip().is_loopback() && !command.offer.encrypts() && !command.offer.insecure {
+        return Err(Failure::misuse(format!(
+            "{} can be reached from other machines, and without TLS tokens and bundles travel in the open.",
+            command.api
+        ))
+        .hint("Give --tls-self-signed, or --tls-cert and --tls-key; or listen on 127.0.0.1; or say --insecure"));
+    }
     let data = prepare(command)?;
     let _lock = lock::take(&data)?;
     let mut command = command.clone();
