@@ -151,7 +151,8 @@ impl Checks {
                 .ok_or_else(|| format!("{id} has no release"))?;
             let behaviour = Behaviour::of(release.version.as_str());
             let worker = environments[&new.environment].tier == Tier::Worker;
-            if !behaviour.may_serve() && !(worker && behaviour == Behaviour::Sick) {
+            let unseen = worker && behaviour == Behaviour::Sick;
+            if !(behaviour.may_serve() || unseen) {
                 return Err(format!("{id} is put into service with {}", release.version));
             }
             let fake = hosts

@@ -13,6 +13,8 @@ pub struct FakeProxy {
     pub up: bool,
     pub link: bool,
     pub table: RoutingTable,
+    /// Requests that were given to an instance whose process was not there.
+    pub refused: u64,
     run: u64,
     sequence: u64,
     seen: BTreeMap<(InstanceId, Incarnation), Seen>,
@@ -36,6 +38,7 @@ impl FakeProxy {
             up: true,
             link: true,
             table: RoutingTable::default(),
+            refused: 0,
             run: 1,
             sequence: 0,
             seen: BTreeMap::new(),
@@ -130,6 +133,7 @@ impl FakeProxy {
                         seen.in_flight = rng.range(0, 3) as u32;
                         if answer.is_none() {
                             traffic.failed += 1;
+                            self.refused += 1;
                         }
                     }
                     // Some requests take longer than the time to finish them.
