@@ -346,6 +346,7 @@ impl Fake {
     /// Carries a plan out; true when it finished, false when it failed.
     fn carry_out(&mut self, plan: &Plan, moves: &[u8]) -> (bool, Progress) {
         let mut progress = Progress::default();
+        let mut idle = 0;
         for turn in 0..20_000 {
             let now = Timestamp::from_millis(self.now);
             let world = self.world();
@@ -353,6 +354,7 @@ impl Fake {
             assert_eq!(decision, next(plan, &progress, &world, now), "same input");
             match decision {
                 Decision::Record(entries) => {
+                    idle = 0;
                     for entry in entries {
                         self.record(plan, &entry);
                         progress = apply(progress, now, &entry).expect("a legal entry");
@@ -362,7 +364,8 @@ impl Fake {
                     assert!(!reasons.is_empty(), "a wait without a reason");
                     assert!(until > now, "a wait until the past: {reasons:?}");
                     self.step(moves[turn % moves.len()]);
-                    if turn % 50 == 49 {
+                    idle += 1;
+                    if idle > 50 {
                         // Nothing happens for long: the deadline comes.
                         self.now = self.now.max(until.as_millis());
                     }
