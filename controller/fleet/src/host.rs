@@ -339,24 +339,27 @@ impl Link {
         let mut refused = false;
         loop {
             let wanted = orders.borrow_and_update().clone();
+            // Orders that were confirmed and are held no more; new ones are another matter.
             let lost = !refused
-                && reports.borrow_and_update().as_ref().is_some_and(|report| {
-                    settled.is_some() && report.generation < wanted.generation
-                });
+                && settled.as_ref() == Some(&wanted)
+                && reports
+                    .borrow_and_update()
+                    .as_ref()
+                    .is_some_and(|report| report.generation < wanted.generation);
             if wanted.generation != Generation(0) && (lost || settled.as_ref() != Some(&wanted)) {
                 match self.put_orders(transport, &mut connection, &wanted).await {
                     Ok(()) => {
                         let generation = wanted.generation;
                         refused = false;
                         backoff.reset();
-                        let again = settled.replace(wanted).is_some();
+                        settled = Some(wanted);
                         let news = LinkNews::OrdersConfirmed { generation };
                         if self.emit(news).await.is_err() {
                             return End::Unheard;
                         }
                         // A report that was on its way may still carry the generation before.
-                        if again && lost {
-                            tokio::time::sleep(backoff.pause()).await;
+                        if lost {
+                            let _ = tokio::time::timeout(backoff.pause(), orders.changed()).await;
                         }
                     }
                     Err(Failed::Refused(problem)) => {

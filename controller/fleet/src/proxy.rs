@@ -213,10 +213,13 @@ impl Link {
         let mut settled: Option<(RoutingTable, bool)> = None;
         loop {
             let wanted = tables.borrow_and_update().clone();
-            let lost = held.borrow_and_update().is_some_and(|held| {
-                held < wanted.generation && matches!(&settled, Some((_, accepted)) if *accepted)
-            });
             let differs = settled.as_ref().map(|(table, _)| table) != Some(&wanted);
+            // A table that was confirmed and is held no more; a new one is another matter.
+            let lost = !differs
+                && matches!(&settled, Some((_, accepted)) if *accepted)
+                && held
+                    .borrow_and_update()
+                    .is_some_and(|held| held < wanted.generation);
             if wanted.generation != Generation(0) && (lost || differs) {
                 let generation = wanted.generation;
                 match put(
@@ -231,8 +234,9 @@ impl Link {
                     Ok(()) => {
                         settled = Some((wanted, true));
                         self.emit(ProxyNews::TableConfirmed { generation }).await?;
+                        // A report that was on its way may still carry the generation before.
                         if lost {
-                            tokio::time::sleep(backoff.pause()).await;
+                            let _ = tokio::time::timeout(backoff.pause(), tables.changed()).await;
                         } else {
                             backoff.reset();
                         }
