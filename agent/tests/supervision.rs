@@ -386,6 +386,26 @@ async fn a_killed_shim_is_replaced_and_leaves_no_orphan() {
     world.runtime.remove(&spec.id).await.expect("removed");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_and_a_start_in_a_row_start_it_once() {
+    let world = World::new();
+    let mut spec = World::spec(77, &[("web", "echo begun; exec sleep 600")]);
+    let rounds = 12;
+    for round in 1..=rounds {
+        spec.incarnation = Incarnation(round);
+        world.runtime.start(spec.clone()).await.expect("start");
+        let wanted = usize::try_from(round).expect("a small number");
+        until("its first line", || {
+            (world.log(&spec.id, "web").matches("begun").count() >= wanted).then_some(())
+        })
+        .await;
+        world.runtime.stop(&spec.id, GRACE).await.expect("stop");
+    }
+    let begun = world.log(&spec.id, "web").matches("begun").count();
+    assert_eq!(begun as u64, rounds, "each start ran once");
+    world.runtime.remove(&spec.id).await.expect("remove");
+}
+
 #[tokio::test]
 async fn orphans_are_reaped() {
     let world = World::new();

@@ -33,6 +33,10 @@ const STOP_MARGIN: Duration = Duration::from_secs(10);
 /// Pauses before a shim that cannot be started anew is tried again: doubled from the first to the
 /// last.
 const RECOVER_PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// A shim that lives but cannot be heard is looked for again this often, with this pause, before it
+/// counts as dead.
+const DEAF_LOOKS: u32 = 40;
+const DEAF_PAUSE: Duration = Duration::from_millis(50);
 /// An instance's last lines are reported for this long after it was started, too: that is when a
 /// deployment may have to tell why it is not healthy.
 const YOUNG: Duration = Duration::from_mins(15);
@@ -359,8 +363,11 @@ impl ProcessRuntime {
         let (runtime, instance) = (self.clone(), instance.clone());
         tokio::spawn(async move {
             let mut pause = RECOVER_PAUSE.0;
+            let mut deaf = 0;
             loop {
-                runtime.follow(&instance).await;
+                if runtime.follow(&instance).await {
+                    deaf = 0;
+                }
                 let gate = instance.gate.lock().await;
                 let status = instance.final_status();
                 let stopped = status.as_ref().is_none_or(|s| s.stage == Stage::Stopped);
@@ -370,6 +377,13 @@ impl ProcessRuntime {
                         known.status = status;
                     });
                     return;
+                }
+                // A stop and a start may have come between: then this is the next shim, and well.
+                if status.is_some_and(|s| s.shim.lives()) && deaf < DEAF_LOOKS {
+                    deaf += 1;
+                    drop(gate);
+                    tokio::time::sleep(DEAF_PAUSE).await;
+                    continue;
                 }
                 tracing::warn!(instance = %instance.id, "its supervisor died: starting it anew");
                 match runtime.recover(&instance).await {
@@ -395,18 +409,19 @@ impl ProcessRuntime {
         });
     }
 
-    /// Listens to the shim until it is gone.
-    async fn follow(&self, instance: &Instance) {
+    /// Listens to the shim until it is gone; whether it could be heard at all.
+    async fn follow(&self, instance: &Instance) -> bool {
         let Ok(mut client) = Client::connect(&instance.directory).await else {
-            return;
+            return false;
         };
         let Ok(first) = client.ask(Op::Watch).await else {
-            return;
+            return false;
         };
         self.note(instance, |known| known.status = Some(first));
         while let Ok(Some(status)) = client.next().await {
             self.note(instance, |known| known.status = Some(status));
         }
+        true
     }
 
     /// Ends what a dead shim left and starts it anew on the same spec.
