@@ -19,10 +19,6 @@ use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Half the time of the system's allocator in the proxy, and less memory in the controller.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     // The shim forks: it must run before anything starts a thread.
     let arguments: Vec<_> = std::env::args_os().take(3).collect();
