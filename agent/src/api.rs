@@ -28,6 +28,8 @@ const LONGEST_ORDERS: usize = 64 << 20;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest silence of a watch after that: together at most 5 s.
 const LONGEST_SILENCE: Duration = Duration::from_millis(4900);
+/// How long the last answer has to reach its reader.
+const LAST_ANSWER: Duration = Duration::from_secs(1);
 /// Lines of the past when the caller does not say.
 const DEFAULT_TAIL: usize = 100;
 
@@ -234,6 +236,11 @@ async fn take_uninstall(State(agent): Shared) -> Answer {
         left = uninstalled.left.len(),
         "uninstalled"
     );
-    agent.stop.cancel();
+    // The answer has to be out before the reports end: their end closes the controller's connection.
+    let stop = agent.stop.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(LAST_ANSWER).await;
+        stop.cancel();
+    });
     json(&uninstalled)
 }

@@ -211,17 +211,18 @@ impl Plan {
                         if of_kind.is_empty() {
                             continue;
                         }
-                        let named: Vec<String> = of_kind
-                            .iter()
-                            .map(|change| {
-                                format!("{} on {}", change.instance, host_name(&change.host))
-                            })
-                            .collect();
-                        lines.push(format!(
-                            "Batch {}: {word} {}.",
-                            batch.number,
+                        let what = if word == "launch" {
+                            launches(&of_kind, host_name)
+                        } else {
+                            let named: Vec<String> = of_kind
+                                .iter()
+                                .map(|change| {
+                                    format!("{} on {}", change.instance, host_name(&change.host))
+                                })
+                                .collect();
                             named.join(", ")
-                        ));
+                        };
+                        lines.push(format!("Batch {}: {word} {what}.", batch.number));
                         batches.push(PlanBatch {
                             number: batch.number,
                             change: word.to_owned(),
@@ -244,6 +245,24 @@ impl Plan {
             lines,
         }
     }
+}
+
+/// `3 instances: 2 on h1, 1 on h2`. Without their ids: those of a plan that is only shown are never
+/// given to anyone.
+fn launches(changes: &[&Change], host_name: &dyn Fn(&HostId) -> String) -> String {
+    let mut by_host: Vec<(&HostId, u32)> = Vec::new();
+    for change in changes {
+        match by_host.iter_mut().find(|(host, _)| **host == change.host) {
+            Some((_, count)) => *count += 1,
+            None => by_host.push((&change.host, 1)),
+        }
+    }
+    let places: Vec<String> = by_host
+        .into_iter()
+        .map(|(host, count)| format!("{count} on {}", host_name(host)))
+        .collect();
+    let plural = if changes.len() == 1 { "" } else { "s" };
+    format!("{} instance{plural}: {}", changes.len(), places.join(", "))
 }
 
 /// What leaving may take beyond draining and the grace period: orders and reports travel, agents

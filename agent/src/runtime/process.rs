@@ -330,6 +330,8 @@ impl ProcessRuntime {
         };
         let program = &self.inner.settings.shim;
         let starting = tokio::process::Command::new(&program.program)
+            // The path may be `/proc/self/exe`, which tells nobody anything in a list of processes.
+            .arg0("beanpole")
             .args(&program.arguments)
             .arg(instance.directory.join(files::SPEC))
             .env_clear()

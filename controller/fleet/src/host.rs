@@ -358,8 +358,11 @@ impl Link {
                             return End::Unheard;
                         }
                         // A report that was on its way may still carry the generation before.
-                        if lost {
-                            let _ = tokio::time::timeout(backoff.pause(), orders.changed()).await;
+                        if lost
+                            && let Ok(Ok(())) =
+                                tokio::time::timeout(backoff.pause(), orders.changed()).await
+                        {
+                            continue;
                         }
                     }
                     Err(Failed::Refused(problem)) => {

@@ -236,7 +236,11 @@ impl Link {
                         self.emit(ProxyNews::TableConfirmed { generation }).await?;
                         // A report that was on its way may still carry the generation before.
                         if lost {
-                            let _ = tokio::time::timeout(backoff.pause(), tables.changed()).await;
+                            let pause = backoff.pause();
+                            if let Ok(Ok(())) = tokio::time::timeout(pause, tables.changed()).await
+                            {
+                                continue;
+                            }
                         } else {
                             backoff.reset();
                         }

@@ -4,7 +4,7 @@ use crate::app::{App, Refused, store_problem};
 use crate::{ControllerConfig, ControllerError};
 use beanpole_daemon::clock;
 use beanpole_engine::{Draft, emit};
-use beanpole_fleet::bootstrap::{self, HostSetup, Paths};
+use beanpole_fleet::bootstrap::{self, HostSetup, Paths, Progress};
 use beanpole_fleet::ssh::{self, Credential, Options, Target};
 use beanpole_fleet::{ClientError, Dialer, chain};
 use beanpole_protocol::api::{
@@ -333,7 +333,12 @@ pub(crate) async fn add(app: &App, request_id: RequestId, body: AddHost) -> Resu
     )
     .await?;
     let setup = HostSetup::new(admin, app.controller_key.clone(), app.executables.clone());
-    let progress = |step| tracing::info!(host = %setup.admin.ssh, ?step, "setting up");
+    let progress = |step| match step {
+        Progress::Uploading { .. } => {
+            tracing::debug!(host = %setup.admin.ssh, ?step, "setting up");
+        }
+        step => tracing::info!(host = %setup.admin.ssh, ?step, "setting up"),
+    };
     let added = bootstrap::add_host(&setup, &progress)
         .await
         .map_err(|error| error.problem())?;
