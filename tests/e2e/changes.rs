@@ -249,7 +249,9 @@ fn a_terminated_environment_is_gone_and_its_name_is_free() {
     let bed = Bed::up();
     let app = bed.serving("shop-prod", 2);
     bed.run(&["terminate", "shop-prod", "--yes"]).ok();
-    assert_eq!(bed.get("shop-prod", "/").status, 404);
+    until_true("the load balancer forgets it", seconds(10), || {
+        bed.get("shop-prod", "/").status == 404
+    });
     until_true("its processes are gone", seconds(20), || {
         bed.daemons("shim").is_empty()
     });

@@ -79,7 +79,7 @@ fn a_build_that_fails_touches_no_instance() {
     let bed = Bed::up();
     let app = impatient(&bed).procfile("web: ./testapp v2\n").file(
         "package.json",
-        br#"{"name": "shop", "version": "1.0.0", "scripts": {"preinstall": "echo no such compiler >&2; exit 9"}}"#,
+        br#"{"name": "shop", "version": "1.0.0", "scripts": {"preinstall": "echo no such compiler >&2; exit 9", "start": "node server.js"}}"#,
     );
     std::fs::remove_file(app.dir.join("Procfile")).expect("it is there");
     refused(&bed, &app).says("no such compiler");

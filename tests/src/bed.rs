@@ -8,6 +8,7 @@ use crate::wait;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::fs;
+use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -147,6 +148,23 @@ impl Bed {
     /// What `up` and its daemons printed so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.home.path().join("up.log")).unwrap_or_default()
+    }
+
+    /// From now on this bed runs a copy of the executable with another digest.
+    ///
+    /// # Panics
+    /// When it cannot be copied.
+    pub fn become_another_build(&mut self) {
+        let copy = self.home.path().join("beanpole");
+        fs::copy(&self.executable, &copy).expect("the executable can be copied");
+        let mut file = fs::OpenOptions::new()
+            .append(true)
+            .open(&copy)
+            .expect("the copy can be opened");
+        // What follows an ELF file's sections is not looked at.
+        file.write_all(b"another build")
+            .expect("the copy can be changed");
+        self.executable = copy;
     }
 
     /// Starts `beanpole up` again after [`Bed::stop`] or a kill.
@@ -319,12 +337,7 @@ impl Bed {
     pub fn daemons(&self, subcommand: &str) -> Vec<u32> {
         self.processes()
             .into_iter()
-            .filter(|(_, arguments)| {
-                arguments
-                    .first()
-                    .is_some_and(|first| first.contains("beanpole"))
-                    && arguments.get(1).is_some_and(|second| second == subcommand)
-            })
+            .filter(|(_, arguments)| arguments.get(1).is_some_and(|second| second == subcommand))
             .map(|(pid, _)| pid)
             .collect()
     }
