@@ -88,7 +88,7 @@ async fn http1_goes_over_tls_and_the_certificate_stays_over_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_upload_streams_through_and_back() {
+async fn a_large_upload_goes_through_and_back() {
     let backend = Backend::start().await;
     let proxy = Proxy::start().await;
     proxy.serve(&table(1, vec![serving(1, &backend)])).await;

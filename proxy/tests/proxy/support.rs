@@ -325,7 +325,13 @@ async fn app(
             Ok(Response::new(whole("held")))
         }
         "/drop" => Err(std::io::Error::other("as asked")),
-        "/echo" => Ok(Response::new(request.into_body().boxed())),
+        // Reads it all, then answers. Answering while still reading large bodies can stall in
+        // pingora, which reads from an upstream or writes to it, never both; see the README.
+        "/echo" => {
+            let body = request.into_body().collect().await;
+            let body = body.map_err(std::io::Error::other)?.to_bytes();
+            Ok(Response::new(whole(body)))
+        }
         "/ws" => {
             tokio::spawn(async move {
                 let Ok(upgraded) = hyper::upgrade::on(&mut request).await else {
