@@ -28,7 +28,7 @@ pub struct Deploy {
     /// A version that exists
     #[arg(long, value_name = "LABEL", conflicts_with_all = ["label", "description"])]
     version: Option<VersionLabel>,
-    /// What to call the new version [default: app-<git hash> or app-<time>]
+    /// What to call the new version [default: app-HASH in git, else app-TIME]
     #[arg(long, short)]
     label: Option<VersionLabel>,
     /// What the new version is, for people
