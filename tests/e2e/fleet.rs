@@ -185,9 +185,15 @@ fn a_full_disk_fails_the_deployment_and_names_the_host() {
         return;
     };
     let app = bed.serving("shop-prod", 3);
-    let noise: Vec<u8> = (0..24_u32 << 20)
-        .map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8)
-        .collect();
+    // 24 MiB that do not compress (xorshift).
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut noise = Vec::with_capacity(24 << 20);
+    while noise.len() < 24 << 20 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        noise.extend(state.to_le_bytes());
+    }
     let app = app.version("v2").file("blob.bin", &noise);
     // The agent's data moves onto a disk with little room left, while its applications run.
     Hosts::on(
@@ -201,7 +207,8 @@ fn a_full_disk_fails_the_deployment_and_names_the_host() {
     bed.deploy(&app, "shop-prod", "v2")
         .exits(1)
         .says("h2")
-        .says("space");
+        .says("does not fit")
+        .says("free");
     assert_live(&bed, "shop-prod", "v1", 3);
     assert_none_failed(&load.stop());
     // What did not fit left room again.
