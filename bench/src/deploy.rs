@@ -52,7 +52,18 @@ pub fn measure(setup: &Setup) -> Result<Vec<Figure>, Failed> {
         // Packing and uploading are the developer's machine; what is compared starts with the bundle
         // on the controller: the operation's own times.
         let ran = bed
-            .run_in(&app.dir, &["deploy", "bench", "--label", &label, "--policy", "AllAtOnce", "--json"])
+            .run_in(
+                &app.dir,
+                &[
+                    "deploy",
+                    "bench",
+                    "--label",
+                    &label,
+                    "--policy",
+                    "AllAtOnce",
+                    "--json",
+                ],
+            )
             .ok();
         deploys.push(lasted(&ran.json())?);
         let bundle = largest(&bed.data())?;
