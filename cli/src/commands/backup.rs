@@ -10,6 +10,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use ureq::http::Method;
 
+/// How often a backup is begun before a connection that breaks is reported.
+const ATTEMPTS: u32 = 3;
+
 /// Save everything that the controller remembers to one file, while it runs
 #[derive(Debug, Args)]
 #[command(
@@ -22,8 +25,9 @@ pub struct Backup {
 
 /// Streams the backup into a temporary file beside `FILE`, then renames it.
 pub fn run(context: &Context, command: &Backup) -> Result<(), Failure> {
-    let mut reader = context.client()?.stream(Method::POST, "/v1/backup", &[])?;
+    let client = context.client()?;
     if command.file.as_os_str() == "-" {
+        let mut reader = client.stream(Method::POST, "/v1/backup", &[])?;
         let copied = io::copy(&mut reader, &mut io::stdout().lock());
         return copied
             .map(|_| ())
@@ -33,7 +37,7 @@ pub fn run(context: &Context, command: &Backup) -> Result<(), Failure> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".part");
     let part = path.with_file_name(name);
-    let written = (|| {
+    let write = |mut reader: Box<dyn io::Read>| {
         let mut file = OpenOptions::new()
             .write(true)
             .create(true)
@@ -44,8 +48,18 @@ pub fn run(context: &Context, command: &Backup) -> Result<(), Failure> {
         file.flush()?;
         file.sync_all()?;
         fs::rename(&part, path)?;
-        Ok(size)
-    })();
+        Ok::<u64, io::Error>(size)
+    };
+    // A stream that broke off is asked for again from its start: taking a backup changes nothing.
+    let mut left = ATTEMPTS;
+    let written = loop {
+        left -= 1;
+        let reader = client.stream(Method::POST, "/v1/backup", &[])?;
+        match write(Box::new(reader)) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && left > 0 => {}
+            written => break written,
+        }
+    };
     match written {
         Ok(size) => context.output.result(
             &serde_json::json!({ "file": path, "size": size }),
@@ -57,7 +71,6 @@ pub fn run(context: &Context, command: &Backup) -> Result<(), Failure> {
             ),
         ),
         Err(error) => {
-            let error: io::Error = error;
             let _ = fs::remove_file(&part);
             Err(Failure::caused(
                 format!("The backup cannot be written to {}.", path.display()),
