@@ -8,6 +8,7 @@ use beanpole_store::model::TokenRecord;
 use beanpole_store::{Record, Store, StoreError};
 use sha2::{Digest as _, Sha256};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 /// What the token of the CLI on this machine is called.
@@ -28,7 +29,10 @@ impl Tokens {
             source,
         };
         let token = match std::fs::read_to_string(path) {
-            Ok(text) if !text.trim().is_empty() => text.trim().to_owned(),
+            Ok(text) if !text.trim().is_empty() => {
+                close(path).map_err(failed)?;
+                text.trim().to_owned()
+            }
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {
                 let token = format!(
@@ -66,6 +70,16 @@ impl Tokens {
     }
 }
 
+/// Takes a token that was put there by hand out of the sight of other users.
+fn close(path: &Path) -> io::Result<()> {
+    let mode = std::fs::metadata(path)?.permissions().mode();
+    if mode & 0o077 != 0 {
+        tracing::warn!(path = %path.display(), mode = format!("{mode:o}"), "others could read the token; now they cannot");
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    }
+    Ok(())
+}
+
 fn hash(token: &str) -> Digest {
     Digest::new(hex::encode(Sha256::digest(token.as_bytes())))
         .expect("SHA-256 in hexadecimal is a digest")
@@ -79,7 +93,6 @@ fn same(one: &Digest, other: &Digest) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_token_is_made_once_and_kept_by_its_hash_alone() {
@@ -97,8 +110,14 @@ mod tests {
         for wrong in ["", "bp_", &token.trim()[1..], &format!("{}x", token.trim())] {
             assert!(!tokens.accept(wrong), "{wrong:?}");
         }
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).expect("open it");
         let again = Tokens::prepare(&store, &path).expect("tokens");
         assert!(again.accept(token.trim()));
+        let mode = std::fs::metadata(&path)
+            .expect("metadata")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600, "closed again");
         let records: Vec<TokenRecord> = store.list().expect("list");
         assert_eq!(records.len(), 1);
         assert!(!format!("{records:?}").contains(token.trim()));

@@ -235,6 +235,9 @@ fn the_event_stream_goes_on_where_it_was_left() {
     let mut fresh = controller.follow("/v1/events/stream", None);
     controller.application("four");
     assert_eq!(fresh.next_event().data["application"], "four");
+    let mut ahead = controller.follow("/v1/events/stream", Some("999999"));
+    controller.application("five");
+    assert_eq!(ahead.next_event().data["application"], "five");
     controller
         .get("/v1/events/stream?after=soon")
         .expect_problem(400, "invalid-after");

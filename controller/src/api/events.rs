@@ -144,7 +144,8 @@ async fn stream(
             let of_operation = asked.operation.is_some();
             let filter = Filter::resolve(app, asked.environment.as_ref(), asked.operation)?;
             let start = match start {
-                Some(start) => start,
+                // One that is not yet there was told before a restore: ids began again below it.
+                Some(start) => start.min(newest(app)?),
                 None if of_operation => EventId(0),
                 None => newest(app)?,
             };

@@ -239,6 +239,11 @@ impl Store {
         }
     }
 
+    /// How many commits there ever were, where the database counts them; else 0.
+    pub(crate) fn commits_ever(&self) -> u64 {
+        self.inner.backend.commits()
+    }
+
     /// The database itself, for tests that damage it.
     #[cfg(test)]
     pub(crate) fn backend(&self) -> &dyn Backend {

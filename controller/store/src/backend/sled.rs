@@ -1,12 +1,24 @@
 //! The backend on sled 0.34: one tree, so that a batch is one entry of its log.
+//!
+//! sled opens a log whose end is missing, or a part of whose middle, as if the rest were all there
+//! ever was. So every batch carries a [`Check`] of all records, which is verified when the database is
+//! opened, and the number of commits stands in a file of its own once it is acknowledged.
 
+use super::check::{Acknowledged, Check};
 use super::{Backend, Order, Pair, Range, Write};
 use crate::StoreError;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
+/// Where the check is among the records. Before all of them, and hidden from scans: tables are named
+/// by letters.
+const CHECK: &[u8] = b"\0check";
+/// The first key that scans may see.
+const FIRST: &[u8] = &[1];
 /// Memory for sled's page cache. Its own default of 1 GiB does not fit small machines.
 const CACHE_BYTES: u64 = 64 << 20;
 
@@ -19,6 +31,9 @@ pub struct Sled {
     /// sled's log. Kept open for `fdatasync`: sled's own flush does not reach the disk's platter
     /// (it ends with `sync_file_range`), which a power loss would show.
     log: File,
+    /// Of what is in the tree; none when a commit failed and nobody knows what is.
+    check: Mutex<Option<Check>>,
+    acknowledged: Acknowledged,
 }
 
 /// Why a database did not open.
@@ -26,6 +41,13 @@ pub struct Sled {
 pub(crate) enum OpenFailure {
     /// Its content makes no sense.
     Corrupt(String),
+    /// Its end is missing, and what is before it is whole. The database itself, to save that from it.
+    Short {
+        /// What there is.
+        sled: Box<Sled>,
+        /// Acknowledged commits that are missing.
+        lost: u64,
+    },
     /// Anything else: permissions, a full disk.
     Other(StoreError),
 }
@@ -37,6 +59,10 @@ impl Sled {
             OpenFailure::Corrupt(why) => StoreError::Damaged {
                 dir: path.to_owned(),
                 why,
+            },
+            OpenFailure::Short { lost, .. } => StoreError::Damaged {
+                dir: path.to_owned(),
+                why: short(lost),
             },
             OpenFailure::Other(error) => error,
         })
@@ -53,9 +79,11 @@ impl Sled {
                 .open()?;
             let tree = database.open_tree("records")?;
             database.flush()?;
-            Ok::<_, sled::Error>((database, tree))
+            let stored = tree.get(CHECK)?.and_then(|bytes| Check::decode(&bytes));
+            let found = check_of(&tree, stored.map_or(0, |check| check.commits))?;
+            Ok::<_, sled::Error>((database, tree, stored, found))
         }));
-        let (database, tree) = match opened {
+        let (database, tree, stored, found) = match opened {
             Ok(Ok(opened)) => opened,
             Ok(Err(error @ sled::Error::Io(_))) if !looks_corrupt(&error) => {
                 return Err(OpenFailure::Other(failed(error)));
@@ -68,12 +96,51 @@ impl Sled {
             .and_then(|log| log.sync_data().map(|()| log))
             .and_then(|log| File::open(path)?.sync_all().map(|()| log))
             .map_err(|source| OpenFailure::Other(StoreError::io(&log_path, source)))?;
-        Ok(Self {
+        let acknowledged = Acknowledged::open(path)
+            .map_err(|source| OpenFailure::Other(StoreError::io(path, source)))?;
+        // Without a check it is new, or of a version that had none.
+        if stored.is_some_and(|stored| stored != found) {
+            return Err(OpenFailure::Corrupt(
+                "some of its records are missing or not the newest".to_owned(),
+            ));
+        }
+        let lost = acknowledged.commits().saturating_sub(found.commits);
+        let sled = Self {
             tree,
             _database: database,
             log,
-        })
+            check: Mutex::new(Some(found)),
+            acknowledged,
+        };
+        if lost > 0 {
+            let sled = Box::new(sled);
+            return Err(OpenFailure::Short { sled, lost });
+        }
+        Ok(sled)
     }
+
+    /// Counts on from `commits`: for a database that stands in for another.
+    pub(crate) fn count_from(&self, commits: u64) {
+        let mut check = self.check.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(check) = &mut *check {
+            check.commits = commits;
+        }
+    }
+}
+
+/// What is wrong with a database whose end is missing.
+pub(crate) fn short(lost: u64) -> String {
+    format!("its last {lost} changes are missing")
+}
+
+/// The check of what is in `tree`.
+fn check_of(tree: &sled::Tree, commits: u64) -> sled::Result<Check> {
+    let mut check = Check::new(commits);
+    for pair in tree.range(FIRST.to_vec()..) {
+        let (key, value) = pair?;
+        check.add(&key, &value);
+    }
+    Ok(check)
 }
 
 /// sled reports some damage as an I/O error of the kinds that a healthy file never gives.
@@ -98,7 +165,8 @@ impl Backend for Sled {
             return Ok(Vec::new());
         }
         let to = range.to.clone().map_or(Bound::Unbounded, Bound::Excluded);
-        let found = self.tree.range((Bound::Included(range.from.clone()), to));
+        let from = range.from.clone().max(FIRST.to_vec());
+        let found = self.tree.range((Bound::Included(from), to));
         let owned = |pair: sled::Result<(sled::IVec, sled::IVec)>| {
             pair.map(|(key, value)| (key.to_vec(), value.to_vec()))
                 .map_err(failed)
@@ -113,17 +181,51 @@ impl Backend for Sled {
         if batch.is_empty() {
             return Ok(());
         }
+        let mut held = self.check.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut check = match held.take() {
+            Some(check) => check,
+            None => self.look_again()?,
+        };
+        let batch: BTreeMap<Vec<u8>, Option<Vec<u8>>> = batch
+            .into_iter()
+            .map(|write| (write.key, write.value))
+            .collect();
         let mut changes = sled::Batch::default();
-        for Write { key, value } in batch {
+        for (key, value) in batch {
+            if let Some(old) = self.tree.get(&key).map_err(failed)? {
+                check.remove(&key, &old);
+            }
             match value {
-                Some(value) => changes.insert(key, value),
+                Some(value) => {
+                    check.add(&key, &value);
+                    changes.insert(key, value);
+                }
                 None => changes.remove(key),
             }
         }
+        check.commits += 1;
+        changes.insert(CHECK, check.encode());
         self.tree.apply_batch(changes).map_err(failed)?;
         self.tree.flush().map_err(failed)?;
         self.log
             .sync_data()
-            .map_err(|error| StoreError::Backend(format!("fdatasync failed: {error}")))
+            .map_err(|error| StoreError::Backend(format!("fdatasync failed: {error}")))?;
+        self.acknowledged.set(check.commits);
+        *held = Some(check);
+        Ok(())
+    }
+
+    fn commits(&self) -> u64 {
+        let check = self.check.lock().unwrap_or_else(PoisonError::into_inner);
+        check.as_ref().map_or(0, |check| check.commits)
+    }
+}
+
+impl Sled {
+    /// The check after a commit that failed: sled may have taken it in all the same.
+    fn look_again(&self) -> Result<Check, StoreError> {
+        let stored = self.tree.get(CHECK).map_err(failed)?;
+        let stored = stored.and_then(|bytes| Check::decode(&bytes));
+        check_of(&self.tree, stored.map_or(0, |check| check.commits)).map_err(failed)
     }
 }

@@ -1,0 +1,220 @@
+//! `deploy.toml`: every setting, checked with the line it stands on.
+//!
+//! [`SETTINGS`] lists every key once; unknown keys are errors with a suggestion, and keys that
+//! begin with `x-` are free at every level. `deploy.toml.example` explains each of them, which a
+//! test holds it to.
+
+mod options;
+mod read;
+#[cfg(test)]
+mod tests;
+
+pub use options::set_batch;
+pub use read::{Wrong, parse};
+
+use beanpole_protocol::agent::Platform;
+use beanpole_protocol::api::Tier;
+use beanpole_protocol::options::{BatchSize, DeploymentPolicy};
+use beanpole_protocol::{ApplicationName, Cname, EnvironmentName};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// One key of `deploy.toml`, by its path; `*` stands for a name that the user chooses.
+pub const SETTINGS: &[&str] = &[
+    "application",
+    "description",
+    "environment",
+    "platform",
+    "tier",
+    "single",
+    "instances",
+    "cname",
+    "policy",
+    "batch",
+    "auto-rollback",
+    "source.from",
+    "source.git",
+    "source.ignore",
+    "source.label",
+    "source.size-limit-mib",
+    "health.protocol",
+    "health.path",
+    "health.interval",
+    "health.timeout",
+    "health.healthy-threshold",
+    "health.unhealthy-threshold",
+    "health.statuses",
+    "health.drain-timeout",
+    "env.*",
+    "options.*.*",
+    "environments.*.platform",
+    "environments.*.tier",
+    "environments.*.single",
+    "environments.*.instances",
+    "environments.*.cname",
+    "environments.*.policy",
+    "environments.*.batch",
+    "environments.*.auto-rollback",
+    "environments.*.health.protocol",
+    "environments.*.health.path",
+    "environments.*.health.interval",
+    "environments.*.health.timeout",
+    "environments.*.health.healthy-threshold",
+    "environments.*.health.unhealthy-threshold",
+    "environments.*.health.statuses",
+    "environments.*.health.drain-timeout",
+    "environments.*.env.*",
+    "environments.*.options.*.*",
+];
+
+/// The whole file.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Settings {
+    /// The application that this directory is the source of.
+    pub application: Option<ApplicationName>,
+    /// What the application is, for people.
+    pub description: Option<String>,
+    /// The environment that commands mean when none is named.
+    pub environment: Option<EnvironmentName>,
+    /// Where its bundles come from.
+    #[serde(default)]
+    pub source: Source,
+    /// What holds for every environment. It stands beside the rest in the file; read on its own,
+    /// because serde forgets the lines of flattened values.
+    #[serde(skip)]
+    pub common: Place,
+    /// What holds for one environment, laid over the rest.
+    #[serde(default)]
+    pub environments: BTreeMap<EnvironmentName, Place>,
+}
+
+/// Settings of an environment.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Place {
+    /// How versions are built and run.
+    pub platform: Option<Platform>,
+    /// Web server or worker.
+    pub tier: Option<Tier>,
+    /// One instance, without its siblings.
+    pub single: Option<bool>,
+    /// How many instances, when it is created.
+    pub instances: Option<u32>,
+    /// The first label of its hostname.
+    pub cname: Option<Cname>,
+    /// How a new release reaches the instances.
+    #[serde(default, deserialize_with = "policy")]
+    pub policy: Option<DeploymentPolicy>,
+    /// How many at a time.
+    #[serde(default, deserialize_with = "batch")]
+    pub batch: Option<BatchSize>,
+    /// Whether a failed deployment goes back by itself.
+    pub auto_rollback: Option<bool>,
+    /// How instances are checked.
+    #[serde(default)]
+    pub health: Health,
+    /// Environment properties.
+    #[serde(default)]
+    pub env: BTreeMap<String, Scalar>,
+    /// Any option by namespace and name.
+    #[serde(default)]
+    pub options: BTreeMap<String, BTreeMap<String, Scalar>>,
+}
+
+/// Where bundles come from.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Source {
+    /// A directory or a ZIP, relative to `deploy.toml`.
+    pub from: Option<PathBuf>,
+    /// A git ref, instead of the files as they lie there.
+    pub git: Option<String>,
+    /// Patterns to leave out, beside `.ebignore` or `.gitignore`.
+    #[serde(default)]
+    pub ignore: Vec<String>,
+    /// How versions are named.
+    #[serde(default)]
+    pub label: LabelStyle,
+    /// Bundles above this are refused before they are sent, in MiB.
+    pub size_limit_mib: Option<u64>,
+}
+
+/// How versions are named when no label is given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LabelStyle {
+    /// `app-<git hash>` for a git ref, `app-<time>` otherwise.
+    #[default]
+    Auto,
+    /// `app-<time>` always.
+    Time,
+}
+
+/// How the load balancer checks instances.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Health {
+    /// `HTTP` or `TCP`.
+    pub protocol: Option<String>,
+    /// What is asked for.
+    pub path: Option<String>,
+    /// Seconds from one check to the next.
+    pub interval: Option<u64>,
+    /// Seconds that an answer may take.
+    pub timeout: Option<u64>,
+    /// Good checks in a row before traffic comes.
+    pub healthy_threshold: Option<u64>,
+    /// Bad checks in a row before it goes.
+    pub unhealthy_threshold: Option<u64>,
+    /// Good statuses.
+    pub statuses: Option<String>,
+    /// Seconds to finish requests.
+    pub drain_timeout: Option<u64>,
+}
+
+/// A value that travels as text.
+#[derive(Clone, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum Scalar {
+    /// As it is.
+    Text(String),
+    /// `8080`.
+    Number(i64),
+    /// `true`.
+    Flag(bool),
+    /// `0.5`.
+    Decimal(f64),
+}
+
+/// Values may be secret and are not printed.
+impl std::fmt::Debug for Scalar {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Scalar {
+    fn text(&self) -> String {
+        match self {
+            Self::Text(text) => text.clone(),
+            Self::Number(number) => number.to_string(),
+            Self::Flag(flag) => flag.to_string(),
+            Self::Decimal(number) => number.to_string(),
+        }
+    }
+}
+
+fn policy<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<DeploymentPolicy>, D::Error> {
+    let text = String::deserialize(d)?;
+    text.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
+fn batch<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<BatchSize>, D::Error> {
+    let text = match Scalar::deserialize(d)? {
+        Scalar::Number(number) => number.to_string(),
+        other => other.text(),
+    };
+    text.parse().map(Some).map_err(serde::de::Error::custom)
+}

@@ -1,0 +1,203 @@
+//! Reading the text: what is wrong is told with the line it stands on.
+
+use super::{Place, SETTINGS, Settings};
+use crate::output::errors::Failure;
+use beanpole_protocol::options::{self, ASG, KNOWN, PROCESS, nearest};
+use serde::Deserialize;
+use std::path::Path;
+use toml::de::{DeTable, DeValue};
+
+/// Why a `deploy.toml` is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wrong {
+    /// Counted from 1; none when it concerns the whole file.
+    pub line: Option<usize>,
+    /// What is wrong, in a sentence.
+    pub message: String,
+    /// What to write instead.
+    pub hint: Option<String>,
+}
+
+impl Wrong {
+    /// As users see it, with the file and line.
+    pub fn into_failure(self, path: &Path) -> Failure {
+        let place = match self.line {
+            Some(line) => format!("{}:{line}", path.display()),
+            None => path.display().to_string(),
+        };
+        let failure = Failure::misuse(format!("{place}: {}", self.message));
+        failure.hint(self.hint.unwrap_or_else(|| {
+            "Every setting is explained in deploy.toml.example: beanpole init --explain".to_owned()
+        }))
+    }
+}
+
+/// Reads the text of a `deploy.toml`.
+pub fn parse(text: &str) -> Result<Settings, Wrong> {
+    let syntax = |error: toml::de::Error| Wrong {
+        line: error.span().map(|span| line_of(text, span.start)),
+        message: sentence(error.message()),
+        hint: None,
+    };
+    let mut table = DeTable::parse(text).map_err(syntax)?;
+    check_keys(text, table.get_mut(), &mut Vec::new())?;
+    let common = Place::deserialize(toml::Deserializer::from(table.clone())).map_err(syntax)?;
+    let settings = Settings {
+        common,
+        ..Settings::deserialize(toml::Deserializer::from(table)).map_err(syntax)?
+    };
+    check_options(text, &settings)?;
+    if settings.source.from.is_some() && settings.source.git.is_some() {
+        return Err(Wrong {
+            line: find_key(text, "git"),
+            message: "`source.from` and `source.git` exclude each other.".to_owned(),
+            hint: Some(
+                "Keep `git` to deploy what is committed, `from` to deploy files as they are."
+                    .to_owned(),
+            ),
+        });
+    }
+    Ok(settings)
+}
+
+fn sentence(message: &str) -> String {
+    let mut text = message.trim().replace('\n', ", ");
+    if !text.ends_with('.') {
+        text.push('.');
+    }
+    text
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text[..offset.min(text.len())].matches('\n').count() + 1
+}
+
+/// The line on which `key = …` or `"key" = …` first stands.
+fn find_key(text: &str, key: &str) -> Option<usize> {
+    text.lines()
+        .position(|line| {
+            let left = line.split('=').next().unwrap_or_default().trim();
+            line.contains('=') && left.trim_matches(|c| c == '"' || c == '\'') == key
+        })
+        .map(|index| index + 1)
+}
+
+/// Refuses unknown keys and takes `x-` keys out.
+fn check_keys(text: &str, table: &mut DeTable<'_>, path: &mut Vec<String>) -> Result<(), Wrong> {
+    let names: Vec<(String, usize)> = table
+        .iter()
+        .map(|(key, _)| (key.get_ref().to_string(), key.span().start))
+        .collect();
+    for (name, offset) in names {
+        if name.starts_with("x-") && !known_children(path).contains(&"*") {
+            table.remove(name.as_str());
+            continue;
+        }
+        let children = known_children(path);
+        if !children.contains(&name.as_str()) && !children.contains(&"*") {
+            return Err(unknown_key(text, path, &name, offset, &children));
+        }
+        path.push(name.clone());
+        if let Some((_, value)) = table
+            .iter_mut()
+            .find(|(key, _)| key.get_ref().as_ref() == name)
+            && let DeValue::Table(inner) = value.get_mut()
+        {
+            check_keys(text, inner, path)?;
+        }
+        path.pop();
+    }
+    Ok(())
+}
+
+fn unknown_key(text: &str, path: &[String], name: &str, offset: usize, children: &[&str]) -> Wrong {
+    let place = if path.is_empty() {
+        String::new()
+    } else {
+        format!(" in [{}]", path.join("."))
+    };
+    let hint = nearest(name, children.iter().copied())
+        .map(|near| format!("Did you mean `{near}`? Keys that begin with `x-` are free."))
+        .or_else(|| {
+            let spec = KNOWN
+                .iter()
+                .find(|spec| spec.name.eq_ignore_ascii_case(name))?;
+            Some(format!(
+                "That option goes into [options.\"{}\"].",
+                spec.namespace
+            ))
+        })
+        .or_else(|| {
+            (!children.is_empty()).then(|| format!("Known here: {}.", children.join(", ")))
+        });
+    Wrong {
+        line: Some(line_of(text, offset)),
+        message: format!("There is no setting `{name}`{place}."),
+        hint,
+    }
+}
+
+/// The keys that may stand below `path`.
+fn known_children(path: &[String]) -> Vec<&'static str> {
+    let mut children: Vec<&'static str> = SETTINGS
+        .iter()
+        .filter_map(|setting| {
+            let mut parts = setting.split('.');
+            for name in path {
+                let part = parts.next()?;
+                if part != "*" && part != name {
+                    return None;
+                }
+            }
+            parts.next()
+        })
+        .collect();
+    children.dedup();
+    children
+}
+
+/// Checks option names and values while the line is still known.
+fn check_options(text: &str, settings: &Settings) -> Result<(), Wrong> {
+    let places = std::iter::once(&settings.common).chain(settings.environments.values());
+    for place in places {
+        let all = place.creation_settings();
+        let Err(error) = all.validate() else {
+            continue;
+        };
+        let (line, hint) = match &error {
+            options::OptionError::Unknown { name, .. } => (
+                find_key(text, name),
+                Some("Every option is in deploy.toml.example.".to_owned()),
+            ),
+            options::OptionError::Value {
+                namespace, name, ..
+            } => (
+                find_key(text, name).or_else(|| find_key(text, setting_of(namespace, name))),
+                None,
+            ),
+            options::OptionError::Property { name, .. } => (find_key(text, name), None),
+        };
+        return Err(Wrong {
+            line,
+            message: sentence(&error.to_string()),
+            hint,
+        });
+    }
+    Ok(())
+}
+
+/// The short setting that stands for an option.
+fn setting_of<'a>(namespace: &str, name: &'a str) -> &'a str {
+    match (namespace, name) {
+        (PROCESS, "Protocol") => "protocol",
+        (PROCESS, "HealthCheckPath") => "path",
+        (PROCESS, "HealthCheckInterval") => "interval",
+        (PROCESS, "HealthCheckTimeout") => "timeout",
+        (PROCESS, "HealthyThresholdCount") => "healthy-threshold",
+        (PROCESS, "UnhealthyThresholdCount") => "unhealthy-threshold",
+        (PROCESS, "MatcherHTTPCode") => "statuses",
+        (PROCESS, "DeregistrationDelay") => "drain-timeout",
+        (ASG, "MinSize") => "instances",
+        _ => name,
+    }
+}
