@@ -84,6 +84,7 @@ impl Machine {
             home: at("home"),
             units: at("units"),
             systemd: at("no-systemd"),
+            cron: at("no-cron"),
             user: format!("bp-{name}-{}", std::process::id()),
         };
         let key = ControllerKey::load_or_create(&at("controller")).expect("key");

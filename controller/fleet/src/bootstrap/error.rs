@@ -125,7 +125,7 @@ impl BootstrapError {
             Self::DoesNotRun { .. } => problem(422, "executable-does-not-run", "The executable does not run there")
                 .hint("Put a statically linked build into the controller's builds directory (`--builds DIR`) and add the host again."),
             Self::NoAnswer { .. } => problem(504, "agent-silent", "The agent does not answer").hint(
-                "Look at `journalctl -u beanpole-agent` there. sshd must allow public keys and AllowStreamLocalForwarding for the user `beanpole` (see AllowUsers and DenyUsers).",
+                "Look at `journalctl -u beanpole-agent` there, or at /var/lib/beanpole/agent.log where systemd does not run. sshd must allow public keys and AllowStreamLocalForwarding for the user `beanpole` (see AllowUsers and DenyUsers).",
             ),
             Self::Bastion { line, .. } => problem(422, "bastion-refuses", "The bastion does not let the controller in")
                 .hint(format!("Add this line to the user's ~/.ssh/authorized_keys on the bastion, then add the host again: {line}")),

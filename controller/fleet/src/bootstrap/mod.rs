@@ -41,6 +41,8 @@ pub struct Paths {
     pub units: PathBuf,
     /// What shows that systemd runs the machine: `/run/systemd/system`.
     pub systemd: PathBuf,
+    /// Where cron is told what to start at boot, where systemd does not: `/etc/cron.d`.
+    pub cron: PathBuf,
     /// The system user and its group: `beanpole`.
     pub user: String,
 }
@@ -54,6 +56,7 @@ impl Default for Paths {
             home: "/var/lib/beanpole-ssh".into(),
             units: "/etc/systemd/system".into(),
             systemd: "/run/systemd/system".into(),
+            cron: "/etc/cron.d".into(),
             user: "beanpole".to_owned(),
         }
     }
@@ -63,6 +66,17 @@ impl Paths {
     /// The agent's socket.
     pub fn socket(&self) -> PathBuf {
         self.run.join("agent.sock")
+    }
+
+    /// What starts the agent where systemd does not, unless it runs: for whatever starts things at
+    /// boot there.
+    pub fn start_agent(&self) -> PathBuf {
+        self.lib.join("start-agent")
+    }
+
+    /// The file by which cron starts the agent at boot.
+    fn cron_file(&self) -> PathBuf {
+        self.cron.join("beanpole-agent")
     }
 }
 
@@ -102,6 +116,8 @@ impl HostSetup {
 pub enum Service {
     /// A systemd unit, started at boot.
     Systemd,
+    /// A parent process that starts it again; cron starts that one at boot.
+    Cron,
     /// A parent process that starts it again; gone after a reboot.
     Supervised,
 }
@@ -175,15 +191,22 @@ pub async fn add_host(
     progress(Progress::Waiting);
     let report = host.wait(&dialer, &executable).await?;
     let mut notes = Vec::new();
-    let service = if found.systemd {
-        Service::Systemd
-    } else {
-        notes.push(
-            "systemd does not run this machine: the agent is kept running by a parent process, and after a reboot the host must be added again (or `beanpole agent --supervise` be started by its own init)."
-                .to_owned(),
-        );
-        Service::Supervised
+    let service = match (found.systemd, found.cron) {
+        (true, _) => Service::Systemd,
+        (false, true) => Service::Cron,
+        (false, false) => Service::Supervised,
     };
+    match service {
+        Service::Systemd => {}
+        Service::Cron => notes.push(
+            "systemd does not run this machine: a parent process keeps the agent running, and cron starts that one at boot."
+                .to_owned(),
+        ),
+        Service::Supervised => notes.push(format!(
+            "Neither systemd nor cron runs on this machine: a parent process keeps the agent running, and after a reboot nothing starts it. Have the machine's own init run {} at boot, or add the host again then.",
+            setup.paths.start_agent().display()
+        )),
+    }
     Ok(HostAdded {
         dialer,
         host_key: target.host_key.clone(),

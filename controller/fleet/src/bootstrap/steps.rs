@@ -25,6 +25,7 @@ pub(super) struct Found {
     pub arch: String,
     pub os: String,
     pub systemd: bool,
+    pub cron: bool,
     pub sudo: bool,
 }
 
@@ -67,12 +68,13 @@ impl Host<'_> {
     /// Finds out what the machine is, and whether the admin can become root.
     pub(super) async fn detect(&self) -> Result<Found, BootstrapError> {
         let systemd = self.setup.paths.systemd.display().to_string();
+        let cron = self.setup.paths.cron.display().to_string();
         let said = self
             .script(
                 "detecting",
                 false,
                 scripts::DETECT,
-                &[("SYSTEMD", &systemd)],
+                &[("SYSTEMD", &systemd), ("CRON", &cron)],
             )
             .await?;
         let said: BTreeMap<&str, &str> = said
@@ -93,6 +95,7 @@ impl Host<'_> {
             arch: get("arch").to_owned(),
             os: get("os").to_owned(),
             systemd: get("systemd") == "yes",
+            cron: get("cron") == "yes",
             sudo: !root,
         })
     }
@@ -195,6 +198,7 @@ impl Host<'_> {
     ) -> Result<(), BootstrapError> {
         let paths = &self.setup.paths;
         let text = |path: PathBuf| path.display().to_string();
+        let yes_or_no = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
         let place = [
             ("FILE", text(self.temporary(executable))),
             ("DIRECTORY", text(self.directory(executable))),
@@ -235,6 +239,7 @@ impl Host<'_> {
             "restrict,port-forwarding {}",
             self.setup.controller_key.public_line()
         );
+        let by_cron = found.cron && !found.systemd;
         let installed = Installed {
             user: paths.user.clone(),
             home: text(paths.home.clone()),
@@ -244,6 +249,7 @@ impl Host<'_> {
             unit: found
                 .systemd
                 .then(|| text(paths.units.join("beanpole-agent.service"))),
+            cron: by_cron.then(|| text(paths.cron_file())),
         };
         let installed = serde_json::to_string_pretty(&installed)
             .expect("strings are always representable as JSON");
@@ -255,14 +261,15 @@ impl Host<'_> {
             ("HOME_DIR", text(paths.home.clone())),
             ("UNITS", text(paths.units.clone())),
             ("BEANPOLE_USER", paths.user.clone()),
-            ("SOCKET", text(paths.socket())),
             ("AUTHORIZED", authorized),
             ("INSTALLED", installed),
             ("UNIT", scripts::unit(paths)),
-            (
-                "WITH_SYSTEMD",
-                if found.systemd { "yes" } else { "no" }.to_owned(),
-            ),
+            ("WITH_SYSTEMD", yes_or_no(found.systemd)),
+            ("START", text(paths.start_agent())),
+            ("START_AGENT", scripts::start_agent(paths)),
+            ("WITH_CRON", yes_or_no(by_cron)),
+            ("CRON_FILE", text(paths.cron_file())),
+            ("CRON_LINES", scripts::cron(paths)),
         ];
         let values: Vec<(&str, &str)> = values.iter().map(|(n, v)| (*n, v.as_str())).collect();
         self.script("installing", found.sudo, scripts::INSTALL, &values)

@@ -3,6 +3,7 @@
 use super::local::LOCAL;
 use crate::app::App;
 use beanpole_daemon::clock;
+use beanpole_fleet::bootstrap::Paths;
 use beanpole_protocol::api::{Host, HostStatus};
 use beanpole_store::model::{HostRecord, InstanceRecord};
 use std::time::Duration;
@@ -59,6 +60,15 @@ pub(super) fn view(app: &App, host: &HostRecord, instances: &[InstanceRecord]) -
         warnings.push(format!(
             "Its agent has version {theirs}, the controller {}: beanpole host upgrade {}",
             app.executables.version, host.name
+        ));
+    }
+    if let Some(report) = report
+        && !host.local
+        && report.facts.started_at_boot_by.is_none()
+    {
+        warnings.push(format!(
+            "Nothing of ours starts its agent after a reboot. Have the machine's own init run {} at boot, or add the host again then.",
+            Paths::default().start_agent().display()
         ));
     }
     if let Some(refused) = &state.refused {
