@@ -328,6 +328,31 @@ async fn a_user_with_passwordless_sudo_sets_a_host_up() {
 }
 
 #[tokio::test]
+async fn a_user_of_that_name_who_was_there_before_is_left_alone() {
+    if !sshd_available() {
+        return;
+    }
+    let mut machine = Machine::new("taken");
+    let user = User::new("person", &machine.sshd);
+    machine.paths.user.clone_from(&user.0);
+    let keys = machine
+        .sshd
+        .directory
+        .path()
+        .join("person/.ssh/authorized_keys");
+    let before = std::fs::read_to_string(&keys).expect("keys");
+    let setup = machine.setup(machine.sshd.target(), &machine.executable("any"));
+    let error = add_host(&setup, &|_| {}).await.expect_err("taken");
+    assert!(
+        matches!(error, BootstrapError::UserTaken { .. }),
+        "{error:?}"
+    );
+    assert_eq!(error.problem().code, "user-taken");
+    assert_eq!(std::fs::read_to_string(&keys).expect("keys"), before);
+    assert!(!machine.paths.lib.exists(), "nothing was sent");
+}
+
+#[tokio::test]
 async fn an_executable_that_does_not_run_there_is_not_installed() {
     if !sshd_available() {
         return;

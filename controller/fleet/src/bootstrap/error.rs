@@ -48,6 +48,16 @@ pub enum BootstrapError {
         /// What sudo says.
         message: String,
     },
+    /// Somebody else's user has the name of ours.
+    #[error("there is a user `{user}` on {host} that Beanpole did not make (its home is {home})")]
+    UserTaken {
+        /// The host.
+        host: String,
+        /// The name.
+        user: String,
+        /// That user's home directory.
+        home: String,
+    },
     /// There is nothing to install on such a machine.
     #[error(transparent)]
     Executable(#[from] ExecutablesError),
@@ -99,6 +109,7 @@ impl BootstrapError {
         match self {
             Self::Ssh { source, .. } => source.is_permanent(),
             Self::NeedsRoot { .. }
+            | Self::UserTaken { .. }
             | Self::Executable(_)
             | Self::DoesNotRun { .. }
             | Self::Bastion { .. } => true,
@@ -117,6 +128,9 @@ impl BootstrapError {
             Self::Ssh { source, .. } => ssh_problem(source, detail),
             Self::NeedsRoot { user, .. } => problem(422, "host-needs-root", "The set-up needs root").hint(format!(
                 "Log in as root, or let the user in without a password: echo '{user} ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/{user}"
+            )),
+            Self::UserTaken { user, .. } => problem(409, "user-taken", "The user's name is taken").hint(format!(
+                "Beanpole logs in as a user `{user}` of its own. Rename the other one there, then add the host again: usermod -l NEW {user}"
             )),
             Self::Executable(error) => {
                 problem(422, "no-executable", "There is nothing to install on such a machine")

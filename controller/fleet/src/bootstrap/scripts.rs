@@ -34,6 +34,11 @@ if [ -d "$CRON" ]; then
   case $(readlink -f "$program" 2>/dev/null) in *busybox*) cron=no ;; esac
 fi
 echo "cron=$cron"
+# A user of that name who was there before keeps keys and home.
+if id "$BEANPOLE_USER" >/dev/null 2>&1; then
+  home=$(awk -F: -v user="$BEANPOLE_USER" '$1 == user { print $6 }' /etc/passwd)
+  [ "$home" = "$HOME_DIR" ] || echo "taken=${home:-unknown}"
+fi
 if [ "$(id -u)" != 0 ]; then
   if ! command -v sudo >/dev/null 2>&1; then echo "sudo=sudo is not installed"
   elif said=$(LC_ALL=C sudo -n true 2>&1 </dev/null); then echo sudo=yes
@@ -85,8 +90,7 @@ fi
 if command -v usermod >/dev/null 2>&1; then usermod -p '*' "$BEANPOLE_USER"
 else echo "$BEANPOLE_USER:*" | chpasswd -e >/dev/null 2>&1 || true; fi
 
-home=$(awk -F: -v user="$BEANPOLE_USER" '$1 == user { print $6 }' /etc/passwd)
-[ -n "$home" ] || home=$HOME_DIR
+home=$HOME_DIR
 # Owned by root: the user cannot change who gets in.
 mkdir -p "$home/.ssh"
 chmod 0755 "$home" "$home/.ssh"
@@ -154,7 +158,11 @@ umask 077
 mkdir -p "$HOME/.ssh"
 file="$HOME/.ssh/authorized_keys"
 touch "$file"
-grep -qxF "$AUTHORIZED" "$file" || printf '%s\n' "$AUTHORIZED" >>"$file"
+if ! grep -qxF "$AUTHORIZED" "$file"; then
+  # A last line without its end would become one with ours, and neither key would be let in.
+  [ -z "$(tail -c 1 "$file")" ] || echo >>"$file"
+  printf '%s\n' "$AUTHORIZED" >>"$file"
+fi
 "#;
 
 /// The agent's systemd unit.
@@ -306,6 +314,25 @@ mod tests {
             .output()
             .expect("sh runs");
         assert_eq!(String::from_utf8_lossy(&output.stdout), value);
+    }
+
+    #[test]
+    fn a_key_is_added_once_and_spoils_no_other() {
+        let home = tempfile::tempdir().expect("temporary directory");
+        let keys = home.path().join(".ssh/authorized_keys");
+        std::fs::create_dir(home.path().join(".ssh")).expect("make");
+        std::fs::write(&keys, "ssh-ed25519 admin's").expect("write");
+        for _ in 0..2 {
+            let script = command(false, AUTHORISE, &[("AUTHORIZED", "ssh-ed25519 ours")]);
+            let status = Command::new("sh")
+                .args(["-c", &script])
+                .env("HOME", home.path())
+                .status()
+                .expect("sh runs");
+            assert!(status.success());
+        }
+        let text = std::fs::read_to_string(&keys).expect("read");
+        assert_eq!(text, "ssh-ed25519 admin's\nssh-ed25519 ours\n");
     }
 
     #[test]

@@ -69,12 +69,19 @@ impl Host<'_> {
     pub(super) async fn detect(&self) -> Result<Found, BootstrapError> {
         let systemd = self.setup.paths.systemd.display().to_string();
         let cron = self.setup.paths.cron.display().to_string();
+        let home = self.setup.paths.home.display().to_string();
+        let user = &self.setup.paths.user;
         let said = self
             .script(
                 "detecting",
                 false,
                 scripts::DETECT,
-                &[("SYSTEMD", &systemd), ("CRON", &cron)],
+                &[
+                    ("SYSTEMD", &systemd),
+                    ("CRON", &cron),
+                    ("BEANPOLE_USER", user),
+                    ("HOME_DIR", &home),
+                ],
             )
             .await?;
         let said: BTreeMap<&str, &str> = said
@@ -88,6 +95,13 @@ impl Host<'_> {
                 host: self.name(),
                 user: self.setup.admin.ssh.user.clone(),
                 message: get("sudo").to_owned(),
+            });
+        }
+        if let Some(home) = said.get("taken") {
+            return Err(BootstrapError::UserTaken {
+                host: self.name(),
+                user: user.clone(),
+                home: home.trim().to_owned(),
             });
         }
         Ok(Found {
