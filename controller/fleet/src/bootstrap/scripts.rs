@@ -8,6 +8,8 @@ use crate::ssh::{ExecError, Output, Session};
 use bytes::Bytes;
 use std::time::Duration;
 
+/// How long a short script may take.
+pub(super) const LIMIT: Duration = Duration::from_mins(1);
 /// The exit status by which [`PLACE`] says that the executable does not run.
 pub(super) const DOES_NOT_RUN: u32 = 42;
 
@@ -197,6 +199,25 @@ pub(super) async fn run(
     let text = format!("{{\n{}{script}\nexit 0\n}}\n", variables(values));
     let input = futures::stream::iter([Ok(Bytes::from(text))]);
     session.exec(command, input, limit).await
+}
+
+/// The last line that a command wrote, for an error.
+pub(super) fn last_words(output: &Output) -> String {
+    let text = if output.stderr.trim().is_empty() {
+        &output.stdout
+    } else {
+        &output.stderr
+    };
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|l| !l.is_empty())
+        .collect();
+    match (lines.is_empty(), output.status) {
+        (false, _) => lines[lines.len().saturating_sub(3)..].join("; "),
+        (true, Some(status)) => format!("it ended with status {status}"),
+        (true, None) => "it was ended by a signal".to_owned(),
+    }
 }
 
 #[cfg(test)]
