@@ -4,6 +4,7 @@
 mod support;
 
 use serde_json::{Value, json};
+use std::time::Duration;
 use support::{Controller, Reply, sha256};
 
 #[test]
@@ -279,6 +280,35 @@ fn a_backup_is_whole_and_comes_back() {
         target.get(&format!("/v1/bundles/{digest}")).body,
         b"a bundle"
     );
+}
+
+#[test]
+fn an_empty_body_that_comes_late_does_not_cost_the_connection() {
+    let controller = Controller::start();
+    let mut slow = controller.begin("POST", "/v1/backup");
+    assert!(
+        slow.is_silent_for(Duration::from_millis(300)),
+        "the answer waits for the body's end"
+    );
+    slow.send(b"0\r\n\r\n");
+    let backup = slow.reply();
+    beanpole_store::backup::verify(&*backup.body).expect("whole");
+    // A connection that was closed over unread bytes would not take another call.
+    slow.send(b"GET /healthz HTTP/1.1\r\nhost: test\r\n\r\n");
+    assert_eq!(slow.reply().status, 200);
+}
+
+#[test]
+fn a_refusal_is_read_by_a_caller_who_sends_on() {
+    let controller = Controller::start();
+    let body = vec![b'x'; 8 * 1024 * 1024];
+    let wrong = [("authorization", "Bearer bp_wrong")];
+    controller
+        .call("POST", "/v1/applications", &wrong, &body)
+        .expect_problem(401, "unauthorised");
+    controller
+        .call("DELETE", "/v1/applications/none", &[], &body)
+        .expect_problem(404, "application-not-found");
 }
 
 #[test]

@@ -8,16 +8,11 @@ use beanpole_store::blobs::BlobError;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use std::io::{self, Write};
-use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 /// Pieces that wait between the network and the disk.
 const PIECES_WAITING: usize = 8;
-/// Bytes of a body that nobody needs which are read all the same.
-const DRAINED: usize = 64 * 1024 * 1024;
-/// How long that may take.
-const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 /// Pieces of a download, in bytes.
 const PIECE: usize = 128 * 1024;
 
@@ -71,12 +66,10 @@ pub(crate) async fn upload<E: std::fmt::Display>(
         app.blocking(move |app| size(app, &digest)).await?
     };
     if let Some(size) = known {
-        drain(&mut body).await;
         return Ok((Bundle { digest, size }, false));
     }
     let limit = app.blobs.limit_bytes();
     if announced.is_some_and(|size| size > limit) {
-        drain(&mut body).await;
         return Err(too_big(limit));
     }
     let (pieces, mut ready) = mpsc::channel::<Bytes>(PIECES_WAITING);
@@ -102,7 +95,6 @@ pub(crate) async fn upload<E: std::fmt::Display>(
             Ok(piece) => {
                 if pieces.send(piece).await.is_err() {
                     // The writer has given up: its reason comes below.
-                    drain(&mut body).await;
                     break;
                 }
             }
@@ -128,21 +120,6 @@ pub(crate) async fn upload<E: std::fmt::Display>(
     let (digest, size) = written?;
     tracing::info!(bundle = digest.short(), size, "bundle uploaded");
     Ok((Bundle { digest, size }, true))
-}
-
-/// Reads on for a while after the answer is known: a connection that is closed over unread bytes is
-/// reset, and the caller would never see the answer.
-async fn drain<E>(body: &mut (impl Stream<Item = Result<Bytes, E>> + Unpin)) {
-    let reading = async {
-        let mut count = 0;
-        while let Some(Ok(piece)) = body.next().await {
-            count += piece.len();
-            if count > DRAINED {
-                break;
-            }
-        }
-    };
-    let _ = tokio::time::timeout(DRAIN_LIMIT, reading).await;
 }
 
 fn torn() -> Problem {

@@ -165,7 +165,7 @@ impl Controller {
         stream.write_all(head.as_bytes()).expect("send");
         // A refusal may come before all of the body is read.
         let _ = stream.write_all(body);
-        Reply::read(stream, method == "HEAD")
+        Reply::read(&mut BufReader::new(stream), method == "HEAD")
     }
 
     pub fn call_chunked(&self, method: &str, path: &str, body: &[u8]) -> Reply {
@@ -179,7 +179,18 @@ impl Controller {
             let _ = stream.write_all(b"\r\n");
         }
         let _ = stream.write_all(b"0\r\n\r\n");
-        Reply::read(stream, false)
+        Reply::read(&mut BufReader::new(stream), false)
+    }
+
+    /// Sends the head of a call whose body comes in chunks.
+    pub fn begin(&self, method: &str, path: &str) -> Begun {
+        let stream = self.connect();
+        let mut begun = Begun {
+            reader: BufReader::new(stream),
+        };
+        let head = self.head(method, path, &[("transfer-encoding", "chunked")]);
+        begun.send(format!("{head}\r\n").as_bytes());
+        begun
     }
 
     pub fn follow(&self, path: &str, last: Option<&str>) -> Stream {
@@ -210,6 +221,31 @@ impl Drop for Controller {
     }
 }
 
+/// A connection in the middle of a call.
+pub struct Begun {
+    reader: BufReader<TcpStream>,
+}
+
+impl Begun {
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.reader.get_mut().write_all(bytes).expect("send");
+    }
+
+    /// Whether no answer comes for a while.
+    pub fn is_silent_for(&mut self, time: Duration) -> bool {
+        let stream = self.reader.get_mut();
+        let before = stream.read_timeout().expect("the bound");
+        stream.set_read_timeout(Some(time)).expect("a bound");
+        let peeked = stream.peek(&mut [0]);
+        stream.set_read_timeout(before).expect("the bound");
+        peeked.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+    }
+
+    pub fn reply(&mut self) -> Reply {
+        Reply::read(&mut self.reader, false)
+    }
+}
+
 #[derive(Debug)]
 pub struct Reply {
     pub status: u16,
@@ -218,8 +254,7 @@ pub struct Reply {
 }
 
 impl Reply {
-    fn read(stream: TcpStream, head_only: bool) -> Self {
-        let mut reader = BufReader::new(stream);
+    fn read(reader: &mut BufReader<TcpStream>, head_only: bool) -> Self {
         let mut line = String::new();
         reader.read_line(&mut line).expect("a status line");
         let status = line
@@ -256,6 +291,9 @@ impl Reply {
                 }
                 reply.body.extend_from_slice(&chunk[..size]);
             }
+        } else if let Some(size) = reply.header("content-length") {
+            reply.body = vec![0; size.parse().expect("a size")];
+            reader.read_exact(&mut reply.body).expect("the body");
         } else {
             reader.read_to_end(&mut reply.body).expect("the body");
         }
