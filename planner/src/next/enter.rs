@@ -2,7 +2,7 @@
 
 use super::failure::unheard;
 use super::proxies::last_answer;
-use super::{Step, Turn};
+use super::{Bound, Step, Turn};
 use crate::{Change, Gate, Happened, Reach};
 use beanpole_protocol::agent::{InstancePhase, InstanceReport};
 use beanpole_protocol::{InstanceId, Timestamp};
@@ -11,7 +11,7 @@ impl Turn<'_, '_> {
     /// Waits for the new incarnation to run, then has it checked, then for it to prove well. Checks
     /// begin only once it runs: before, they would meet the incarnation before on the same port, and
     /// its good answers would count for the new one.
-    pub(super) fn starting(&mut self, change: &Change, checked: bool) -> Step<()> {
+    pub(super) fn starting(&mut self, change: &Change, bound: Bound, checked: bool) -> Step<()> {
         let id = &change.instance;
         let world = self.world;
         let (Some(instance), Some(host)) = (world.instances.get(id), world.hosts.get(&change.host))
@@ -30,7 +30,7 @@ impl Turn<'_, '_> {
                 _ => "its agent has not begun".to_owned(),
             };
             let text = format!("Waiting for {id} on {}: {how}.", host.name);
-            return self.blocked(change, "start-timeout", text);
+            return self.blocked(change, bound, "start-timeout", text);
         };
         self.crashed(change, seen)?;
         if seen.phase != InstancePhase::Running {
@@ -41,7 +41,7 @@ impl Turn<'_, '_> {
                 _ => "it is being started",
             };
             let text = format!("Waiting for {id} on {}: {how}.", host.name);
-            return self.blocked(change, "start-timeout", text);
+            return self.blocked(change, bound, "start-timeout", text);
         }
         if !checked && matches!(self.plan.gate, Gate::Proxies { .. }) {
             self.entries.push(Happened::ProbeStarted {
@@ -63,14 +63,14 @@ impl Turn<'_, '_> {
             });
             return Ok(());
         };
-        if self.late() && self.plan.ignore_health {
+        if self.late(bound) && self.plan.ignore_health {
             self.entries.push(Happened::PutIn {
                 instance: id.clone(),
                 forced: true,
             });
             return Ok(());
         }
-        self.blocked(change, "unhealthy", text)
+        self.blocked(change, bound, "unhealthy", text)
     }
 
     /// What a proxy still misses before the instance may serve.
@@ -110,7 +110,7 @@ impl Turn<'_, '_> {
     }
 
     /// Waits for the proxies to confirm that the instance serves.
-    pub(super) fn put_in(&mut self, change: &Change, forced: bool) -> Step<()> {
+    pub(super) fn put_in(&mut self, change: &Change, since: Timestamp, forced: bool) -> Step<()> {
         let id = &change.instance;
         let Some(instance) = self.world.instances.get(id) else {
             return Err(self.host_lost(change));
@@ -131,23 +131,25 @@ impl Turn<'_, '_> {
         {
             self.crashed(change, seen)?;
         }
-        let text = if let Some(who) = self.unconfirmed(instance.routed) {
-            format!("Putting {id} into service: {who} has not confirmed yet.")
+        let timeouts = self.plan.timeouts;
+        let (may_take, code, text) = if let Some(who) = self.unconfirmed(instance.routed) {
+            let text = format!("Putting {id} into service: {who} has not confirmed yet.");
+            (timeouts.confirmed_ms(), "proxy-silent", text)
         } else if let Some(sick) = self
             .targets(id)
             .find(|target| target.is_none_or(|target| !target.healthy))
             .filter(|_| !forced)
         {
-            format!(
-                "Putting {id} into service: {}.",
-                sick.map_or_else(|| "it is not checked yet".to_owned(), last_answer)
-            )
+            let how = sick.map_or_else(|| "it is not checked yet".to_owned(), last_answer);
+            let text = format!("Putting {id} into service: {how}.");
+            (timeouts.batch_ms, "unhealthy", text)
         } else {
             self.entries.push(Happened::InService {
                 instance: id.clone(),
             });
             return Ok(());
         };
-        self.blocked(change, "unhealthy", text)
+        let bound = self.bound(since, may_take);
+        self.blocked(change, bound, code, text)
     }
 }

@@ -1,6 +1,6 @@
 //! The way out of service: drained while others serve, then switched or stopped.
 
-use super::{Step, Turn};
+use super::{Bound, Step, Turn};
 use crate::world::Serving;
 use crate::{Action, Batch, Change, Happened};
 use beanpole_protocol::Timestamp;
@@ -10,7 +10,13 @@ use std::time::Duration;
 
 impl Turn<'_, '_> {
     /// Takes an instance out of the load balancer first, where it is in and that can be afforded.
-    pub(super) fn begin(&mut self, batch: &Batch, change: &Change, serving: &mut u32) -> Step<()> {
+    pub(super) fn begin(
+        &mut self,
+        batch: &Batch,
+        change: &Change,
+        spare: Bound,
+        serving: &mut u32,
+    ) -> Step<()> {
         let id = &change.instance;
         let Some(instance) = self.world.instances.get(id) else {
             match change.action {
@@ -39,18 +45,20 @@ impl Turn<'_, '_> {
             match self.world.serving(id) {
                 Serving::No => {}
                 Serving::Yes if *serving > self.plan.floor => *serving -= 1,
-                _ if batch.force => {}
+                // Draining waits for the proxies all the same.
+                Serving::Unknown if batch.force => {}
+                Serving::Yes if batch.force && self.late(spare) => {}
                 Serving::Yes => {
                     let text = format!(
                         "{id} stays in service: without it {} of at least {} healthy instances would serve.",
                         serving.saturating_sub(1),
                         self.plan.floor
                     );
-                    return self.blocked(change, "too-few-healthy", text);
+                    return self.blocked(change, spare, "too-few-healthy", text);
                 }
                 Serving::Unknown => {
                     let text = format!("{id}: {}.", self.who_is_silent(id));
-                    return self.blocked(change, "proxy-silent", text);
+                    return self.blocked(change, spare, "proxy-silent", text);
                 }
             }
         }
@@ -82,10 +90,12 @@ impl Turn<'_, '_> {
             .targets(id)
             .filter_map(|target| target.map(|target| target.in_flight))
             .sum();
+        let confirm = self.bound(since, self.plan.timeouts.drained_ms());
         let over = since.after(Duration::from_millis(self.plan.timeouts.drain_ms));
         match silent {
-            Some(who) if !(batch.force && self.late()) => self.blocked(
+            Some(who) if !(batch.force && self.late(confirm)) => self.blocked(
                 change,
+                confirm,
                 "proxy-silent",
                 format!("Draining {id}: {who} has not confirmed yet."),
             ),
@@ -138,12 +148,14 @@ impl Turn<'_, '_> {
             },
             _ => true,
         };
-        if gone || self.late() || self.world.host_lost(&change.host) {
+        let bound = self.bound(since, self.plan.timeouts.stopped_ms());
+        if gone || self.late(bound) || self.world.host_lost(&change.host) {
             self.entries.push(Happened::Removed {
                 instance: id.clone(),
             });
         } else {
             let seconds = self.now.since(since).as_secs();
+            self.wake_at(bound.at);
             self.wait(
                 Some(id),
                 format!("Waiting for {id} to stop, for {seconds} s."),

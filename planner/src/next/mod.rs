@@ -105,9 +105,32 @@ struct Turn<'t, 'w> {
 /// What one look at a part of a stage gives, unless the plan fails by it.
 type Step<T> = Result<T, Box<OperationFailure>>;
 
+/// Until when a phase may last.
+#[derive(Clone, Copy, Debug)]
+struct Bound {
+    since: Timestamp,
+    at: Timestamp,
+}
+
 impl Turn<'_, '_> {
-    fn late(&self) -> bool {
-        self.now >= self.deadline
+    /// The bound of a phase, within that of the stage.
+    fn bound(&self, since: Timestamp, ms: u64) -> Bound {
+        Bound {
+            since,
+            at: since.after(Duration::from_millis(ms)).min(self.deadline),
+        }
+    }
+
+    /// The bound of the whole stage.
+    fn stage_bound(&self) -> Bound {
+        Bound {
+            since: self.progress.since.unwrap_or(self.now),
+            at: self.deadline,
+        }
+    }
+
+    fn late(&self, bound: Bound) -> bool {
+        self.now >= bound.at
     }
 
     fn wait(&mut self, instance: Option<&InstanceId>, reason: String) {
@@ -122,30 +145,52 @@ impl Turn<'_, '_> {
     fn batch(&mut self, batch: &Batch) -> Step<bool> {
         let mut serving = self.world.serving_count();
         let mut all = true;
+        let under_way = batch.changes.iter().any(|change| {
+            !matches!(
+                self.progress.of(&change.instance),
+                ChangeState::Pending | ChangeState::Done
+            )
+        });
+        // While others of the batch change, they may be what is waited for.
+        let spare = if under_way {
+            self.stage_bound()
+        } else {
+            let starts = batch.starts();
+            let since = self.stage_bound().since;
+            self.bound(since, self.plan.timeouts.spared_ms(starts))
+        };
         for change in &batch.changes {
             let id = &change.instance;
             let state = self.progress.of(id);
             all &= state == ChangeState::Done;
             match state {
                 ChangeState::Done => {}
-                ChangeState::Pending => self.begin(batch, change, &mut serving)?,
+                ChangeState::Pending => self.begin(batch, change, spare, &mut serving)?,
                 ChangeState::Draining { since } => self.draining(batch, change, since)?,
                 ChangeState::Drained => self.act(change)?,
                 ChangeState::Stopping { since } => self.stopping(change, since),
-                ChangeState::Starting { .. } => self.starting(change, false)?,
-                ChangeState::Checking { .. } => self.starting(change, true)?,
-                ChangeState::Serving { forced, .. } => self.put_in(change, forced)?,
+                ChangeState::Starting { since } => {
+                    let bound = self.bound(since, self.plan.timeouts.started_ms());
+                    self.starting(change, bound, false)?;
+                }
+                ChangeState::Checking { since } => {
+                    let proven = self.plan.timeouts.proven_ms(self.plan.gate);
+                    self.starting(change, self.bound(since, proven), true)?;
+                }
+                ChangeState::Serving { since, forced } => self.put_in(change, since, forced)?,
             }
         }
         Ok(all)
     }
 
-    fn blocked(&mut self, change: &Change, code: &str, text: String) -> Step<()> {
-        if self.late() {
-            let mut failure = self.failure(change, code, text);
-            failure.message = format!("The batch ran out of time. {}", failure.message);
-            return Err(failure);
+    /// Waits until a bound, then fails.
+    fn blocked(&mut self, change: &Change, bound: Bound, code: &str, text: String) -> Step<()> {
+        if self.late(bound) {
+            let seconds = self.now.since(bound.since).as_secs();
+            let text = format!("Its time was up after {seconds} s. {text}");
+            return Err(self.failure(change, code, text));
         }
+        self.wake_at(bound.at);
         self.wait(Some(&change.instance), text);
         Ok(())
     }

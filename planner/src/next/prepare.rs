@@ -47,7 +47,7 @@ impl Turn<'_, '_> {
                 None,
                 format!("Waiting for release {release} on {name}: {how}."),
             );
-            if self.late() {
+            if self.late(self.stage_bound()) {
                 return Err(Box::new(OperationFailure {
                     code: "prepare-timeout".to_owned(),
                     message: format!(
