@@ -29,6 +29,10 @@ pub const RELEASE: &str = "beanpole:release";
 /// Beanpole's own: how the proxy shares traffic.
 pub const PROXY: &str = "beanpole:proxy";
 
+/// What StartTimeout is when neither it nor Timeout is set, in seconds: four times what slow starters
+/// need on a small machine.
+const START_TIMEOUT_S: u64 = 120;
+
 /// Option settings: namespace, name, value.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(transparent)]
@@ -148,7 +152,7 @@ pub const KNOWN: &[OptionSpec] = &[
         "600",
         Kind::Number(1, 3_600),
         Change::Nothing,
-        "Seconds that preparing a release on a host, or one batch, may take.",
+        "Seconds that preparing a release on a host may take. Also StartTimeout, where that is not set.",
     ),
     option(
         COMMAND,
@@ -319,6 +323,16 @@ pub const KNOWN: &[OptionSpec] = &[
         Kind::Number(0, 3_600),
         Change::Nothing,
         "Seconds from SIGTERM to SIGKILL.",
+    ),
+    // EB's gate lasts as long as Timeout, 600 s: on own hosts that is far too long to look at an app
+    // that does not come up.
+    option(
+        INSTANCE,
+        "StartTimeout",
+        "",
+        Kind::Number(1, 3_600),
+        Change::Nothing,
+        "Seconds from the first moment that an instance runs until it has to answer its health checks well. Without it: Timeout where that is set, else 120.",
     ),
     option(
         RELEASE,
@@ -568,6 +582,11 @@ impl OptionSettings {
             policy,
             batch,
             timeout_ms: self.number(COMMAND, "Timeout").unwrap_or(600) * 1_000,
+            start_timeout_ms: self
+                .number(INSTANCE, "StartTimeout")
+                .or_else(|| self.get(COMMAND, "Timeout")?.parse().ok())
+                .unwrap_or(START_TIMEOUT_S)
+                * 1_000,
             ignore_health_check: self.flag(COMMAND, "IgnoreHealthCheck"),
             drain_timeout_ms: self.number(PROCESS, "DeregistrationDelay").unwrap_or(20) * 1_000,
             keep_releases: u32::try_from(self.number(RELEASE, "Keep").unwrap_or(5)).unwrap_or(5),
@@ -811,8 +830,10 @@ pub struct DeploymentOptions {
     pub policy: DeploymentPolicy,
     /// How many change together under Rolling.
     pub batch: BatchSize,
-    /// For preparing, and for each batch, in milliseconds.
+    /// For preparing, in milliseconds.
     pub timeout_ms: u64,
+    /// From the first moment that an instance runs until it has to be healthy, in milliseconds.
+    pub start_timeout_ms: u64,
     /// Go on when a batch runs but is not healthy in time.
     pub ignore_health_check: bool,
     /// For finishing requests, in milliseconds.
@@ -856,6 +877,17 @@ mod tests {
         assert_eq!(settings.deployment().policy, DeploymentPolicy::Rolling);
         settings.set(COMMAND, "BatchSize", "100");
         assert_eq!(settings.deployment().policy, DeploymentPolicy::AllAtOnce);
+    }
+
+    #[test]
+    fn an_instance_has_two_minutes_to_answer_unless_told_otherwise() {
+        let mut settings = OptionSettings::default();
+        assert_eq!(settings.deployment().start_timeout_ms, 120_000);
+        settings.set(COMMAND, "Timeout", "900");
+        assert_eq!(settings.deployment().start_timeout_ms, 900_000);
+        settings.set(INSTANCE, "StartTimeout", "30");
+        assert_eq!(settings.deployment().start_timeout_ms, 30_000);
+        assert_eq!(settings.deployment().timeout_ms, 900_000);
     }
 
     #[test]

@@ -527,7 +527,7 @@ impl World {
             return Ok(());
         }
         self.checks
-            .after(&self.store, &self.hosts, &self.proxies, &self.observed)
+            .after(&self.store, &self.hosts, &self.proxies, &self.observed, at)
             .map_err(|what| format!("at {} ms: {what}", self.now - START_MS))?;
         if self.verbose {
             for line in self.checks.news(&self.store) {

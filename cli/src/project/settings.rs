@@ -8,8 +8,8 @@ use crate::output::errors::Failure;
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::Tier;
 use beanpole_protocol::options::{
-    self, ASG, BatchSize, COMMAND, DeploymentPolicy, ENVIRONMENT, KNOWN, OptionSettings, PROCESS,
-    PROPERTIES, nearest,
+    self, ASG, BatchSize, COMMAND, DeploymentPolicy, ENVIRONMENT, INSTANCE, KNOWN, OptionSettings,
+    PROCESS, PROPERTIES, nearest,
 };
 use beanpole_protocol::{ApplicationName, Cname, EnvironmentName};
 use serde::Deserialize;
@@ -43,6 +43,7 @@ pub const SETTINGS: &[&str] = &[
     "health.unhealthy-threshold",
     "health.statuses",
     "health.drain-timeout",
+    "health.start-timeout",
     "env.*",
     "options.*.*",
     "environments.*.platform",
@@ -61,6 +62,7 @@ pub const SETTINGS: &[&str] = &[
     "environments.*.health.unhealthy-threshold",
     "environments.*.health.statuses",
     "environments.*.health.drain-timeout",
+    "environments.*.health.start-timeout",
     "environments.*.env.*",
     "environments.*.options.*.*",
 ];
@@ -169,6 +171,8 @@ pub struct Health {
     pub statuses: Option<String>,
     /// Seconds to finish requests.
     pub drain_timeout: Option<u64>,
+    /// Seconds from the start of an instance until it has to pass its checks.
+    pub start_timeout: Option<u64>,
 }
 
 /// A value that travels as text.
@@ -246,6 +250,7 @@ impl Place {
             unhealthy_threshold,
             statuses,
             drain_timeout,
+            start_timeout,
         } = over.health.clone();
         let health = &mut all.health;
         health.protocol = protocol.or(health.protocol.take());
@@ -256,6 +261,7 @@ impl Place {
         health.unhealthy_threshold = unhealthy_threshold.or(health.unhealthy_threshold);
         health.statuses = statuses.or(health.statuses.take());
         health.drain_timeout = drain_timeout.or(health.drain_timeout);
+        health.start_timeout = start_timeout.or(health.start_timeout);
         all.env.extend(over.env.clone());
         for (namespace, options) in &over.options {
             all.options
@@ -297,6 +303,9 @@ impl Place {
             if let Some(value) = value {
                 all.set(PROCESS, name, value);
             }
+        }
+        if let Some(seconds) = health.start_timeout {
+            all.set(INSTANCE, "StartTimeout", seconds.to_string());
         }
         for (name, value) in &self.env {
             all.set(PROPERTIES, name, value.text());
@@ -522,6 +531,7 @@ fn setting_of<'a>(namespace: &str, name: &'a str) -> &'a str {
         (PROCESS, "UnhealthyThresholdCount") => "unhealthy-threshold",
         (PROCESS, "MatcherHTTPCode") => "statuses",
         (PROCESS, "DeregistrationDelay") => "drain-timeout",
+        (INSTANCE, "StartTimeout") => "start-timeout",
         (ASG, "MinSize") => "instances",
         _ => name,
     }
