@@ -1,6 +1,7 @@
 //! A controller to call, and a small HTTP client that hides nothing.
 
 use beanpole_controller::{ControllerConfig, run};
+use beanpole_store::Store;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -54,7 +55,20 @@ impl Controller {
         Self::on(dir)
     }
 
+    /// One that frees unneeded bundles after a second, with what `fill` puts into its store.
+    pub fn freeing(fill: impl FnOnce(&Store)) -> Self {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let store = Store::open(&dir.path().join("controller/store")).expect("store");
+        fill(&store);
+        drop(store);
+        Self::with(dir, |config| config.bundle_grace = Duration::from_secs(1))
+    }
+
     fn on(dir: tempfile::TempDir) -> Self {
+        Self::with(dir, |_| {})
+    }
+
+    fn with(dir: tempfile::TempDir, change: impl FnOnce(&mut ControllerConfig)) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -64,6 +78,7 @@ impl Controller {
         let (listening, address) = oneshot::channel();
         let mut config = config(dir.path());
         config.listening = Some(listening);
+        change(&mut config);
         let stopped = stop.clone();
         let task =
             runtime.spawn(async move { run(config, stopped).await.map_err(|error| chain(&error)) });
@@ -134,6 +149,16 @@ impl Controller {
         let reply = self.call("PUT", &format!("/v1/bundles/{digest}"), &[], content);
         assert_eq!(reply.status, 201, "{reply:?}");
         digest
+    }
+
+    /// Waits until a bundle is not here any more.
+    pub fn until_freed(&self, digest: &str) {
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        // Reading it, unlike asking whether it is here, does not keep it.
+        while self.get(&format!("/v1/bundles/{digest}")).status == 200 {
+            assert!(std::time::Instant::now() < end, "{digest} stays");
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     fn head(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> String {

@@ -167,3 +167,33 @@ fn a_backup_comes_from_one_moment() {
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
 }
+
+#[test]
+fn what_a_killed_process_left_half_made_is_swept() {
+    let world = world();
+    let path = |name: &str| world.dir.path().join(name);
+    let automatic = automatic(&world.store, "hourly").expect("backup");
+    for tree in [
+        "store/restoring",
+        "store/mending",
+        "blobs.restoring/incoming",
+    ] {
+        fs::create_dir_all(path(tree)).expect("make");
+    }
+    for file in ["store/backups/.00000000000001.tmp", "store/spool-1"] {
+        fs::write(path(file), "half").expect("write");
+    }
+    sweep(&world.store, &path("blobs")).expect("sweep");
+    let left = |dir: &str| {
+        let mut names: Vec<String> = fs::read_dir(path(dir))
+            .expect("list")
+            .map(|entry| entry.expect("entry").file_name().to_string_lossy().into())
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(left(""), ["blobs", "store"]);
+    assert_eq!(left("store"), ["LOCK", "backups", "db"]);
+    assert!(automatic.exists());
+    assert_eq!(left("store/backups").len(), 1);
+}
