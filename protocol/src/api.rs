@@ -702,6 +702,18 @@ pub struct AddHost {
     pub labels: BTreeMap<String, String>,
 }
 
+/// Change a host's labels.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateLabels {
+    /// Labels to set, by name.
+    #[serde(default)]
+    pub set: BTreeMap<String, String>,
+    /// Names of labels to remove.
+    #[serde(default)]
+    pub remove: Vec<String>,
+}
+
 /// Accept a host's changed key.
 #[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -4,7 +4,7 @@
 use crate::events::{Draft, emit_for};
 use crate::read::{self, Reader, find_environment};
 use crate::{Call, Engine, Fault, Observed, traffic};
-use beanpole_planner::{Goal, Plan, Refusal, plan};
+use beanpole_planner::{Goal, Lack, Plan, Refusal, plan};
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::{
     self, EnvironmentStatus, OperationKind, OperationStatus, PlanView, Tier,
@@ -730,10 +730,17 @@ fn bad_option(error: options::OptionError) -> Problem {
 
 fn refused(refusal: Refusal) -> Problem {
     match &refusal {
-        Refusal::NoPlace { .. } => {
+        Refusal::NoPlace { hosts, .. } => {
             let text = refusal.to_string();
+            let unlabelled = hosts
+                .iter()
+                .any(|(_, lack)| matches!(lack, Lack::Labels(_)));
             Problem::conflict("no-place", format!("There is not enough room: {text}.")).hint(
-                "Add a host with `beanpole host add`, or lower `beanpole:instance:MemoryMax`.",
+                if unlabelled {
+                    "Give a host the label with `beanpole host label`, or ask for others with `beanpole config ENV --set HostLabels=…`."
+                } else {
+                    "Add a host with `beanpole host add`, or lower `beanpole:instance:MemoryMax`."
+                },
             )
         }
         Refusal::Unreachable => Problem::conflict(

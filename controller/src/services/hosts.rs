@@ -9,12 +9,16 @@ use beanpole_fleet::ssh::{self, Credential, Options, Target};
 use beanpole_fleet::{ClientError, Dialer, chain};
 use beanpole_protocol::api::{
     AcceptHostKey, AddHost, Host, HostKey, HostRemoved, HostStatus, Jump, ProbeHost, SshAddress,
+    UpdateLabels,
 };
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::problem::Problem;
-use beanpole_protocol::{HostId, HostName, RequestId, Timestamp};
-use beanpole_store::model::{HostOrdersRecord, HostRecord, InstanceRecord, JumpRecord};
+use beanpole_protocol::{HostId, HostName, RequestId, Timestamp, options};
+use beanpole_store::model::{
+    EnvironmentRecord, HostOrdersRecord, HostRecord, InstanceRecord, JumpRecord,
+};
 use beanpole_store::{Store, StoreError, Tx};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -319,6 +323,7 @@ pub(crate) async fn add(app: &App, request_id: RequestId, body: AddHost) -> Resu
         app.blocking(move |app| known_host(app, &name, &ssh))
             .await?
     };
+    check_labels(&body.labels)?;
     let jump = jump_target(body.jump.as_ref())?;
     let admin = Target {
         ssh: body.ssh.clone(),
@@ -422,6 +427,7 @@ fn save(app: &App, request_id: &RequestId, host: &HostRecord, again: bool) -> Re
             )));
         }
         tx.put(host)?;
+        mend_soon(tx)?;
         let (code, done) = if again {
             ("host-repaired", "repaired")
         } else {
@@ -478,6 +484,9 @@ pub(crate) fn set_draining(
         }
         host.draining = draining;
         tx.put(&host)?;
+        if !draining {
+            mend_soon(tx)?;
+        }
         let (code, message) = if draining {
             ("host-draining", format!("Host {name} is being drained."))
         } else {
@@ -494,6 +503,79 @@ pub(crate) fn set_draining(
     app.wake();
     app.tell_news();
     get(app, name)
+}
+
+/// Changes a host's labels. What is placed by them follows.
+pub(crate) fn set_labels(
+    app: &App,
+    request_id: &RequestId,
+    name: &HostName,
+    body: &UpdateLabels,
+) -> Result<Host, Problem> {
+    check_labels(&body.set)?;
+    app.store.update(|tx| {
+        let mut host = record_in(tx, name)?;
+        let before = host.labels.clone();
+        for label in &body.remove {
+            if host.labels.remove(label).is_none() {
+                return Err(Refused::from(
+                    Problem::not_found("label", label)
+                        .hint(format!("See which it has: beanpole host show {name}")),
+                ));
+            }
+        }
+        host.labels.extend(body.set.clone());
+        if host.labels == before {
+            return Ok(());
+        }
+        tx.put(&host)?;
+        mend_soon(tx)?;
+        let labels: Vec<String> = host
+            .labels
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        let message = match labels.as_slice() {
+            [] => format!("Host {name} has no labels any more."),
+            labels => format!("Host {name} has the labels {}.", labels.join(" ")),
+        };
+        emit(
+            tx,
+            Draft::new(Severity::Info, "host-labelled", message, clock::now())
+                .request(request_id)
+                .host(Some(&host.id)),
+        )?;
+        Ok::<_, Refused>(())
+    })?;
+    app.wake();
+    app.tell_news();
+    get(app, name)
+}
+
+fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Problem> {
+    for (name, value) in labels {
+        let label = format!("{name}={value}");
+        if options::parse_label(&label).is_none_or(|(read, _)| read != *name) {
+            return Err(
+                Problem::invalid("label-invalid", format!("`{label}` is not a label."))
+                    .hint("Write NAME=VALUE with letters, digits and . _ - / only: disk=ssd"),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// There may be room now where there was none: environments that wait before they try again to mend
+/// their instances wait no longer.
+fn mend_soon(tx: &mut Tx<'_>) -> Result<(), StoreError> {
+    for mut environment in tx.list::<EnvironmentRecord>()? {
+        if environment.mend_after.is_some() {
+            environment.mend_after = None;
+            environment.mend_failures = 0;
+            tx.put(&environment)?;
+        }
+    }
+    Ok(())
 }
 
 fn agent_problem(name: &HostName, error: &ClientError) -> Problem {
