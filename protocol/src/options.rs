@@ -33,6 +33,9 @@ pub const PROXY: &str = "beanpole:proxy";
 /// need on a small machine.
 const START_TIMEOUT_S: u64 = 120;
 
+/// Beanpole's own: which hosts an environment's instances go to.
+pub const PLACEMENT: &str = "beanpole:placement";
+
 /// Option settings: namespace, name, value.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(transparent)]
@@ -82,6 +85,8 @@ pub enum Kind {
     Path,
     /// Statuses and ranges: `200`, `200-399`, `200,204`.
     Statuses,
+    /// Labels: `disk=ssd`, `disk=ssd,zone=a`.
+    Labels,
 }
 
 /// One option.
@@ -343,6 +348,14 @@ pub const KNOWN: &[OptionSpec] = &[
         "Releases that stay prepared on each host, so that going back is a restart.",
     ),
     option(
+        PLACEMENT,
+        "HostLabels",
+        "",
+        Kind::Labels,
+        Change::Nothing,
+        "Labels that a host must have to get instances. On a change, instances move off hosts that lack one: their successors serve before they go.",
+    ),
+    option(
         PROXY,
         "Algorithm",
         "round-robin",
@@ -430,6 +443,7 @@ impl Kind {
             Self::Number(low, high) => format!("a whole number from {low} to {high}"),
             Self::OneOf(words) => format!("one of {}", words.join(", ")),
             Self::Path => "a path that begins with `/`, or nothing".to_owned(),
+            Self::Labels => "labels such as `disk=ssd` or `disk=ssd,zone=a`, or nothing".to_owned(),
             Self::Statuses => "statuses or ranges such as `200`, `200-399` or `200,204`".to_owned(),
         }
     }
@@ -449,6 +463,7 @@ impl Kind {
                         && value.bytes().all(|byte| byte.is_ascii_graphic()))
             }
             Self::Statuses => parse_statuses(value).is_some(),
+            Self::Labels => parse_labels(value).is_some(),
         }
     }
 }
@@ -474,6 +489,33 @@ fn parse_statuses(value: &str) -> Option<Vec<(u16, u16)>> {
         })
         .collect::<Option<Vec<(u16, u16)>>>()?;
     (!ranges.is_empty()).then_some(ranges)
+}
+
+/// Reads one label: `NAME=VALUE`, each of letters, digits and `.`, `_`, `-`, `/`; a value may be empty.
+pub fn parse_label(text: &str) -> Option<(String, String)> {
+    let (name, value) = text.trim().split_once('=')?;
+    let fits = |word: &str| {
+        word.len() <= 63
+            && word
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte))
+    };
+    (!name.is_empty() && fits(name) && fits(value)).then(|| (name.to_owned(), value.to_owned()))
+}
+
+fn parse_labels(value: &str) -> Option<BTreeMap<String, String>> {
+    if value.trim().is_empty() {
+        return Some(BTreeMap::new());
+    }
+    let mut labels = BTreeMap::new();
+    for part in value.split(',') {
+        let (name, value) = parse_label(part)?;
+        // A host has one value for a name: asking for two would never be met.
+        if labels.insert(name, value).is_some() {
+            return None;
+        }
+    }
+    Some(labels)
 }
 
 impl OptionSettings {
@@ -640,6 +682,11 @@ impl OptionSettings {
             pids: self.number(INSTANCE, "ProcessesMax"),
             open_files: self.number(INSTANCE, "OpenFilesMax"),
         }
+    }
+
+    /// Labels that a host must have to get instances.
+    pub fn host_labels(&self) -> BTreeMap<String, String> {
+        parse_labels(self.effective(PLACEMENT, "HostLabels")).unwrap_or_default()
     }
 
     /// SIGTERM to SIGKILL, in milliseconds.
@@ -877,6 +924,23 @@ mod tests {
         assert_eq!(settings.deployment().policy, DeploymentPolicy::Rolling);
         settings.set(COMMAND, "BatchSize", "100");
         assert_eq!(settings.deployment().policy, DeploymentPolicy::AllAtOnce);
+    }
+
+    #[test]
+    fn labels_are_pairs_of_plain_words() {
+        let mut settings = OptionSettings::default();
+        settings.set(PLACEMENT, "HostLabels", "disk=ssd, example.org/zone=a");
+        settings.validate().expect("labels");
+        let labels = settings.host_labels();
+        assert_eq!(labels["disk"], "ssd");
+        assert_eq!(labels["example.org/zone"], "a");
+        for wrong in ["disk", "=ssd", "disk=a b", "disk=ssd,disk=hdd", "disk=ssd,"] {
+            settings.set(PLACEMENT, "HostLabels", wrong);
+            assert!(settings.validate().is_err(), "{wrong}");
+        }
+        settings.set(PLACEMENT, "HostLabels", "");
+        settings.validate().expect("none");
+        assert!(settings.host_labels().is_empty());
     }
 
     #[test]

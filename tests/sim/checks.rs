@@ -373,6 +373,10 @@ impl Checks {
                 (_, OperationStatus::RolledBack) => operation.from,
                 _ => continue,
             };
+            // Settings that need no restart leave what runs as it is.
+            if operation.to == operation.from {
+                continue;
+            }
             let Some(wanted) = wanted else { continue };
             if environments[&operation.environment].live != Some(wanted) {
                 return Err(format!("{} ended and is not live", operation.id));

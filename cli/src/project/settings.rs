@@ -9,7 +9,7 @@ use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::Tier;
 use beanpole_protocol::options::{
     self, ASG, BatchSize, COMMAND, DeploymentPolicy, ENVIRONMENT, INSTANCE, KNOWN, OptionSettings,
-    PROCESS, PROPERTIES, nearest,
+    PLACEMENT, PROCESS, PROPERTIES, nearest,
 };
 use beanpole_protocol::{ApplicationName, Cname, EnvironmentName};
 use serde::Deserialize;
@@ -30,6 +30,7 @@ pub const SETTINGS: &[&str] = &[
     "policy",
     "batch",
     "auto-rollback",
+    "host-labels.*",
     "source.from",
     "source.git",
     "source.ignore",
@@ -54,6 +55,7 @@ pub const SETTINGS: &[&str] = &[
     "environments.*.policy",
     "environments.*.batch",
     "environments.*.auto-rollback",
+    "environments.*.host-labels.*",
     "environments.*.health.protocol",
     "environments.*.health.path",
     "environments.*.health.interval",
@@ -111,6 +113,9 @@ pub struct Place {
     pub batch: Option<BatchSize>,
     /// Whether a failed deployment goes back by itself.
     pub auto_rollback: Option<bool>,
+    /// Labels that a host must have to get instances.
+    #[serde(default)]
+    pub host_labels: BTreeMap<String, Scalar>,
     /// How instances are checked.
     #[serde(default)]
     pub health: Health,
@@ -241,6 +246,7 @@ impl Place {
         all.policy = over.policy.or(all.policy);
         all.batch = over.batch.or(all.batch);
         all.auto_rollback = over.auto_rollback.or(all.auto_rollback);
+        all.host_labels.extend(over.host_labels.clone());
         let Health {
             protocol,
             path,
@@ -281,6 +287,14 @@ impl Place {
         }
         if let Some(batch) = self.batch {
             set_batch(&mut all, batch);
+        }
+        if !self.host_labels.is_empty() {
+            let labels: Vec<String> = self
+                .host_labels
+                .iter()
+                .map(|(name, value)| format!("{name}={}", value.text()))
+                .collect();
+            all.set(PLACEMENT, "HostLabels", labels.join(","));
         }
         let health = &self.health;
         let numbers = [
@@ -532,6 +546,7 @@ fn setting_of<'a>(namespace: &str, name: &'a str) -> &'a str {
         (PROCESS, "MatcherHTTPCode") => "statuses",
         (PROCESS, "DeregistrationDelay") => "drain-timeout",
         (INSTANCE, "StartTimeout") => "start-timeout",
+        (PLACEMENT, "HostLabels") => "host-labels",
         (ASG, "MinSize") => "instances",
         _ => name,
     }

@@ -90,7 +90,7 @@ pub(crate) fn rules(settings: &OptionSettings, tier: Tier) -> Rules {
         ignore_health: deployment.ignore_health_check,
         needs: Place {
             memory: settings.limits().memory_bytes,
-            labels: BTreeMap::new(),
+            labels: settings.host_labels(),
         },
     }
 }
