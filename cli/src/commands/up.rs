@@ -11,8 +11,9 @@ use beanpole_daemon::{files, stop};
 use clap::Args;
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -91,21 +92,28 @@ fn prepare(command: &Up) -> Result<PathBuf, Failure> {
         )
         .hint("Choose another one: beanpole up --data DIR")
     };
+    lay_out(&data).map_err(cannot)?;
+    data.canonicalize().map_err(cannot)
+}
+
+/// Makes what a data directory consists of. Parts that are there already get their modes again: what
+/// the controller keeps is for nobody else to read.
+pub(super) fn lay_out(data: &Path) -> io::Result<()> {
     // Applications may run as users of their own, who must reach their files below.
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o711)
-        .create(&data)
-        .map_err(cannot)?;
+        .create(data)?;
     for part in ["agent", "proxy", "controller", "logs"] {
         let mode = if part == "agent" { 0o711 } else { 0o700 };
+        let part = data.join(part);
         fs::DirBuilder::new()
             .recursive(true)
             .mode(mode)
-            .create(data.join(part))
-            .map_err(cannot)?;
+            .create(&part)?;
+        fs::set_permissions(&part, fs::Permissions::from_mode(mode))?;
     }
-    data.canonicalize().map_err(cannot)
+    Ok(())
 }
 
 /// Replaces port 0 by a free one, so that a daemon that is started again gets the same.
@@ -221,6 +229,8 @@ fn daemons(command: &Up, data: &Path) -> Vec<Daemon> {
         &command.https.to_string(),
         &"--domain",
         &command.domain,
+        &"--access-log",
+        &data.join("logs/access.log"),
     ]);
     let mut controller = words(&[
         &"--data",

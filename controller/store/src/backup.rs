@@ -19,7 +19,7 @@ use crate::backend::sled::Sled;
 use crate::blobs::{BlobError, BlobWriter, Blobs, digest_of};
 use crate::lock::Lock;
 use crate::migrate::{META, SCHEMA_KEY};
-use crate::store::{JSON, Store, full_key, remove_tree};
+use crate::store::{JSON, Store, full_key, private_directory, remove_tree};
 use crate::{SCHEMA, StoreError, recover};
 use beanpole_protocol::Digest;
 use serde::{Deserialize, Serialize};
@@ -294,6 +294,11 @@ pub fn automatic_backups(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
     Ok(found)
 }
 
+/// Whether there are records in the store's directory that a restore would replace.
+pub fn replaces_records(store_dir: &Path) -> bool {
+    recover::database(store_dir).exists()
+}
+
 /// Reads a backup and puts it in the place of the store in `store_dir`; its bundles go to
 /// `blobs_dir`, beside those that are there. It is read and verified in full first. The records that
 /// it replaces are kept, in `before-restore-…` in the store's directory. Refused while another
@@ -303,7 +308,7 @@ pub fn restore(
     store_dir: &Path,
     blobs_dir: &Path,
 ) -> Result<Summary, StoreError> {
-    fs::create_dir_all(store_dir).map_err(|error| StoreError::io(store_dir, error))?;
+    private_directory(store_dir)?;
     let _lock = Lock::take(store_dir)?;
     let database = store_dir.join(RESTORING);
     let incoming = blobs_dir.with_extension(RESTORING);
