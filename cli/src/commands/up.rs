@@ -67,9 +67,15 @@ pub fn run(context: &Context, command: &Up) -> Result<(), Failure> {
     let data = prepare(command)?;
     let _lock = lock::take(&data)?;
     let mut command = command.clone();
-    for address in [&mut command.api, &mut command.http, &mut command.https] {
-        choose_port(address)?;
+    let mut addresses = [&mut command.api, &mut command.http, &mut command.https];
+    // What was asked for by number comes before what may be any.
+    addresses.sort_by_key(|address| address.port() == 0);
+    let mut taken = Vec::new();
+    for address in addresses {
+        taken.push(choose_port(address)?);
     }
+    // All are held until each has one: the system may give a free port again at once.
+    drop(taken);
     // One thread: the kernel ties a child's life to the thread that started it.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -116,13 +122,15 @@ pub(super) fn lay_out(data: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Replaces port 0 by a free one, so that a daemon that is started again gets the same.
-fn choose_port(address: &mut SocketAddr) -> Result<(), Failure> {
-    let free = TcpListener::bind(*address).and_then(|listener| listener.local_addr());
+/// Replaces port 0 by a free one, so that a daemon that is started again gets the same. The port is
+/// taken while the answer lives.
+fn choose_port(address: &mut SocketAddr) -> Result<TcpListener, Failure> {
+    let free = TcpListener::bind(*address)
+        .and_then(|listener| listener.local_addr().map(|chosen| (listener, chosen)));
     match free {
-        Ok(chosen) => {
+        Ok((listener, chosen)) => {
             *address = chosen;
-            Ok(())
+            Ok(listener)
         }
         Err(error) => Err(
             Failure::caused(format!("Cannot listen on {address}."), &error).hint(
