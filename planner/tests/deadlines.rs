@@ -5,7 +5,8 @@ use beanpole_planner::{
     Progress, ProxyState, Reach, Stage, Timeouts, World, next,
 };
 use beanpole_protocol::agent::{
-    ExitReport, Failure, HostFacts, HostReport, InstancePhase, InstanceReport, ProcessReport,
+    ExitReport, Failure, HostFacts, HostReport, InstancePhase, InstanceReport, PortUse,
+    ProcessReport,
 };
 use beanpole_protocol::proxy::{CheckResult, ProxyReport, TargetMode, TargetReport, Traffic};
 use beanpole_protocol::{
@@ -36,6 +37,7 @@ struct Still {
     healthy: bool,
     good_checks: u32,
     in_flight: u32,
+    port: PortUse,
 }
 
 fn at(ms: u64) -> Timestamp {
@@ -105,6 +107,7 @@ impl Still {
             healthy: true,
             good_checks: 9,
             in_flight: 0,
+            port: PortUse::Own,
         }
     }
 
@@ -138,6 +141,7 @@ impl Still {
                 memory_bytes: None,
             }],
             log: vec!["cannot find the database".to_owned()],
+            port: self.port,
         });
         let host = HostReport {
             sequence: 1,
@@ -387,6 +391,22 @@ fn a_stop_that_is_never_confirmed_is_let_go_a_minute_after_the_grace_period() {
     let since = SINCE_START();
     Still::new(Action::Remove, ChangeState::Stopping { since })
         .goes_on_after(70, &Happened::Removed { instance: one() });
+}
+
+#[test]
+fn good_answers_from_an_unseen_listener_have_to_do_after_ten_seconds() {
+    checking()
+        .with(|still| {
+            still.good_checks = 2;
+            still.port = PortUse::Free;
+        })
+        .goes_on_after(
+            10,
+            &Happened::PutIn {
+                instance: one(),
+                forced: false,
+            },
+        );
 }
 
 #[test]

@@ -4,8 +4,12 @@ use super::failure::unheard;
 use super::proxies::last_answer;
 use super::{Bound, Step, Turn};
 use crate::{Change, Gate, Happened, Reach};
-use beanpole_protocol::agent::{InstancePhase, InstanceReport};
+use beanpole_protocol::agent::{InstancePhase, InstanceReport, PortUse};
 use beanpole_protocol::{InstanceId, Timestamp};
+use std::time::Duration;
+
+/// How long good answers wait for the agent to see the socket. It looks four times a second.
+const LISTENER_SEEN_WITHIN: Duration = Duration::from_secs(10);
 
 impl Turn<'_, '_> {
     /// Waits for the new incarnation to run, then has it checked, then for it to prove well. Checks
@@ -56,6 +60,7 @@ impl Turn<'_, '_> {
                 Self::unsettled(id, seen, said_at, for_ms)
             }
         };
+        let waiting = waiting.or_else(|| self.unseen(id, seen, bound));
         let Some(text) = waiting else {
             self.entries.push(Happened::PutIn {
                 instance: id.clone(),
@@ -94,6 +99,20 @@ impl Turn<'_, '_> {
                     proxy.name
                 )),
             })
+    }
+
+    /// Good answers from a port on which its host has not seen the instance listen may be those of
+    /// another program. Its agent is about to say; for a listener that it cannot see, the answers have
+    /// to do.
+    fn unseen(&mut self, id: &InstanceId, seen: &InstanceReport, bound: Bound) -> Option<String> {
+        let patience = bound.since.after(LISTENER_SEEN_WITHIN);
+        if !self.world.web || seen.port != PortUse::Free || self.now >= patience {
+            return None;
+        }
+        self.wake_at(patience);
+        Some(format!(
+            "Waiting for {id}: its host has not seen it listen on its port yet."
+        ))
     }
 
     /// How long it still has to stay up, by its host's own clock: a report that says how long it ran
