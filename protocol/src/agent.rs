@@ -303,6 +303,24 @@ pub struct InstanceReport {
     /// The last lines that it logged, oldest first; at most 20. Only while it is not well.
     #[serde(default)]
     pub log: Vec<String>,
+    /// Who listens on its port.
+    #[serde(default)]
+    pub port: PortUse,
+}
+
+/// Who listens on the port of an instance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PortUse {
+    /// Nobody can say: it has no port, or what listens cannot be looked into.
+    #[default]
+    Unknown,
+    /// Nobody that can be seen, yet.
+    Free,
+    /// The instance itself.
+    Own,
+    /// Another program.
+    Taken,
 }
 
 /// What an instance does.

@@ -8,8 +8,8 @@ use crate::output::errors::Failure;
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::Tier;
 use beanpole_protocol::options::{
-    self, ASG, BatchSize, COMMAND, DeploymentPolicy, ENVIRONMENT, KNOWN, OptionSettings, PROCESS,
-    PROPERTIES, nearest,
+    self, ASG, BatchSize, COMMAND, DeploymentPolicy, ENVIRONMENT, INSTANCE, KNOWN, OptionSettings,
+    PLACEMENT, PROCESS, PROPERTIES, nearest,
 };
 use beanpole_protocol::{ApplicationName, Cname, EnvironmentName};
 use serde::Deserialize;
@@ -30,6 +30,7 @@ pub const SETTINGS: &[&str] = &[
     "policy",
     "batch",
     "auto-rollback",
+    "host-labels.*",
     "source.from",
     "source.git",
     "source.ignore",
@@ -43,6 +44,7 @@ pub const SETTINGS: &[&str] = &[
     "health.unhealthy-threshold",
     "health.statuses",
     "health.drain-timeout",
+    "health.start-timeout",
     "env.*",
     "options.*.*",
     "environments.*.platform",
@@ -53,6 +55,7 @@ pub const SETTINGS: &[&str] = &[
     "environments.*.policy",
     "environments.*.batch",
     "environments.*.auto-rollback",
+    "environments.*.host-labels.*",
     "environments.*.health.protocol",
     "environments.*.health.path",
     "environments.*.health.interval",
@@ -61,6 +64,7 @@ pub const SETTINGS: &[&str] = &[
     "environments.*.health.unhealthy-threshold",
     "environments.*.health.statuses",
     "environments.*.health.drain-timeout",
+    "environments.*.health.start-timeout",
     "environments.*.env.*",
     "environments.*.options.*.*",
 ];
@@ -109,6 +113,9 @@ pub struct Place {
     pub batch: Option<BatchSize>,
     /// Whether a failed deployment goes back by itself.
     pub auto_rollback: Option<bool>,
+    /// Labels that a host must have to get instances.
+    #[serde(default)]
+    pub host_labels: BTreeMap<String, Scalar>,
     /// How instances are checked.
     #[serde(default)]
     pub health: Health,
@@ -169,6 +176,8 @@ pub struct Health {
     pub statuses: Option<String>,
     /// Seconds to finish requests.
     pub drain_timeout: Option<u64>,
+    /// Seconds from the start of an instance until it has to pass its checks.
+    pub start_timeout: Option<u64>,
 }
 
 /// A value that travels as text.
@@ -237,6 +246,7 @@ impl Place {
         all.policy = over.policy.or(all.policy);
         all.batch = over.batch.or(all.batch);
         all.auto_rollback = over.auto_rollback.or(all.auto_rollback);
+        all.host_labels.extend(over.host_labels.clone());
         let Health {
             protocol,
             path,
@@ -246,6 +256,7 @@ impl Place {
             unhealthy_threshold,
             statuses,
             drain_timeout,
+            start_timeout,
         } = over.health.clone();
         let health = &mut all.health;
         health.protocol = protocol.or(health.protocol.take());
@@ -256,6 +267,7 @@ impl Place {
         health.unhealthy_threshold = unhealthy_threshold.or(health.unhealthy_threshold);
         health.statuses = statuses.or(health.statuses.take());
         health.drain_timeout = drain_timeout.or(health.drain_timeout);
+        health.start_timeout = start_timeout.or(health.start_timeout);
         all.env.extend(over.env.clone());
         for (namespace, options) in &over.options {
             all.options
@@ -275,6 +287,14 @@ impl Place {
         }
         if let Some(batch) = self.batch {
             set_batch(&mut all, batch);
+        }
+        if !self.host_labels.is_empty() {
+            let labels: Vec<String> = self
+                .host_labels
+                .iter()
+                .map(|(name, value)| format!("{name}={}", value.text()))
+                .collect();
+            all.set(PLACEMENT, "HostLabels", labels.join(","));
         }
         let health = &self.health;
         let numbers = [
@@ -297,6 +317,9 @@ impl Place {
             if let Some(value) = value {
                 all.set(PROCESS, name, value);
             }
+        }
+        if let Some(seconds) = health.start_timeout {
+            all.set(INSTANCE, "StartTimeout", seconds.to_string());
         }
         for (name, value) in &self.env {
             all.set(PROPERTIES, name, value.text());
@@ -522,6 +545,8 @@ fn setting_of<'a>(namespace: &str, name: &'a str) -> &'a str {
         (PROCESS, "UnhealthyThresholdCount") => "unhealthy-threshold",
         (PROCESS, "MatcherHTTPCode") => "statuses",
         (PROCESS, "DeregistrationDelay") => "drain-timeout",
+        (INSTANCE, "StartTimeout") => "start-timeout",
+        (PLACEMENT, "HostLabels") => "host-labels",
         (ASG, "MinSize") => "instances",
         _ => name,
     }

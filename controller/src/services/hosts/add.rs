@@ -1,5 +1,6 @@
 //! Adding a host, or repairing one.
 
+use super::labels::{check_labels, mend_soon};
 use super::{all, get, same_place};
 use crate::app::{App, Refused};
 use beanpole_daemon::clock;
@@ -28,6 +29,7 @@ pub(crate) async fn add(app: &App, request_id: RequestId, body: AddHost) -> Resu
         app.blocking(move |app| known_host(app, &name, &ssh))
             .await?
     };
+    check_labels(&body.labels)?;
     let jump = jump_target(body.jump.as_ref())?;
     let admin = Target {
         ssh: body.ssh.clone(),
@@ -67,7 +69,11 @@ pub(crate) async fn add(app: &App, request_id: RequestId, body: AddHost) -> Resu
         host_key: added.host_key.algorithm.clone(),
         fingerprint: Some(added.host_key.fingerprint.clone()),
         instance_address,
-        labels: body.labels,
+        // Repairing a host without naming labels keeps those it has.
+        labels: match &known {
+            Some(known) if body.labels.is_empty() => known.labels.clone(),
+            _ => body.labels,
+        },
         draining: known.as_ref().is_some_and(|known| known.draining),
         removing: false,
         added_at: known
@@ -131,6 +137,7 @@ fn save(app: &App, request_id: &RequestId, host: &HostRecord, again: bool) -> Re
             )));
         }
         tx.put(host)?;
+        mend_soon(tx)?;
         let (code, done) = if again {
             ("host-repaired", "repaired")
         } else {

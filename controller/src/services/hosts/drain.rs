@@ -1,5 +1,6 @@
 //! Draining a host, and letting it have instances again.
 
+use super::labels::mend_soon;
 use super::{get, record_in};
 use crate::app::{App, Refused};
 use beanpole_daemon::clock;
@@ -23,6 +24,9 @@ pub(crate) fn set_draining(
         }
         host.draining = draining;
         tx.put(&host)?;
+        if !draining {
+            mend_soon(tx)?;
+        }
         let (code, message) = if draining {
             ("host-draining", format!("Host {name} is being drained."))
         } else {

@@ -3,6 +3,7 @@
 mod add;
 mod drain;
 mod key;
+mod labels;
 mod local;
 mod reach;
 mod remove;
@@ -12,6 +13,7 @@ mod view;
 pub(crate) use add::add;
 pub(crate) use drain::set_draining;
 pub(crate) use key::{accept_key, probe};
+pub(crate) use labels::set_labels;
 pub(crate) use local::{heard_of, register_local};
 pub(crate) use reach::{note_connection, start_links};
 pub(crate) use remove::remove;
