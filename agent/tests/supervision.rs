@@ -6,9 +6,10 @@ use beanpole_agent::runtime::process::{ProcessRuntime, ProcessSettings, ShimProg
 use beanpole_agent::runtime::{InstanceSpec, ProcessSpec, Runtime, RuntimeError, Workload};
 use beanpole_agent::shim::spec::{Backoff, LogBounds, files};
 use beanpole_agent::shim::wire::{Identity, Stage, Status};
-use beanpole_protocol::agent::{InstancePhase, InstanceReport, Limits, Properties};
+use beanpole_protocol::agent::{InstancePhase, InstanceReport, Limits, PortUse, Properties};
 use beanpole_protocol::{ApplicationName, Incarnation, InstanceId, ReleaseNumber};
 use std::fs;
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -43,6 +44,12 @@ fn shim_program() -> PathBuf {
         assert!(built.is_ok_and(|status| status.success()) && path.exists());
     }
     path
+}
+
+/// A port that nobody listens on, outside the range that instances are given.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    listener.local_addr().expect("its address").port()
 }
 
 fn is_root() -> bool {
@@ -104,7 +111,7 @@ impl World {
                     })
                     .collect(),
             },
-            port: 20_000,
+            port: free_port(),
             environment: Properties::default(),
             limits: Limits::default(),
             stop_grace: GRACE,
@@ -222,6 +229,74 @@ async fn starts_runs_and_ends_without_a_trace() {
     world.runtime.remove(&spec.id).await.expect("removed");
     assert!(!world.instance(&spec.id).exists());
     assert!(world.report(&spec.id).is_none());
+}
+
+#[tokio::test]
+async fn an_app_that_listens_late_is_seen_on_its_port() {
+    let world = World::new();
+    let listens = "import os, socket, time; s = socket.create_server(('', int(os.environ['PORT']))); time.sleep(1000)";
+    let command = format!("sleep 0.4; exec python3 -c \"{listens}\"");
+    let spec = World::spec(41, &[("web", &command), ("worker", "sleep 1000")]);
+    world.runtime.start(spec.clone()).await.expect("started");
+    let report = world.report(&spec.id).expect("report");
+    assert_eq!(report.port, PortUse::Free, "not yet");
+    let report = world
+        .until(&spec.id, "it listens", |report| report.port == PortUse::Own)
+        .await;
+    assert_eq!(report.phase, InstancePhase::Running);
+    // The next process has to show itself anew.
+    kill(pid_of(&report));
+    world
+        .until(&spec.id, "it is gone", |report| {
+            report.port == PortUse::Free
+        })
+        .await;
+    world
+        .until(&spec.id, "it listens again", |report| {
+            report.port == PortUse::Own && report.processes[0].restarts == 1
+        })
+        .await;
+    world.runtime.remove(&spec.id).await.expect("removed");
+}
+
+#[tokio::test]
+async fn a_stranger_on_the_port_is_named_and_not_taken_for_the_app() {
+    let world = World::new();
+    let spec = World::spec(42, &[("web", "sleep 1000")]);
+    world.runtime.start(spec.clone()).await.expect("started");
+    let stranger = TcpListener::bind(("127.0.0.1", spec.port)).expect("the port is free");
+    let report = world
+        .until(&spec.id, "the stranger is seen", |report| {
+            matches!(&report.phase, InstancePhase::Failed(why) if why.code == "port-taken")
+        })
+        .await;
+    assert_eq!(report.port, PortUse::Taken);
+    let InstancePhase::Failed(why) = report.phase else {
+        unreachable!("it failed")
+    };
+    let start = format!("Port {} is taken by", spec.port);
+    assert!(why.message.starts_with(&start), "{}", why.message);
+
+    world.runtime.stop(&spec.id, GRACE).await.expect("stopped");
+    let refused = world.runtime.start(spec.clone()).await;
+    assert!(matches!(refused, Err(RuntimeError::PortTaken(_))));
+    drop(stranger);
+    world.runtime.start(spec.clone()).await.expect("started");
+    let report = world.report(&spec.id).expect("report");
+    assert_eq!(report.phase, InstancePhase::Running);
+    world.runtime.remove(&spec.id).await.expect("removed");
+}
+
+#[tokio::test]
+async fn only_a_web_process_needs_the_port() {
+    let world = World::new();
+    let spec = World::spec(43, &[("worker", "sleep 1000")]);
+    let _stranger = TcpListener::bind(("127.0.0.1", spec.port)).expect("the port is free");
+    world.runtime.start(spec.clone()).await.expect("started");
+    let report = world.report(&spec.id).expect("report");
+    assert_eq!(report.port, PortUse::Unknown);
+    assert_eq!(report.phase, InstancePhase::Running);
+    world.runtime.remove(&spec.id).await.expect("removed");
 }
 
 #[tokio::test]
@@ -587,7 +662,8 @@ async fn secrets_are_in_no_argument_and_in_no_open_file() {
         .insert("SECRET".to_owned(), secret.clone());
     world.runtime.start(spec.clone()).await.expect("started");
     let log = world.until_log(&spec.id, "web", "got ").await;
-    assert!(log.contains(&format!("got {secret} 20000 ")), "{log}");
+    let expected = format!("got {secret} {} ", spec.port);
+    assert!(log.contains(&expected), "{log}");
     for entry in fs::read_dir("/proc").expect("proc").flatten() {
         let arguments = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         assert!(!String::from_utf8_lossy(&arguments).contains(&secret));

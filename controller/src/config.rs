@@ -139,3 +139,23 @@ pub enum ControllerError {
     #[error("the engine ended: {0}")]
     Engine(String),
 }
+
+impl ControllerError {
+    /// What to type next, where that is known. `data` is its data directory.
+    pub fn hint(&self, data: &Path) -> Option<String> {
+        let Self::Store(StoreError::Damaged { dir, backup, .. }) = self else {
+            return None;
+        };
+        let data = data.display();
+        Some(match backup {
+            Some(backup) => format!(
+                "Nothing was changed. Go back to the newest automatic backup, or one of your own; what came after it is lost, and the damaged records are kept: beanpole restore {} --data {data}",
+                backup.display()
+            ),
+            None => format!(
+                "Nothing was changed, and there is no automatic backup. Restore one of your own: beanpole restore FILE --data {data}. To begin with no records at all, move {} away",
+                dir.display()
+            ),
+        })
+    }
+}

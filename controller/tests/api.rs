@@ -435,6 +435,7 @@ fn the_description_has_every_path_of_the_api() {
         ("/v1/hosts/probe", "post"),
         ("/v1/hosts", "get post"),
         ("/v1/hosts/{host}", "get delete"),
+        ("/v1/hosts/{host}/labels", "patch"),
         ("/v1/hosts/{host}/drain", "post"),
         ("/v1/hosts/{host}/resume", "post"),
         ("/v1/hosts/{host}/upgrade", "post"),

@@ -82,12 +82,15 @@ pub fn plan_back(
         draft.change(&back, Action::Replace { release }, policy, size);
     }
     draft.remove(&gone, true);
-    // As on the way there, but no higher than what can serve once the failed ones are back.
-    let returning = back
-        .iter()
-        .filter(|id| world.serving(id) != crate::world::Serving::Yes)
+    // As on the way there, but no higher than what can serve without the new ones, once the failed
+    // ones are back.
+    let best = world
+        .instances
+        .keys()
+        .filter(|id| !gone.contains(id))
+        .filter(|id| back.contains(id) || world.serving(id) == crate::world::Serving::Yes)
         .count();
-    let best = world.serving_count() + u32::try_from(returning).unwrap_or(0);
+    let best = u32::try_from(best).unwrap_or(u32::MAX);
     draft.plan.floor = plan.floor.min(best.saturating_sub(1));
     draft.plan
 }

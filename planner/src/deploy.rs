@@ -83,22 +83,20 @@ pub fn plan(world: &World<'_>, goal: &Goal, rules: &Rules, seed: u128) -> Result
             draft.plan.release = Some(*release);
             let touched =
                 draft.reachable("its host is unreachable; it follows when the host is back");
-            let surplus = (world.instances.len() as u32).saturating_sub(*size);
-            let removed = draft.least_wanted(surplus);
+            let (removed, missing) = draft.leavers(*size);
             let stay: Vec<InstanceId> = touched
                 .into_iter()
                 .filter(|id| !removed.contains(id))
                 .collect();
-            let new = draft.places(
-                size.saturating_sub(world.instances.len() as u32),
-                &BTreeMap::new(),
-            )?;
+            let new = draft.places(missing, &BTreeMap::new())?;
             if stay.is_empty() && new.is_empty() {
                 return Err(Refusal::Unreachable);
             }
             draft.prepare(*release, *tree, &stay, &new);
             let action = Action::Replace { release: *release };
             draft.launch(*release, &new);
+            // Where none stays, what serves now goes only when its successors serve.
+            draft.plan.floor = world.serving_count().min(*size);
             draft.change(&stay, action, *policy, *batch);
             draft.remove(&removed, false);
         }
@@ -109,12 +107,14 @@ pub fn plan(world: &World<'_>, goal: &Goal, rules: &Rules, seed: u128) -> Result
         } => {
             draft.plan.release = Some(*release);
             let have = world.instances.len() as u32;
-            let new = draft.places(size.saturating_sub(have), &BTreeMap::new())?;
-            let removed = draft.least_wanted(have.saturating_sub(*size));
+            let (removed, missing) = draft.leavers(*size);
+            let new = draft.places(missing, &BTreeMap::new())?;
             draft.prepare(*release, *tree, &[], &new);
             draft.launch(*release, &new);
             // Nothing but the wanted reduction may lower what serves.
-            draft.plan.floor = world.serving_count().saturating_sub(removed.len() as u32);
+            draft.plan.floor = world
+                .serving_count()
+                .saturating_sub(have.saturating_sub(*size));
             draft.remove(&removed, false);
         }
         Goal::Restart { policy, batch } => {
@@ -189,7 +189,7 @@ impl<'w, 'a> Draft<'w, 'a> {
         }
         let staying = (world.instances.len() - leave.len()) as u32;
         let mut surplus = staying.saturating_sub(size);
-        for id in self.least_wanted(world.instances.len() as u32) {
+        for id in self.least_wanted(world.instances.len() as u32, &BTreeSet::new()) {
             if surplus > 0 && !leave.contains(&id) {
                 surplus -= 1;
                 stale.retain(|other| *other != id);
@@ -233,12 +233,37 @@ impl<'w, 'a> Draft<'w, 'a> {
         reachable
     }
 
-    /// The `count` instances that are missed least: not serving, on lost or draining hosts, on the
+    /// The instances that go so that `size` are left where they may be: those on hosts without the
+    /// labels, and the surplus. How many are missing then.
+    fn leavers(&self, size: u32) -> (Vec<InstanceId>, u32) {
+        let misplaced: BTreeSet<InstanceId> = self
+            .world
+            .instances
+            .iter()
+            .filter(|(_, instance)| {
+                let host = self.world.hosts.get(&instance.host);
+                // One that cannot be reached is given time to come back first.
+                host.is_some_and(|host| {
+                    !host.lost() && !self.rules.needs.labels_missing(host).is_empty()
+                })
+            })
+            .map(|(id, _)| id.clone())
+            .collect();
+        let staying = (self.world.instances.len() - misplaced.len()) as u32;
+        let mut leave = self.least_wanted(staying.saturating_sub(size), &misplaced);
+        leave.extend(misplaced);
+        (leave, size.saturating_sub(staying))
+    }
+
+    /// The `count` instances that are missed least, of those that are not in `but`: not serving, on lost or draining hosts, on the
     /// host with the most of them; then by id.
-    fn least_wanted(&self, count: u32) -> Vec<InstanceId> {
+    fn least_wanted(&self, count: u32, but: &BTreeSet<InstanceId>) -> Vec<InstanceId> {
         let world = self.world;
-        let mut left: BTreeMap<&InstanceId, &crate::InstanceState> =
-            world.instances.iter().collect();
+        let mut left: BTreeMap<&InstanceId, &crate::InstanceState> = world
+            .instances
+            .iter()
+            .filter(|(id, _)| !but.contains(*id))
+            .collect();
         let mut chosen = Vec::new();
         while (chosen.len() as u32) < count {
             let mut per_host: BTreeMap<&HostId, usize> = BTreeMap::new();

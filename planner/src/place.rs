@@ -3,7 +3,7 @@
 //! Spread first: the host with the fewest instances of the environment, then with the fewest in all,
 //! then with the most memory left; ties break by name, so that the same input gives the same answer.
 
-use crate::World;
+use crate::{HostState, World};
 use beanpole_protocol::HostId;
 use std::collections::BTreeMap;
 
@@ -20,6 +20,17 @@ pub struct Place {
     pub labels: BTreeMap<String, String>,
 }
 
+impl Place {
+    /// The labels that a host does not have, as `name=value`.
+    pub fn labels_missing(&self, host: &HostState<'_>) -> Vec<String> {
+        self.labels
+            .iter()
+            .filter(|(name, value)| host.labels.get(*name) != Some(value))
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect()
+    }
+}
+
 /// Why a plan cannot be made.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -29,7 +40,7 @@ pub enum Refusal {
         /// Instances without a place.
         missing: u32,
         /// Each host by name, and what it lacks.
-        hosts: Vec<(String, String)>,
+        hosts: Vec<(String, Lack)>,
     },
     /// No instance could be changed: a plan without proof is none.
     #[error("every host that holds its instances is unreachable")]
@@ -39,7 +50,44 @@ pub enum Refusal {
     Nothing,
 }
 
-fn lacking(hosts: &[(String, String)]) -> String {
+/// Why a host cannot take an instance.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Lack {
+    /// It is being drained.
+    #[error("is draining")]
+    Draining,
+    /// It counts as Unreachable.
+    #[error("is unreachable")]
+    Unreachable,
+    /// It was not heard of since the controller started.
+    #[error("is not connected")]
+    NotConnected,
+    /// It does not have these labels.
+    #[error("lacks the label{} {}", if _0.len() == 1 { "" } else { "s" }, _0.join(" and "))]
+    Labels(Vec<String>),
+    /// Its memory is given away.
+    #[error(
+        "lacks memory ({promised} MiB of {capacity} MiB are promised, {needed} MiB are needed)"
+    )]
+    Promised {
+        /// To other instances, in MiB.
+        promised: u64,
+        /// What can be promised at all, in MiB.
+        capacity: u64,
+        /// For this one, in MiB.
+        needed: u64,
+    },
+    /// Its memory is in use.
+    #[error("lacks memory ({free} MiB free, {needed} MiB are needed)")]
+    Memory {
+        /// In MiB.
+        free: u64,
+        /// In MiB.
+        needed: u64,
+    },
+}
+
+fn lacking(hosts: &[(String, Lack)]) -> String {
     if hosts.is_empty() {
         return "there are no hosts".to_owned();
     }
@@ -107,21 +155,20 @@ pub fn place(
 }
 
 /// Memory left on a host after `new` instances there, or what the host lacks.
-fn room(world: &World<'_>, id: &HostId, new: u32, needs: &Place) -> Result<u64, String> {
+fn room(world: &World<'_>, id: &HostId, new: u32, needs: &Place) -> Result<u64, Lack> {
     let host = &world.hosts[id];
     if host.draining {
-        return Err("is draining".to_owned());
+        return Err(Lack::Draining);
     }
     if host.lost() {
-        return Err("is unreachable".to_owned());
+        return Err(Lack::Unreachable);
     }
     let Some(report) = host.report else {
-        return Err("is not connected".to_owned());
+        return Err(Lack::NotConnected);
     };
-    for (name, value) in &needs.labels {
-        if host.labels.get(name) != Some(value) {
-            return Err(format!("lacks the label {name}={value}"));
-        }
+    let missing = needs.labels_missing(host);
+    if !missing.is_empty() {
+        return Err(Lack::Labels(missing));
     }
     let facts = &report.facts;
     let new = u64::from(new);
@@ -131,12 +178,11 @@ fn room(world: &World<'_>, id: &HostId, new: u32, needs: &Place) -> Result<u64, 
             let capacity = facts.memory_total_bytes / 10 * 9;
             let promised = host.promised_memory + new * memory;
             if promised + memory > capacity {
-                return Err(format!(
-                    "lacks memory ({} MiB of {} MiB are promised, {} MiB are needed)",
-                    mib(promised),
-                    mib(capacity),
-                    mib(memory)
-                ));
+                return Err(Lack::Promised {
+                    promised: mib(promised),
+                    capacity: mib(capacity),
+                    needed: mib(memory),
+                });
             }
             Ok(capacity - promised - memory)
         }
@@ -145,11 +191,10 @@ fn room(world: &World<'_>, id: &HostId, new: u32, needs: &Place) -> Result<u64, 
                 .memory_available_bytes
                 .saturating_sub(new * UNLIMITED_NEEDS);
             if free < UNLIMITED_NEEDS {
-                return Err(format!(
-                    "lacks memory ({} MiB free, {} MiB are needed)",
-                    mib(free),
-                    mib(UNLIMITED_NEEDS)
-                ));
+                return Err(Lack::Memory {
+                    free: mib(free),
+                    needed: mib(UNLIMITED_NEEDS),
+                });
             }
             Ok(free)
         }

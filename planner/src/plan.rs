@@ -54,11 +54,20 @@ pub struct Batch {
     pub number: u32,
     /// Take instances out of the load balancer and let them finish before they change.
     pub drain: bool,
-    /// At the deadline go on, whatever proxies and agents say. Only for taking down.
+    /// At the bound of each phase go on, whatever proxies and agents say. Only for taking down.
     #[serde(default)]
     pub force: bool,
     /// What happens to each.
     pub changes: Vec<Change>,
+}
+
+impl Batch {
+    /// Whether any instance of it has to become healthy.
+    pub fn starts(&self) -> bool {
+        self.changes
+            .iter()
+            .any(|change| change.action != Action::Remove)
+    }
 }
 
 /// What happens to one instance. An instance has at most one change in a plan.
@@ -135,12 +144,50 @@ impl Default for Gate {
 pub struct Timeouts {
     /// Preparing a release on all hosts.
     pub prepare_ms: u64,
-    /// A batch, without its draining and stopping.
+    /// From the first moment that a started instance runs until it has to be healthy.
     pub batch_ms: u64,
     /// Finishing requests.
     pub drain_ms: u64,
     /// SIGTERM to SIGKILL.
     pub stop_ms: u64,
+}
+
+/// The bound of each phase of a change. Every wait has its own, so that one that cannot end well ends
+/// soon, whatever the other phases might have taken; a stage as a whole is bound by
+/// [`Plan::stage_ms`].
+impl Timeouts {
+    /// From the start of a stage until enough others serve for the first instance to leave.
+    pub const fn spared_ms(&self, starts: bool) -> u64 {
+        if starts { self.batch_ms } else { MARGIN_MS }
+    }
+
+    /// From the order to drain until every proxy has confirmed.
+    pub const fn drained_ms(&self) -> u64 {
+        self.drain_ms + MARGIN_MS
+    }
+
+    /// From the order to stop until the instance is gone.
+    pub const fn stopped_ms(&self) -> u64 {
+        self.stop_ms + MARGIN_MS
+    }
+
+    /// From the switch until the new incarnation runs; the one before has to end first.
+    pub fn started_ms(&self) -> u64 {
+        self.stop_ms + self.batch_ms.max(MARGIN_MS)
+    }
+
+    /// From the first moment that it runs until it passes the gate.
+    pub const fn proven_ms(&self, gate: Gate) -> u64 {
+        match gate {
+            Gate::Proxies { .. } => self.batch_ms,
+            Gate::Settle { for_ms } => self.batch_ms + for_ms,
+        }
+    }
+
+    /// From putting it into service until every proxy has confirmed that.
+    pub const fn confirmed_ms(&self) -> u64 {
+        MARGIN_MS
+    }
 }
 
 /// An instance that a plan leaves out.
@@ -164,19 +211,17 @@ impl Plan {
         })
     }
 
-    /// How long a stage may take, in milliseconds. Zero for a stage that is not there.
+    /// How long a stage may take, in milliseconds: the bound around the bounds of its phases, see
+    /// [`Timeouts`]. Zero for a stage that is not there.
     pub fn stage_ms(&self, stage: usize) -> u64 {
         let t = &self.timeouts;
         match self.stages.get(stage) {
             None => 0,
             Some(Stage::Prepare { .. }) => t.prepare_ms,
             Some(Stage::Batch(batch)) => {
-                let starts = batch
-                    .changes
-                    .iter()
-                    .any(|change| change.action != Action::Remove);
-                let leaving = t.drain_ms + t.stop_ms + LEAVE_MARGIN_MS;
-                leaving + if starts { t.batch_ms } else { 0 }
+                let starts = batch.starts();
+                let leaving = t.drained_ms() + t.stopped_ms();
+                t.spared_ms(starts) + leaving + if starts { t.batch_ms } else { 0 }
             }
         }
     }
@@ -265,6 +310,6 @@ fn launches(changes: &[&Change], host_name: &dyn Fn(&HostId) -> String) -> Strin
     format!("{} instance{plural}: {}", changes.len(), places.join(", "))
 }
 
-/// What leaving may take beyond draining and the grace period: orders and reports travel, agents
-/// may be re-dialled.
-const LEAVE_MARGIN_MS: u64 = 60_000;
+/// What orders, tables and reports may take to arrive on top of what they ask for: links may have to
+/// be re-dialled, daemons may be started again.
+const MARGIN_MS: u64 = 60_000;

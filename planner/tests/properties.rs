@@ -5,7 +5,8 @@ use beanpole_planner::{
     ProxyState, Reach, Rules, Timeouts, World, apply, next, plan, plan_back,
 };
 use beanpole_protocol::agent::{
-    HostFacts, HostReport, InstancePhase, InstanceReport, ReleaseKey, ReleasePhase, ReleaseReport,
+    HostFacts, HostReport, InstancePhase, InstanceReport, PortUse, ReleaseKey, ReleasePhase,
+    ReleaseReport,
 };
 use beanpole_protocol::options::{BatchSize, DeploymentPolicy};
 use beanpole_protocol::proxy::{ProxyReport, TargetMode, TargetReport, Traffic};
@@ -161,6 +162,7 @@ impl Fake {
             since: Timestamp::from_millis(self.now),
             processes: Vec::new(),
             log: Vec::new(),
+            port: PortUse::Unknown,
         });
     }
 

@@ -260,6 +260,9 @@ pub struct Environment {
     pub release: Option<ReleaseNumber>,
     /// Its version.
     pub version: Option<VersionLabel>,
+    /// The last attempt at another release, when it failed.
+    #[serde(default)]
+    pub failed: Option<FailedRelease>,
     /// The operation that runs, if any.
     pub operation: Option<Operation>,
     /// The instances it shall have.
@@ -270,6 +273,23 @@ pub struct Environment {
     pub created_at: Timestamp,
     /// When it last changed.
     pub updated_at: Timestamp,
+}
+
+/// An attempt at a release that failed, until another one succeeds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct FailedRelease {
+    /// The release.
+    pub release: ReleaseNumber,
+    /// Its version.
+    pub version: Option<VersionLabel>,
+    /// The operation that tried.
+    pub operation: OperationId,
+    /// How that ended.
+    pub status: OperationStatus,
+    /// Why, in a sentence or two.
+    pub reason: String,
+    /// When.
+    pub at: Option<Timestamp>,
 }
 
 /// An instance.
@@ -700,6 +720,18 @@ pub struct AddHost {
     /// Labels for placement.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+}
+
+/// Change a host's labels.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateLabels {
+    /// Labels to set, by name.
+    #[serde(default)]
+    pub set: BTreeMap<String, String>,
+    /// Names of labels to remove.
+    #[serde(default)]
+    pub remove: Vec<String>,
 }
 
 /// Accept a host's changed key.

@@ -29,6 +29,13 @@ pub const RELEASE: &str = "beanpole:release";
 /// Beanpole's own: how the proxy shares traffic.
 pub const PROXY: &str = "beanpole:proxy";
 
+/// What StartTimeout is when neither it nor Timeout is set, in seconds: four times what slow starters
+/// need on a small machine.
+const START_TIMEOUT_S: u64 = 120;
+
+/// Beanpole's own: which hosts an environment's instances go to.
+pub const PLACEMENT: &str = "beanpole:placement";
+
 /// Option settings: namespace, name, value.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(transparent)]
@@ -78,6 +85,8 @@ pub enum Kind {
     Path,
     /// Statuses and ranges: `200`, `200-399`, `200,204`.
     Statuses,
+    /// Labels: `disk=ssd`, `disk=ssd,zone=a`.
+    Labels,
 }
 
 /// One option.
@@ -148,7 +157,7 @@ pub const KNOWN: &[OptionSpec] = &[
         "600",
         Kind::Number(1, 3_600),
         Change::Nothing,
-        "Seconds that preparing a release on a host, or one batch, may take.",
+        "Seconds that preparing a release on a host may take. Also StartTimeout, where that is not set.",
     ),
     option(
         COMMAND,
@@ -320,6 +329,16 @@ pub const KNOWN: &[OptionSpec] = &[
         Change::Nothing,
         "Seconds from SIGTERM to SIGKILL.",
     ),
+    // EB's gate lasts as long as Timeout, 600 s: on own hosts that is far too long to look at an app
+    // that does not come up.
+    option(
+        INSTANCE,
+        "StartTimeout",
+        "",
+        Kind::Number(1, 3_600),
+        Change::Nothing,
+        "Seconds from the first moment that an instance runs until it has to answer its health checks well. Without it: Timeout where that is set, else 120.",
+    ),
     option(
         RELEASE,
         "Keep",
@@ -327,6 +346,14 @@ pub const KNOWN: &[OptionSpec] = &[
         Kind::Number(1, 50),
         Change::Nothing,
         "Releases that stay prepared on each host, so that going back is a restart.",
+    ),
+    option(
+        PLACEMENT,
+        "HostLabels",
+        "",
+        Kind::Labels,
+        Change::Nothing,
+        "Labels that a host must have to get instances. On a change, instances move off hosts that lack one: their successors serve before they go.",
     ),
     option(
         PROXY,
@@ -416,6 +443,7 @@ impl Kind {
             Self::Number(low, high) => format!("a whole number from {low} to {high}"),
             Self::OneOf(words) => format!("one of {}", words.join(", ")),
             Self::Path => "a path that begins with `/`, or nothing".to_owned(),
+            Self::Labels => "labels such as `disk=ssd` or `disk=ssd,zone=a`, or nothing".to_owned(),
             Self::Statuses => "statuses or ranges such as `200`, `200-399` or `200,204`".to_owned(),
         }
     }
@@ -435,6 +463,7 @@ impl Kind {
                         && value.bytes().all(|byte| byte.is_ascii_graphic()))
             }
             Self::Statuses => parse_statuses(value).is_some(),
+            Self::Labels => parse_labels(value).is_some(),
         }
     }
 }
@@ -460,6 +489,33 @@ fn parse_statuses(value: &str) -> Option<Vec<(u16, u16)>> {
         })
         .collect::<Option<Vec<(u16, u16)>>>()?;
     (!ranges.is_empty()).then_some(ranges)
+}
+
+/// Reads one label: `NAME=VALUE`, each of letters, digits and `.`, `_`, `-`, `/`; a value may be empty.
+pub fn parse_label(text: &str) -> Option<(String, String)> {
+    let (name, value) = text.trim().split_once('=')?;
+    let fits = |word: &str| {
+        word.len() <= 63
+            && word
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte))
+    };
+    (!name.is_empty() && fits(name) && fits(value)).then(|| (name.to_owned(), value.to_owned()))
+}
+
+fn parse_labels(value: &str) -> Option<BTreeMap<String, String>> {
+    if value.trim().is_empty() {
+        return Some(BTreeMap::new());
+    }
+    let mut labels = BTreeMap::new();
+    for part in value.split(',') {
+        let (name, value) = parse_label(part)?;
+        // A host has one value for a name: asking for two would never be met.
+        if labels.insert(name, value).is_some() {
+            return None;
+        }
+    }
+    Some(labels)
 }
 
 impl OptionSettings {
@@ -568,6 +624,11 @@ impl OptionSettings {
             policy,
             batch,
             timeout_ms: self.number(COMMAND, "Timeout").unwrap_or(600) * 1_000,
+            start_timeout_ms: self
+                .number(INSTANCE, "StartTimeout")
+                .or_else(|| self.get(COMMAND, "Timeout")?.parse().ok())
+                .unwrap_or(START_TIMEOUT_S)
+                * 1_000,
             ignore_health_check: self.flag(COMMAND, "IgnoreHealthCheck"),
             drain_timeout_ms: self.number(PROCESS, "DeregistrationDelay").unwrap_or(20) * 1_000,
             keep_releases: u32::try_from(self.number(RELEASE, "Keep").unwrap_or(5)).unwrap_or(5),
@@ -621,6 +682,11 @@ impl OptionSettings {
             pids: self.number(INSTANCE, "ProcessesMax"),
             open_files: self.number(INSTANCE, "OpenFilesMax"),
         }
+    }
+
+    /// Labels that a host must have to get instances.
+    pub fn host_labels(&self) -> BTreeMap<String, String> {
+        parse_labels(self.effective(PLACEMENT, "HostLabels")).unwrap_or_default()
     }
 
     /// SIGTERM to SIGKILL, in milliseconds.
@@ -811,8 +877,10 @@ pub struct DeploymentOptions {
     pub policy: DeploymentPolicy,
     /// How many change together under Rolling.
     pub batch: BatchSize,
-    /// For preparing, and for each batch, in milliseconds.
+    /// For preparing, in milliseconds.
     pub timeout_ms: u64,
+    /// From the first moment that an instance runs until it has to be healthy, in milliseconds.
+    pub start_timeout_ms: u64,
     /// Go on when a batch runs but is not healthy in time.
     pub ignore_health_check: bool,
     /// For finishing requests, in milliseconds.
@@ -856,6 +924,34 @@ mod tests {
         assert_eq!(settings.deployment().policy, DeploymentPolicy::Rolling);
         settings.set(COMMAND, "BatchSize", "100");
         assert_eq!(settings.deployment().policy, DeploymentPolicy::AllAtOnce);
+    }
+
+    #[test]
+    fn labels_are_pairs_of_plain_words() {
+        let mut settings = OptionSettings::default();
+        settings.set(PLACEMENT, "HostLabels", "disk=ssd, example.org/zone=a");
+        settings.validate().expect("labels");
+        let labels = settings.host_labels();
+        assert_eq!(labels["disk"], "ssd");
+        assert_eq!(labels["example.org/zone"], "a");
+        for wrong in ["disk", "=ssd", "disk=a b", "disk=ssd,disk=hdd", "disk=ssd,"] {
+            settings.set(PLACEMENT, "HostLabels", wrong);
+            assert!(settings.validate().is_err(), "{wrong}");
+        }
+        settings.set(PLACEMENT, "HostLabels", "");
+        settings.validate().expect("none");
+        assert!(settings.host_labels().is_empty());
+    }
+
+    #[test]
+    fn an_instance_has_two_minutes_to_answer_unless_told_otherwise() {
+        let mut settings = OptionSettings::default();
+        assert_eq!(settings.deployment().start_timeout_ms, 120_000);
+        settings.set(COMMAND, "Timeout", "900");
+        assert_eq!(settings.deployment().start_timeout_ms, 900_000);
+        settings.set(INSTANCE, "StartTimeout", "30");
+        assert_eq!(settings.deployment().start_timeout_ms, 30_000);
+        assert_eq!(settings.deployment().timeout_ms, 900_000);
     }
 
     #[test]

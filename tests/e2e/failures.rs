@@ -118,6 +118,80 @@ fn without_auto_rollback_the_failed_batch_stays() {
 }
 
 #[test]
+fn a_first_release_that_fails_leaves_nothing_live_and_the_next_one_works_at_once() {
+    let bed = Bed::up();
+    let app = bed.app("shop").procfile("web: ./testapp v1 --exit 7\n");
+    bed.run_in(&app.dir, &["create", "shop-prod", "--instances", "2"])
+        .ok();
+    bed.deploy(&app, "shop-prod", "broken")
+        .exits(1)
+        .says("cannot find the database, giving up")
+        .says("There is no release to go back to");
+    let status = bed.status("shop-prod");
+    assert_eq!(status["status"], "Ready", "{status:#}");
+    assert_eq!(status["health"], "Red", "{status:#}");
+    assert!(status["release"].is_null(), "{status:#}");
+    assert_eq!(status["failed"]["version"], "broken", "{status:#}");
+    let cause = status["causes"][0].as_str().unwrap_or_default();
+    assert!(
+        cause.starts_with("No release is live: release 1 (broken) failed.")
+            && cause.contains("exit code 7"),
+        "{cause}"
+    );
+    assert_eq!(bed.get("shop-prod", "/").status, 503);
+    bed.run(&["rollback", "shop-prod"])
+        .exits(1)
+        .says("was ever live")
+        .says("beanpole deploy shop-prod");
+    bed.run(&["restart", "shop-prod"])
+        .exits(1)
+        .says("none was deployed with success");
+    let app = app.version("v2");
+    let ran = bed.deploy(&app, "shop-prod", "v2").ok();
+    assert!(
+        ran.took < seconds(20),
+        "it waited for what was dead: {ran:?}"
+    );
+    assert_live(&bed, "shop-prod", "v2", 2);
+    assert!(bed.status("shop-prod")["failed"].is_null());
+}
+
+#[test]
+fn labels_decide_which_hosts_get_instances() {
+    let bed = Bed::up();
+    let app = bed.app("shop").file(
+        "deploy.toml",
+        b"application = \"shop\"\nhost-labels = { disk = \"ssd\" }\n",
+    );
+    bed.run_in(&app.dir, &["create", "shop-prod", "--instances", "2"])
+        .ok();
+    bed.deploy(&app, "shop-prod", "v1")
+        .exits(1)
+        .says("local lacks the label disk=ssd")
+        .says("beanpole host label");
+    bed.run(&["host", "label", "local", "disk ssd"]).exits(2);
+    bed.run(&["host", "label", "local", "disk=ssd", "zone=a"])
+        .ok()
+        .says("disk=ssd zone=a");
+    bed.run_in(&app.dir, &["deploy", "shop-prod", "--version", "v1"])
+        .ok();
+    assert_live(&bed, "shop-prod", "v1", 2);
+    bed.run(&["config", "shop-prod", "--set", "HostLabels=zone=b"])
+        .exits(1)
+        .says("lacks the label zone=b");
+    // Nowhere else to go: they stay.
+    bed.run(&["host", "label", "local", "--remove", "disk"])
+        .ok();
+    until_true("it is said that they have no place", seconds(20), || {
+        bed.run(&["events", "shop-prod"])
+            .ok()
+            .out
+            .contains("Instances should be replaced, but no host can take 2 more instances")
+    });
+    assert_live(&bed, "shop-prod", "v1", 2);
+}
+
+#[test]
 fn an_app_that_dies_later_is_started_again_and_its_host_says_so() {
     let bed = Bed::up();
     bed.serving("shop-prod", 1);

@@ -3,7 +3,7 @@
 use crate::host::{Behaviour, FakeHost};
 use crate::proxy::FakeProxy;
 use beanpole_engine::Observed;
-use beanpole_planner::Progress;
+use beanpole_planner::{Progress, Stage};
 use beanpole_protocol::api::{OperationKind, OperationStatus, Tier};
 use beanpole_protocol::options::DeploymentPolicy;
 use beanpole_protocol::proxy::TargetMode;
@@ -53,6 +53,7 @@ impl Checks {
         hosts: &[FakeHost],
         proxies: &[FakeProxy],
         observed: &Observed,
+        at: Timestamp,
     ) -> Result<(), String> {
         let now: BTreeMap<InstanceId, InstanceRecord> = store
             .list::<InstanceRecord>()
@@ -68,7 +69,7 @@ impl Checks {
             .collect();
         self.never_stopped_while_routed(store, &now, proxies, &environments)?;
         self.no_traffic_before_healthy(store, &now, hosts, proxies, &environments)?;
-        self.capacity_never_below_floor(store, &now, observed, &environments)?;
+        self.capacity_never_below_floor(store, &now, observed, &environments, at)?;
         self.generations_only_rise(store)?;
         self.events_are_in_order(store, &environments)?;
         self.operations_end_with_one_version(store, &now, &environments, observed)?;
@@ -187,6 +188,7 @@ impl Checks {
         now: &BTreeMap<InstanceId, InstanceRecord>,
         observed: &Observed,
         environments: &BTreeMap<EnvironmentId, EnvironmentRecord>,
+        at: Timestamp,
     ) -> Result<(), String> {
         for (id, environment) in environments {
             if environment.tier == Tier::Worker {
@@ -228,6 +230,21 @@ impl Checks {
                 continue;
             }
             let plan = operation.back.as_ref().unwrap_or(&operation.plan);
+            // Taking down what was new on the way there waits for others, but not for ever.
+            let forced = self.operations.get(id).is_some_and(|before| {
+                let (plan, progress) = match &before.back {
+                    Some(back) => (back, &before.back_progress),
+                    None => (&before.plan, &before.progress),
+                };
+                let stage = plan.stages.get(progress.stage);
+                matches!(stage, Some(Stage::Batch(batch)) if batch.force)
+                    && progress
+                        .since
+                        .is_some_and(|since| at.since(since).as_secs() >= 60)
+            });
+            if forced {
+                continue;
+            }
             let left = now.values().filter(serves).count();
             if left < plan.floor as usize {
                 return Err(format!(
@@ -356,6 +373,10 @@ impl Checks {
                 (_, OperationStatus::RolledBack) => operation.from,
                 _ => continue,
             };
+            // Settings that need no restart leave what runs as it is.
+            if operation.to == operation.from {
+                continue;
+            }
             let Some(wanted) = wanted else { continue };
             if environments[&operation.environment].live != Some(wanted) {
                 return Err(format!("{} ended and is not live", operation.id));

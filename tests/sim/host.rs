@@ -4,7 +4,7 @@
 use crate::rng::Rng;
 use beanpole_protocol::agent::{
     ExitReport, Failure, HostFacts, HostOrders, HostReport, InstanceOrder, InstancePhase,
-    InstanceReport, ProcessReport, ReleaseKey, ReleaseOrder, ReleasePhase, ReleaseReport,
+    InstanceReport, PortUse, ProcessReport, ReleaseKey, ReleaseOrder, ReleasePhase, ReleaseReport,
 };
 use beanpole_protocol::{Generation, HostId, Incarnation, InstanceId, ReleaseNumber, Timestamp};
 use std::collections::BTreeMap;
@@ -365,6 +365,7 @@ impl FakeHost {
                         memory_bytes: None,
                     }],
                     log: vec!["a line".to_owned()],
+                    port: PortUse::Unknown,
                 })
                 .collect(),
         }

@@ -94,7 +94,9 @@ impl World {
             .collect();
         store
             .update(|tx| {
-                for host in &hosts {
+                for (n, host) in hosts.iter().enumerate() {
+                    // There are always hosts of both kinds.
+                    let zone = if n % 2 == 0 { "a" } else { "b" };
                     tx.put(&HostRecord {
                         id: host.id.clone(),
                         name: HostName::new(host.name.clone()).expect("a name"),
@@ -104,7 +106,7 @@ impl World {
                         host_key: None,
                         fingerprint: None,
                         instance_address: crate::address_of(&host.id),
-                        labels: BTreeMap::new(),
+                        labels: [("zone".to_owned(), zone.to_owned())].into(),
                         draining: false,
                         removing: false,
                         added_at: Timestamp::from_millis(START_MS),
@@ -294,6 +296,8 @@ impl World {
             let worker = self.rng.chance(150);
             let drained = self.rng.range(0, self.hosts.len() as u64) as usize;
             let resume = self.rng.chance(500);
+            let labels = *self.rng.pick(&["", "zone=a", "zone=b"]);
+            let moves = self.rng.chance(300);
             let call = Call {
                 request_id: RequestId::from_bits(bits),
                 now: self.at(),
@@ -338,7 +342,11 @@ impl World {
                 76..84 => self.engine.restart(&call, &name),
                 84..92 => {
                     let mut set = OptionSettings::default();
-                    set.set(options::PROPERTIES, "N", bits.to_string());
+                    if moves {
+                        set.set(options::PLACEMENT, "HostLabels", labels);
+                    } else {
+                        set.set(options::PROPERTIES, "N", bits.to_string());
+                    }
                     self.engine.update_settings(
                         &call,
                         &name,
@@ -527,7 +535,7 @@ impl World {
             return Ok(());
         }
         self.checks
-            .after(&self.store, &self.hosts, &self.proxies, &self.observed)
+            .after(&self.store, &self.hosts, &self.proxies, &self.observed, at)
             .map_err(|what| format!("at {} ms: {what}", self.now - START_MS))?;
         if self.verbose {
             for line in self.checks.news(&self.store) {
@@ -586,7 +594,19 @@ impl World {
                     view.size
                 ));
             }
+            let labels = environment.settings.host_labels();
             for instance in &view.instances {
+                let key = HostRecord::key_of(&instance.host_id);
+                let host: HostRecord = self.store.get(&key).expect("memory").expect("a host");
+                if labels
+                    .iter()
+                    .any(|(name, value)| host.labels.get(name) != Some(value))
+                {
+                    return Some(format!(
+                        "{}: {} is on {}, which lacks {labels:?}",
+                        view.name, instance.id, instance.host
+                    ));
+                }
                 if instance.release != view.release
                     || instance.health != api::InstanceHealth::Healthy
                 {

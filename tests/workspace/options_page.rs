@@ -50,6 +50,7 @@ fn values(kind: Kind) -> String {
             .collect::<Vec<_>>()
             .join(", "),
         Kind::Path => "a path that begins with `/`".to_owned(),
+        Kind::Labels => "labels: `disk=ssd,zone=a`".to_owned(),
         Kind::Statuses => "statuses and ranges: `200-399`, `200,204`".to_owned(),
     }
 }

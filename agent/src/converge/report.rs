@@ -4,7 +4,7 @@ use super::{Host, State};
 use beanpole_daemon::clock;
 use beanpole_protocol::Timestamp;
 use beanpole_protocol::agent::{
-    HostReport, InstanceOrder, InstancePhase, InstanceReport, ReleaseKey, ReleasePhase,
+    HostReport, InstanceOrder, InstancePhase, InstanceReport, PortUse, ReleaseKey, ReleasePhase,
     ReleaseReport,
 };
 use std::collections::BTreeMap;
@@ -94,6 +94,7 @@ impl State {
                 since: trouble.since,
                 processes: Vec::new(),
                 log: seen.map(|report| report.log).unwrap_or_default(),
+                port: PortUse::Unknown,
             };
         }
         if let Some(report) = seen {
@@ -118,6 +119,7 @@ impl State {
             since: self.since_when(order, name),
             processes: Vec::new(),
             log: Vec::new(),
+            port: PortUse::Unknown,
         }
     }
 

@@ -252,7 +252,9 @@ impl Host {
             )
         });
         if !order.run {
-            return alive.then_some(Move::Stop);
+            // A failed one may have processes, too.
+            let stopped = seen.is_none_or(|report| report.phase == InstancePhase::Stopped);
+            return (!stopped).then_some(Move::Stop);
         }
         let same = seen.is_some_and(|report| {
             report.release == Some(order.release) && report.incarnation == order.incarnation

@@ -7,6 +7,7 @@
 //! [`Runtime::adopt`].
 
 mod client;
+mod port;
 pub mod process;
 mod recover;
 mod tail;
@@ -109,6 +110,9 @@ pub enum RuntimeError {
         /// What it said.
         why: String,
     },
+    /// Another program listens on its port.
+    #[error("{}", _0.message.trim_end_matches('.'))]
+    PortTaken(Failure),
     /// It would not end.
     #[error("instance {id} could not be ended: {why}")]
     Stuck {
@@ -131,6 +135,7 @@ impl RuntimeError {
             Self::Io { .. } => "host-io",
             Self::Fence(_) => "fence-failed",
             Self::Shim { .. } => "supervisor-failed",
+            Self::PortTaken(failure) => return failure.clone(),
             Self::Stuck { .. } => "instance-stuck",
         };
         let mut message = self.to_string();

@@ -4,15 +4,17 @@
 //! ends what it left and starts the instance anew. What is on disk is enough to go on after a
 //! restart of the agent: the spec, the state file, the socket.
 
+mod guard;
+
 use super::client::Client;
 use super::recover::{self, MARK};
-use super::{InstanceSpec, Runtime, RuntimeError, Workload, tail};
+use super::{InstanceSpec, Runtime, RuntimeError, Workload, port, tail};
 use crate::fences::Fences;
 use crate::fences::users::User;
 use crate::shim::spec::{self, Backoff, LogBounds, Program, ShimSpec, VERSION, files};
 use crate::shim::wire::{Op, Stage, Status};
 use beanpole_daemon::clock::now;
-use beanpole_protocol::agent::{InstancePhase, InstanceReport, ProcessReport, Properties};
+use beanpole_protocol::agent::{InstancePhase, InstanceReport, PortUse, ProcessReport, Properties};
 use beanpole_protocol::{InstanceId, Timestamp};
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -122,6 +124,13 @@ struct Known {
     watched: bool,
     /// Why its shim could not be started anew.
     trouble: Option<(beanpole_protocol::agent::Failure, Timestamp)>,
+    /// A task watches over its port.
+    guarded: bool,
+    /// What was last seen of its port, and what ran then.
+    port: PortUse,
+    port_seen: Option<guard::Runs>,
+    /// Another program has its port.
+    taken: Option<(beanpole_protocol::agent::Failure, Timestamp)>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -239,6 +248,15 @@ impl ProcessRuntime {
                 });
             }
         }
+        if guard::has_web(processes) {
+            let number = spec.port;
+            let look = tokio::task::spawn_blocking(move || port::look_before(number)).await;
+            if let Ok(look) = look
+                && look.port == PortUse::Taken
+            {
+                return Err(RuntimeError::PortTaken(look.failure(number)));
+            }
+        }
         let user = self.user(&spec).await?;
         let shim_spec = ShimSpec {
             v: VERSION,
@@ -275,6 +293,7 @@ impl ProcessRuntime {
         self.note(&instance, |known| {
             known.wanted = true;
             known.trouble = None;
+            known.taken = None;
             known.status = recover::last_status(&instance.directory);
         });
         self.watch(&instance);
@@ -362,6 +381,7 @@ impl ProcessRuntime {
         if std::mem::replace(&mut lock(&instance.known).watched, true) {
             return;
         }
+        self.guard(instance);
         let (runtime, instance) = (self.clone(), instance.clone());
         tokio::spawn(async move {
             let mut pause = RECOVER_PAUSE.0;
@@ -575,7 +595,8 @@ impl Instance {
     fn report(&self) -> Option<InstanceReport> {
         let known = lock(&self.known);
         let status = known.status.clone()?;
-        let trouble = known.trouble.clone();
+        let trouble = known.trouble.clone().or_else(|| known.taken.clone());
+        let port = known.port_use();
         drop(known);
         let all_run = status.processes.iter().all(|p| p.running.is_some());
         let (phase, since) = match (trouble, status.stage) {
@@ -608,6 +629,7 @@ impl Instance {
             since,
             processes: status.processes.iter().map(process_report).collect(),
             log,
+            port,
         })
     }
 }

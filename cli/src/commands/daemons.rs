@@ -3,7 +3,7 @@
 use crate::local::children;
 use crate::output::errors::Failure;
 use beanpole_agent::AgentConfig;
-use beanpole_controller::{ControllerConfig, Tls};
+use beanpole_controller::{ControllerConfig, ControllerError, Tls};
 use beanpole_daemon::supervise::{self, Supervised};
 use beanpole_daemon::{logs, stop};
 use beanpole_proxy::ProxyConfig;
@@ -187,16 +187,26 @@ pub struct Shim {
 pub fn agent(command: Agent) -> Result<(), Failure> {
     if command.supervise {
         let pid_file = command.socket.with_file_name("supervisor.pid");
-        return serve(command.die_with, 1, "agent", move |_| async move {
-            let what = Supervised::from_own_arguments(pid_file)?;
-            supervise::run(&what).await
-        });
+        return serve(
+            command.die_with,
+            1,
+            "agent",
+            |_| None,
+            move |_| async move {
+                let what = Supervised::from_own_arguments(pid_file)?;
+                supervise::run(&what).await
+            },
+        );
     }
     let mut config = AgentConfig::new(&command.data, &command.socket);
     config.socket_group = command.socket_group;
-    serve(command.die_with, 2, "agent", move |stop| {
-        beanpole_agent::run(config, stop)
-    })
+    serve(
+        command.die_with,
+        2,
+        "agent",
+        |_| None,
+        move |stop| beanpole_agent::run(config, stop),
+    )
 }
 
 /// Runs the proxy.
@@ -207,9 +217,13 @@ pub fn proxy(command: Proxy) -> Result<(), Failure> {
     config.default_domain = command.domain;
     config.access_log = command.access_log;
     config.threads = command.threads;
-    serve(command.die_with, 2, "proxy", move |stop| {
-        beanpole_proxy::run(config, stop)
-    })
+    serve(
+        command.die_with,
+        2,
+        "proxy",
+        |_| None,
+        move |stop| beanpole_proxy::run(config, stop),
+    )
 }
 
 /// Runs the controller.
@@ -224,13 +238,24 @@ pub fn controller(command: Controller) -> Result<(), Failure> {
     config.bundle_limit_bytes = command.offer.bundle_limit_mib * 1024 * 1024;
     config.builds = command.offer.builds;
     config.push_bytes_per_second = command.offer.push_limit;
-    serve(command.die_with, 2, "controller", move |stop| {
-        beanpole_controller::run(config, stop)
-    })
+    serve(
+        command.die_with,
+        2,
+        "controller",
+        move |error: &ControllerError| error.hint(&command.data),
+        move |stop| beanpole_controller::run(config, stop),
+    )
 }
 
-/// Runs a daemon until SIGTERM or SIGINT: logs, runtime, the signal to stop.
-fn serve<F, W, E>(die_with: Option<u32>, threads: usize, name: &str, run: F) -> Result<(), Failure>
+/// Runs a daemon until SIGTERM or SIGINT: logs, runtime, the signal to stop. `hint` says what to do
+/// about an error.
+fn serve<F, W, E>(
+    die_with: Option<u32>,
+    threads: usize,
+    name: &str,
+    hint: impl FnOnce(&E) -> Option<String>,
+    run: F,
+) -> Result<(), Failure>
 where
     F: FnOnce(CancellationToken) -> W,
     W: Future<Output = Result<(), E>>,
@@ -250,9 +275,11 @@ where
     let result = runtime.block_on(async {
         let stop = stop::on_signal()
             .map_err(|error| Failure::caused("Signals cannot be listened for.", &error))?;
-        run(stop)
-            .await
-            .map_err(|error| Failure::caused(format!("The {name} cannot go on."), &error))
+        run(stop).await.map_err(|error| {
+            let mut failure = Failure::caused(format!("The {name} cannot go on."), &error);
+            failure.hint = hint(&error);
+            failure
+        })
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     result

@@ -7,10 +7,10 @@ use crate::output::errors::Failure;
 use crate::output::{Output, ago, bytes, plural, table};
 use beanpole_daemon::clock;
 use beanpole_protocol::HostName;
-use beanpole_protocol::api::{AcceptHostKey, Host as View, HostRemoved};
+use beanpole_protocol::api::{AcceptHostKey, Host as View, HostRemoved, UpdateLabels};
 use clap::{Args, Subcommand};
 
-/// Add, show, drain, upgrade and remove hosts
+/// Add, show, label, drain, upgrade and remove hosts
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  beanpole host add deploy@192.0.2.10 --identity ~/.ssh/id_ed25519\n  beanpole host list\n  beanpole host drain web-1\n  beanpole host remove web-1"
@@ -34,6 +34,20 @@ enum HostCommand {
     Show {
         /// Its name
         host: HostName,
+    },
+    /// Change a host's labels, which decide what it may run
+    #[command(
+        after_help = "Examples:\n  beanpole host label web-1 disk=ssd zone=a\n  beanpole host label web-1 --remove zone\n  beanpole config shop-prod --set HostLabels=disk=ssd       only hosts with it get instances\n\nInstances whose environment asks for a label that the host does not have any more move elsewhere,\nwhere there is room."
+    )]
+    Label {
+        /// Its name
+        host: HostName,
+        /// Labels to set
+        #[arg(value_name = "NAME=VALUE", required_unless_present = "remove")]
+        labels: Vec<String>,
+        /// Labels to remove
+        #[arg(long, value_name = "NAME")]
+        remove: Vec<String>,
     },
     /// Move a host's instances elsewhere and give it no new ones
     #[command(after_help = "Example:\n  beanpole host drain web-1")]
@@ -100,6 +114,22 @@ pub fn run(context: &Context, command: Host) -> Result<(), Failure> {
         HostCommand::Show { host } => {
             let view: View = client.get(&path(&host))?;
             context.output.result(&view, show(context.output, &view))
+        }
+        HostCommand::Label {
+            host,
+            labels,
+            remove,
+        } => {
+            let change = UpdateLabels {
+                set: host_add::labels(&labels)?,
+                remove,
+            };
+            let view: View = client.patch(&format!("{}/labels", path(&host)), &change)?;
+            let text = match labels_of(&view) {
+                none if none.is_empty() => format!("{host} has no labels any more."),
+                labels => format!("{host} has the labels {labels}."),
+            };
+            context.output.result(&view, text)
         }
         HostCommand::Drain { host } => {
             let view: View = client.post(&format!("{}/drain", path(&host)), &nothing)?;
@@ -199,14 +229,7 @@ fn show(output: Output, host: &View) -> String {
                 .map(|skew| format!("{skew:+} ms from the controller's"))
                 .unwrap_or_default(),
         ),
-        (
-            "labels",
-            host.labels
-                .iter()
-                .map(|(name, value)| format!("{name}={value}"))
-                .collect::<Vec<_>>()
-                .join(" "),
-        ),
+        ("labels", labels_of(host)),
     ];
     if let Some(facts) = &host.facts {
         pairs.extend([
@@ -253,6 +276,14 @@ fn show(output: Output, host: &View) -> String {
         text.push_str(&format!("\nwarning: {warning}"));
     }
     text
+}
+
+fn labels_of(host: &View) -> String {
+    host.labels
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 fn upgrade(context: &Context, named: Option<HostName>) -> Result<(), Failure> {

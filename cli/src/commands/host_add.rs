@@ -5,6 +5,7 @@ use crate::context::Context;
 use crate::output::errors::Failure;
 use beanpole_protocol::HostName;
 use beanpole_protocol::api::{AddHost, AdminKey, Host, HostKey, Jump, ProbeHost, SshAddress};
+use beanpole_protocol::options::parse_label;
 use clap::Args;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -74,13 +75,7 @@ pub fn run(context: &Context, command: &Add) -> Result<(), Failure> {
         command.host_key.as_deref(),
         "--host-key",
     )?;
-    let mut labels = BTreeMap::new();
-    for label in &command.labels {
-        let (name, value) = label.split_once('=').ok_or_else(|| {
-            Failure::misuse(format!("`{label}` is not a label: write NAME=VALUE"))
-        })?;
-        labels.insert(name.to_owned(), value.to_owned());
-    }
+    let labels = labels(&command.labels)?;
     context
         .output
         .say(format!("Adding {}: installing the agent …", command.ssh));
@@ -101,6 +96,19 @@ pub fn run(context: &Context, command: &Add) -> Result<(), Failure> {
         text.push_str(&format!("\nwarning: {warning}"));
     }
     context.output.result(&host, text)
+}
+
+/// Reads labels, `NAME=VALUE` each.
+pub(super) fn labels(given: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+    given
+        .iter()
+        .map(|label| {
+            parse_label(label).ok_or_else(|| {
+                Failure::misuse(format!("`{label}` is not a label: write NAME=VALUE"))
+                    .hint("Letters, digits and . _ - / only: disk=ssd")
+            })
+        })
+        .collect()
 }
 
 /// The fingerprint to pin: the one given, else the one that the user confirms.

@@ -32,7 +32,10 @@ pub fn run(context: &Context, command: &Status) -> Result<(), Failure> {
 fn render(output: Output, environment: &Environment) -> String {
     let version = match (&environment.version, environment.release) {
         (Some(version), Some(release)) => format!("{version} (release {release})"),
-        _ => "none yet".to_owned(),
+        _ => match &environment.failed {
+            Some(failed) => format!("none: release {} {}", failed.release, failed.status),
+            None => "none yet".to_owned(),
+        },
     };
     let operation = environment
         .operation

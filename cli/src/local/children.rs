@@ -132,6 +132,18 @@ fn cannot_run(daemon: &Daemon, how: &str, last: Vec<String>) -> Failure {
         "The {} cannot run here: it ended with {how}.",
         daemon.name
     ));
+    // Its own is better than ours.
+    let hint = last
+        .iter()
+        .rev()
+        .find_map(|line| line.strip_prefix("hint: "));
+    let hint = hint.map_or_else(
+        || {
+            "Its log says why. A taken port: choose others with --api, --http and --https"
+                .to_owned()
+        },
+        str::to_owned,
+    );
     if !last.is_empty() {
         failure
             .details
@@ -140,7 +152,7 @@ fn cannot_run(daemon: &Daemon, how: &str, last: Vec<String>) -> Failure {
             .details
             .extend(last.into_iter().map(|line| format!("  | {line}")));
     }
-    failure.hint("Its log says why. A taken port: choose others with --api, --http and --https")
+    failure.hint(hint)
 }
 
 fn start(daemon: &Daemon, executable: &Path) -> std::io::Result<Child> {

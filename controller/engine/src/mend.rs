@@ -1,5 +1,5 @@
 //! Mending: operations that the engine starts by itself, when the instances of an environment at
-//! rest are not what they should be. Their host is drained, gone or lost for long; it was lost during
+//! rest are not what they should be. Their host is drained, without a label that they need, gone or lost for long; it was lost during
 //! a deployment and is back; or they were left out of service.
 
 use crate::events::{Draft, emit_for};
@@ -7,7 +7,7 @@ use crate::finish::pause_mending;
 use crate::services::NewOperation;
 use crate::turn::Turn;
 use crate::{Engine, EngineError, Observed, read};
-use beanpole_planner::{Goal, Reach, Refusal, World, plan};
+use beanpole_planner::{Goal, Place, Reach, Refusal, World, plan};
 use beanpole_protocol::api::{EnvironmentStatus, OperationKind};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::proxy::TargetMode;
@@ -30,7 +30,8 @@ impl Engine {
         };
         let world = self.world(&self.store, environment, observed, now, false)?;
         let size = environment.settings.instance_count();
-        let Some(away) = self.unwell(&world, live, size, now, turn) else {
+        let needs = read::rules(&environment.settings, environment.tier).needs;
+        let Some(away) = self.unwell(&world, &needs, live, size, now, turn) else {
             return Ok(());
         };
         if let Some(after) = environment.mend_after.filter(|after| now < *after) {
@@ -99,6 +100,7 @@ impl Engine {
     fn unwell(
         &self,
         world: &World<'_>,
+        needs: &Place,
         live: ReleaseNumber,
         size: u32,
         now: Timestamp,
@@ -120,6 +122,9 @@ impl Engine {
                     away.insert(instance.host.clone());
                 }
                 Reach::Lost(since) => turn.wake(since.after(patience)),
+                Reach::Here | Reach::Silent(_) if !needs.labels_missing(host).is_empty() => {
+                    away.insert(instance.host.clone());
+                }
                 Reach::Here | Reach::Silent(_) => {
                     if let Reach::Silent(since) = host.reach {
                         let lost = Duration::from_millis(self.config.unreachable_after_ms);

@@ -68,23 +68,29 @@ pub(crate) fn release(
 /// What holds for plans under these settings.
 pub(crate) fn rules(settings: &OptionSettings, tier: Tier) -> Rules {
     let deployment = settings.deployment();
-    Rules {
-        gate: match tier {
-            Tier::Web => Gate::Proxies {
-                good_checks: settings.health_check().healthy_threshold,
+    let check = settings.health_check();
+    let (gate, proof_ms) = match tier {
+        Tier::Web => (
+            Gate::Proxies {
+                good_checks: check.healthy_threshold,
             },
-            Tier::Worker => Gate::Settle { for_ms: SETTLE_MS },
-        },
+            // Checks far apart must not eat up the time that the app has to start.
+            u64::from(check.healthy_threshold) * check.interval_ms,
+        ),
+        Tier::Worker => (Gate::Settle { for_ms: SETTLE_MS }, 0),
+    };
+    Rules {
+        gate,
         timeouts: Timeouts {
             prepare_ms: deployment.timeout_ms,
-            batch_ms: deployment.timeout_ms,
+            batch_ms: deployment.start_timeout_ms + proof_ms,
             drain_ms: deployment.drain_timeout_ms,
             stop_ms: settings.stop_grace_ms(),
         },
         ignore_health: deployment.ignore_health_check,
         needs: Place {
             memory: settings.limits().memory_bytes,
-            labels: BTreeMap::new(),
+            labels: settings.host_labels(),
         },
     }
 }

@@ -4,7 +4,7 @@
 use crate::events::{Draft, emit_for};
 use crate::read::{self, Reader, find_environment};
 use crate::{Call, Engine, Fault, Observed, traffic};
-use beanpole_planner::{Goal, Plan, Refusal, plan};
+use beanpole_planner::{Goal, Lack, Plan, Refusal, plan};
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::{
     self, EnvironmentStatus, OperationKind, OperationStatus, PlanView, Tier,
@@ -279,7 +279,8 @@ impl Engine {
         planned().map_err(Problem::from)
     }
 
-    /// Goes back to an earlier release: its version, settings and properties, as a new release.
+    /// Goes back to an earlier release: its version, settings and properties, as a new release. The
+    /// number of instances stays as it is.
     pub fn rollback(
         &self,
         call: &Call<'_>,
@@ -302,13 +303,7 @@ impl Engine {
                     .iter()
                     .filter(|r| r.live_at.is_some() && Some(r.number) != environment.live)
                     .max_by_key(|release| (release.live_at, release.number))
-                    .ok_or_else(|| {
-                        Problem::conflict(
-                            "nothing-to-roll-back-to",
-                            format!("No release of `{name}` was live before this one."),
-                        )
-                        .hint(format!("`beanpole releases {name}` lists its releases."))
-                    })?,
+                    .ok_or_else(|| nothing_before(&environment))?,
             };
             let version = VersionRecord {
                 application: environment.application.clone(),
@@ -318,16 +313,24 @@ impl Engine {
                 bundle_size: target.bundle_size,
                 created_at: target.created_at,
             };
+            // How much capacity there is belongs to now, not to the release: going back must not take
+            // away the instances that today's traffic needs.
+            let mut settings = target.settings.clone();
+            for option in ["MinSize", "MaxSize"] {
+                if let Some(now) = environment.settings.get(options::ASG, option) {
+                    settings.set(options::ASG, option, now.to_owned());
+                }
+            }
             let wish = Wish {
                 version: &version,
-                settings: &target.settings,
+                settings: &settings,
                 tree: target.live_at.map(|_| target.tree),
                 policy: body.policy,
                 batch: body.batch,
                 reason: format!("rollback to {}", target.number),
             };
             let deployment = self.work_out(tx, &environment, call, &wish)?;
-            let before = std::mem::replace(&mut environment.settings, target.settings.clone());
+            let before = std::mem::replace(&mut environment.settings, settings);
             environment.last_release = deployment.release.number;
             tx.put(&deployment.release)?;
             NewOperation {
@@ -388,7 +391,7 @@ impl Engine {
         let operation = self.store.update(|tx| {
             let mut environment = idle(tx, name)?;
             let Some(live) = environment.live else {
-                return Err(nothing_deployed(name).into());
+                return Err(nothing_deployed(&environment).into());
             };
             let release = read::release(tx, &environment.id, live)?;
             let world = self.world(tx, &environment, call.observed, call.now, false)?;
@@ -592,8 +595,8 @@ impl Engine {
             (Some(label), _) => label.clone(),
             (None, Some(live)) => read::release(reader, &environment.id, live)?
                 .map(|release| release.version)
-                .ok_or_else(|| nothing_deployed(&environment.name))?,
-            (None, None) => return Err(nothing_deployed(&environment.name).into()),
+                .ok_or_else(|| nothing_deployed(environment))?,
+            (None, None) => return Err(nothing_deployed(environment).into()),
         };
         let version = version(reader, &environment.application, &label)?;
         let wish = Wish {
@@ -716,12 +719,34 @@ fn version(
         })
 }
 
-fn nothing_deployed(name: &EnvironmentName) -> Problem {
+fn nothing_deployed(environment: &EnvironmentRecord) -> Problem {
+    let name = &environment.name;
+    let text = if environment.last_release == ReleaseNumber(0) {
+        format!("No version is deployed to `{name}` yet.")
+    } else {
+        format!("No release of `{name}` is live: none was deployed with success.")
+    };
+    Problem::conflict("nothing-deployed", text)
+        .hint(format!("Deploy one: `beanpole deploy {name} --from DIR`."))
+}
+
+fn nothing_before(environment: &EnvironmentRecord) -> Problem {
+    let name = &environment.name;
+    let code = "nothing-to-roll-back-to";
+    if environment.live.is_some() {
+        return Problem::conflict(
+            code,
+            format!("No release of `{name}` was live before this one."),
+        )
+        .hint(format!("`beanpole releases {name}` lists its releases."));
+    }
     Problem::conflict(
-        "nothing-deployed",
-        format!("No version is deployed to `{name}` yet."),
+        code,
+        format!("No release of `{name}` was ever live: there is nothing to go back to."),
     )
-    .hint(format!("Deploy one: `beanpole deploy {name} --from DIR`."))
+    .hint(format!(
+        "Deploy a version that works: `beanpole deploy {name} --from DIR`."
+    ))
 }
 
 fn bad_option(error: options::OptionError) -> Problem {
@@ -730,10 +755,17 @@ fn bad_option(error: options::OptionError) -> Problem {
 
 fn refused(refusal: Refusal) -> Problem {
     match &refusal {
-        Refusal::NoPlace { .. } => {
+        Refusal::NoPlace { hosts, .. } => {
             let text = refusal.to_string();
+            let unlabelled = hosts
+                .iter()
+                .any(|(_, lack)| matches!(lack, Lack::Labels(_)));
             Problem::conflict("no-place", format!("There is not enough room: {text}.")).hint(
-                "Add a host with `beanpole host add`, or lower `beanpole:instance:MemoryMax`.",
+                if unlabelled {
+                    "Give a host the label with `beanpole host label`, or ask for others with `beanpole config ENV --set HostLabels=…`."
+                } else {
+                    "Add a host with `beanpole host add`, or lower `beanpole:instance:MemoryMax`."
+                },
             )
         }
         Refusal::Unreachable => Problem::conflict(

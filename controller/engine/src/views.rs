@@ -9,6 +9,7 @@ use beanpole_planner::{Action, ChangeState, Decision, HostState, Reach, Stage, W
 use beanpole_protocol::agent::{InstancePhase, InstanceReport};
 use beanpole_protocol::api::{
     self, Colour, EnvironmentHealth, EnvironmentStatus, InstanceHealth, InstanceProgress,
+    OperationStatus,
 };
 use beanpole_protocol::options::{OptionSettings, PROPERTIES};
 use beanpole_protocol::problem::Problem;
@@ -17,6 +18,7 @@ use beanpole_protocol::{
     ApplicationName, EnvironmentId, EnvironmentName, HostId, HostName, InstanceId, OperationId,
     Timestamp,
 };
+use beanpole_store::StoreError;
 use beanpole_store::model::{
     EnvironmentRecord, HostRecord, InstanceRecord, OperationIndexRecord, OperationRecord,
     ReleaseRecord,
@@ -210,7 +212,8 @@ impl Engine {
             })
             .collect();
         let size = environment.settings.instance_count();
-        let (colour, causes) = colour(environment, &instances, size);
+        let failed = self.failed(environment)?;
+        let (colour, causes) = colour(environment, &instances, size, failed.as_ref());
         let operation = match &environment.operation {
             Some(id) => self
                 .store
@@ -239,6 +242,7 @@ impl Engine {
             version: environment
                 .live
                 .and_then(|live| releases.get(&live).cloned()),
+            failed,
             operation: operation
                 .map(|operation| self.view_operation(&operation, observed, now))
                 .transpose()?,
@@ -247,6 +251,44 @@ impl Engine {
             created_at: environment.created_at,
             updated_at: environment.updated_at,
         })
+    }
+
+    /// The last attempt at another release, when it did not succeed.
+    fn failed(
+        &self,
+        environment: &EnvironmentRecord,
+    ) -> Result<Option<api::FailedRelease>, StoreError> {
+        let prefix = OperationIndexRecord::prefix(&environment.id);
+        for index in self
+            .store
+            .under::<OperationIndexRecord>(&prefix)?
+            .iter()
+            .rev()
+        {
+            let key = OperationRecord::key_of(&index.operation);
+            let Some(operation) = self.store.one::<OperationRecord>(&key)? else {
+                continue;
+            };
+            let Some(release) = operation.to.filter(|to| operation.from != Some(*to)) else {
+                continue;
+            };
+            if !operation.status.is_over() {
+                continue;
+            }
+            let failed = operation.status != OperationStatus::Succeeded;
+            return Ok(failed.then(|| api::FailedRelease {
+                release,
+                version: operation.version,
+                operation: operation.id,
+                status: operation.status,
+                reason: match operation.failure {
+                    Some(failure) => failure.message,
+                    None => "It was aborted.".to_owned(),
+                },
+                at: operation.finished_at,
+            }));
+        }
+        Ok(None)
     }
 
     fn view_operation(
@@ -458,13 +500,24 @@ fn colour(
     environment: &EnvironmentRecord,
     instances: &[api::Instance],
     size: u32,
+    failed: Option<&api::FailedRelease>,
 ) -> (Colour, Vec<String>) {
     let count = |health| instances.iter().filter(|i| i.health == health).count();
     let healthy = count(InstanceHealth::Healthy);
     let unknown = count(InstanceHealth::Unknown);
     let busy = environment.status != EnvironmentStatus::Ready;
     let mut causes: Vec<String> = Vec::new();
-    if environment.live.is_none() && instances.is_empty() {
+    let failed = failed.filter(|_| environment.live.is_none() && !busy);
+    if let Some(failed) = failed {
+        let version = failed
+            .version
+            .as_ref()
+            .map_or_else(String::new, |version| format!(" ({version})"));
+        causes.push(format!(
+            "No release is live: release {}{version} failed. {}",
+            failed.release, failed.reason
+        ));
+    } else if environment.live.is_none() && instances.is_empty() {
         return (Colour::Grey, vec!["No version is deployed yet.".to_owned()]);
     }
     for instance in instances {
@@ -492,6 +545,7 @@ fn colour(
     }
     let colour = match healthy {
         0 if environment.status == EnvironmentStatus::Launching => Colour::Grey,
+        _ if failed.is_some() => Colour::Red,
         0 if unknown == instances.len() => Colour::Grey,
         0 if busy && causes.is_empty() => Colour::Grey,
         0 => Colour::Red,

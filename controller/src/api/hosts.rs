@@ -6,7 +6,9 @@ use crate::services::hosts;
 use axum::extract::State;
 use axum::response::Response;
 use beanpole_protocol::HostName;
-use beanpole_protocol::api::{AcceptHostKey, AddHost, Host, HostKey, HostRemoved, Page, ProbeHost};
+use beanpole_protocol::api::{
+    AcceptHostKey, AddHost, Host, HostKey, HostRemoved, Page, ProbeHost, UpdateLabels,
+};
 use serde::Deserialize;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -16,6 +18,7 @@ pub(super) fn router() -> OpenApiRouter<App> {
         .routes(routes!(probe))
         .routes(routes!(list, add))
         .routes(routes!(get, remove))
+        .routes(routes!(label))
         .routes(routes!(drain))
         .routes(routes!(resume))
         .routes(routes!(upgrade))
@@ -104,6 +107,22 @@ async fn joined<T>(
             .into())
         }
     }
+}
+
+/// Change a host's labels. Instances that need another one move elsewhere.
+#[utoipa::path(patch, path = "/v1/hosts/{host}/labels", tag = "hosts", params(("host" = String, Path)), request_body = UpdateLabels, responses(
+    (status = 200, body = Host),
+))]
+async fn label(
+    State(app): State<App>,
+    caller: Caller,
+    In(name): In<HostName>,
+    Json(body): Json<UpdateLabels>,
+) -> Answer<axum::Json<Host>> {
+    let host = app
+        .blocking(move |app| hosts::set_labels(app, &caller.request_id, &name, &body))
+        .await?;
+    Ok(axum::Json(host))
 }
 
 /// Move a host's instances elsewhere and give it no new ones.

@@ -19,7 +19,7 @@ use crate::backend::sled::Sled;
 use crate::blobs::{BlobError, BlobWriter, Blobs, digest_of};
 use crate::lock::Lock;
 use crate::migrate::{META, SCHEMA_KEY};
-use crate::store::{JSON, Store, full_key, remove_tree};
+use crate::store::{JSON, Store, full_key, private_directory, remove_tree};
 use crate::{SCHEMA, StoreError, recover};
 use beanpole_protocol::Digest;
 use serde::{Deserialize, Serialize};
@@ -51,9 +51,6 @@ struct Header {
     schema: u64,
     created_at: String,
     bundles: bool,
-    /// The database's commits up to that moment, to tell which of two is newer.
-    #[serde(default)]
-    commits: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -124,12 +121,7 @@ fn write_some(
     let failed = |error: io::Error| broken(format!("it could not be written: {error}"));
     // No bundle that these records refer to may go before it is copied.
     let _hold = blobs.map(Blobs::hold);
-    let Spool {
-        lines: mut spool,
-        schema,
-        records,
-        commits,
-    } = spool(store)?;
+    let (mut spool, schema, records) = spool(store)?;
     let mut out = Hashing {
         inner: BufWriter::new(out),
         hash: Sha256::new(),
@@ -139,7 +131,6 @@ fn write_some(
         schema,
         created_at: jiff::Timestamp::now().to_string(),
         bundles: blobs.is_some(),
-        commits,
     };
     line(&mut out, &header).map_err(failed)?;
     io::copy(&mut spool, &mut out).map_err(failed)?;
@@ -180,23 +171,13 @@ fn line(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
     out.write_all(&text)
 }
 
-/// The records of one moment.
-struct Spool {
-    lines: Box<dyn Read>,
-    schema: u64,
-    records: u64,
-    commits: u64,
-}
-
 /// All records of one moment, as lines, in an unnamed file (or in memory for a store there).
-fn spool(store: &Store) -> Result<Spool, StoreError> {
+fn spool(store: &Store) -> Result<(Box<dyn Read>, u64, u64), StoreError> {
     let failed = |error: io::Error| broken(format!("the records could not be copied: {error}"));
     let mut schema = SCHEMA;
     let mut records = 0;
-    let mut commits = 0;
     let mut copy = |out: &mut dyn Write| {
         let _writers = store.hold_writers();
-        commits = store.commits_ever();
         store.visit(|full, value| {
             let (table, key) = split(full)?;
             let Some((&JSON, json)) = value.split_first() else {
@@ -219,7 +200,7 @@ fn spool(store: &Store) -> Result<Spool, StoreError> {
                 .map_err(failed)
         })
     };
-    let lines: Box<dyn Read> = match store.dir() {
+    let spool: Box<dyn Read> = match store.dir() {
         None => {
             let mut lines = Vec::new();
             copy(&mut lines)?;
@@ -248,12 +229,7 @@ fn spool(store: &Store) -> Result<Spool, StoreError> {
             Box::new(file)
         }
     };
-    Ok(Spool {
-        lines,
-        schema,
-        records,
-        commits,
-    })
+    Ok((spool, schema, records))
 }
 
 fn split(full: &[u8]) -> Result<(&str, &[u8]), StoreError> {
@@ -299,11 +275,6 @@ pub fn automatic(store: &Store, reason: &str) -> Result<PathBuf, StoreError> {
     Ok(path)
 }
 
-/// Whether there are automatic backups of the store in `dir`.
-pub(crate) fn any_automatic(dir: &Path) -> Result<bool, StoreError> {
-    Ok(!automatic_backups(dir)?.is_empty())
-}
-
 /// The automatic backups of the store in `dir`, oldest first.
 pub fn automatic_backups(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let dir = dir.join("backups");
@@ -323,6 +294,11 @@ pub fn automatic_backups(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
     Ok(found)
 }
 
+/// Whether there are records in the store's directory that a restore would replace.
+pub fn replaces_records(store_dir: &Path) -> bool {
+    recover::database(store_dir).exists()
+}
+
 /// Reads a backup and puts it in the place of the store in `store_dir`; its bundles go to
 /// `blobs_dir`, beside those that are there. It is read and verified in full first. The records that
 /// it replaces are kept, in `before-restore-…` in the store's directory. Refused while another
@@ -332,12 +308,13 @@ pub fn restore(
     store_dir: &Path,
     blobs_dir: &Path,
 ) -> Result<Summary, StoreError> {
-    fs::create_dir_all(store_dir).map_err(|error| StoreError::io(store_dir, error))?;
+    private_directory(store_dir)?;
     let _lock = Lock::take(store_dir)?;
     let database = store_dir.join(RESTORING);
     let incoming = blobs_dir.with_extension(RESTORING);
     let clean = || {
         remove_tree(&database)?;
+        remove_tree(&store_dir.join(recover::MENDING))?;
         remove_tree(&incoming)
     };
     clean()?;
@@ -419,71 +396,31 @@ fn adopt(from: &Blobs, to: &Blobs, digest: &Digest) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Reads the records of a backup into a new database in `database`.
-pub(crate) fn restore_records(input: impl Read, database: &Path) -> Result<(), StoreError> {
-    read(input, database, None).map(|_| ())
-}
-
 /// Reads a whole backup without keeping anything: is it whole?
 pub fn verify(input: impl Read) -> Result<Summary, StoreError> {
-    parse(input, |_, _, _| Ok(()), None).map(|(summary, _)| summary)
+    parse(input, |_, _, _| Ok(()), None)
 }
 
 fn read(input: impl Read, database: &Path, blobs: Option<&Blobs>) -> Result<Summary, StoreError> {
     use crate::backend::Backend;
     let sled = Sled::open(database)?;
     let mut batch = Vec::with_capacity(BATCH);
-    let mut first = None;
     let put = |table: &str, key: &[u8], mut value: Value| {
         leap(table, &mut value);
         let mut bytes = vec![JSON];
         serde_json::to_writer(&mut bytes, &value).map_err(broken)?;
-        let change = Change {
+        batch.push(Change {
             key: full_key(table, key),
             value: Some(bytes),
-        };
-        first.get_or_insert_with(|| change.clone());
-        batch.push(change);
+        });
         if batch.len() == BATCH {
             sled.commit(std::mem::take(&mut batch))?;
         }
         Ok(())
     };
-    let (summary, commits) = parse(input, put, blobs)?;
-    // Numbers of the backup's own database, so that backups of before and after can be compared.
-    sled.count_from(commits);
-    // Once more what is there already, so that there is a commit for that number to stand in.
-    batch.extend(first);
+    let summary = parse(input, put, blobs)?;
     sled.commit(batch)?;
     Ok(summary)
-}
-
-/// How many commits led to an automatic backup, by its first line; 0 when it does not say.
-pub(crate) fn commits_of(backup: &Path) -> Result<u64, StoreError> {
-    let file = File::open(backup).map_err(|error| StoreError::io(backup, error))?;
-    let mut line = Vec::new();
-    BufReader::new(file.take(4096))
-        .read_until(b'\n', &mut line)
-        .map_err(|error| StoreError::io(backup, error))?;
-    Ok(serde_json::from_slice::<Header>(&line).map_or(0, |header| header.commits))
-}
-
-/// Writes what is in a database that is not all there any more into a new one in `database`.
-pub(crate) fn salvage(from: Sled, scratch: &Path, database: &Path) -> Result<(), StoreError> {
-    let store = Store::over(Box::new(from), None, None, None);
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(scratch);
-    let mut file = file.map_err(|error| StoreError::io(scratch, error))?;
-    fs::remove_file(scratch).map_err(|error| StoreError::io(scratch, error))?;
-    write_some(&store, None, &mut file)?;
-    file.seek(SeekFrom::Start(0))
-        .map_err(|error| StoreError::io(scratch, error))?;
-    restore_records(file, database)
 }
 
 /// Moves the generations of orders and of the table ahead of any that was seen.
@@ -501,12 +438,12 @@ fn leap(table: &str, value: &mut Value) {
 }
 
 /// Reads a backup to its end and checks all of it. Records go to `put`, the schema among them,
-/// bundles to `blobs`. Returns the number of commits that led to it, too.
+/// bundles to `blobs`.
 fn parse(
     input: impl Read,
     mut put: impl FnMut(&str, &[u8], Value) -> Result<(), StoreError>,
     blobs: Option<&Blobs>,
-) -> Result<(Summary, u64), StoreError> {
+) -> Result<Summary, StoreError> {
     let mut input = Hashed {
         inner: BufReader::with_capacity(PIECE, input),
         hash: Sha256::new(),
@@ -560,7 +497,7 @@ fn parse(
                 if footer.records != seen.records || footer.bundles != seen.bundles {
                     return Err(broken("it does not hold what its last line says"));
                 }
-                return Ok((seen, header.commits));
+                return Ok(seen);
             }
         }
     }

@@ -52,13 +52,15 @@ pub enum StoreError {
     /// The database under the store failed.
     #[error("the database failed: {0}")]
     Backend(String),
-    /// The database cannot be read and no automatic backup could take its place.
-    #[error("the database in {} is damaged ({why}) and there is no automatic backup to return to", dir.display())]
+    /// The database is not all there any more, and what is missing cannot be had from it.
+    #[error("the database in {} is damaged: {why}", dir.display())]
     Damaged {
-        /// The store's directory.
+        /// The database's directory.
         dir: PathBuf,
         /// What was found.
         why: String,
+        /// The newest automatic backup that can be restored.
+        backup: Option<PathBuf>,
     },
     /// A record cannot be read.
     #[error("the record `{key}` of the table `{table}` cannot be read: {why}")]

@@ -9,8 +9,7 @@ mod read;
 #[cfg(test)]
 mod tests;
 
-pub use options::set_batch;
-pub use read::{Wrong, parse};
+pub use read::parse;
 
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::Tier;
@@ -33,6 +32,7 @@ pub const SETTINGS: &[&str] = &[
     "policy",
     "batch",
     "auto-rollback",
+    "host-labels.*",
     "source.from",
     "source.git",
     "source.ignore",
@@ -46,6 +46,7 @@ pub const SETTINGS: &[&str] = &[
     "health.unhealthy-threshold",
     "health.statuses",
     "health.drain-timeout",
+    "health.start-timeout",
     "env.*",
     "options.*.*",
     "environments.*.platform",
@@ -56,6 +57,7 @@ pub const SETTINGS: &[&str] = &[
     "environments.*.policy",
     "environments.*.batch",
     "environments.*.auto-rollback",
+    "environments.*.host-labels.*",
     "environments.*.health.protocol",
     "environments.*.health.path",
     "environments.*.health.interval",
@@ -64,6 +66,7 @@ pub const SETTINGS: &[&str] = &[
     "environments.*.health.unhealthy-threshold",
     "environments.*.health.statuses",
     "environments.*.health.drain-timeout",
+    "environments.*.health.start-timeout",
     "environments.*.env.*",
     "environments.*.options.*.*",
 ];
@@ -112,6 +115,9 @@ pub struct Place {
     pub batch: Option<BatchSize>,
     /// Whether a failed deployment goes back by itself.
     pub auto_rollback: Option<bool>,
+    /// Labels that a host must have to get instances.
+    #[serde(default)]
+    pub host_labels: BTreeMap<String, Scalar>,
     /// How instances are checked.
     #[serde(default)]
     pub health: Health,
@@ -172,6 +178,8 @@ pub struct Health {
     pub statuses: Option<String>,
     /// Seconds to finish requests.
     pub drain_timeout: Option<u64>,
+    /// Seconds from the start of an instance until it has to pass its checks.
+    pub start_timeout: Option<u64>,
 }
 
 /// A value that travels as text.

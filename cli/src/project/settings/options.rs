@@ -3,7 +3,7 @@
 use super::{Health, Place, Settings};
 use beanpole_protocol::EnvironmentName;
 use beanpole_protocol::options::{
-    ASG, BatchSize, COMMAND, ENVIRONMENT, OptionSettings, PROCESS, PROPERTIES,
+    ASG, BatchSize, COMMAND, ENVIRONMENT, INSTANCE, OptionSettings, PLACEMENT, PROCESS, PROPERTIES,
 };
 
 impl Settings {
@@ -27,6 +27,7 @@ impl Place {
         all.policy = over.policy.or(all.policy);
         all.batch = over.batch.or(all.batch);
         all.auto_rollback = over.auto_rollback.or(all.auto_rollback);
+        all.host_labels.extend(over.host_labels.clone());
         let Health {
             protocol,
             path,
@@ -36,6 +37,7 @@ impl Place {
             unhealthy_threshold,
             statuses,
             drain_timeout,
+            start_timeout,
         } = over.health.clone();
         let health = &mut all.health;
         health.protocol = protocol.or(health.protocol.take());
@@ -46,6 +48,7 @@ impl Place {
         health.unhealthy_threshold = unhealthy_threshold.or(health.unhealthy_threshold);
         health.statuses = statuses.or(health.statuses.take());
         health.drain_timeout = drain_timeout.or(health.drain_timeout);
+        health.start_timeout = start_timeout.or(health.start_timeout);
         all.env.extend(over.env.clone());
         for (namespace, options) in &over.options {
             all.options
@@ -65,6 +68,14 @@ impl Place {
         }
         if let Some(batch) = self.batch {
             set_batch(&mut all, batch);
+        }
+        if !self.host_labels.is_empty() {
+            let labels: Vec<String> = self
+                .host_labels
+                .iter()
+                .map(|(name, value)| format!("{name}={}", value.text()))
+                .collect();
+            all.set(PLACEMENT, "HostLabels", labels.join(","));
         }
         let health = &self.health;
         let numbers = [
@@ -87,6 +98,9 @@ impl Place {
             if let Some(value) = value {
                 all.set(PROCESS, name, value);
             }
+        }
+        if let Some(seconds) = health.start_timeout {
+            all.set(INSTANCE, "StartTimeout", seconds.to_string());
         }
         for (name, value) in &self.env {
             all.set(PROPERTIES, name, value.text());
@@ -113,7 +127,7 @@ impl Place {
 }
 
 /// Sets a batch size: a share or a number.
-pub fn set_batch(settings: &mut OptionSettings, batch: BatchSize) {
+fn set_batch(settings: &mut OptionSettings, batch: BatchSize) {
     let (kind, size) = match batch {
         BatchSize::Percentage(percent) => ("Percentage", u32::from(percent)),
         BatchSize::Fixed(count) => ("Fixed", count),

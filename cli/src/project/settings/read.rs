@@ -2,7 +2,7 @@
 
 use super::{Place, SETTINGS, Settings};
 use crate::output::errors::Failure;
-use beanpole_protocol::options::{self, ASG, KNOWN, PROCESS, nearest};
+use beanpole_protocol::options::{self, ASG, INSTANCE, KNOWN, PLACEMENT, PROCESS, nearest};
 use serde::Deserialize;
 use std::path::Path;
 use toml::de::{DeTable, DeValue};
@@ -197,6 +197,8 @@ fn setting_of<'a>(namespace: &str, name: &'a str) -> &'a str {
         (PROCESS, "UnhealthyThresholdCount") => "unhealthy-threshold",
         (PROCESS, "MatcherHTTPCode") => "statuses",
         (PROCESS, "DeregistrationDelay") => "drain-timeout",
+        (INSTANCE, "StartTimeout") => "start-timeout",
+        (PLACEMENT, "HostLabels") => "host-labels",
         (ASG, "MinSize") => "instances",
         _ => name,
     }

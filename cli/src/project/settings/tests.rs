@@ -1,5 +1,6 @@
 //! What `deploy.toml` may say, and what its example says of it.
 
+use super::read::Wrong;
 use super::*;
 use beanpole_protocol::options::{ASG, COMMAND, KNOWN, PROPERTIES};
 

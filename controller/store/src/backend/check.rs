@@ -57,7 +57,7 @@ fn hash(key: &[u8], value: &[u8]) -> u128 {
 }
 
 /// The number of commits that were acknowledged, beside the database. Written after a commit, and
-/// not synced: a number that is too small raises no alarm.
+/// not synced: after a power loss it may be too small, which raises no alarm.
 #[derive(Debug)]
 pub(super) struct Acknowledged(File);
 

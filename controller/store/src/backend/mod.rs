@@ -49,11 +49,6 @@ pub trait Backend: Send + Sync {
 
     /// Applies all of `batch` or nothing. When it returns `Ok`, a power loss does not undo it.
     fn commit(&self, batch: Vec<Write>) -> Result<(), StoreError>;
-
-    /// How many commits there ever were, where the backend counts them; else 0.
-    fn commits(&self) -> u64 {
-        0
-    }
 }
 
 #[cfg(test)]

@@ -39,15 +39,8 @@ pub struct Sled {
 /// Why a database did not open.
 #[derive(Debug)]
 pub(crate) enum OpenFailure {
-    /// Its content makes no sense.
-    Corrupt(String),
-    /// Its end is missing, and what is before it is whole. The database itself, to save that from it.
-    Short {
-        /// What there is.
-        sled: Box<Sled>,
-        /// Acknowledged commits that are missing.
-        lost: u64,
-    },
+    /// It is not all there, or makes no sense.
+    Damaged(String),
     /// Anything else: permissions, a full disk.
     Other(StoreError),
 }
@@ -56,13 +49,10 @@ impl Sled {
     /// Opens the database in `path`, or creates it.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         Self::try_open(path).map_err(|failure| match failure {
-            OpenFailure::Corrupt(why) => StoreError::Damaged {
+            OpenFailure::Damaged(why) => StoreError::Damaged {
                 dir: path.to_owned(),
                 why,
-            },
-            OpenFailure::Short { lost, .. } => StoreError::Damaged {
-                dir: path.to_owned(),
-                why: short(lost),
+                backup: None,
             },
             OpenFailure::Other(error) => error,
         })
@@ -88,8 +78,8 @@ impl Sled {
             Ok(Err(error @ sled::Error::Io(_))) if !looks_corrupt(&error) => {
                 return Err(OpenFailure::Other(failed(error)));
             }
-            Ok(Err(error)) => return Err(OpenFailure::Corrupt(error.to_string())),
-            Err(_) => return Err(OpenFailure::Corrupt("sled panicked over it".to_owned())),
+            Ok(Err(error)) => return Err(OpenFailure::Damaged(error.to_string())),
+            Err(_) => return Err(OpenFailure::Damaged("sled panicked over it".to_owned())),
         };
         let log_path = path.join("db");
         let log = File::open(&log_path)
@@ -100,37 +90,34 @@ impl Sled {
             .map_err(|source| OpenFailure::Other(StoreError::io(path, source)))?;
         // Without a check it is new, or of a version that had none.
         if stored.is_some_and(|stored| stored != found) {
-            return Err(OpenFailure::Corrupt(
+            return Err(OpenFailure::Damaged(
                 "some of its records are missing or not the newest".to_owned(),
             ));
         }
         let lost = acknowledged.commits().saturating_sub(found.commits);
-        let sled = Self {
+        if lost > 0 {
+            return Err(OpenFailure::Damaged(format!(
+                "the last {lost} changes that were acknowledged are missing"
+            )));
+        }
+        Ok(Self {
             tree,
             _database: database,
             log,
             check: Mutex::new(Some(found)),
             acknowledged,
-        };
-        if lost > 0 {
-            let sled = Box::new(sled);
-            return Err(OpenFailure::Short { sled, lost });
-        }
-        Ok(sled)
+        })
     }
 
-    /// Counts on from `commits`: for a database that stands in for another.
-    pub(crate) fn count_from(&self, commits: u64) {
-        let mut check = self.check.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(check) = &mut *check {
-            check.commits = commits;
-        }
+    /// Whether nothing was ever written to it.
+    pub(crate) fn is_new(&self) -> bool {
+        self.tree.is_empty()
     }
-}
 
-/// What is wrong with a database whose end is missing.
-pub(crate) fn short(lost: u64) -> String {
-    format!("its last {lost} changes are missing")
+    /// Whether its check says that it is whole; one of a version without checks cannot say so.
+    pub(crate) fn is_known_to_be_whole(&self) -> bool {
+        self.tree.contains_key(CHECK).unwrap_or(false)
+    }
 }
 
 /// The check of what is in `tree`.
@@ -213,11 +200,6 @@ impl Backend for Sled {
         self.acknowledged.set(check.commits);
         *held = Some(check);
         Ok(())
-    }
-
-    fn commits(&self) -> u64 {
-        let check = self.check.lock().unwrap_or_else(PoisonError::into_inner);
-        check.as_ref().map_or(0, |check| check.commits)
     }
 }
 

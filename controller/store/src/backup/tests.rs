@@ -46,6 +46,25 @@ fn taken(world: &World) -> Vec<u8> {
 }
 
 #[test]
+fn what_is_restored_is_for_its_owner_alone_even_where_the_directory_was_open_to_all() {
+    use std::os::unix::fs::PermissionsExt;
+    let bytes = taken(&world());
+    let target = tempfile::tempdir().expect("temporary directory");
+    let (store, blobs) = (target.path().join("store"), target.path().join("blobs"));
+    fs::create_dir(&store).expect("directory");
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o755)).expect("mode");
+    assert!(!replaces_records(&store));
+    restore(&*bytes, &store, &blobs).expect("restore");
+    let mode = fs::metadata(&store).expect("metadata").permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    assert!(replaces_records(&store));
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o755)).expect("mode");
+    drop(Store::open(&store).expect("open"));
+    let mode = fs::metadata(&store).expect("metadata").permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+}
+
+#[test]
 fn everything_comes_back_and_generations_leap() {
     let world = world();
     let bytes = taken(&world);

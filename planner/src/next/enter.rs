@@ -1,0 +1,174 @@
+//! The way into service: started, checked without traffic, put in.
+
+use super::failure::unheard;
+use super::proxies::last_answer;
+use super::{Bound, Step, Turn};
+use crate::{Change, Gate, Happened, Reach};
+use beanpole_protocol::agent::{InstancePhase, InstanceReport, PortUse};
+use beanpole_protocol::{InstanceId, Timestamp};
+use std::time::Duration;
+
+/// How long good answers wait for the agent to see the socket. It looks four times a second.
+const LISTENER_SEEN_WITHIN: Duration = Duration::from_secs(10);
+
+impl Turn<'_, '_> {
+    /// Waits for the new incarnation to run, then has it checked, then for it to prove well. Checks
+    /// begin only once it runs: before, they would meet the incarnation before on the same port, and
+    /// its good answers would count for the new one.
+    pub(super) fn starting(&mut self, change: &Change, bound: Bound, checked: bool) -> Step<()> {
+        let id = &change.instance;
+        let world = self.world;
+        let (Some(instance), Some(host)) = (world.instances.get(id), world.hosts.get(&change.host))
+        else {
+            return Err(self.host_lost(change));
+        };
+        if host.lost() {
+            return Err(self.host_lost(change));
+        }
+        let seen = host
+            .instance(id)
+            .filter(|seen| seen.incarnation == instance.incarnation);
+        let Some(seen) = seen else {
+            let how = match host.reach {
+                Reach::Silent(since) => format!("the host {}", unheard(since, self.now)),
+                _ => "its agent has not begun".to_owned(),
+            };
+            let text = format!("Waiting for {id} on {}: {how}.", host.name);
+            return self.blocked(change, bound, "start-timeout", text);
+        };
+        self.crashed(change, seen)?;
+        if seen.phase != InstancePhase::Running {
+            let how = match &seen.phase {
+                InstancePhase::Waiting => "its release is not ready there",
+                InstancePhase::Restarting => "a process ended and is started again",
+                InstancePhase::Stopping => "the processes before are ending",
+                _ => "it is being started",
+            };
+            let text = format!("Waiting for {id} on {}: {how}.", host.name);
+            return self.blocked(change, bound, "start-timeout", text);
+        }
+        if !checked && matches!(self.plan.gate, Gate::Proxies { .. }) {
+            self.entries.push(Happened::ProbeStarted {
+                instance: id.clone(),
+            });
+            return Ok(());
+        }
+        let waiting = match self.plan.gate {
+            Gate::Proxies { good_checks } => self.unproven(id, good_checks),
+            Gate::Settle { for_ms } => {
+                let said_at = host.report.map_or(Timestamp::EPOCH, |report| report.now);
+                Self::unsettled(id, seen, said_at, for_ms)
+            }
+        };
+        let waiting = waiting.or_else(|| self.unseen(id, seen, bound));
+        let Some(text) = waiting else {
+            self.entries.push(Happened::PutIn {
+                instance: id.clone(),
+                forced: false,
+            });
+            return Ok(());
+        };
+        if self.late(bound) && self.plan.ignore_health {
+            self.entries.push(Happened::PutIn {
+                instance: id.clone(),
+                forced: true,
+            });
+            return Ok(());
+        }
+        self.blocked(change, bound, "unhealthy", text)
+    }
+
+    /// What a proxy still misses before the instance may serve.
+    fn unproven(&self, id: &InstanceId, good_checks: u32) -> Option<String> {
+        if self.world.proxies.is_empty() {
+            return Some(format!("Waiting for {id}: no proxy has reported yet."));
+        }
+        self.world
+            .proxies
+            .iter()
+            .zip(self.targets(id))
+            .find_map(|(proxy, target)| match target {
+                Some(target) if target.good_checks >= good_checks => None,
+                Some(target) => Some(format!(
+                    "Waiting for {id}: {} of {good_checks} good checks, {}.",
+                    target.good_checks,
+                    last_answer(target)
+                )),
+                None => Some(format!(
+                    "Waiting for {id}: proxy {} does not check it yet.",
+                    proxy.name
+                )),
+            })
+    }
+
+    /// Good answers from a port on which its host has not seen the instance listen may be those of
+    /// another program. Its agent is about to say; for a listener that it cannot see, the answers have
+    /// to do.
+    fn unseen(&mut self, id: &InstanceId, seen: &InstanceReport, bound: Bound) -> Option<String> {
+        let patience = bound.since.after(LISTENER_SEEN_WITHIN);
+        if !self.world.web || seen.port != PortUse::Free || self.now >= patience {
+            return None;
+        }
+        self.wake_at(patience);
+        Some(format!(
+            "Waiting for {id}: its host has not seen it listen on its port yet."
+        ))
+    }
+
+    /// How long it still has to stay up, by its host's own clock: a report that says how long it ran
+    /// is proof, the time that passed here since an old report is none.
+    fn unsettled(
+        id: &InstanceId,
+        seen: &InstanceReport,
+        said_at: Timestamp,
+        for_ms: u64,
+    ) -> Option<String> {
+        let up = said_at.since(seen.since).as_millis();
+        let left = u128::from(for_ms).saturating_sub(up);
+        (left > 0).then(|| format!("Waiting for {id} to stay up for {left} ms more."))
+    }
+
+    /// Waits for the proxies to confirm that the instance serves.
+    pub(super) fn put_in(&mut self, change: &Change, since: Timestamp, forced: bool) -> Step<()> {
+        let id = &change.instance;
+        let Some(instance) = self.world.instances.get(id) else {
+            return Err(self.host_lost(change));
+        };
+        if !self.world.web {
+            self.entries.push(Happened::InService {
+                instance: id.clone(),
+            });
+            return Ok(());
+        }
+        if !forced
+            && let Some(seen) = self
+                .world
+                .hosts
+                .get(&change.host)
+                .and_then(|host| host.instance(id))
+                .filter(|seen| seen.incarnation == instance.incarnation)
+        {
+            self.crashed(change, seen)?;
+        }
+        let timeouts = self.plan.timeouts;
+        let (may_take, code, text) = if let Some(who) = self.unconfirmed(instance.routed) {
+            let text = format!("Putting {id} into service: {who} has not confirmed yet.");
+            (timeouts.confirmed_ms(), "proxy-silent", text)
+        } else if let Some(sick) = self
+            .targets(id)
+            .find(|target| target.is_none_or(|target| !target.healthy))
+            .filter(|_| !forced)
+        {
+            let how = sick.map_or_else(|| "it is not checked yet".to_owned(), last_answer);
+            let text = format!("Putting {id} into service: {how}.");
+            (timeouts.batch_ms, "unhealthy", text)
+        } else {
+            self.entries.push(Happened::InService {
+                instance: id.clone(),
+            });
+            return Ok(());
+        };
+        let bound = self.bound(since, may_take);
+        self.blocked(change, bound, code, text)
+    }
+}

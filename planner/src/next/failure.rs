@@ -1,0 +1,137 @@
+//! Why a plan cannot go on, with the evidence.
+
+use super::{Step, Turn};
+use crate::{Change, Reach};
+use beanpole_protocol::agent::{Failure, InstancePhase, InstanceReport};
+use beanpole_protocol::api::OperationFailure;
+use beanpole_protocol::{HostName, InstanceId, ReleaseNumber, Timestamp};
+
+/// An app that ended that often in one incarnation will not come up: no reason to wait for the
+/// time-out.
+pub const RESTARTS_THAT_FAIL: u32 = 3;
+
+/// Log lines that a failure carries at most.
+const LOG_LINES: usize = 20;
+
+impl Turn<'_, '_> {
+    /// Fails at once when it will not come up, instead of waiting for the time-out.
+    pub(super) fn crashed(&self, change: &Change, seen: &InstanceReport) -> Step<()> {
+        if let InstancePhase::Failed(why) = &seen.phase {
+            let mut failure = self.failure(change, &why.code, why.message.clone());
+            if !why.log.is_empty() {
+                failure.log = last_lines(&why.log);
+            }
+            return Err(failure);
+        }
+        let crashing = seen
+            .processes
+            .iter()
+            .filter(|process| process.restarts >= RESTARTS_THAT_FAIL)
+            .max_by_key(|process| process.restarts);
+        if let Some(process) = crashing {
+            let how = process.last_exit.as_ref().map_or_else(String::new, |exit| {
+                match (exit.oom, exit.code, exit.signal) {
+                    (true, ..) => ", the last time killed for using too much memory".to_owned(),
+                    (_, Some(code), _) => format!(", the last time with exit code {code}"),
+                    (_, _, Some(signal)) => format!(", the last time by signal {signal}"),
+                    _ => String::new(),
+                }
+            });
+            let text = format!(
+                "Process `{}` of {} ended {} times{how}.",
+                process.name, change.instance, process.restarts
+            );
+            return Err(self.failure(change, "crashing", text));
+        }
+        Ok(())
+    }
+
+    /// A failure of an instance, with everything that is known of it.
+    pub(super) fn failure(
+        &self,
+        change: &Change,
+        code: &str,
+        message: String,
+    ) -> Box<OperationFailure> {
+        let id = &change.instance;
+        let log = self
+            .world
+            .hosts
+            .get(&change.host)
+            .and_then(|host| host.instance(id))
+            .map(|seen| last_lines(&seen.log))
+            .unwrap_or_default();
+        let check = self
+            .targets(id)
+            .flatten()
+            .filter_map(|target| target.last_check.as_ref())
+            .min_by_key(|check| check.good);
+        Box::new(OperationFailure {
+            code: code.to_owned(),
+            message,
+            instance: Some(id.clone()),
+            host: host_name(&self.world.host_name(&change.host)),
+            // The engine knows what is asked; it fills this in.
+            probe: None,
+            answer: check.map(|check| check.answer.clone()),
+            log,
+        })
+    }
+
+    pub(super) fn host_lost(&self, change: &Change) -> Box<OperationFailure> {
+        let name = self.world.host_name(&change.host);
+        let why = match self.world.hosts.get(&change.host).map(|host| host.reach) {
+            Some(Reach::Lost(since) | Reach::Silent(since)) => unheard(since, self.now),
+            Some(Reach::Here) => "lost the instance".to_owned(),
+            None => "was removed".to_owned(),
+        };
+        lost(&name, Some(&change.instance), &why)
+    }
+}
+
+pub(super) fn lost(name: &str, instance: Option<&InstanceId>, why: &str) -> Box<OperationFailure> {
+    Box::new(OperationFailure {
+        code: "host-lost".to_owned(),
+        message: match instance {
+            Some(id) => format!("Host {name}, which holds {id}, {why}."),
+            None => format!("Host {name} {why}."),
+        },
+        instance: instance.cloned(),
+        host: host_name(name),
+        probe: None,
+        answer: None,
+        log: Vec::new(),
+    })
+}
+
+pub(super) fn prepare_failed(
+    release: ReleaseNumber,
+    name: &str,
+    instance: Option<&InstanceId>,
+    failure: &Failure,
+) -> Box<OperationFailure> {
+    Box::new(OperationFailure {
+        code: failure.code.clone(),
+        message: format!(
+            "Release {release} could not be prepared on {name}: {}",
+            failure.message
+        ),
+        instance: instance.cloned(),
+        host: host_name(name),
+        probe: None,
+        answer: None,
+        log: last_lines(&failure.log),
+    })
+}
+
+pub(super) fn host_name(name: &str) -> Option<HostName> {
+    HostName::new(name).ok()
+}
+
+fn last_lines(lines: &[String]) -> Vec<String> {
+    lines[lines.len().saturating_sub(LOG_LINES)..].to_vec()
+}
+
+pub(super) fn unheard(since: Timestamp, now: Timestamp) -> String {
+    format!("has not been heard of for {} s", now.since(since).as_secs())
+}

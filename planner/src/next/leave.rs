@@ -1,0 +1,165 @@
+//! The way out of service: drained while others serve, then switched or stopped.
+
+use super::{Bound, Step, Turn};
+use crate::world::Serving;
+use crate::{Action, Batch, Change, Happened};
+use beanpole_protocol::Timestamp;
+use beanpole_protocol::agent::InstancePhase;
+use beanpole_protocol::proxy::TargetMode;
+use std::time::Duration;
+
+impl Turn<'_, '_> {
+    /// Takes an instance out of the load balancer first, where it is in and that can be afforded.
+    pub(super) fn begin(
+        &mut self,
+        batch: &Batch,
+        change: &Change,
+        spare: Bound,
+        serving: &mut u32,
+    ) -> Step<()> {
+        let id = &change.instance;
+        let Some(instance) = self.world.instances.get(id) else {
+            match change.action {
+                Action::Launch { .. } => return self.act(change),
+                // Somebody else removed it: nothing is left to do.
+                _ => {
+                    self.entries.push(Happened::Removed {
+                        instance: id.clone(),
+                    });
+                    return Ok(());
+                }
+            }
+        };
+        if change.action == Action::Return {
+            self.entries.push(Happened::PutIn {
+                instance: id.clone(),
+                forced: true,
+            });
+            return Ok(());
+        }
+        let routed = matches!(instance.mode, Some(TargetMode::Serve | TargetMode::Drain));
+        if !routed || !batch.drain {
+            return self.act(change);
+        }
+        if instance.mode == Some(TargetMode::Serve) {
+            match self.world.serving(id) {
+                Serving::No => {}
+                Serving::Yes if *serving > self.plan.floor => *serving -= 1,
+                // Draining waits for the proxies all the same.
+                Serving::Unknown if batch.force => {}
+                Serving::Yes if batch.force && self.late(spare) => {}
+                Serving::Yes => {
+                    let text = format!(
+                        "{id} stays in service: without it {} of at least {} healthy instances would serve.",
+                        serving.saturating_sub(1),
+                        self.plan.floor
+                    );
+                    return self.blocked(change, spare, "too-few-healthy", text);
+                }
+                Serving::Unknown => {
+                    let text = format!("{id}: {}.", self.who_is_silent(id));
+                    return self.blocked(change, spare, "proxy-silent", text);
+                }
+            }
+        }
+        self.entries.push(Happened::DrainStarted {
+            instance: id.clone(),
+        });
+        Ok(())
+    }
+
+    /// Waits until every proxy has confirmed that it gives the instance nothing new, and until its
+    /// requests are over or out of time. A proxy that does not answer may still send requests by its
+    /// old table, so nothing is done behind its back.
+    pub(super) fn draining(
+        &mut self,
+        batch: &Batch,
+        change: &Change,
+        since: Timestamp,
+    ) -> Step<()> {
+        let id = &change.instance;
+        let Some(instance) = self.world.instances.get(id) else {
+            self.entries.push(Happened::Drained {
+                instance: id.clone(),
+                cut: 0,
+            });
+            return Ok(());
+        };
+        let silent = self.unconfirmed(instance.routed);
+        let in_flight: u32 = self
+            .targets(id)
+            .filter_map(|target| target.map(|target| target.in_flight))
+            .sum();
+        let confirm = self.bound(since, self.plan.timeouts.drained_ms());
+        let over = since.after(Duration::from_millis(self.plan.timeouts.drain_ms));
+        match silent {
+            Some(who) if !(batch.force && self.late(confirm)) => self.blocked(
+                change,
+                confirm,
+                "proxy-silent",
+                format!("Draining {id}: {who} has not confirmed yet."),
+            ),
+            _ if in_flight == 0 || self.now >= over => {
+                self.entries.push(Happened::Drained {
+                    instance: id.clone(),
+                    cut: in_flight,
+                });
+                Ok(())
+            }
+            _ => {
+                self.wake_at(over);
+                self.wait(
+                    Some(id),
+                    format!("Draining {id}: {in_flight} requests are under way."),
+                );
+                Ok(())
+            }
+        }
+    }
+
+    /// The change itself, now that no requests are lost by it.
+    pub(super) fn act(&mut self, change: &Change) -> Step<()> {
+        let instance = change.instance.clone();
+        let lost_host = self.world.host_lost(&change.host);
+        match change.action {
+            Action::Return => self.entries.push(Happened::PutIn {
+                instance,
+                forced: true,
+            }),
+            Action::Remove if lost_host => self.entries.push(Happened::Removed { instance }),
+            Action::Remove => self.entries.push(Happened::StopOrdered { instance }),
+            _ if lost_host => return Err(self.host_lost(change)),
+            _ => self.entries.push(Happened::Switched { instance }),
+        }
+        Ok(())
+    }
+
+    pub(super) fn stopping(&mut self, change: &Change, since: Timestamp) {
+        let id = &change.instance;
+        let gone = match (
+            self.world.instances.get(id),
+            self.world.hosts.get(&change.host),
+        ) {
+            (Some(instance), Some(host)) => match host.report {
+                Some(report) if instance.ordered.is_some_and(|at| report.generation >= at) => host
+                    .instance(id)
+                    .is_none_or(|seen| seen.phase == InstancePhase::Stopped),
+                _ => false,
+            },
+            _ => true,
+        };
+        let bound = self.bound(since, self.plan.timeouts.stopped_ms());
+        if gone || self.late(bound) || self.world.host_lost(&change.host) {
+            self.entries.push(Happened::Removed {
+                instance: id.clone(),
+            });
+        } else {
+            let seconds = self.now.since(since).as_secs();
+            self.wake_at(bound.at);
+            self.wait(
+                Some(id),
+                format!("Waiting for {id} to stop, for {seconds} s."),
+            );
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The step after this one: what to record now, what to wait for, or how it ended.
+//!
+//! A stage is looked at as a whole, each of its changes by how far it is: `prepare` before anything is
+//! touched, `leave` on the way out of service, `enter` on the way into it. `failure` says why a plan
+//! cannot go on, `proxies` what the proxies know of an instance.
+
+mod enter;
+mod failure;
+mod leave;
+mod prepare;
+mod proxies;
+
+use crate::{Batch, Change, ChangeState, Happened, Plan, Progress, Stage, World};
+use beanpole_protocol::api::OperationFailure;
+use beanpole_protocol::{InstanceId, Timestamp};
+use std::time::Duration;
+
+pub use failure::RESTARTS_THAT_FAIL;
+
+/// What comes next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Record these, with what they want of instances, then ask again.
+    Record(Vec<Happened>),
+    /// Nothing until something new is seen, or that time.
+    Wait {
+        /// When to ask again at the latest.
+        until: Timestamp,
+        /// What is waited for, one sentence each, with the instance where it is one.
+        reasons: Vec<(Option<InstanceId>, String)>,
+    },
+    /// All is done.
+    Finished,
+    /// It cannot go on; the journal says why.
+    Failed(OperationFailure),
+}
+
+/// Decides what comes next.
+pub fn next(plan: &Plan, progress: &Progress, world: &World<'_>, now: Timestamp) -> Decision {
+    if let Some(failure) = &progress.failed {
+        return Decision::Failed(failure.clone());
+    }
+    let Some(stage) = plan.stages.get(progress.stage) else {
+        return Decision::Finished;
+    };
+    let Some(since) = progress.since else {
+        return Decision::Record(vec![Happened::StageStarted {
+            stage: progress.stage,
+        }]);
+    };
+    let mut turn = Turn {
+        plan,
+        progress,
+        world,
+        now,
+        deadline: since.after(Duration::from_millis(plan.stage_ms(progress.stage))),
+        entries: Vec::new(),
+        reasons: Vec::new(),
+        wake: None,
+    };
+    let done = match stage {
+        Stage::Prepare {
+            release,
+            tree,
+            hosts,
+        } => turn.prepare(*release, *tree, hosts),
+        Stage::Batch(batch) => turn.batch(batch),
+    };
+    let done = match done {
+        Ok(done) => done,
+        Err(failure) => {
+            // What was seen before still counts; the failure is the last entry.
+            turn.entries.push(Happened::Failed { failure: *failure });
+            return Decision::Record(turn.entries);
+        }
+    };
+    if done {
+        turn.entries.push(Happened::StageFinished {
+            stage: progress.stage,
+        });
+    }
+    if turn.entries.is_empty() {
+        let until = turn.wake.map_or(turn.deadline, |at| at.min(turn.deadline));
+        Decision::Wait {
+            until,
+            reasons: turn.reasons,
+        }
+    } else {
+        Decision::Record(turn.entries)
+    }
+}
+
+/// One look at a stage.
+struct Turn<'t, 'w> {
+    plan: &'t Plan,
+    progress: &'t Progress,
+    world: &'t World<'w>,
+    now: Timestamp,
+    deadline: Timestamp,
+    entries: Vec<Happened>,
+    reasons: Vec<(Option<InstanceId>, String)>,
+    wake: Option<Timestamp>,
+}
+
+/// What one look at a part of a stage gives, unless the plan fails by it.
+type Step<T> = Result<T, Box<OperationFailure>>;
+
+/// Until when a phase may last.
+#[derive(Clone, Copy, Debug)]
+struct Bound {
+    since: Timestamp,
+    at: Timestamp,
+}
+
+impl Turn<'_, '_> {
+    /// The bound of a phase, within that of the stage.
+    fn bound(&self, since: Timestamp, ms: u64) -> Bound {
+        Bound {
+            since,
+            at: since.after(Duration::from_millis(ms)).min(self.deadline),
+        }
+    }
+
+    /// The bound of the whole stage.
+    fn stage_bound(&self) -> Bound {
+        Bound {
+            since: self.progress.since.unwrap_or(self.now),
+            at: self.deadline,
+        }
+    }
+
+    fn late(&self, bound: Bound) -> bool {
+        self.now >= bound.at
+    }
+
+    fn wait(&mut self, instance: Option<&InstanceId>, reason: String) {
+        self.reasons.push((instance.cloned(), reason));
+    }
+
+    fn wake_at(&mut self, at: Timestamp) {
+        self.wake = Some(self.wake.map_or(at, |other| other.min(at)));
+    }
+
+    /// Whether every change of the batch is done.
+    fn batch(&mut self, batch: &Batch) -> Step<bool> {
+        let mut serving = self.world.serving_count();
+        let mut all = true;
+        let under_way = batch.changes.iter().any(|change| {
+            !matches!(
+                self.progress.of(&change.instance),
+                ChangeState::Pending | ChangeState::Done
+            )
+        });
+        // While others of the batch change, they may be what is waited for.
+        let spare = if under_way {
+            self.stage_bound()
+        } else {
+            let starts = batch.starts();
+            let since = self.stage_bound().since;
+            self.bound(since, self.plan.timeouts.spared_ms(starts))
+        };
+        for change in &batch.changes {
+            let id = &change.instance;
+            let state = self.progress.of(id);
+            all &= state == ChangeState::Done;
+            match state {
+                ChangeState::Done => {}
+                ChangeState::Pending => self.begin(batch, change, spare, &mut serving)?,
+                ChangeState::Draining { since } => self.draining(batch, change, since)?,
+                ChangeState::Drained => self.act(change)?,
+                ChangeState::Stopping { since } => self.stopping(change, since),
+                ChangeState::Starting { since } => {
+                    let bound = self.bound(since, self.plan.timeouts.started_ms());
+                    self.starting(change, bound, false)?;
+                }
+                ChangeState::Checking { since } => {
+                    let proven = self.plan.timeouts.proven_ms(self.plan.gate);
+                    self.starting(change, self.bound(since, proven), true)?;
+                }
+                ChangeState::Serving { since, forced } => self.put_in(change, since, forced)?,
+            }
+        }
+        Ok(all)
+    }
+
+    /// Waits until a bound, then fails.
+    fn blocked(&mut self, change: &Change, bound: Bound, code: &str, text: String) -> Step<()> {
+        if self.late(bound) {
+            let seconds = self.now.since(bound.since).as_secs();
+            let text = format!("Its time was up after {seconds} s. {text}");
+            return Err(self.failure(change, code, text));
+        }
+        self.wake_at(bound.at);
+        self.wait(Some(&change.instance), text);
+        Ok(())
+    }
+}

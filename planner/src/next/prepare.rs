@@ -1,0 +1,67 @@
+//! Getting a release ready on hosts, while nothing that runs is touched.
+
+use super::failure::{host_name, lost, prepare_failed, unheard};
+use super::{Step, Turn};
+use crate::Reach;
+use beanpole_protocol::agent::ReleasePhase;
+use beanpole_protocol::api::OperationFailure;
+use beanpole_protocol::{HostId, ReleaseNumber};
+
+impl Turn<'_, '_> {
+    /// Whether the release is ready on every host.
+    pub(super) fn prepare(
+        &mut self,
+        release: ReleaseNumber,
+        tree: ReleaseNumber,
+        hosts: &[HostId],
+    ) -> Step<bool> {
+        let mut all = true;
+        for id in hosts {
+            let name = self.world.host_name(id);
+            let Some(host) = self.world.hosts.get(id) else {
+                return Err(lost(&name, None, "was removed"));
+            };
+            let seen = host.release(&self.world.environment, tree);
+            let how = match seen.map(|seen| &seen.phase) {
+                Some(ReleasePhase::Ready) => continue,
+                Some(ReleasePhase::Failed(failure)) => {
+                    return Err(prepare_failed(release, &name, None, failure));
+                }
+                Some(ReleasePhase::NeedsBundle) => format!(
+                    "the bundle is on its way ({} bytes arrived)",
+                    seen.map_or(0, |seen| seen.bundle_have)
+                ),
+                Some(ReleasePhase::Unpacking) => "the bundle is being unpacked".to_owned(),
+                Some(ReleasePhase::Building { command }) => format!("`{command}` runs"),
+                None => "its agent has not begun".to_owned(),
+            };
+            if let Reach::Lost(since) = host.reach {
+                return Err(lost(&name, None, &unheard(since, self.now)));
+            }
+            all = false;
+            let how = match host.reach {
+                Reach::Silent(since) => format!("{how}; the host {}", unheard(since, self.now)),
+                _ => how,
+            };
+            self.wait(
+                None,
+                format!("Waiting for release {release} on {name}: {how}."),
+            );
+            if self.late(self.stage_bound()) {
+                return Err(Box::new(OperationFailure {
+                    code: "prepare-timeout".to_owned(),
+                    message: format!(
+                        "Release {release} was not ready on {name} within {} s: {how}.",
+                        self.plan.timeouts.prepare_ms / 1_000
+                    ),
+                    instance: None,
+                    host: host_name(&name),
+                    probe: None,
+                    answer: None,
+                    log: Vec::new(),
+                }));
+            }
+        }
+        Ok(all)
+    }
+}

@@ -1,0 +1,69 @@
+//! What the proxies have said, and who of them has not.
+
+use super::Turn;
+use super::failure::unheard;
+use beanpole_protocol::proxy::TargetReport;
+use beanpole_protocol::{Generation, InstanceId};
+use std::time::Duration;
+
+impl Turn<'_, '_> {
+    /// A proxy that has not put a table in force, if there is one.
+    pub(super) fn unconfirmed(&self, wanted: Option<Generation>) -> Option<String> {
+        if !self.world.web {
+            return None;
+        }
+        if self.world.proxies.is_empty() {
+            return Some("the proxy".to_owned());
+        }
+        let proxy = self
+            .world
+            .proxies
+            .iter()
+            .find(|proxy| !proxy.confirmed(wanted))?;
+        Some(match proxy.last_seen {
+            Some(seen) if self.now.since(seen) > Duration::from_secs(5) => {
+                format!("proxy {} ({})", proxy.name, unheard(seen, self.now))
+            }
+            _ => format!("proxy {}", proxy.name),
+        })
+    }
+
+    pub(super) fn who_is_silent(&self, id: &InstanceId) -> String {
+        if !self.world.web {
+            return "its host has not reported it".to_owned();
+        }
+        let incarnation = self.world.instances.get(id).map(|i| i.incarnation);
+        self.world
+            .proxies
+            .iter()
+            .find(|proxy| {
+                incarnation.is_none_or(|incarnation| proxy.target(id, incarnation).is_none())
+            })
+            .map_or_else(
+                || "no proxy has said yet how it is".to_owned(),
+                |proxy| format!("proxy {} has not said yet how it is", proxy.name),
+            )
+    }
+
+    /// What each proxy says of the present run of an instance.
+    pub(super) fn targets(&self, id: &InstanceId) -> impl Iterator<Item = Option<&TargetReport>> {
+        let incarnation = self
+            .world
+            .instances
+            .get(id)
+            .map(|instance| instance.incarnation)
+            .unwrap_or_default();
+        let id = id.clone();
+        self.world
+            .proxies
+            .iter()
+            .map(move |proxy| proxy.target(&id, incarnation))
+    }
+}
+
+pub(super) fn last_answer(target: &TargetReport) -> String {
+    target.last_check.as_ref().map_or_else(
+        || "no answer yet".to_owned(),
+        |check| format!("last answer {}", check.answer),
+    )
+}

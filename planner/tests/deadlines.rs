@@ -1,0 +1,441 @@
+//! How long each way of getting stuck takes at most, and what is said of it: a table.
+
+use beanpole_planner::{
+    Action, Batch, Change, ChangeState, Decision, Gate, Happened, HostState, InstanceState, Plan,
+    Progress, ProxyState, Reach, Stage, Timeouts, World, next,
+};
+use beanpole_protocol::agent::{
+    ExitReport, Failure, HostFacts, HostReport, InstancePhase, InstanceReport, PortUse,
+    ProcessReport,
+};
+use beanpole_protocol::proxy::{CheckResult, ProxyReport, TargetMode, TargetReport, Traffic};
+use beanpole_protocol::{
+    EnvironmentId, Generation, HostId, Incarnation, InstanceId, ReleaseNumber, Timestamp,
+};
+use std::collections::BTreeMap;
+
+const NEW: ReleaseNumber = ReleaseNumber(2);
+const START: u64 = 1_000_000;
+const TIMEOUTS: Timeouts = Timeouts {
+    prepare_ms: 600_000,
+    batch_ms: 120_000,
+    drain_ms: 20_000,
+    stop_ms: 10_000,
+};
+
+/// An environment of two instances of which the first is being changed, in which nothing moves but
+/// the clock.
+struct Still {
+    plan: Plan,
+    progress: Progress,
+    instance: InstanceState,
+    phase: Option<InstancePhase>,
+    restarts: u32,
+    reach: Reach,
+    /// What the proxy has put in force.
+    generation: Generation,
+    healthy: bool,
+    good_checks: u32,
+    in_flight: u32,
+    port: PortUse,
+}
+
+fn at(ms: u64) -> Timestamp {
+    Timestamp::from_millis(START + ms)
+}
+
+fn one() -> InstanceId {
+    InstanceId::from_bits(1)
+}
+
+fn two() -> InstanceId {
+    InstanceId::from_bits(2)
+}
+
+fn host() -> HostId {
+    HostId::from_bits(1)
+}
+
+fn plan_of(action: Action) -> Plan {
+    Plan {
+        floor: 1,
+        stages: vec![Stage::Batch(Batch {
+            number: 1,
+            drain: true,
+            force: false,
+            changes: vec![Change {
+                instance: one(),
+                host: host(),
+                action,
+            }],
+        })],
+        gate: Gate::Proxies { good_checks: 2 },
+        timeouts: TIMEOUTS,
+        ..Plan::default()
+    }
+}
+
+impl Still {
+    /// Everything runs, is healthy and confirmed; the change is in `state` since the start.
+    fn new(action: Action, state: ChangeState) -> Self {
+        let mode = match state {
+            ChangeState::Pending | ChangeState::Serving { .. } => Some(TargetMode::Serve),
+            ChangeState::Draining { .. } => Some(TargetMode::Drain),
+            ChangeState::Checking { .. } => Some(TargetMode::Probe),
+            _ => None,
+        };
+        Self {
+            plan: plan_of(action),
+            progress: Progress {
+                stage: 0,
+                since: Some(at(0)),
+                changes: [(one(), state)].into(),
+                failed: None,
+            },
+            instance: InstanceState {
+                host: host(),
+                release: NEW,
+                incarnation: Incarnation(2),
+                mode,
+                routed: Some(Generation(5)),
+                ordered: Some(Generation(5)),
+            },
+            phase: Some(InstancePhase::Running),
+            restarts: 0,
+            reach: Reach::Here,
+            generation: Generation(5),
+            healthy: true,
+            good_checks: 9,
+            in_flight: 0,
+            port: PortUse::Own,
+        }
+    }
+
+    fn replaced(state: ChangeState) -> Self {
+        Self::new(Action::Replace { release: NEW }, state)
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Self)) -> Self {
+        change(&mut self);
+        self
+    }
+
+    fn reports(&self) -> (HostReport, ProxyReport) {
+        let seen = self.phase.clone().map(|phase| InstanceReport {
+            id: one(),
+            release: Some(NEW),
+            incarnation: Incarnation(2),
+            phase,
+            since: at(0),
+            processes: vec![ProcessReport {
+                name: "web".to_owned(),
+                pid: None,
+                started_at: None,
+                restarts: self.restarts,
+                last_exit: (self.restarts > 0).then_some(ExitReport {
+                    code: Some(7),
+                    signal: None,
+                    oom: false,
+                    at: at(0),
+                }),
+                memory_bytes: None,
+            }],
+            log: vec!["cannot find the database".to_owned()],
+            port: self.port,
+        });
+        let host = HostReport {
+            sequence: 1,
+            agent_version: String::new(),
+            agent_digest: None,
+            now: at(0),
+            generation: Generation(4),
+            facts: HostFacts::default(),
+            releases: Vec::new(),
+            instances: seen.into_iter().collect(),
+        };
+        let target = |instance, healthy, good_checks, incarnation| TargetReport {
+            instance,
+            incarnation: Incarnation(incarnation),
+            mode: TargetMode::Serve,
+            healthy,
+            good_checks,
+            bad_checks: u32::from(!healthy),
+            last_check: Some(CheckResult {
+                at: at(0),
+                good: healthy,
+                answer: if healthy {
+                    "200 in 1 ms"
+                } else {
+                    "500 in 1 ms"
+                }
+                .to_owned(),
+            }),
+            in_flight: self.in_flight,
+            traffic: Traffic::default(),
+        };
+        let proxy = ProxyReport {
+            sequence: 1,
+            run: String::new(),
+            version: String::new(),
+            generation: self.generation,
+            now: at(0),
+            targets: vec![
+                target(one(), self.healthy, self.good_checks, 2),
+                target(two(), self.healthy, self.good_checks, 1),
+            ],
+            environments: Vec::new(),
+            listeners: Vec::new(),
+        };
+        (host, proxy)
+    }
+
+    /// What comes after waiting for as long as one is told to, and how many seconds that took.
+    fn end(&self) -> (u64, Happened) {
+        let (host_report, proxy_report) = self.reports();
+        let world = World {
+            environment: EnvironmentId::from_bits(1),
+            instances: [
+                (one(), self.instance.clone()),
+                (
+                    two(),
+                    InstanceState {
+                        host: host(),
+                        release: ReleaseNumber(1),
+                        incarnation: Incarnation(1),
+                        mode: Some(TargetMode::Serve),
+                        routed: Some(Generation(1)),
+                        ordered: Some(Generation(1)),
+                    },
+                ),
+            ]
+            .into(),
+            hosts: [(
+                host(),
+                HostState {
+                    name: "h1".to_owned(),
+                    reach: self.reach,
+                    draining: false,
+                    labels: BTreeMap::new(),
+                    instances: 2,
+                    promised_memory: 0,
+                    report: Some(&host_report),
+                },
+            )]
+            .into(),
+            proxies: vec![ProxyState::new(
+                "edge".to_owned(),
+                Some(at(0)),
+                Some(&proxy_report),
+            )],
+            web: true,
+        };
+        let mut now = at(0);
+        for _ in 0..10 {
+            match next(&self.plan, &self.progress, &world, now) {
+                Decision::Wait { until, .. } => now = until,
+                Decision::Record(entries) => {
+                    let last = entries.into_iter().last().expect("an entry");
+                    return (now.since(at(0)).as_secs(), last);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        panic!("it waits for ever");
+    }
+
+    /// Asserts the time and the code of the failure; returns its message.
+    #[track_caller]
+    fn fails_after(&self, seconds: u64, code: &str) -> String {
+        match self.end() {
+            (took, Happened::Failed { failure }) => {
+                assert_eq!((took, failure.code.as_str()), (seconds, code));
+                assert_eq!(failure.instance, Some(one()));
+                failure.message
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[track_caller]
+    fn goes_on_after(&self, seconds: u64, entry: &Happened) {
+        assert_eq!(self.end(), (seconds, entry.clone()));
+    }
+}
+
+const SINCE_START: fn() -> Timestamp = || at(0);
+
+fn checking() -> Still {
+    let since = SINCE_START();
+    Still::replaced(ChangeState::Checking { since }).with(|still| still.good_checks = 0)
+}
+
+#[test]
+fn an_app_that_runs_and_never_answers_well_is_given_up_after_the_start_timeout() {
+    let message = checking()
+        .with(|still| still.healthy = false)
+        .fails_after(120, "unhealthy");
+    assert!(
+        message.contains("Its time was up after 120 s."),
+        "{message}"
+    );
+    assert!(
+        message.contains("0 of 2 good checks, last answer 500"),
+        "{message}"
+    );
+}
+
+#[test]
+fn an_app_that_ends_three_times_is_given_up_at_once() {
+    let message = checking()
+        .with(|still| still.restarts = 3)
+        .fails_after(0, "crashing");
+    assert!(message.contains("exit code 7"), "{message}");
+}
+
+#[test]
+fn an_app_that_restarts_too_seldom_to_be_crashing_is_given_up_after_the_start_timeout() {
+    checking()
+        .with(|still| still.phase = Some(InstancePhase::Restarting))
+        .fails_after(120, "start-timeout");
+}
+
+#[test]
+fn an_instance_that_cannot_be_started_is_given_up_at_once() {
+    let failure = Failure {
+        code: "disk-full".to_owned(),
+        message: "no space left.".to_owned(),
+        log: Vec::new(),
+    };
+    let since = SINCE_START();
+    Still::replaced(ChangeState::Starting { since })
+        .with(|still| still.phase = Some(InstancePhase::Failed(failure)))
+        .fails_after(0, "disk-full");
+}
+
+#[test]
+fn an_agent_that_does_not_start_it_gets_the_grace_period_and_the_start_timeout() {
+    let since = SINCE_START();
+    let still = || Still::replaced(ChangeState::Starting { since });
+    still()
+        .with(|still| still.phase = None)
+        .fails_after(130, "start-timeout");
+    still()
+        .with(|still| {
+            still.phase = None;
+            still.plan.timeouts.batch_ms = 5_000;
+        })
+        .fails_after(70, "start-timeout");
+}
+
+#[test]
+fn a_lost_host_is_given_up_at_once() {
+    let since = SINCE_START();
+    Still::replaced(ChangeState::Starting { since })
+        .with(|still| still.reach = Reach::Lost(at(0)))
+        .fails_after(0, "host-lost");
+}
+
+#[test]
+fn a_proxy_that_does_not_confirm_service_is_given_up_after_a_minute() {
+    let since = SINCE_START();
+    let forced = false;
+    let message = Still::replaced(ChangeState::Serving { since, forced })
+        .with(|still| still.generation = Generation(4))
+        .fails_after(60, "proxy-silent");
+    assert!(message.contains("proxy edge"), "{message}");
+}
+
+#[test]
+fn an_app_that_gets_sick_when_put_in_is_given_up_after_the_start_timeout() {
+    let since = SINCE_START();
+    let forced = false;
+    Still::replaced(ChangeState::Serving { since, forced })
+        .with(|still| still.healthy = false)
+        .fails_after(120, "unhealthy");
+}
+
+#[test]
+fn a_proxy_that_does_not_confirm_a_drain_is_given_up_a_minute_after_the_drain() {
+    let since = SINCE_START();
+    Still::replaced(ChangeState::Draining { since })
+        .with(|still| still.generation = Generation(4))
+        .fails_after(80, "proxy-silent");
+}
+
+#[test]
+fn too_few_healthy_others_are_waited_for_as_long_as_for_a_start() {
+    Still::replaced(ChangeState::Pending)
+        .with(|still| still.plan.floor = 2)
+        .fails_after(120, "too-few-healthy");
+    Still::new(Action::Remove, ChangeState::Pending)
+        .with(|still| still.plan.floor = 2)
+        .fails_after(60, "too-few-healthy");
+}
+
+#[test]
+fn open_requests_get_their_drain_time() {
+    let since = SINCE_START();
+    Still::replaced(ChangeState::Draining { since })
+        .with(|still| still.in_flight = 3)
+        .goes_on_after(
+            20,
+            &Happened::Drained {
+                instance: one(),
+                cut: 3,
+            },
+        );
+}
+
+#[test]
+fn a_stop_that_is_never_confirmed_is_let_go_a_minute_after_the_grace_period() {
+    let since = SINCE_START();
+    Still::new(Action::Remove, ChangeState::Stopping { since })
+        .goes_on_after(70, &Happened::Removed { instance: one() });
+}
+
+#[test]
+fn good_answers_from_an_unseen_listener_have_to_do_after_ten_seconds() {
+    checking()
+        .with(|still| {
+            still.good_checks = 2;
+            still.port = PortUse::Free;
+        })
+        .goes_on_after(
+            10,
+            &Happened::PutIn {
+                instance: one(),
+                forced: false,
+            },
+        );
+}
+
+#[test]
+fn when_health_is_ignored_the_start_timeout_puts_it_in() {
+    checking()
+        .with(|still| still.plan.ignore_health = true)
+        .goes_on_after(
+            120,
+            &Happened::PutIn {
+                instance: one(),
+                forced: true,
+            },
+        );
+}
+
+#[test]
+fn no_phase_outlasts_its_stage() {
+    let plan = plan_of(Action::Replace { release: NEW });
+    let phases = TIMEOUTS.spared_ms(true)
+        + TIMEOUTS.drained_ms()
+        + TIMEOUTS.started_ms()
+        + TIMEOUTS.proven_ms(plan.gate)
+        + TIMEOUTS.confirmed_ms();
+    assert!(plan.stage_ms(0) < phases, "the outer bound is tighter");
+    checking()
+        .with(|still| {
+            still.healthy = false;
+            // It began long ago, and this phase only now.
+            still.progress.since = Some(Timestamp::from_millis(START - 380_000));
+        })
+        .fails_after(10, "unhealthy");
+}

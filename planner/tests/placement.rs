@@ -1,0 +1,200 @@
+//! Which hosts get instances, which lose them, and what a refusal says.
+
+use beanpole_planner::{
+    Action, Goal, HostState, InstanceState, Place, Plan, Reach, Refusal, Rules, Stage, World, plan,
+};
+use beanpole_protocol::agent::{HostFacts, HostReport};
+use beanpole_protocol::options::{BatchSize, DeploymentPolicy};
+use beanpole_protocol::proxy::TargetMode;
+use beanpole_protocol::{
+    EnvironmentId, Generation, HostId, Incarnation, InstanceId, ReleaseNumber, Timestamp,
+};
+use std::collections::BTreeMap;
+
+const RELEASE: ReleaseNumber = ReleaseNumber(1);
+
+fn labels(given: &[(&str, &str)]) -> BTreeMap<String, String> {
+    given
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect()
+}
+
+fn needs(given: &[(&str, &str)]) -> Rules {
+    Rules {
+        needs: Place {
+            memory: None,
+            labels: labels(given),
+        },
+        ..Rules::default()
+    }
+}
+
+fn host(n: u128) -> HostId {
+    HostId::from_bits(n)
+}
+
+/// Hosts h1, h2, … with these labels and plenty of memory, and one worker instance on each of the
+/// first `instances`.
+fn world<'a>(report: &'a HostReport, hosts: &[&[(&str, &str)]], instances: u128) -> World<'a> {
+    World {
+        environment: EnvironmentId::from_bits(1),
+        instances: (1..=instances)
+            .map(|n| {
+                let state = InstanceState {
+                    host: host(n),
+                    release: RELEASE,
+                    incarnation: Incarnation(1),
+                    mode: Some(TargetMode::Serve),
+                    routed: None,
+                    ordered: None,
+                };
+                (InstanceId::from_bits(n), state)
+            })
+            .collect(),
+        hosts: (1..)
+            .zip(hosts)
+            .map(|(n, own)| {
+                let state = HostState {
+                    name: format!("h{n}"),
+                    reach: Reach::Here,
+                    draining: false,
+                    labels: labels(own),
+                    instances: u32::from(n <= instances),
+                    promised_memory: 0,
+                    report: Some(report),
+                };
+                (host(n), state)
+            })
+            .collect(),
+        proxies: Vec::new(),
+        web: false,
+    }
+}
+
+fn report() -> HostReport {
+    HostReport {
+        sequence: 1,
+        agent_version: String::new(),
+        agent_digest: None,
+        now: Timestamp::EPOCH,
+        generation: Generation(1),
+        facts: HostFacts {
+            memory_total_bytes: 8 << 30,
+            memory_available_bytes: 8 << 30,
+            ..HostFacts::default()
+        },
+        releases: Vec::new(),
+        instances: Vec::new(),
+    }
+}
+
+fn scale(size: u32) -> Goal {
+    Goal::Scale {
+        release: RELEASE,
+        tree: RELEASE,
+        size,
+    }
+}
+
+/// Each change as a word and the host's number, batch by batch.
+fn steps(plan: &Plan) -> Vec<Vec<(&'static str, HostId)>> {
+    plan.stages
+        .iter()
+        .filter_map(|stage| match stage {
+            Stage::Batch(batch) => Some(
+                batch
+                    .changes
+                    .iter()
+                    .map(|change| (change.action.word(), change.host.clone()))
+                    .collect(),
+            ),
+            Stage::Prepare { .. } => None,
+        })
+        .collect()
+}
+
+#[test]
+fn only_hosts_with_every_label_get_instances() {
+    let report = report();
+    let hosts: [&[_]; 3] = [
+        &[("disk", "ssd")],
+        &[("disk", "ssd"), ("zone", "a")],
+        &[("disk", "hdd"), ("zone", "a")],
+    ];
+    let world = world(&report, &hosts, 0);
+    let rules = needs(&[("disk", "ssd"), ("zone", "a")]);
+    let made = plan(&world, &scale(2), &rules, 1).expect("there is a place");
+    assert_eq!(
+        steps(&made),
+        [vec![("launch", host(2)), ("launch", host(2))]]
+    );
+}
+
+#[test]
+fn a_refusal_names_the_labels_that_each_host_lacks() {
+    let report = report();
+    let hosts: [&[_]; 2] = [&[("disk", "ssd")], &[]];
+    let world = world(&report, &hosts, 0);
+    let rules = needs(&[("disk", "ssd"), ("zone", "a")]);
+    let refusal = plan(&world, &scale(1), &rules, 1).expect_err("no host fits");
+    assert!(matches!(refusal, Refusal::NoPlace { missing: 1, .. }));
+    assert_eq!(
+        refusal.to_string(),
+        "no host can take 1 more instance: h1 lacks the label zone=a; h2 lacks the labels disk=ssd and zone=a"
+    );
+}
+
+#[test]
+fn new_labels_move_instances_and_their_successors_come_first() {
+    let report = report();
+    let hosts: [&[_]; 3] = [&[], &[("disk", "ssd")], &[("disk", "ssd")]];
+    let world = world(&report, &hosts, 2);
+    let rules = needs(&[("disk", "ssd")]);
+    let made = plan(&world, &scale(2), &rules, 1).expect("there is a place");
+    assert_eq!(
+        steps(&made),
+        [vec![("launch", host(3))], vec![("remove", host(1))]]
+    );
+}
+
+#[test]
+fn a_deployment_with_new_labels_does_not_try_the_release_where_it_may_not_be() {
+    let report = report();
+    let hosts: [&[_]; 3] = [&[], &[("disk", "ssd")], &[("disk", "ssd")]];
+    let world = world(&report, &hosts, 2);
+    let goal = Goal::Deploy {
+        release: ReleaseNumber(2),
+        tree: ReleaseNumber(2),
+        size: 2,
+        policy: DeploymentPolicy::Rolling,
+        batch: BatchSize::Fixed(1),
+    };
+    let made = plan(&world, &goal, &needs(&[("disk", "ssd")]), 1).expect("there is a place");
+    assert_eq!(
+        steps(&made),
+        [
+            vec![("launch", host(3))],
+            vec![("replace", host(2))],
+            vec![("remove", host(1))]
+        ]
+    );
+    let prepared = match &made.stages[0] {
+        Stage::Prepare { hosts, .. } => hosts.clone(),
+        Stage::Batch(_) => panic!("nothing is prepared"),
+    };
+    assert_eq!(prepared, [host(2), host(3)]);
+}
+
+#[test]
+fn moving_and_scaling_down_at_once_removes_no_more_than_both() {
+    let report = report();
+    let hosts: [&[_]; 3] = [&[], &[("disk", "ssd")], &[("disk", "ssd")]];
+    let world = world(&report, &hosts, 3);
+    let made = plan(&world, &scale(1), &needs(&[("disk", "ssd")]), 1).expect("there is a place");
+    let removed = made
+        .changes()
+        .filter(|(_, change)| change.action == Action::Remove)
+        .count();
+    assert_eq!((made.changes().count(), removed), (2, 2));
+}
