@@ -123,6 +123,8 @@ fn names_that_lead_out_are_refused() {
         ("a/../../evil", "`..`"),
         ("a\\..\\evil", "backslash"),
         ("nul\0name", "NUL"),
+        ("clear\u{1b}[2J", "control character"),
+        ("two\nlines", "control character"),
     ] {
         let plain = "q".repeat(name.len());
         let bytes = Bundle::new().file(&plain, b"x").bytes();
@@ -180,6 +182,7 @@ fn two_entries_of_one_name_are_refused() {
     let bytes = Bundle::new().file("aaaa", b"1").file("bbbb", b"2").bytes();
     let fault = refusal(&renamed(bytes, b"bbbb", b"aaaa"));
     assert_eq!(fault.0.code, "bundle-unsafe", "{fault}");
+    assert!(fault.0.message.contains("`aaaa` is there twice"), "{fault}");
     let bytes = Bundle::new().file("ccccc", b"1").file("bbb", b"2").bytes();
     let bytes = renamed(renamed(bytes, b"ccccc", b"x/./a"), b"bbb", b"x/a");
     let fault = refusal(&bytes);
