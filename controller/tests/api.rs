@@ -8,7 +8,7 @@ use beanpole_store::model::{EnvironmentRecord, ReleaseRecord};
 use beanpole_store::{Store, StoreError};
 use serde_json::{Value, json};
 use std::time::Duration;
-use support::{Controller, Reply, sha256};
+use support::{Controller, Reply, bundle, bundle_with, sha256};
 
 #[test]
 fn without_a_token_nothing_but_health_and_description_answers() {
@@ -84,6 +84,8 @@ fn every_error_is_a_problem_document_with_the_calls_id() {
 fn bundles_are_verified_bounded_and_uploaded_once() {
     let controller = Controller::start();
     let content: Vec<u8> = (0..300_000_u32).flat_map(u32::to_le_bytes).collect();
+    let content = bundle(&content);
+    let size = content.len();
     let digest = sha256(&content);
     let path = format!("/v1/bundles/{digest}");
     assert_eq!(controller.call("HEAD", &path, &[], b"").status, 404);
@@ -94,10 +96,13 @@ fn bundles_are_verified_bounded_and_uploaded_once() {
 
     let reply = controller.call("PUT", &path, &[], &content);
     assert_eq!(reply.status, 201, "{reply:?}");
-    assert_eq!(reply.json()["size"], 1_200_000);
+    assert_eq!(reply.json()["size"], size);
     let head = controller.call("HEAD", &path, &[], b"");
     assert_eq!(head.status, 200);
-    assert_eq!(head.header("content-length"), Some("1200000"));
+    assert_eq!(
+        head.header("content-length"),
+        Some(size.to_string().as_str())
+    );
     let again = controller.call("PUT", &path, &[], &content);
     assert_eq!(again.status, 200, "known content is not stored again");
     assert_eq!(controller.get(&path).body, content);
@@ -113,6 +118,57 @@ fn bundles_are_verified_bounded_and_uploaded_once() {
     controller
         .get("/v1/bundles/short")
         .expect_problem(400, "invalid-path");
+}
+
+#[test]
+fn a_bundle_that_is_announced_as_too_big_is_refused_before_it_is_sent() {
+    let controller = Controller::start();
+    let path = format!("/v1/bundles/{}", sha256(b"whatever"));
+    let asked = std::time::Instant::now();
+    let reply = controller.announce("PUT", &path, 3 * 1024 * 1024 * 1024);
+    reply.expect_problem(413, "bundle-too-big");
+    assert!(
+        asked.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        asked.elapsed()
+    );
+}
+
+#[test]
+fn a_bundle_that_no_host_would_unpack_is_not_kept() {
+    let controller = Controller::start();
+    for (bundle, code, says) in [
+        (
+            b"no ZIP at all".to_vec(),
+            "bundle-damaged",
+            "not a readable ZIP",
+        ),
+        (
+            bundle_with("/etc/passwd", b""),
+            "bundle-unsafe",
+            "`/etc/passwd`",
+        ),
+        (
+            bundle_with("a/../../b", b""),
+            "bundle-unsafe",
+            "`a/../../b`",
+        ),
+        (
+            bundle_with("a\u{1b}[2J", b""),
+            "bundle-unsafe",
+            "control character",
+        ),
+    ] {
+        let path = format!("/v1/bundles/{}", sha256(&bundle));
+        let reply = controller.call("PUT", &path, &[], &bundle);
+        reply.expect_problem(422, code);
+        let detail = reply.json()["detail"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        assert!(detail.contains(says), "{detail}");
+        assert_eq!(controller.call("HEAD", &path, &[], b"").status, 404);
+    }
 }
 
 #[test]
@@ -134,7 +190,7 @@ fn applications_and_versions_live_and_end() {
     let version = json!({"label": "v1", "bundle": digest, "description": "first"});
     let made = controller.post(&format!("{shop}/versions"), &version);
     assert_eq!(made.status, 201, "{made:?}");
-    assert_eq!(made.json()["bundle_size"], 8);
+    assert_eq!(made.json()["bundle_size"], bundle(b"a bundle").len());
     controller
         .post(&format!("{shop}/versions"), &version)
         .expect_problem(409, "version-exists");
@@ -257,7 +313,7 @@ fn everything_is_there_after_a_restart() {
     assert_eq!(controller.get("/v1/applications/shop").status, 200);
     assert_eq!(
         controller.get(&format!("/v1/bundles/{digest}")).body,
-        b"a bundle"
+        bundle(b"a bundle")
     );
 }
 
@@ -284,7 +340,7 @@ fn a_backup_is_whole_and_comes_back() {
     assert_eq!(target.get("/v1/applications/shop").status, 200);
     assert_eq!(
         target.get(&format!("/v1/bundles/{digest}")).body,
-        b"a bundle"
+        bundle(b"a bundle")
     );
 }
 
@@ -304,7 +360,7 @@ fn seven_releases(store: &Store) {
                 let at = Timestamp::from_millis(number.into());
                 let release: ReleaseRecord = serde_json::from_value(json!({
                     "environment": environment.id, "number": number, "tree": number,
-                    "version": format!("v{number}"), "bundle": sha256(&[number]), "bundle_size": 1,
+                    "version": format!("v{number}"), "bundle": sha256(&bundle(&[number])), "bundle_size": 1,
                     "platform": "auto", "settings": {}, "reason": "deploy",
                     "outcome": null, "live_at": at, "created_at": at,
                 }))
@@ -338,9 +394,9 @@ fn a_version_goes_with_its_bundle_once_no_environment_needs_it() {
     );
     delete("v8").expect_problem(404, "version-not-found");
     assert_eq!(delete("v2").status, 204);
-    controller.until_freed(&sha256(&[2]));
+    controller.until_freed(&sha256(&bundle(&[2])));
     for number in [1, 3, 7] {
-        let path = format!("/v1/bundles/{}", sha256(&[number]));
+        let path = format!("/v1/bundles/{}", sha256(&bundle(&[number])));
         assert_eq!(controller.get(&path).status, 200, "v{number} stays");
     }
     let releases = controller.get("/v1/environments/shop-prod/releases").json();
@@ -361,7 +417,7 @@ fn a_version_goes_with_its_bundle_once_no_environment_needs_it() {
         .iter()
         .find(|event| event["code"] == "bundles-freed")
         .expect("it is told");
-    assert_eq!(freed["details"], json!([sha256(&[2])]));
+    assert_eq!(freed["details"], json!([sha256(&bundle(&[2]))]));
 
     // An upload that nothing came of goes too, and the same content may come again.
     let orphan = controller.upload(b"nothing came of it");

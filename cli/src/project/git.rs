@@ -99,3 +99,49 @@ fn refused(stderr: &[u8]) -> Failure {
         .collect();
     failure
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn git(directory: &Path, arguments: &[&str]) {
+        let done = Command::new("git")
+            .current_dir(directory)
+            .args(["-c", "user.name=t", "-c", "user.email=t@example.org"])
+            .args(arguments)
+            .output()
+            .expect("git runs");
+        assert!(done.status.success(), "{arguments:?}: {done:?}");
+    }
+
+    /// A repository with `app/run`, and in `app` a link to `target`.
+    fn repository(target: &str) -> tempfile::TempDir {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let app = root.path().join("app");
+        std::fs::create_dir(&app).expect("directory");
+        std::fs::write(app.join("run"), "run").expect("write");
+        std::fs::write(root.path().join("secret"), "secret").expect("write");
+        symlink(target, app.join("link")).expect("link");
+        git(root.path(), &["init", "--quiet"]);
+        git(root.path(), &["add", "."]);
+        git(root.path(), &["commit", "--quiet", "-m", "first"]);
+        root
+    }
+
+    #[test]
+    fn a_link_out_of_what_is_deployed_is_refused_and_never_followed() {
+        for target in ["/etc/hostname", "../secret"] {
+            let root = repository(target);
+            let app = root.path().join("app");
+            let commit = commit(&app, "HEAD").expect("commit");
+            let error = archive(&app, &commit, pack::DEFAULT_LIMIT).expect_err(target);
+            assert!(error.message.contains("`link`"), "{error:?}");
+            assert!(error.message.contains("leaves the bundle"), "{error:?}");
+        }
+        let root = repository("run");
+        let app = root.path().join("app");
+        let commit = commit(&app, "HEAD").expect("commit");
+        archive(&app, &commit, pack::DEFAULT_LIMIT).expect("a link inside");
+    }
+}

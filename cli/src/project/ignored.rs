@@ -62,6 +62,14 @@ pub fn list(root: &Path, extra: &[String]) -> Result<Vec<PathBuf>, Failure> {
         if kind.is_file() || kind.is_symlink() {
             let path = entry.path().strip_prefix(root).unwrap_or(entry.path());
             files.push(path.to_owned());
+        } else if !kind.is_dir() {
+            return Err(Failure::new(format!(
+                "{} is neither a file nor a directory nor a link, and cannot be part of a bundle.",
+                entry.path().display()
+            ))
+            .hint(format!(
+                "Remove it, or leave it out by a line in {own_rules} or `source.ignore` of deploy.toml"
+            )));
         }
     }
     files.sort_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
@@ -132,6 +140,16 @@ mod tests {
             names(&root, &[]),
             [".ebignore", ".gitignore", "dist/app.js"]
         );
+    }
+
+    #[test]
+    fn what_is_no_file_is_named_unless_it_is_left_out() {
+        let root = tree(&[("a", "")]);
+        let socket = root.path().join("app.sock");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("socket");
+        let error = list(root.path(), &[]).expect_err("refused");
+        assert!(error.message.contains("app.sock is neither"), "{error:?}");
+        assert_eq!(names(&root, &["*.sock"]), ["a"]);
     }
 
     #[test]

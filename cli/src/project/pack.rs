@@ -5,6 +5,7 @@
 
 use super::ignored;
 use crate::output::errors::Failure;
+use beanpole_bundle::UnpackLimits;
 use beanpole_protocol::Digest;
 use sha2::{Digest as _, Sha256};
 use std::fs::{self, File};
@@ -66,6 +67,7 @@ pub fn directory(root: &Path, extra: &[String], limit: u64) -> Result<Packed, Fa
     let mut packed = measure(written, format!("{}", root.display()))?;
     packed.files = Some(files.len() as u64);
     check_size(&packed, root, limit)?;
+    examine(&packed)?;
     Ok(packed)
 }
 
@@ -79,18 +81,37 @@ pub fn archive(path: &Path, limit: u64) -> Result<Packed, Failure> {
         return Err(too_large(path, size, limit));
     }
     let mut magic = [0; 4];
-    let is_zip = file.read_exact(&mut magic).is_ok() && magic == *b"PK\x03\x04";
+    // An empty one has no entry to begin with.
+    let is_zip =
+        file.read_exact(&mut magic).is_ok() && (magic == *b"PK\x03\x04" || magic == *b"PK\x05\x06");
     if !is_zip {
         return Err(Failure::new(format!("{} is not a ZIP.", path.display()))
             .hint("Give a directory or a ZIP: beanpole deploy --from DIR|ZIP"));
     }
-    measure(file, path.display().to_string())
+    let packed = measure(file, path.display().to_string())?;
+    examine(&packed)?;
+    Ok(packed)
+}
+
+/// Refuses what the controller and the hosts would refuse, before it is sent.
+fn examine(packed: &Packed) -> Result<(), Failure> {
+    let file = packed
+        .file
+        .try_clone()
+        .map_err(|error| Failure::caused("Cannot read the bundle back.", &error))?;
+    beanpole_bundle::check(file, &UnpackLimits::default()).map_err(|refused| Failure {
+        code: Some(refused.code.to_owned()),
+        ..Failure::new(format!("{}: {}", packed.from, refused.message)).hint(
+            "Make it again without that; beanpole makes a ZIP of a directory by itself: --from DIR",
+        )
+    })
 }
 
 /// Takes a ZIP that another program wrote into `file`.
 pub fn measured(file: File, from: String, limit: u64) -> Result<Packed, Failure> {
     let packed = measure(file, from)?;
     check_size(&packed, Path::new(&packed.from), limit)?;
+    examine(&packed)?;
     Ok(packed)
 }
 
@@ -311,6 +332,40 @@ mod tests {
         let empty = tempfile::tempdir().expect("temporary directory");
         let error = directory(empty.path(), &[], DEFAULT_LIMIT).expect_err("empty");
         assert!(error.message.contains("holds no file"), "{}", error.message);
+    }
+
+    #[test]
+    fn a_link_that_leads_out_by_way_of_another_is_refused() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        fs::create_dir(root.path().join("a")).expect("directory");
+        symlink("..", root.path().join("a/up")).expect("link");
+        symlink("a/up/../x", root.path().join("out")).expect("link");
+        let error = directory(root.path(), &[], DEFAULT_LIMIT).expect_err("refused");
+        assert!(
+            error
+                .message
+                .contains("`out` is a symbolic link that leaves"),
+            "{error:?}"
+        );
+        assert_eq!(error.code.as_deref(), Some("bundle-unsafe"));
+    }
+
+    #[test]
+    fn a_zip_that_no_host_would_unpack_is_refused_by_its_entry() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let path = root.path().join("bad.zip");
+        for name in ["../x", "a/../../x", "a\u{1b}[2J"] {
+            let mut zip = ZipWriter::new(File::create(&path).expect("create"));
+            zip.start_file(name, SimpleFileOptions::default())
+                .expect("start");
+            zip.finish().expect("finish");
+            let error = archive(&path, DEFAULT_LIMIT).expect_err(name);
+            assert_eq!(error.code.as_deref(), Some("bundle-unsafe"), "{error:?}");
+            assert!(!error.message.contains('\u{1b}'), "{error:?}");
+        }
+        fs::write(&path, b"PK\x03\x04 and no more").expect("write");
+        let error = archive(&path, DEFAULT_LIMIT).expect_err("torn");
+        assert_eq!(error.code.as_deref(), Some("bundle-damaged"), "{error:?}");
     }
 
     #[test]

@@ -59,6 +59,7 @@ pub(super) async fn finish(request: Request, next: Next) -> Response {
     if request.body().is_end_stream() || request.version() >= Version::HTTP_2 {
         return next.run(request).await;
     }
+    let announced = request.body().size_hint().exact();
     let waits = request.headers().contains_key(header::EXPECT);
     let (head, body) = request.into_parts();
     let lent = Lent(Arc::new(Mutex::new(State {
@@ -69,7 +70,7 @@ pub(super) async fn finish(request: Request, next: Next) -> Response {
     let body = Body::from_stream(lent.stream());
     let response = next.run(Request::from_parts(head, body)).await;
     if lent.is_unread(waits) {
-        let reading = async {
+        let reading = async move {
             let mut body = lent.stream();
             let mut count = 0;
             while let Some(Ok(piece)) = body.next().await {
@@ -79,7 +80,14 @@ pub(super) async fn finish(request: Request, next: Next) -> Response {
                 }
             }
         };
-        let _ = tokio::time::timeout(LIMIT, reading).await;
+        let reading = tokio::time::timeout(LIMIT, reading);
+        if announced.is_some_and(|size| size > MOST as u64) {
+            // Its end would not be reached. The answer goes out while what comes in is read away, so
+            // that a caller who listens while it sends hears at once.
+            tokio::spawn(reading);
+        } else {
+            let _ = reading.await;
+        }
     }
     response
 }

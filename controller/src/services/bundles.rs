@@ -1,6 +1,7 @@
 //! Uploading and reading bundles, in pieces, never whole in memory.
 
 use crate::app::App;
+use beanpole_bundle::{Refused, UnpackLimits};
 use beanpole_protocol::Digest;
 use beanpole_protocol::api::Bundle;
 use beanpole_protocol::problem::Problem;
@@ -93,6 +94,9 @@ pub(crate) async fn upload<E: std::fmt::Display>(
             if is_whole.blocking_recv().is_err() {
                 return Err(torn());
             }
+            writer.check(&expected).map_err(problem)?;
+            beanpole_bundle::check(writer.written().map_err(problem)?, &UnpackLimits::default())
+                .map_err(refused)?;
             writer.finish(Some(&expected)).map_err(problem)
         })
         .await
@@ -128,6 +132,13 @@ pub(crate) async fn upload<E: std::fmt::Display>(
     let (digest, size) = written?;
     tracing::info!(bundle = digest.short(), size, "bundle uploaded");
     Ok((Bundle { digest, size }, true))
+}
+
+/// What no host would unpack is not kept.
+fn refused(refused: Refused) -> Problem {
+    Problem::new(422, refused.code, "The bundle is refused", refused.message).hint(
+        "Make the ZIP again without that; `beanpole deploy` makes one of a directory by itself.",
+    )
 }
 
 fn torn() -> Problem {

@@ -296,15 +296,29 @@ impl BlobWriter<'_> {
             .map_err(BlobError::io(&self.path))
     }
 
-    /// Puts the blob in its place, if its content has the digest `expected`; its digest and size.
-    pub fn finish(mut self, expected: Option<&Digest>) -> Result<(Digest, u64), BlobError> {
-        let found = digest_of(std::mem::take(&mut self.hash));
-        if let Some(expected) = expected.filter(|expected| **expected != found) {
-            return Err(BlobError::WrongDigest {
-                expected: expected.clone(),
-                found,
-            });
+    /// Whether what was written has the digest `expected`.
+    pub fn check(&self, expected: &Digest) -> Result<(), BlobError> {
+        let found = digest_of(self.hash.clone());
+        if found == *expected {
+            return Ok(());
         }
+        Err(BlobError::WrongDigest {
+            expected: expected.clone(),
+            found,
+        })
+    }
+
+    /// What was written so far, to be read.
+    pub fn written(&self) -> Result<File, BlobError> {
+        File::open(&self.path).map_err(BlobError::io(&self.path))
+    }
+
+    /// Puts the blob in its place, if its content has the digest `expected`; its digest and size.
+    pub fn finish(self, expected: Option<&Digest>) -> Result<(Digest, u64), BlobError> {
+        if let Some(expected) = expected {
+            self.check(expected)?;
+        }
+        let found = digest_of(self.hash.clone());
         self.file.sync_all().map_err(BlobError::io(&self.path))?;
         let target = self.blobs.path(&found);
         let shelf = target.parent().unwrap_or(&self.blobs.dir).to_owned();
