@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 const COMMITS: usize = 5_000;
 
+#[expect(clippy::print_stderr, reason = "it is what this is for")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let parent = std::env::args_os()
         .nth(1)
