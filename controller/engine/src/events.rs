@@ -5,8 +5,10 @@ use beanpole_protocol::event::{Event, Severity};
 use beanpole_protocol::{
     ApplicationName, EventId, HostId, InstanceId, OperationId, RequestId, Timestamp,
 };
-use beanpole_store::model::{EnvironmentRecord, EventIndexRecord, EventRecord, OperationRecord};
-use beanpole_store::{StoreError, Tx};
+use beanpole_store::model::{
+    EnvironmentRecord, EventIndexRecord, EventRecord, OperationRecord, OtherEventRecord,
+};
+use beanpole_store::{Record as _, StoreError, Tx};
 use std::time::Duration;
 
 /// An event to be written.
@@ -81,12 +83,23 @@ impl Draft {
     }
 }
 
-/// Writes an event that concerns no environment.
+/// Events that concern no environment, kept in all. Fewer than of one environment: each new one reads
+/// their list.
+const OTHER_EVENTS_KEPT: usize = 2_000;
+
+/// Writes an event that concerns no environment, and forgets the oldest of these beyond a bound.
 pub fn emit(tx: &mut Tx<'_>, draft: Draft) -> Result<EventId, StoreError> {
     let mut event = draft.event;
     event.id = EventId(tx.counter("events")?);
     let id = event.id;
     tx.put(&EventRecord(event))?;
+    tx.put(&OtherEventRecord { event: id })?;
+    let others = tx.list::<OtherEventRecord>()?;
+    let surplus = others.len().saturating_sub(OTHER_EVENTS_KEPT);
+    for old in &others[..surplus] {
+        tx.delete::<EventRecord>(&EventRecord::key_of(old.event))?;
+        tx.delete::<OtherEventRecord>(&old.key())?;
+    }
     Ok(id)
 }
 
@@ -112,4 +125,35 @@ pub(crate) fn emit_for(
     })?;
     tx.put(&EventRecord(event))?;
     Ok(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use beanpole_store::Store;
+
+    #[test]
+    fn events_of_no_environment_are_bounded_and_the_newest_stay() {
+        let store = Store::in_memory();
+        for _ in 0..3 {
+            store
+                .update(|tx| {
+                    for _ in 0..OTHER_EVENTS_KEPT / 2 {
+                        let now = Timestamp::EPOCH;
+                        emit(
+                            tx,
+                            Draft::new(Severity::Info, "bundles-freed", "Freed.", now),
+                        )?;
+                    }
+                    Ok::<_, StoreError>(())
+                })
+                .expect("update");
+        }
+        let events: Vec<EventRecord> = store.list().expect("list");
+        assert_eq!(events.len(), OTHER_EVENTS_KEPT);
+        let newest = OTHER_EVENTS_KEPT as u64 / 2 * 3;
+        assert_eq!(events.last().map(|event| event.0.id), Some(EventId(newest)));
+        let index: Vec<OtherEventRecord> = store.list().expect("list");
+        assert_eq!(index.len(), OTHER_EVENTS_KEPT);
+    }
 }

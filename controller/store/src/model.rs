@@ -530,6 +530,20 @@ pub struct EventIndexRecord {
     pub event: EventId,
 }
 
+/// An event that concerns no environment, in the list of such events.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherEventRecord {
+    /// The event.
+    pub event: EventId,
+}
+
+impl Record for OtherEventRecord {
+    const TABLE: &'static str = "events_other";
+    fn key(&self) -> Vec<u8> {
+        EventRecord::key_of(self.event)
+    }
+}
+
 impl EventIndexRecord {
     /// Its key.
     pub fn key_of(environment: &EnvironmentId, event: EventId) -> Vec<u8> {
