@@ -9,6 +9,7 @@ use beanpole_protocol::HostName;
 use beanpole_protocol::api::{
     AcceptHostKey, AddHost, Host, HostKey, HostRemoved, Page, ProbeHost, UpdateLabels,
 };
+use beanpole_protocol::problem::Problem;
 use serde::Deserialize;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -54,9 +55,8 @@ async fn add(
     caller: Caller,
     Json(body): Json<AddHost>,
 ) -> Answer<Response> {
-    // On its own task: a caller who goes away does not leave a host half set up.
-    let work = tokio::spawn(async move { hosts::add(&app, caller.request_id, body).await });
-    Ok(created(joined(work).await?))
+    let added = to_its_end(async move { hosts::add(&app, caller.request_id, body).await });
+    Ok(created(added.await?))
 }
 
 /// One host.
@@ -87,24 +87,20 @@ async fn remove(
     In(name): In<HostName>,
     Asked(asked): Asked<Removing>,
 ) -> Answer<axum::Json<HostRemoved>> {
-    let work =
-        tokio::spawn(
-            async move { hosts::remove(&app, caller.request_id, name, asked.force).await },
-        );
-    Ok(axum::Json(joined(work).await?))
+    let removed =
+        to_its_end(async move { hosts::remove(&app, caller.request_id, name, asked.force).await });
+    Ok(axum::Json(removed.await?))
 }
 
-async fn joined<T>(
-    work: tokio::task::JoinHandle<Result<T, beanpole_protocol::problem::Problem>>,
+/// Does `work` on a task of its own: a caller who goes away leaves no host half set up.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Problem>> + Send + 'static,
 ) -> Answer<T> {
-    match work.await {
+    match tokio::spawn(work).await {
         Ok(result) => Ok(result?),
         Err(error) => {
             tracing::error!(%error, "a call's work broke down");
-            Err(beanpole_protocol::problem::Problem::internal(
-                "The controller could not finish the call.",
-            )
-            .into())
+            Err(Problem::internal("The controller could not finish the call.").into())
         }
     }
 }
@@ -134,10 +130,7 @@ async fn drain(
     caller: Caller,
     In(name): In<HostName>,
 ) -> Answer<axum::Json<Host>> {
-    let host = app
-        .blocking(move |app| hosts::set_draining(app, &caller.request_id, &name, true))
-        .await?;
-    Ok(axum::Json(host))
+    set_draining(app, caller, name, true).await
 }
 
 /// Give a host instances again.
@@ -149,8 +142,17 @@ async fn resume(
     caller: Caller,
     In(name): In<HostName>,
 ) -> Answer<axum::Json<Host>> {
+    set_draining(app, caller, name, false).await
+}
+
+async fn set_draining(
+    app: App,
+    caller: Caller,
+    name: HostName,
+    draining: bool,
+) -> Answer<axum::Json<Host>> {
     let host = app
-        .blocking(move |app| hosts::set_draining(app, &caller.request_id, &name, false))
+        .blocking(move |app| hosts::set_draining(app, &caller.request_id, &name, draining))
         .await?;
     Ok(axum::Json(host))
 }
