@@ -338,7 +338,9 @@ impl World {
                     .engine
                     .scale(&call, &name, api::Scale { instances: sizes }),
                 58..68 => self.engine.abort(&call, &name),
-                68..76 => self.engine.rollback(&call, &name, api::Rollback::default()),
+                68..76 => self
+                    .engine
+                    .rollback(&call, &name, &api::Rollback::default()),
                 76..84 => self.engine.restart(&call, &name),
                 84..92 => {
                     let mut set = OptionSettings::default();

@@ -95,14 +95,14 @@ pub fn run(context: &Context, command: &Deploy) -> Result<(), Failure> {
         if context.output.json {
             return context.output.json(&plan);
         }
-        for line in plan_lines(&environment, &version, &plan, &body.settings) {
+        for line in all_lines(&environment, &version, &plan, &body.settings) {
             context.output.line(line);
         }
         return Ok(());
     }
     show_plan(
         context.output,
-        &plan_lines(&environment, &version, &plan, &body.settings),
+        &all_lines(&environment, &version, &plan, &body.settings),
     );
     let operation: Operation = client.post(&path, &body)?;
     watch::finish(context, operation, command.detach)
@@ -137,7 +137,8 @@ fn show_plan(output: Output, lines: &[String]) {
     }
 }
 
-fn plan_lines(
+/// A deployment's plan, with what it sets.
+fn all_lines(
     environment: &Environment,
     version: &VersionLabel,
     plan: &PlanView,
@@ -148,14 +149,7 @@ fn plan_lines(
         .as_ref()
         .map_or_else(|| "nothing".to_owned(), ToString::to_string);
     let mut lines = vec![format!("Plan for {}: {from} → {version}", environment.name)];
-    if let Some(policy) = plan.policy {
-        let batches = plural_batches(plan.batches.len());
-        lines.push(format!(
-            "  {policy}, {batches}, never below {} in service",
-            plural(u64::from(plan.floor), "healthy instance")
-        ));
-    }
-    lines.extend(plan.lines.iter().map(|line| format!("  {line}")));
+    lines.extend(plan_lines(plan));
     for (namespace, options) in &settings.0 {
         for (name, value) in options {
             lines.push(if namespace == PROPERTIES {
@@ -165,6 +159,20 @@ fn plan_lines(
             });
         }
     }
+    lines
+}
+
+/// A plan's steps, for people.
+pub(super) fn plan_lines(plan: &PlanView) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(policy) = plan.policy {
+        let batches = plural_batches(plan.batches.len());
+        lines.push(format!(
+            "  {policy}, {batches}, never below {} in service",
+            plural(u64::from(plan.floor), "healthy instance")
+        ));
+    }
+    lines.extend(plan.lines.iter().map(|line| format!("  {line}")));
     lines
 }
 

@@ -285,51 +285,11 @@ impl Engine {
         &self,
         call: &Call<'_>,
         name: &EnvironmentName,
-        body: api::Rollback,
+        body: &api::Rollback,
     ) -> Result<api::Operation, Problem> {
         let operation = self.store.update(|tx| {
             let mut environment = idle(tx, name)?;
-            let releases =
-                tx.list_prefix::<ReleaseRecord>(&ReleaseRecord::prefix(&environment.id))?;
-            let target = match body.to {
-                Some(number) => releases
-                    .iter()
-                    .find(|release| release.number == number)
-                    .ok_or_else(|| {
-                        Problem::not_found("release", number)
-                            .hint(format!("`beanpole releases {name}` lists them."))
-                    })?,
-                None => releases
-                    .iter()
-                    .filter(|r| r.live_at.is_some() && Some(r.number) != environment.live)
-                    .max_by_key(|release| (release.live_at, release.number))
-                    .ok_or_else(|| nothing_before(&environment))?,
-            };
-            let version = VersionRecord {
-                application: environment.application.clone(),
-                label: target.version.clone(),
-                description: String::new(),
-                bundle: target.bundle.clone(),
-                bundle_size: target.bundle_size,
-                created_at: target.created_at,
-            };
-            // How much capacity there is belongs to now, not to the release: going back must not take
-            // away the instances that today's traffic needs.
-            let mut settings = target.settings.clone();
-            for option in ["MinSize", "MaxSize"] {
-                if let Some(now) = environment.settings.get(options::ASG, option) {
-                    settings.set(options::ASG, option, now.to_owned());
-                }
-            }
-            let wish = Wish {
-                version: &version,
-                settings: &settings,
-                tree: target.live_at.map(|_| target.tree),
-                policy: body.policy,
-                batch: body.batch,
-                reason: format!("rollback to {}", target.number),
-            };
-            let deployment = self.work_out(tx, &environment, call, &wish)?;
+            let (deployment, settings) = self.work_out_rollback(tx, &environment, call, body)?;
             let before = std::mem::replace(&mut environment.settings, settings);
             environment.last_release = deployment.release.number;
             tx.put(&deployment.release)?;
@@ -347,6 +307,22 @@ impl Engine {
             .map_err(Fault::from)
         });
         self.answer(operation, call)
+    }
+
+    /// What a rollback would do. Nothing is written.
+    pub fn plan_rollback(
+        &self,
+        call: &Call<'_>,
+        name: &EnvironmentName,
+        body: &api::Rollback,
+    ) -> Result<PlanView, Problem> {
+        let planned = || {
+            let environment = idle(&self.store, name)?;
+            let (deployment, _) = self.work_out_rollback(&self.store, &environment, call, body)?;
+            let world = self.world(&self.store, &environment, call.observed, call.now, false)?;
+            Ok::<_, Fault>(deployment.plan.view(&|host| world.host_name(host)))
+        };
+        planned().map_err(Problem::from)
     }
 
     /// Changes the number of instances.
@@ -606,6 +582,59 @@ impl Engine {
             policy: body.policy,
             batch: body.batch,
             reason: "deploy".to_owned(),
+        };
+        let deployment = self.work_out(reader, environment, call, &wish)?;
+        Ok((deployment, settings))
+    }
+
+    /// The release to go back to, as a new one, the plan to it, and the environment's settings then.
+    fn work_out_rollback(
+        &self,
+        reader: &impl Reader,
+        environment: &EnvironmentRecord,
+        call: &Call<'_>,
+        body: &api::Rollback,
+    ) -> Result<(Deployment, OptionSettings), Fault> {
+        let releases = reader.under::<ReleaseRecord>(&ReleaseRecord::prefix(&environment.id))?;
+        let target = match body.to {
+            Some(number) => releases
+                .iter()
+                .find(|release| release.number == number)
+                .ok_or_else(|| {
+                    Problem::not_found("release", number).hint(format!(
+                        "`beanpole releases {}` lists them.",
+                        environment.name
+                    ))
+                })?,
+            None => releases
+                .iter()
+                .filter(|r| r.live_at.is_some() && Some(r.number) != environment.live)
+                .max_by_key(|release| (release.live_at, release.number))
+                .ok_or_else(|| nothing_before(environment))?,
+        };
+        let version = VersionRecord {
+            application: environment.application.clone(),
+            label: target.version.clone(),
+            description: String::new(),
+            bundle: target.bundle.clone(),
+            bundle_size: target.bundle_size,
+            created_at: target.created_at,
+        };
+        // How much capacity there is belongs to now, not to the release: going back must not take
+        // away the instances that today's traffic needs.
+        let mut settings = target.settings.clone();
+        for option in ["MinSize", "MaxSize"] {
+            if let Some(now) = environment.settings.get(options::ASG, option) {
+                settings.set(options::ASG, option, now.to_owned());
+            }
+        }
+        let wish = Wish {
+            version: &version,
+            settings: &settings,
+            tree: target.live_at.map(|_| target.tree),
+            policy: body.policy,
+            batch: body.batch,
+            reason: format!("rollback to {}", target.number),
         };
         let deployment = self.work_out(reader, environment, call, &wish)?;
         Ok((deployment, settings))

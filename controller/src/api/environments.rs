@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use beanpole_daemon::clock;
-use beanpole_engine::Call;
+use beanpole_engine::{Call, Engine};
 use beanpole_fleet::LogQuery;
 use beanpole_protocol::api::{
     CreateEnvironment, Deploy, Environment, EnvironmentHealth, Operation, Page, PlanView, Release,
@@ -189,6 +189,44 @@ async fn deploy(
             .await?;
         return Ok(accepted(operation));
     }
+    planned(app, caller, move |engine, call| {
+        engine.plan_deploy(call, &name, body)
+    })
+    .await
+}
+
+/// Go back to an earlier release, or show how it would be done.
+#[utoipa::path(post, path = "/v1/environments/{environment}/rollback", tag = "environments", params(("environment" = String, Path), Deploying), request_body = Rollback, responses(
+    (status = 202, description = "It is under way", body = Operation),
+    (status = 200, description = "With `plan`: what would be done", body = PlanView),
+))]
+async fn rollback(
+    State(app): State<App>,
+    caller: Caller,
+    In(name): In<EnvironmentName>,
+    Asked(asked): Asked<Deploying>,
+    Json(body): Json<Rollback>,
+) -> Answer<Response> {
+    if asked.plan {
+        return planned(app, caller, move |engine, call| {
+            engine.plan_rollback(call, &name, &body)
+        })
+        .await;
+    }
+    let operation = app
+        .operate(caller.request_id, move |engine, call| {
+            engine.rollback(call, &name, &body)
+        })
+        .await?;
+    Ok(accepted(operation))
+}
+
+/// What `plan` says would be done.
+async fn planned(
+    app: App,
+    caller: Caller,
+    plan: impl FnOnce(&Engine, &Call<'_>) -> Result<PlanView, Problem> + Send + 'static,
+) -> Answer<Response> {
     let plan = app
         .blocking(move |app| {
             let observed = app.observations.snapshot();
@@ -198,28 +236,10 @@ async fn deploy(
                 bits: clock::random_bits(),
                 observed: &observed,
             };
-            app.engine.plan_deploy(&call, &name, body)
+            plan(&app.engine, &call)
         })
         .await?;
     Ok(axum::Json(plan).into_response())
-}
-
-/// Go back to an earlier release.
-#[utoipa::path(post, path = "/v1/environments/{environment}/rollback", tag = "environments", params(("environment" = String, Path)), request_body = Rollback, responses(
-    (status = 202, description = "It is under way", body = Operation),
-))]
-async fn rollback(
-    State(app): State<App>,
-    caller: Caller,
-    In(name): In<EnvironmentName>,
-    Json(body): Json<Rollback>,
-) -> Answer<Response> {
-    let operation = app
-        .operate(caller.request_id, move |engine, call| {
-            engine.rollback(call, &name, body)
-        })
-        .await?;
-    Ok(accepted(operation))
 }
 
 /// Change the number of instances.
