@@ -735,6 +735,16 @@ fn validate_property(name: &str, value: &str) -> Result<(), OptionError> {
     {
         return refuse("a name has letters, digits and _ . : / + \\ - @ only");
     }
+    if name.starts_with(|c: char| !c.is_ascii_alphabetic() && c != '_') {
+        return refuse(
+            "a name begins with a letter or `_`, or shells and many programs cannot read it",
+        );
+    }
+    if name == "PORT" {
+        return refuse(
+            "Beanpole sets PORT itself, to the port on which each instance has to listen",
+        );
+    }
     if value.contains('\0') {
         return refuse("a value may not hold a NUL character");
     }
@@ -963,6 +973,26 @@ mod tests {
         assert_eq!("30%".parse(), Ok(BatchSize::Percentage(30)));
         assert!("0".parse::<BatchSize>().is_err());
         assert!("101%".parse::<BatchSize>().is_err());
+    }
+
+    #[test]
+    fn names_that_no_process_could_use_are_refused_with_a_reason() {
+        for (name, why) in [
+            ("1A", "begins with a letter"),
+            ("-x", "begins with a letter"),
+            ("PORT", "Beanpole sets PORT itself"),
+            ("A B", "letters, digits and"),
+            ("", "1 to 128"),
+        ] {
+            let mut settings = OptionSettings::default();
+            settings.set(PROPERTIES, name, "secret");
+            let error = settings.validate().expect_err(name).to_string();
+            assert!(error.contains(why), "{error}");
+            assert!(!error.contains("secret"), "{error}");
+        }
+        let mut settings = OptionSettings::default();
+        settings.set(PROPERTIES, "_a.b-C1", "x");
+        settings.validate().expect("a fine name");
     }
 
     #[test]

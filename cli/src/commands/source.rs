@@ -226,11 +226,12 @@ pub fn property(text: &str) -> Result<(&str, &str), Failure> {
 
 /// Reads a platform's name.
 pub fn platform(text: &str) -> Result<Platform, String> {
-    named(
-        text,
-        &["auto", "procfile", "node", "python", "docker"],
-        "platform",
-    )
+    if text == "docker" {
+        return Err(
+            "`docker` is not available yet. Known: auto, procfile, node, python".to_owned(),
+        );
+    }
+    named(text, &["auto", "procfile", "node", "python"], "platform")
 }
 
 /// Reads a tier's name. EB's own spellings will do.
@@ -268,6 +269,8 @@ mod tests {
     fn an_unknown_platform_suggests_the_nearest() {
         let error = platform("pyton").expect_err("unknown");
         assert!(error.contains("did you mean `python`?"), "{error}");
+        let error = platform("docker").expect_err("not yet");
+        assert!(error.contains("not available yet"), "{error}");
         assert_eq!(tier("WebServer"), Ok(Tier::Web));
     }
 

@@ -11,6 +11,7 @@ mod tests;
 
 pub use read::parse;
 
+use crate::commands::source;
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::Tier;
 use beanpole_protocol::options::{BatchSize, DeploymentPolicy};
@@ -98,6 +99,7 @@ pub struct Settings {
 #[serde(rename_all = "kebab-case")]
 pub struct Place {
     /// How versions are built and run.
+    #[serde(default, deserialize_with = "platform")]
     pub platform: Option<Platform>,
     /// Web server or worker.
     pub tier: Option<Tier>,
@@ -212,6 +214,13 @@ impl Scalar {
             Self::Decimal(number) => number.to_string(),
         }
     }
+}
+
+fn platform<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<Platform>, D::Error> {
+    let text = String::deserialize(d)?;
+    source::platform(&text)
+        .map(Some)
+        .map_err(serde::de::Error::custom)
 }
 
 fn policy<'de, D: serde::Deserializer<'de>>(d: D) -> Result<Option<DeploymentPolicy>, D::Error> {

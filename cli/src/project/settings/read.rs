@@ -89,7 +89,7 @@ fn check_keys(text: &str, table: &mut DeTable<'_>, path: &mut Vec<String>) -> Re
         .map(|(key, _)| (key.get_ref().to_string(), key.span().start))
         .collect();
     for (name, offset) in names {
-        if name.starts_with("x-") && !known_children(path).contains(&"*") {
+        if name.starts_with("x-") && !is_ours(path) {
             table.remove(name.as_str());
             continue;
         }
@@ -108,6 +108,13 @@ fn check_keys(text: &str, table: &mut DeTable<'_>, path: &mut Vec<String>) -> Re
         path.pop();
     }
     Ok(())
+}
+
+/// Whether names below `path` are the user's own, so that one beginning with `x-` is one as well: of
+/// properties and of labels. No option, namespace or environment that is known begins so.
+fn is_ours(path: &[String]) -> bool {
+    let names = matches!(path.last().map(String::as_str), Some("env" | "host-labels"));
+    names && matches!(path.len(), 1 | 3)
 }
 
 fn unknown_key(text: &str, path: &[String], name: &str, offset: usize, children: &[&str]) -> Wrong {

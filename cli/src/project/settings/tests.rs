@@ -2,7 +2,7 @@
 
 use super::read::Wrong;
 use super::*;
-use beanpole_protocol::options::{ASG, COMMAND, KNOWN, PROPERTIES};
+use beanpole_protocol::options::{ASG, COMMAND, KNOWN, PLACEMENT, PROPERTIES};
 
 const EXAMPLE: &str = include_str!("../../../../deploy.toml.example");
 
@@ -117,9 +117,46 @@ fn an_unknown_key_is_named_with_its_line_and_a_suggestion() {
 
 #[test]
 fn keys_that_begin_with_x_are_free_at_every_level() {
-    let text = "x-owner = \"me\"\n[health]\nx-why = { a = [1] }\npath = \"/up\"\n[environments.shop-prod]\nx-1 = 1\n[x-own.deep]\na = 1\n";
-    let settings = parse(text).expect("free keys");
-    assert_eq!(settings.common.health.path.as_deref(), Some("/up"));
+    const COMMAND_SECTION: &str = "options.\"aws:elasticbeanstalk:command\"";
+    for free in [
+        "x-owner = \"me\"",
+        "x-table = { a = [1] }",
+        "[x-own.deep]\na = 1",
+        "[[x-list]]\na = 1",
+        "[source]\nx-why = 1",
+        "[health]\nx-why = { a = [1] }",
+        "[options]\nx-why = 1",
+        "[options.x-ns]\na = [1, 2]",
+        &format!("[{COMMAND_SECTION}]\nx-why = {{ a = 1 }}"),
+        "[environments]\nx-why = 1",
+        "[environments.x-old-prod]\nanything = [1]",
+        "[environments.shop-prod]\nx-1 = 1",
+        "[environments.shop-prod.health]\nx-1 = 1",
+        "[environments.shop-prod.options]\nx-1 = 1",
+        "[environments.shop-prod.options.x-ns]\na = [1]",
+        &format!("[environments.shop-prod.{COMMAND_SECTION}]\nx-why = [1]"),
+    ] {
+        let settings =
+            parse(&format!("{free}\n")).unwrap_or_else(|wrong| panic!("{free}: {wrong:?}"));
+        let places = settings.environments.values().chain([&settings.common]);
+        for place in places {
+            assert!(place.creation_settings().0.is_empty(), "{free}");
+        }
+    }
+}
+
+#[test]
+fn a_label_of_a_host_may_begin_with_x() {
+    let settings = parse("[host-labels]\nx-rack = 4\n").expect("label");
+    let options = settings.common.option_settings();
+    assert_eq!(options.get(PLACEMENT, "HostLabels"), Some("x-rack=4"));
+}
+
+#[test]
+fn a_platform_that_is_not_available_yet_is_refused_with_its_line() {
+    let error = wrong("application = \"shop\"\nplatform = \"docker\"\n");
+    assert_eq!(error.line, Some(2));
+    assert!(error.message.contains("not available yet"), "{error:?}");
 }
 
 #[test]
