@@ -13,8 +13,10 @@ mod output;
 mod project;
 mod watch;
 
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use output::errors::Failure;
+use output::foreign::{Colours, printable};
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -51,7 +53,18 @@ fn misread(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
+    let json = std::env::args_os().any(|word| word == "--json");
     let text = error.render().to_string();
+    let nothing = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+        || text.starts_with("error: 'beanpole' requires a subcommand");
+    if nothing && !json {
+        // No error to explain, but nothing was done either.
+        let _ = match error.kind() {
+            ErrorKind::MissingSubcommand => eprint_help(),
+            _ => error.print(),
+        };
+        return ExitCode::from(2);
+    }
     let text = text.strip_prefix("error: ").unwrap_or(&text);
     let mut failure = Failure::misuse("");
     let mut lines = Vec::new();
@@ -62,12 +75,14 @@ fn misread(error: &clap::Error) -> ExitCode {
     {
         if let Some(tip) = line.trim_start().strip_prefix("tip: ") {
             failure.hint = Some(tip.to_owned());
+        } else if line.trim_start().starts_with("[subcommands: ") {
+            // It would name those that are for the agent alone.
+            failure.hint = Some("List the commands: beanpole help".to_owned());
         } else if !line.starts_with("For more information") {
             lines.push(line);
         }
     }
     failure.message = lines.join("\n");
-    let json = std::env::args_os().any(|word| word == "--json");
     report(
         &failure.or_hint("See the options and examples: add --help"),
         json,
@@ -75,10 +90,23 @@ fn misread(error: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
+/// What `--help` says, on standard error.
+fn eprint_help() -> std::io::Result<()> {
+    let help = args::Cli::command().render_help();
+    let mut err = std::io::stderr().lock();
+    if err.is_terminal() {
+        write!(err, "{}", help.ansi())
+    } else {
+        write!(err, "{help}")
+    }
+}
+
 fn report(failure: &Failure, json: bool) {
     let mut err = std::io::stderr().lock();
     let text = if json {
-        format!("{}\n", failure.to_json())
+        // JSON leaves some control characters as they are.
+        let text = failure.to_json().to_string();
+        format!("{}\n", printable(&text, Colours::None))
     } else {
         let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         failure.render(err.is_terminal() && !plain)

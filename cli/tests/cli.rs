@@ -132,6 +132,10 @@ fn misuse_exits_2_and_says_what_to_write() {
         &["deploy", "shop-prod", "--batch", "0"],
         &["deploy", "shop-prod", "--policy", "Immutible"],
         &["create", "shop-prod", "--platform", "pyton"],
+        &["create", "shop-prod", "--platform", "docker"],
+        &["setenv", "shop-prod", "1A=x"],
+        &["setenv", "shop-prod", "PORT=80"],
+        &["list", "--token", "bp_secret\nsecond"],
         &["terminate", "shop-prod"],
         &["host", "remove", "web-1"],
         &["host", "add", "a b"],
@@ -148,6 +152,105 @@ fn misuse_exits_2_and_says_what_to_write() {
         all.push_str(&format!("$ beanpole {}\n{}\n", case.join(" "), ran.err));
     }
     insta::assert_snapshot!("misuse", all);
+}
+
+#[test]
+fn help_is_a_command_and_keeps_internal_commands_to_itself() {
+    for arguments in [&["help"][..], &["--help"], &[]] {
+        let ran = offline(arguments);
+        let text = format!("{}{}", ran.out, ran.err);
+        assert!(text.contains("\n  deploy "), "{arguments:?}: {text}");
+        for internal in ["shim", "demo-app"] {
+            assert!(!text.contains(internal), "{arguments:?}: {text}");
+        }
+        assert!(!text.contains("error:"), "{arguments:?}: {text}");
+        assert_eq!(ran.code, if arguments.is_empty() { 2 } else { 0 });
+    }
+    assert_eq!(
+        offline(&["help", "deploy"]).out,
+        offline(&["deploy", "--help"]).out
+    );
+    assert_eq!(
+        offline(&["help", "host", "add"]).out,
+        offline(&["host", "add", "--help"]).out
+    );
+}
+
+#[test]
+fn a_rollback_can_be_planned_only() {
+    let script = Script::start(|_, _| (200, operation("running", "pending")["plan"].clone()));
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let ran = beanpole(
+        directory.path(),
+        &script.url(),
+        &["rollback", "shop-prod", "--to", "3", "--plan"],
+    );
+    assert_eq!(ran.code, 0, "{}", ran.all());
+    assert!(
+        ran.out
+            .starts_with("Plan for shop-prod: back to release 3\n  Rolling"),
+        "{}",
+        ran.out
+    );
+    let paths: Vec<String> = script.requests().iter().map(|r| r.path.clone()).collect();
+    assert_eq!(paths, ["/v1/environments/shop-prod/rollback?plan=true"]);
+}
+
+#[test]
+fn properties_are_printed_so_that_they_can_be_read_back() {
+    let key = "-----BEGIN-----\na \"b\"\n-----END-----\n";
+    let script = Script::start(move |request, _| match request.method.as_str() {
+        "GET" => (
+            200,
+            json!({"aws:elasticbeanstalk:application:environment": {"KEY": key, "A": "\u{1b}[2J", "B": "plain b"}}),
+        ),
+        _ => problem(409, "enough", "Seen."),
+    });
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let printed = beanpole(directory.path(), &script.url(), &["printenv", "shop-prod"]);
+    assert_eq!(
+        printed.out,
+        "A=\"\\u001b[2J\"\nB=plain b\nKEY=\"-----BEGIN-----\\na \\\"b\\\"\\n-----END-----\\n\"\n"
+    );
+    std::fs::write(directory.path().join("env"), &printed.out).expect("write");
+    beanpole(
+        directory.path(),
+        &script.url(),
+        &["setenv", "shop-prod", "--file", "env"],
+    );
+    let one = beanpole(
+        directory.path(),
+        &script.url(),
+        &["printenv", "shop-prod", "--name", "KEY"],
+    );
+    assert_eq!(one.out, format!("{key}\n"));
+    let requests = script.requests();
+    let patch = requests
+        .iter()
+        .find(|r| r.method == "PATCH")
+        .expect("patch");
+    let body: serde_json::Value = serde_json::from_slice(&patch.body).expect("JSON");
+    let set = &body["set"]["aws:elasticbeanstalk:application:environment"];
+    assert_eq!(*set, json!({"KEY": key, "A": "\u{1b}[2J", "B": "plain b"}));
+}
+
+#[test]
+fn what_a_terminal_would_obey_never_reaches_it() {
+    let evil = "\u{1b}]0;owned\u{7}\u{9b}2J";
+    let script = Script::start(move |_, _| problem(409, "evil", &format!("The host said: {evil}")));
+    let directory = tempfile::tempdir().expect("temporary directory");
+    for arguments in [
+        &["status", "shop-prod"][..],
+        &["status", "shop-prod", "--json"],
+    ] {
+        let ran = beanpole(directory.path(), &script.url(), arguments);
+        assert!(
+            !ran.err.chars().any(|c| c.is_control() && c != '\n'),
+            "{:?}",
+            ran.err
+        );
+        assert!(ran.err.contains("owned"), "{:?}", ran.err);
+    }
 }
 
 #[test]

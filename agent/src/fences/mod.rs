@@ -188,10 +188,16 @@ fn reachable(data: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether a data directory, as a full path, lies where instances would get a directory of their own:
+/// then they get none.
+pub fn lies_in_tmp(data: &Path) -> bool {
+    data.starts_with("/tmp") || data.starts_with("/var/tmp")
+}
+
 /// Tries it in a thread of its own, whose view of the mounts ends with it.
 fn tmp_can_be_private(data: &Path) -> Result<(), String> {
     let full = std::path::absolute(data).map_err(|error| error.to_string())?;
-    if full.starts_with("/tmp") || full.starts_with("/var/tmp") {
+    if lies_in_tmp(&full) {
         return Err("the data directory itself is in /tmp: TMPDIR is set instead".to_owned());
     }
     std::thread::spawn(|| {

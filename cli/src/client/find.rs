@@ -77,6 +77,17 @@ pub fn access(wanted: &Wanted) -> Result<Access, Failure> {
             .collect(),
     };
     let running = places.iter().find_map(|place| record(place));
+    if let (Some(data), None, None) = (&wanted.data, &running, &wanted.url) {
+        // Another controller that happens to listen at the usual address is not the one meant.
+        return Err(Failure::new(format!(
+            "No `beanpole up` runs on the data directory {} (BEANPOLE_DATA).",
+            data.display()
+        ))
+        .hint(format!(
+            "Start it: beanpole up --data {}. For another controller, unset BEANPOLE_DATA or set BEANPOLE_URL",
+            data.display()
+        )));
+    }
     let url = wanted
         .url
         .clone()
@@ -89,7 +100,7 @@ pub fn access(wanted: &Wanted) -> Result<Access, Failure> {
     if let Some(token) = &wanted.token {
         return Ok(Access {
             url,
-            token: Some(token.trim().to_owned()),
+            token: Some(checked(token, "given by BEANPOLE_TOKEN or --token")?),
             ca,
         });
     }
@@ -174,7 +185,24 @@ fn read_token(path: &Path) -> Result<String, Failure> {
     let mut text = String::new();
     file.read_to_string(&mut text)
         .map_err(|error| cannot(&error))?;
-    Ok(text.trim().to_owned())
+    checked(&text, &format!("in {}", path.display()))
+}
+
+/// The token, if it can be one. What is wrong with it is said without repeating any of it.
+fn checked(text: &str, place: &str) -> Result<String, Failure> {
+    let token = text.trim();
+    let wrong = match token.chars().position(|c| !c.is_ascii_graphic()) {
+        Some(at) => format!(
+            "its character {} of {} is a space, a line end or no ASCII",
+            at + 1,
+            token.chars().count()
+        ),
+        None if token.is_empty() => "it is empty".to_owned(),
+        None => return Ok(token.to_owned()),
+    };
+    Err(Failure::misuse(format!("The token {place} cannot be one: {wrong}.")).hint(
+        "Give it as it stands in DIR/token of `beanpole up`, alone on one line: BEANPOLE_TOKEN_FILE=DIR/token",
+    ))
 }
 
 #[cfg(test)]
@@ -210,6 +238,40 @@ mod tests {
         ] {
             let other = access(&wanted(&data, url)).expect("other");
             assert_eq!(other.token, None, "{url}");
+        }
+    }
+
+    #[test]
+    fn a_data_directory_on_which_nothing_runs_is_not_replaced_by_the_usual_address() {
+        let data = with_token(0o600);
+        let wanted = Wanted {
+            data: Some(data.path().to_owned()),
+            ..Wanted::default()
+        };
+        let error = access(&wanted).map(|_| ()).expect_err("nothing runs");
+        assert!(error.message.contains("No `beanpole up` runs"), "{error:?}");
+        assert!(
+            error
+                .hint
+                .expect("hint")
+                .starts_with("Start it: beanpole up --data")
+        );
+    }
+
+    #[test]
+    fn a_token_in_a_wrong_shape_is_not_repeated() {
+        let data = tempfile::tempdir().expect("temporary directory");
+        for token in ["bp_secret\nsecond", "bp_secret\u{1b}[0m", "", " \n"] {
+            let wanted = Wanted {
+                token: Some(token.to_owned()),
+                url: Some(DEFAULT_URL.to_owned()),
+                data: Some(data.path().to_owned()),
+                ..Wanted::default()
+            };
+            let error = access(&wanted).map(|_| ()).expect_err(token);
+            let text = format!("{error:?}");
+            assert!(!text.contains("secret"), "{text}");
+            assert!(text.contains("BEANPOLE_TOKEN"), "{text}");
         }
     }
 

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use ureq::http::{Method, Request, Response};
+use ureq::http::{HeaderValue, Method, Request, Response};
 use ureq::{Agent, Body, SendBody};
 
 /// A call that says nothing for so long is given up. The controller answers every call at once;
@@ -174,6 +174,8 @@ impl Client {
         let headers = [
             ("content-length", size.to_string()),
             ("content-type", "application/zip".to_owned()),
+            // One that is refused by its size or name alone is not sent at all.
+            ("expect", "100-continue".to_owned()),
         ];
         read(self.send(Method::PUT, path, &headers, SendBody::from_reader(reader))?)
     }
@@ -241,7 +243,12 @@ impl Client {
             .uri(format!("{}{path}", self.base))
             .header("accept", "application/json");
         if let Some(token) = &self.token {
-            request = request.header("authorization", format!("Bearer {token}"));
+            let mut value = HeaderValue::try_from(format!("Bearer {token}")).map_err(|_| {
+                Failure::misuse("The token holds characters that no token has.")
+                    .hint("Give it as it stands in DIR/token of `beanpole up`")
+            })?;
+            value.set_sensitive(true);
+            request = request.header("authorization", value);
         }
         for (name, value) in headers {
             request = request.header(*name, value);

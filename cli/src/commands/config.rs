@@ -7,7 +7,9 @@ use crate::output::table;
 use crate::watch;
 use beanpole_protocol::EnvironmentName;
 use beanpole_protocol::api::{Operation, UpdateSettings};
-use beanpole_protocol::options::{KNOWN, OptionSettings, PROPERTIES, nearest};
+use beanpole_protocol::options::{
+    COMMAND, INSTANCE, KNOWN, OptionSettings, OptionSpec, PROPERTIES, nearest,
+};
 use clap::Args;
 
 /// Show or change an environment's options
@@ -62,7 +64,7 @@ fn show(context: &Context, settings: &OptionSettings) -> Result<(), Failure> {
             let own = settings.get(spec.namespace, spec.name);
             vec![
                 format!("{}:{}", spec.namespace, spec.name),
-                settings.effective(spec.namespace, spec.name).to_owned(),
+                in_force(settings, spec),
                 if own.is_some() { "set" } else { "default" }.to_owned(),
             ]
         })
@@ -71,6 +73,19 @@ fn show(context: &Context, settings: &OptionSettings) -> Result<(), Failure> {
         .output
         .line(table::render(&["OPTION", "VALUE", "FROM"], rows));
     Ok(())
+}
+
+/// What holds: some defaults follow from other options.
+fn in_force(settings: &OptionSettings, spec: &OptionSpec) -> String {
+    let value = settings.effective(spec.namespace, spec.name);
+    if !value.is_empty() {
+        return value.to_owned();
+    }
+    match (spec.namespace, spec.name) {
+        (COMMAND, "DeploymentPolicy") => settings.deployment().policy.to_string(),
+        (INSTANCE, "StartTimeout") => (settings.deployment().start_timeout_ms / 1_000).to_string(),
+        _ => String::new(),
+    }
 }
 
 /// Reads `[NAMESPACE:]NAME=VALUE`.
@@ -106,4 +121,23 @@ fn locate(text: &str) -> Result<(String, String), Failure> {
         )),
         None => failure.hint("List them: beanpole config ENV"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use beanpole_protocol::options::spec;
+
+    #[test]
+    fn a_default_that_follows_from_other_options_is_shown() {
+        let policy = spec(COMMAND, "DeploymentPolicy").expect("known");
+        let start = spec(INSTANCE, "StartTimeout").expect("known");
+        let mut settings = OptionSettings::default();
+        assert_eq!(in_force(&settings, policy), "Rolling");
+        assert_eq!(in_force(&settings, start), "120");
+        settings.set(COMMAND, "BatchSize", "100");
+        settings.set(COMMAND, "Timeout", "900");
+        assert_eq!(in_force(&settings, policy), "AllAtOnce");
+        assert_eq!(in_force(&settings, start), "900");
+    }
 }

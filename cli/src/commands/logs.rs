@@ -4,15 +4,17 @@ use super::environment_path;
 use crate::client::escape;
 use crate::context::Context;
 use crate::output::errors::Failure;
+use crate::output::foreign::{Colours, printable};
 use beanpole_protocol::{EnvironmentName, InstanceId};
 use clap::Args;
-use std::io::{BufRead, BufReader, Write};
+use std::borrow::Cow;
+use std::io::{BufRead, BufReader, IsTerminal, Write};
 use ureq::http::Method;
 
 /// Show what an environment's instances write to standard output and error
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  beanpole logs shop-prod\n  beanpole logs shop-prod --follow\n  beanpole logs shop-prod --instance i-0a1b2c3d4e5f60718 --process web --tail 1000"
+    after_help = "Examples:\n  beanpole logs shop-prod\n  beanpole logs shop-prod --follow\n  beanpole logs shop-prod --instance i-0a1b2c3d4e5f60718 --process web --tail 1000\n\nOn a terminal, colours pass and other control characters are made visible; into a file or a pipe,\nlines go as the application wrote them."
 )]
 pub struct Logs {
     /// The environment [default: `environment` of deploy.toml]
@@ -50,6 +52,12 @@ pub fn run(context: &Context, command: &Logs) -> Result<(), Failure> {
             .stream(Method::GET, &path, &[("accept", "text/plain".to_owned())])?;
     let mut reader = BufReader::new(reader);
     let mut out = std::io::stdout();
+    let terminal = out.is_terminal();
+    let colours = if context.output.colour {
+        Colours::Any
+    } else {
+        Colours::None
+    };
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -62,11 +70,29 @@ pub fn run(context: &Context, command: &Logs) -> Result<(), Failure> {
         if context.output.json {
             let text = String::from_utf8_lossy(&line);
             context.output.json_line(&as_json(text.trim_end()))?;
-        } else if out.write_all(&line).and_then(|()| out.flush()).is_err() {
+        } else if out
+            .write_all(&shown(&line, terminal, colours))
+            .and_then(|()| out.flush())
+            .is_err()
+        {
             // The reader went away: `| head`.
             return Ok(());
         }
     }
+}
+
+/// A line as it goes out. On a terminal nothing is obeyed but colours; what reads a pipe or a file
+/// gets what the application wrote, byte by byte.
+fn shown(line: &[u8], terminal: bool, colours: Colours) -> Cow<'_, [u8]> {
+    if !terminal {
+        return line.into();
+    }
+    let text = String::from_utf8_lossy(line);
+    let text = match text.strip_suffix("\r\n") {
+        Some(text) => format!("{text}\n").into(),
+        None => text,
+    };
+    printable(&text, colours).into_owned().into_bytes().into()
 }
 
 /// `INSTANCE HOST TIME PROCESS STREAM LINE` as fields.
@@ -78,5 +104,24 @@ fn as_json(line: &str) -> serde_json::Value {
             "process": process, "stream": stream, "line": text,
         }),
         _ => serde_json::json!({ "line": line }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_obeys_nothing_in_a_log_but_colours() {
+        let line = b"web \x1b[32mok\x1b[0m \x1b]0;x\x07\xff\r\n";
+        assert_eq!(*shown(line, false, Colours::Any), *line.as_slice());
+        assert_eq!(
+            String::from_utf8_lossy(&shown(line, true, Colours::Any)),
+            "web \u{1b}[32mok\u{1b}[0m \\u001b]0;x\\u0007\u{fffd}\n"
+        );
+        assert_eq!(
+            String::from_utf8_lossy(&shown(b"\x1b[32mok\n", true, Colours::None)),
+            "\\u001b[32mok\n"
+        );
     }
 }

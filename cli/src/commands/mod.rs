@@ -37,6 +37,7 @@ use crate::args::Command;
 use crate::client::{Client, escape};
 use crate::context::Context;
 use crate::output::errors::Failure;
+use crate::output::foreign::{Colours, printable};
 use beanpole_protocol::EnvironmentName;
 use beanpole_protocol::api::Page;
 use serde::de::DeserializeOwned;
@@ -120,7 +121,7 @@ fn ask(question: &str) -> Result<String, Failure> {
     let cannot = |error: std::io::Error| Failure::caused("The answer cannot be read.", &error);
     {
         let mut err = std::io::stderr().lock();
-        write!(err, "{question} ").map_err(cannot)?;
+        write!(err, "{} ", printable(question, Colours::None)).map_err(cannot)?;
         err.flush().map_err(cannot)?;
     }
     let mut line = String::new();

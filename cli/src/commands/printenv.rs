@@ -3,6 +3,7 @@
 use super::environment_path;
 use crate::context::Context;
 use crate::output::errors::Failure;
+use crate::project::envfile::quoted;
 use beanpole_protocol::EnvironmentName;
 use beanpole_protocol::options::{OptionSettings, PROPERTIES};
 use clap::Args;
@@ -10,7 +11,7 @@ use clap::Args;
 /// Print an environment's properties, NAME=VALUE
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  beanpole printenv shop-prod\n  beanpole printenv shop-prod --name DATABASE_URL"
+    after_help = "Examples:\n  beanpole printenv shop-prod\n  beanpole printenv shop-prod --name DATABASE_URL\n  beanpole printenv shop-prod | beanpole setenv shop-dev --file -\n\nA value of several lines stands in double quotes with the escapes of JSON, as `setenv --file`\nreads it; --name writes the value as it is."
 )]
 pub struct Printenv {
     /// The environment [default: `environment` of deploy.toml]
@@ -31,14 +32,18 @@ pub fn run(context: &Context, command: &Printenv) -> Result<(), Failure> {
             Failure::new(format!("{environment} has no property `{name}`."))
                 .hint(format!("List them: beanpole printenv {environment}"))
         })?;
-        return context.output.result(&value, value);
+        if context.output.json {
+            return context.output.json(&value);
+        }
+        context.output.value(value);
+        return Ok(());
     }
     let properties = settings.0.get(PROPERTIES).cloned().unwrap_or_default();
     if context.output.json {
         return context.output.json(&properties);
     }
     for (name, value) in &properties {
-        context.output.line(format!("{name}={value}"));
+        context.output.line(format!("{name}={}", quoted(value)));
     }
     Ok(())
 }

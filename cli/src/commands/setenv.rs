@@ -3,6 +3,7 @@
 use super::{environment_path, source};
 use crate::context::Context;
 use crate::output::errors::Failure;
+use crate::project::envfile::unquoted;
 use crate::watch;
 use beanpole_protocol::EnvironmentName;
 use beanpole_protocol::api::{Operation, UpdateSettings};
@@ -55,7 +56,7 @@ pub fn run(context: &Context, command: &Setenv) -> Result<(), Failure> {
             }
             let line = line.strip_prefix("export ").unwrap_or(line);
             let (property, value) = source::property(line)?;
-            put(&mut change, property.trim(), unquoted(value.trim()));
+            put(&mut change, property.trim(), &unquoted(value.trim()));
         }
     }
     if change.set.0.is_empty() && change.remove.is_empty() {
@@ -82,13 +83,6 @@ fn put(change: &mut UpdateSettings, name: &str, value: &str) {
     } else {
         change.set.set(PROPERTIES, name, value);
     }
-}
-
-fn unquoted(value: &str) -> &str {
-    ['"', '\'']
-        .iter()
-        .find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote))
-        .unwrap_or(value)
 }
 
 fn read(path: &std::path::Path) -> Result<String, Failure> {

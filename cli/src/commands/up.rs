@@ -66,6 +66,13 @@ pub fn run(context: &Context, command: &Up) -> Result<(), Failure> {
     }
     let data = prepare(command)?;
     let _lock = lock::take(&data)?;
+    if rustix::process::geteuid().is_root() && beanpole_agent::fences::lies_in_tmp(&data) {
+        warn(&format!(
+            "The data directory {} lies below /tmp or /var/tmp, so instances get no /tmp of their own: they share it, \
+             with TMPDIR set to a directory each. Another place gives them one: --data DIR",
+            data.display()
+        ));
+    }
     let mut command = command.clone();
     let mut addresses = [&mut command.api, &mut command.http, &mut command.https];
     // What was asked for by number comes before what may be any.

@@ -1,5 +1,6 @@
 //! The one error that users meet: what happened, why, and what to do next.
 
+use super::foreign::{Colours, printable};
 use beanpole_protocol::problem::Problem;
 use std::fmt::Write as _;
 
@@ -123,7 +124,8 @@ impl Failure {
         {
             let _ = writeln!(text, "{} {request}", paint("1", "request:"));
         }
-        text
+        let colours = if colour { Colours::Own } else { Colours::None };
+        printable(&text, colours).into_owned()
     }
 
     /// As printed on standard error under `--json`: one line.
@@ -160,6 +162,17 @@ impl From<Problem> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_does_not_pass_on_what_a_terminal_would_obey() {
+        let mut failure = Failure::new("The host said \u{1b}]52;c;aGk=\u{7}.").cause("a\rb");
+        failure.details.push("  | \u{1b}[2Jlast line".to_owned());
+        assert_eq!(
+            failure.render(false),
+            "  | \\u001b[2Jlast line\nerror: The host said \\u001b]52;c;aGk=\\u0007.\ncaused by: a\\u000db\n"
+        );
+        assert!(failure.render(true).contains("\u{1b}[1;31merror:\u{1b}[0m"));
+    }
 
     #[test]
     fn an_error_says_what_why_and_what_next() {

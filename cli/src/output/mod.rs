@@ -1,11 +1,13 @@
 //! What the commands write: data on standard output, everything else on standard error, readable
-//! without colour.
+//! without colour. Nothing that a terminal would obey gets through; see [`foreign`].
 
 pub mod errors;
+pub mod foreign;
 pub mod progress;
 pub mod table;
 
 use errors::Failure;
+use foreign::{Colours, printable};
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
 
@@ -88,13 +90,26 @@ impl Output {
     }
 
     /// One line of data. A reader that went away (`| head`) is no error.
-    #[expect(
-        clippy::unused_self,
-        reason = "how to write may come to matter for lines too"
-    )]
     pub fn line(self, text: impl AsRef<str>) {
+        let colours = if self.colour {
+            Colours::Own
+        } else {
+            Colours::None
+        };
         let mut out = std::io::stdout().lock();
-        let _ = writeln!(out, "{}", text.as_ref());
+        let _ = writeln!(out, "{}", printable(text.as_ref(), colours));
+    }
+
+    /// One value on its own, as it is where a program reads it: `$(beanpole printenv --name X)`.
+    #[expect(clippy::unused_self, reason = "every way to write is one of Output")]
+    pub fn value(self, text: &str) {
+        let mut out = std::io::stdout().lock();
+        let text = if out.is_terminal() {
+            printable(text, Colours::None)
+        } else {
+            text.into()
+        };
+        let _ = writeln!(out, "{text}");
     }
 
     /// Data as JSON.
@@ -134,7 +149,7 @@ impl Output {
 /// One line on standard error, always.
 pub fn warn(text: &str) {
     let mut err = std::io::stderr().lock();
-    let _ = writeln!(err, "{text}");
+    let _ = writeln!(err, "{}", printable(text, Colours::None));
 }
 
 /// A number of bytes for people: `1.5 MB`.

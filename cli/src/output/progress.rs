@@ -1,5 +1,6 @@
 //! How an operation goes, live: one redrawn line per instance on a terminal, plain lines otherwise.
 
+use super::foreign::{Colours, printable};
 use super::{Output, bytes, warn};
 use beanpole_protocol::InstanceId;
 use beanpole_protocol::api::{InstanceProgress, Operation};
@@ -68,7 +69,7 @@ impl Board {
         }
         match &self.live {
             Some(live) => {
-                let _ = live.all.println(text);
+                let _ = live.all.println(printable(text, Colours::None));
             }
             None => warn(text),
         }
@@ -105,12 +106,14 @@ impl Board {
                 .filter(|progress| matches!(progress.state.as_str(), "done" | "removed"))
                 .count();
             let waiting = operation.waiting.first().map_or("", String::as_str);
-            live.head.set_message(format!(
+            let message = format!(
                 "{} {}: {done} of {} instances  {waiting}",
                 operation.kind,
                 operation.status,
                 operation.instances.len(),
-            ));
+            );
+            live.head
+                .set_message(printable(&message, Colours::None).into_owned());
         }
     }
 
@@ -139,7 +142,8 @@ impl Live {
                 bar.set_style(style("       {wide_msg}"));
                 bar
             });
-        bar.set_message(progress_line(progress));
+        let line = progress_line(progress);
+        bar.set_message(printable(&line, Colours::None).into_owned());
         bar.tick();
     }
 }

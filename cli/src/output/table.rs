@@ -1,5 +1,7 @@
 //! Tables without lines, so that `awk` can read them too.
 
+use super::foreign::{Colours, printable};
+
 /// Rows under headings. Columns stand apart by two spaces; an empty cell is a `-`. Colours inside
 /// cells take no room.
 pub fn render(headings: &[&str], rows: Vec<Vec<String>>) -> String {
@@ -10,7 +12,8 @@ pub fn render(headings: &[&str], rows: Vec<Vec<String>>) -> String {
                 if cell.is_empty() {
                     "-".to_owned()
                 } else {
-                    cell
+                    // Before widths are measured. A line end would tear the table.
+                    printable(&cell, Colours::Own).replace('\n', "\\n")
                 }
             })
             .collect()

@@ -1,5 +1,6 @@
 //! A project directory: its `deploy.toml`, and how its source becomes a bundle.
 
+pub mod envfile;
 pub mod git;
 pub mod ignored;
 pub mod pack;
