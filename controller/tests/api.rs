@@ -499,12 +499,22 @@ fn the_description_has_every_path_of_the_api() {
         ("/v1/backup", "post"),
     ];
     let paths = document["paths"].as_object().expect("paths");
+    let mut ids = std::collections::BTreeSet::new();
     assert_eq!(paths.len(), expected.len(), "{:?}", paths.keys());
     for (path, methods) in expected {
         for method in methods.split(' ') {
             let operation = &paths[path][method];
             assert!(operation.is_object(), "{method} {path}");
             assert!(operation["responses"]["default"].is_object());
+            for (status, answer) in operation["responses"].as_object().expect("answers") {
+                let text = answer["description"].as_str().unwrap_or_default();
+                assert!(
+                    !text.is_empty(),
+                    "{method} {path}: {status} says what it is"
+                );
+            }
+            let id = operation["operationId"].as_str().expect("an id");
+            assert!(ids.insert(id.to_owned()), "{id} names one operation");
             assert_eq!(operation["security"].is_array(), path.starts_with("/v1/"));
             // Described means routed: nothing of it answers that there is no such path or method.
             let filled = path

@@ -76,6 +76,20 @@ fn finish(mut document: OpenApi) -> OpenApi {
             &mut item.patch,
         ];
         for operation in operations.into_iter().flatten() {
+            // Unique in the whole document, as generators of clients need it: `hosts_list`.
+            if let (Some(id), Some(tag)) = (
+                &mut operation.operation_id,
+                operation.tags.iter().flatten().next(),
+            ) {
+                *id = format!("{tag}_{id}");
+            }
+            for answer in operation.responses.responses.values_mut() {
+                if let (RefOr::T(answer), Some(summary)) = (answer, &operation.summary)
+                    && answer.description.is_empty()
+                {
+                    answer.description.clone_from(summary);
+                }
+            }
             operation
                 .responses
                 .responses
