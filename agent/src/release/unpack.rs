@@ -6,7 +6,7 @@
 //! links come last, when no file can be written through them any more.
 
 use super::Fault;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, symlink};
@@ -206,6 +206,31 @@ fn damaged(error: &ZipError) -> Fault {
     }
 }
 
+/// The first name that the directory, which begins at `start`, holds a second time. The archive itself
+/// keeps the last entry of each name only.
+fn duplicate(bundle: &mut Shared, start: u64) -> Option<String> {
+    const SIGNATURE: &[u8] = b"PK\x01\x02";
+    bundle.seek(SeekFrom::Start(start)).ok()?;
+    let mut seen = BTreeSet::new();
+    loop {
+        let mut fixed = [0; 46];
+        bundle.read_exact(&mut fixed).ok()?;
+        if !fixed.starts_with(SIGNATURE) {
+            return None;
+        }
+        let length = |at: usize| u16::from_le_bytes([fixed[at], fixed[at + 1]]);
+        let mut name = vec![0; usize::from(length(28))];
+        bundle.read_exact(&mut name).ok()?;
+        let rest = i64::from(length(30)) + i64::from(length(32));
+        bundle.seek(SeekFrom::Current(rest)).ok()?;
+        let name = String::from_utf8_lossy(&name).into_owned();
+        if seen.contains(&name) {
+            return Some(name);
+        }
+        seen.insert(name);
+    }
+}
+
 /// The first pass: everything that can be told without unpacking.
 fn examine(mut archive: Archive, limits: &UnpackLimits) -> Result<(Archive, Contents), Fault> {
     if archive.is_empty() {
@@ -225,10 +250,15 @@ fn examine(mut archive: Archive, limits: &UnpackLimits) -> Result<(Archive, Cont
         ));
     }
     if archive.has_duplicate_names() {
-        return Err(Fault::new(
-            "bundle-unsafe",
-            "The bundle is refused: two of its entries have the same name.",
-        ));
+        let start = archive.central_directory_start();
+        let mut reader = archive.into_inner();
+        return Err(match duplicate(&mut reader, start) {
+            Some(name) => unsafe_entry(&name, "is in it more than once"),
+            None => Fault::new(
+                "bundle-unsafe",
+                "The bundle is refused: two of its entries have the same name.",
+            ),
+        });
     }
     if archive
         .has_overlapping_entries()
@@ -357,8 +387,8 @@ fn safe_path(name: &str) -> Result<PathBuf, Fault> {
             ),
         ));
     }
-    if name.contains('\0') {
-        return Err(unsafe_entry(name, "has a NUL character in its name"));
+    if name.chars().any(char::is_control) {
+        return Err(unsafe_entry(name, "has a control character in its name"));
     }
     if name.contains('\\') {
         return Err(unsafe_entry(

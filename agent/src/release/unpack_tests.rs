@@ -122,7 +122,9 @@ fn names_that_lead_out_are_refused() {
         ("../beanpole-evil", "`..`"),
         ("a/../../evil", "`..`"),
         ("a\\..\\evil", "backslash"),
-        ("nul\0name", "NUL"),
+        ("nul\0name", "`nul\\0name` has a control character"),
+        ("red\x1b[31m", "`red\\u{1b}[31m` has a control character"),
+        ("two\nlines", "`two\\nlines` has a control character"),
     ] {
         let plain = "q".repeat(name.len());
         let bytes = Bundle::new().file(&plain, b"x").bytes();
@@ -254,4 +256,22 @@ fn a_full_disk_is_found_before_anything_is_written() {
         &AtomicBool::new(false),
     );
     assert_eq!(outcome.expect_err("full").0.message, "5 bytes");
+}
+
+#[test]
+fn a_name_that_is_there_twice_is_refused_by_name() {
+    let bytes = Bundle::new()
+        .file("app/first.txt", b"1")
+        .file("app/other.js", b"2")
+        .file("app/third.js", b"3")
+        .bytes();
+    let fault = refusal(&renamed(bytes, b"app/third.js", b"app/other.js"));
+    assert_eq!(fault.0.code, "bundle-unsafe");
+    assert!(
+        fault
+            .0
+            .message
+            .contains("`app/other.js` is in it more than once"),
+        "{fault}"
+    );
 }
