@@ -21,6 +21,13 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
+/// Closes what this process was started with beyond the standard streams. Only first thing in
+/// `main`.
+pub(crate) fn close_inherited() {
+    // SAFETY: nothing in this process owns a descriptor yet.
+    unsafe { beanpole_daemon::inherited::close() };
+}
+
 /// Which side of a fork this is.
 pub(crate) enum Side {
     /// The caller.

@@ -29,8 +29,9 @@ use supervise::Supervisor;
 
 /// Starts the shim for the spec in `spec_file` and returns once its processes are started; the
 /// shim itself goes on in the background. The exit code is 0 when it runs; else the reason is on
-/// standard error. Call it from a process with one thread.
+/// standard error. Call it first thing in `main`.
 pub fn run(spec_file: &Path) -> ExitCode {
+    sys::close_inherited();
     match detach(spec_file) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
