@@ -153,6 +153,8 @@ pub(crate) struct ChildFence {
     pub root: bool,
     /// The most open files, soft and hard.
     pub open_files: Option<u64>,
+    /// Whether the kernel, when the whole machine is out of memory, shall end this before others.
+    pub first_to_go: bool,
 }
 
 /// Makes `command` put up `fence` around itself before it becomes the program.
@@ -181,7 +183,8 @@ fn apply(fence: &ChildFence) -> io::Result<()> {
             libc::O_WRONLY | libc::O_CLOEXEC,
         );
         if adjust >= 0 {
-            let _ = write_all(adjust, b"0\n");
+            let score: &[u8] = if fence.first_to_go { b"500\n" } else { b"0\n" };
+            let _ = write_all(adjust, score);
             libc::close(adjust);
         }
         let no_core = libc::rlimit {
