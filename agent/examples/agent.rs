@@ -5,6 +5,7 @@ use beanpole_agent::AgentConfig;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    beanpole_daemon::inherited::keep_from_children();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if let [command, spec] = arguments.as_slice()
         && command == "shim"

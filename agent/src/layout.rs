@@ -65,7 +65,7 @@ impl Layout {
         self.root.join("cache")
     }
 
-    /// Logs and process ids of builds.
+    /// Logs of builds, and records of those that run.
     pub fn builds(&self) -> PathBuf {
         self.root.join("builds")
     }
@@ -97,7 +97,7 @@ impl Layout {
             .join(format!("{}-{}.log", key.environment, key.number))
     }
 
-    /// The process group of its running build.
+    /// Tells of its running build.
     pub fn build_pid(&self, key: &ReleaseKey) -> PathBuf {
         self.builds()
             .join(format!("{}-{}.pid", key.environment, key.number))

@@ -157,6 +157,7 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
         caches: release::cache::Caches::new(layout.caches()),
         boot_id: facts::boot_id(),
         fences: fences.clone(),
+        guard: config.shim.clone(),
     };
     let blobs = blobs::Blobs::open(layout.blobs(), config.disk_reserve_bytes)
         .map_err(io_error("use", &layout.blobs()))?;

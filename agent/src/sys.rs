@@ -21,6 +21,13 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
+/// Closes what this process was started with beyond the standard streams. Only first thing in
+/// `main`.
+pub(crate) fn close_inherited() {
+    // SAFETY: nothing in this process owns a descriptor yet.
+    unsafe { beanpole_daemon::inherited::close() };
+}
+
 /// Which side of a fork this is.
 pub(crate) enum Side {
     /// The caller.
@@ -146,6 +153,8 @@ pub(crate) struct ChildFence {
     pub root: bool,
     /// The most open files, soft and hard.
     pub open_files: Option<u64>,
+    /// Whether the kernel, when the whole machine is out of memory, shall end this before others.
+    pub first_to_go: bool,
 }
 
 /// Makes `command` put up `fence` around itself before it becomes the program.
@@ -174,7 +183,8 @@ fn apply(fence: &ChildFence) -> io::Result<()> {
             libc::O_WRONLY | libc::O_CLOEXEC,
         );
         if adjust >= 0 {
-            let _ = write_all(adjust, b"0\n");
+            let score: &[u8] = if fence.first_to_go { b"500\n" } else { b"0\n" };
+            let _ = write_all(adjust, score);
             libc::close(adjust);
         }
         let no_core = libc::rlimit {

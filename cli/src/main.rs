@@ -22,6 +22,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    // What this was started with is not for applications, which live longer than any of this.
+    beanpole_daemon::inherited::keep_from_children();
     // The shim forks: it must run before anything starts a thread.
     let arguments: Vec<_> = std::env::args_os().take(3).collect();
     if let [_, verb, spec] = arguments.as_slice()

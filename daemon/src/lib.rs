@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod files;
 pub mod http;
+pub mod inherited;
 pub mod logs;
 pub mod socket;
 pub mod stop;

@@ -348,6 +348,30 @@ pub const KNOWN: &[OptionSpec] = &[
         "Releases that stay prepared on each host, so that going back is a restart.",
     ),
     option(
+        RELEASE,
+        "BuildMemoryMax",
+        "",
+        Kind::Number(64, 4_194_304),
+        Change::Nothing,
+        "MiB of memory that preparing a release may use; more is killed and reported. Without it: half of the host's, at least 512. Needs an agent with root.",
+    ),
+    option(
+        RELEASE,
+        "BuildCpuMax",
+        "",
+        Kind::Number(10, 1_024_000),
+        Change::Nothing,
+        "Thousandths of a core that preparing a release may use. Without it: all cores but one, at least one. Needs an agent with root.",
+    ),
+    option(
+        RELEASE,
+        "BuildProcessesMax",
+        "",
+        Kind::Number(16, 4_194_304),
+        Change::Nothing,
+        "Processes and threads of preparing a release. Without it: 1024. Needs an agent with root.",
+    ),
+    option(
         PLACEMENT,
         "HostLabels",
         "",
@@ -708,13 +732,14 @@ impl OptionSettings {
     pub fn platform_options(&self) -> BTreeMap<String, String> {
         KNOWN
             .iter()
-            .filter(|known| known.namespace == PYTHON)
-            .map(|known| {
-                (
-                    known.name.to_owned(),
-                    self.effective(known.namespace, known.name).to_owned(),
-                )
+            .filter(|known| {
+                known.namespace == PYTHON
+                    || known.namespace == RELEASE && known.name.starts_with("Build")
             })
+            .map(|known| (known, self.effective(known.namespace, known.name)))
+            // Limits that are not set are the agent's to decide.
+            .filter(|(known, value)| known.namespace == PYTHON || !value.is_empty())
+            .map(|(known, value)| (known.name.to_owned(), value.to_owned()))
             .collect()
     }
 }

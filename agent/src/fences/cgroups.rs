@@ -1,9 +1,10 @@
-//! Limits by cgroup, version 1 or 2: one group per instance, `beanpole/ID`, at the top of each
-//! tree. At the top, because a group inside the agent's own unit would end with that unit.
+//! Limits by cgroup, version 1 or 2: one group per instance, `beanpole/ID`, and one per build, at the
+//! top of each tree. At the top, because a group inside the agent's own unit would end with that unit.
 
 use beanpole_protocol::InstanceId;
-use beanpole_protocol::agent::Limits;
+use beanpole_protocol::agent::{Limits, ReleaseKey};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -142,16 +143,25 @@ impl Cgroups {
 
     /// The group of an instance, which need not exist.
     pub fn group(&self, id: &InstanceId) -> Group {
-        let below = |root: &Option<PathBuf>, name: &str| {
-            root.as_ref().map(|root| root.join(PARENT).join(name))
-        };
+        self.named(id.as_str())
+    }
+
+    /// The group of a release's build, which need not exist. By the build's record as well: another
+    /// agent on this machine may prepare the same release.
+    pub fn build(&self, key: &ReleaseKey, record: &Path) -> Group {
+        let agent = hex::encode(&Sha256::digest(record.as_os_str().as_encoded_bytes())[..4]);
+        self.named(&format!("build-{}-{}-{agent}", key.environment, key.number))
+    }
+
+    fn named(&self, name: &str) -> Group {
+        let below = |root: &Option<PathBuf>| root.as_ref().map(|root| root.join(PARENT).join(name));
         // A controller is in one tree only: where version 2 has them, version 1 has not.
         Group {
-            unified: below(&self.unified, id.as_str()),
+            unified: below(&self.unified),
             lacks: self.lacks.clone(),
-            memory: below(&self.memory, id.as_str()),
-            cpu: below(&self.cpu, id.as_str()),
-            pids: below(&self.pids, id.as_str()),
+            memory: below(&self.memory),
+            cpu: below(&self.cpu),
+            pids: below(&self.pids),
         }
     }
 
@@ -286,6 +296,16 @@ impl Group {
             put(group, "pids.max", &number(limits.pids, "max"))?;
         }
         Ok(())
+    }
+
+    /// Has the group wait where others want the CPU, too: a fifth of a usual group's share.
+    pub(crate) fn stand_back(&self) {
+        if let Some(group) = &self.unified {
+            let _ = put(group, "cpu.weight", "20");
+        }
+        if let Some(group) = &self.cpu {
+            let _ = put(group, "cpu.shares", "205");
+        }
     }
 
     /// The `cgroup.procs` files, open for a child to write itself into.

@@ -108,6 +108,18 @@ impl Fences {
                 Ok("PR_SET_NO_NEW_PRIVS; set-user-ID programs gain nothing".to_owned()),
             ),
             fence(
+                "builds end whole",
+                match (&self.cgroups, self.root) {
+                    (Ok(_), _) => Ok("all that a build started is killed by its cgroup".to_owned()),
+                    (Err(_), true) => {
+                        Ok("all that a build started is killed by its guard process".to_owned())
+                    }
+                    (Err(why), false) => Err(format!(
+                        "a build that kills its own guard process can leave others behind: {why}"
+                    )),
+                },
+            ),
+            fence(
                 "no capabilities",
                 if self.root {
                     Ok("all given up before a process starts".to_owned())
@@ -125,18 +137,6 @@ impl Fences {
             Ok(()) => users::ensure(application).map(Some),
             Err(_) => Ok(None),
         }
-    }
-
-    /// Makes `command` (a build, say) run as `user`, in a process group of its own, without
-    /// capabilities and without a way to more privileges. For a tokio command: `as_std_mut()`.
-    pub fn confine(&self, command: &mut std::process::Command, user: Option<&User>) {
-        let fence = crate::sys::ChildFence {
-            cgroups: Vec::new(),
-            user: user.map(|user| (user.uid, user.gid)),
-            root: self.root,
-            open_files: None,
-        };
-        crate::sys::fence(command, fence);
     }
 
     /// The trees for limits, where there are any.

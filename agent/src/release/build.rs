@@ -1,19 +1,33 @@
-//! Runs the commands of a build: as the application's user, in a process group of their own that
-//! is killed as a whole, with their output bounded.
+//! Runs the commands of a build: as the application's user, within limits, with their output bounded.
+//!
+//! Each command has a guard process ([`crate::shim::build`]) that ends everything that the command
+//! started: when it has ended, when the agent gives it up, and when the agent dies. A record on disk
+//! tells the next agent of it, which waits for that end before it builds anything.
 
-use super::{FAILURE_LINES, Fault, Workshop};
+use super::{FAILURE_LINES, Fault, Workshop, blocking};
+use crate::fences::cgroups::Group;
+use crate::fences::signal;
 use crate::fences::users::User;
-use beanpole_protocol::agent::{ReleaseOrder, ReleasePhase};
-use rustix::process::{Pid, Signal};
+use crate::runtime::process::ShimProgram;
+use crate::shim::build::{BUILD, BuildEnd, BuildSpec};
+use crate::shim::proc;
+use crate::shim::wire::Identity;
+use beanpole_daemon::files;
+use beanpole_protocol::agent::{Limits, Properties, ReleaseOrder, ReleasePhase};
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::Command;
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::process::{Child, Command};
 
 /// The most that one build's log holds, in bytes: a build that loops must not fill the disk.
 const LONGEST_LOG: u64 = 8 << 20;
@@ -21,6 +35,19 @@ const LONGEST_LOG: u64 = 8 << 20;
 const LONGEST_LINE: usize = 1000;
 /// How long output may still come after the command itself has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How long a guard may take to end a build before it is done without it. It is done at once, but for
+/// processes in an uninterruptible wait.
+const GUARD_WAIT: Duration = Duration::from_secs(5);
+/// How long SIGKILL may take then.
+const KILL_WAIT: Duration = Duration::from_secs(5);
+/// Names the build in the environment of its processes.
+const MARK: &str = "BEANPOLE_BUILD";
+/// Processes and threads of a build where no option says: npm and pip need some dozens, parallel
+/// compilers some hundreds.
+const PROCESSES: u64 = 1024;
+/// The least that a build may use by default, on the smallest hosts: npm needs some 300 MiB.
+const LEAST_MEMORY: u64 = 512 << 20;
 
 /// What the agent passes on from its own environment: how to reach the network, and no secrets.
 const INHERITED: &[&str] = &[
@@ -50,7 +77,7 @@ pub struct Site<'a> {
     pub tree: PathBuf,
     /// What the commands write.
     pub log: PathBuf,
-    /// The running command's process group, for an agent that comes after a crash.
+    /// Tells of the running command, for an agent that comes after a crash.
     pub pid_file: PathBuf,
     /// The release.
     pub order: &'a ReleaseOrder,
@@ -100,29 +127,75 @@ impl Step<'_> {
     }
 }
 
-/// Kills a process group unless told that it is gone.
-struct Group {
-    leader: Option<Pid>,
-    pid_file: PathBuf,
+/// A command under way, as the next agent finds it on disk.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Running {
+    guard: Identity,
+    cgroup: Option<Group>,
+    /// [`MARK`] with its value.
+    mark: String,
 }
 
-impl Group {
-    fn kill(&self) {
-        if let Some(leader) = self.leader {
-            let _ = rustix::process::kill_process_group(leader, Signal::KILL);
+/// A guard process and the way to talk to it. Its end is the end of the build: dropping it is enough.
+struct Guard {
+    process: Child,
+    socket: UnixStream,
+    cgroup: Option<Group>,
+}
+
+impl Guard {
+    fn start(program: &ShimProgram, cgroup: Option<Group>) -> io::Result<Self> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let process = Command::new(&program.program)
+            .arg0("beanpole")
+            .args(&program.arguments)
+            .arg(BUILD)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        Ok(Self {
+            process,
+            socket: UnixStream::from_std(ours)?,
+            cgroup,
+        })
+    }
+
+    /// On disk first: what is not recorded must not run.
+    async fn begin(&mut self, record: &Path, spec: &BuildSpec) -> io::Result<()> {
+        let pid = self.process.id().unwrap_or_default().cast_signed();
+        let guard = Identity::of(pid).ok_or_else(|| io::Error::other("the guard ended"))?;
+        let running = Running {
+            guard,
+            cgroup: self.cgroup.clone(),
+            mark: mark(record),
+        };
+        files::write_json(record, &running, 0o600)?;
+        let mut line = serde_json::to_vec(spec)?;
+        line.push(b'\n');
+        self.socket.write_all(&line).await
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // The guard does it again, and until nothing is left, when its socket closes.
+        if let Some(group) = &self.cgroup {
+            group.kill();
         }
     }
 }
 
-impl Drop for Group {
-    fn drop(&mut self) {
-        self.kill();
-        let _ = fs::remove_file(&self.pid_file);
-    }
+fn mark(record: &Path) -> String {
+    format!("{MARK}={}", record.display())
 }
 
 impl Workshop {
-    /// Runs one command of a build to its end. Dropping the future kills it.
+    /// Runs one command of a build to its end. Dropping the future has it killed; [`end_build`] waits
+    /// for that.
     pub async fn run(&self, site: &Site<'_>, step: &Step<'_>) -> Result<(), Fault> {
         let shown = step.shown();
         (site.progress)(ReleasePhase::Building {
@@ -130,46 +203,35 @@ impl Workshop {
         });
         let home = site.work.join("home");
         make_home(&home, site.user.as_ref())?;
-        let mut command = Command::new(step.program);
-        command
-            .args(step.arguments)
-            .current_dir(step.directory)
-            .env_clear()
-            .envs(
-                INHERITED
-                    .iter()
-                    .filter_map(|name| Some((name, std::env::var_os(name)?))),
-            )
-            .env("LANG", "C.UTF-8")
-            .env("PATH", step.path)
-            .envs(&site.order.properties.0)
-            .env("HOME", &home)
-            .env("CI", "true")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        self.fences
-            .confine(command.as_std_mut(), site.user.as_ref());
-        let mut child = command.spawn().map_err(|error| {
+        let not_started = |why: &dyn std::fmt::Display| {
             Fault::new(
                 "build-failed",
-                format!("The command `{shown}` could not be started: {error}."),
+                format!("The command `{shown}` could not be started: {why}."),
             )
-        })?;
-        let leader = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-        let group = Group {
-            leader,
-            pid_file: site.pid_file.clone(),
         };
-        if let Some(leader) = leader {
-            remember(&site.pid_file, leader);
-        }
+        let limits = limits(&site.order.options);
+        let cgroup = self.fences.cgroups();
+        let spec = BuildSpec {
+            program: step.program.to_owned(),
+            arguments: step.arguments.to_vec(),
+            directory: step.directory.to_owned(),
+            environment: environment(site, step, &home),
+            user: site.user.clone(),
+            cgroup: cgroup.map(|trees| trees.build(&site.order.key, &site.pid_file)),
+            limits,
+        };
         let mut log =
             Log::open(&site.log, &shown).map_err(|error| Fault::io("write", &site.log, &error))?;
-        let (mut out, mut err) = (child.stdout.take(), child.stderr.take());
+        let mut guard =
+            Guard::start(&self.guard, spec.cgroup.clone()).map_err(|error| not_started(&error))?;
+        guard
+            .begin(&site.pid_file, &spec)
+            .await
+            .map_err(|error| not_started(&error))?;
+        let (mut out, mut err) = (guard.process.stdout.take(), guard.process.stderr.take());
         let (mut from_out, mut from_err) = (vec![0; 8192], vec![0; 8192]);
-        let status = loop {
+        let mut said = Vec::new();
+        loop {
             tokio::select! {
                 read = next(&mut out, &mut from_out), if out.is_some() => match read {
                     0 => out = None,
@@ -179,11 +241,12 @@ impl Workshop {
                     0 => err = None,
                     size => log.add(&from_err[..size]),
                 },
-                status = child.wait() => break status,
+                read = guard.socket.read_buf(&mut said) => if !matches!(read, Ok(1..)) {
+                    break;
+                },
             }
-        };
-        // What it left in the background ends with it, and closes the pipes by that.
-        group.kill();
+        }
+        // Everything that held the pipes has ended.
         let _ = tokio::time::timeout(LAST_WORDS, async {
             while out.is_some() || err.is_some() {
                 tokio::select! {
@@ -199,25 +262,104 @@ impl Workshop {
             }
         })
         .await;
+        let _ = tokio::time::timeout(LAST_WORDS, guard.process.wait()).await;
+        drop(guard);
+        let record = site.pid_file.clone();
+        let left = blocking(move || Ok(end_build(&record))).await?;
+        let mut end: Option<BuildEnd> = serde_json::from_slice(&said).ok();
+        if let Some(end) = &mut end {
+            end.left.extend(left);
+        }
         let lines = log.finish();
-        match status {
-            Ok(status) if status.success() => Ok(()),
-            Ok(_) if ran_out_of_disk(&lines) => Err(Fault::new(
-                "disk-full",
-                format!("The disk filled up while `{shown}` ran."),
-            )
-            .with_log(lines)),
-            Ok(status) => Err(Fault::new(
-                "build-failed",
-                format!("The command `{shown}` failed: {status}."),
-            )
-            .with_log(lines)),
-            Err(error) => Err(Fault::new(
-                "build-failed",
-                format!("The command `{shown}` could not be waited for: {error}."),
-            )),
+        match judge(&shown, end, &limits, &lines) {
+            None => Ok(()),
+            Some(fault) => Err(fault.with_log(lines)),
         }
     }
+}
+
+/// The whole environment of a build's command.
+fn environment(site: &Site<'_>, step: &Step<'_>, home: &Path) -> Properties {
+    let inherited = INHERITED
+        .iter()
+        .filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)));
+    let mut all: BTreeMap<String, String> = inherited.collect();
+    all.insert("LANG".to_owned(), "C.UTF-8".to_owned());
+    all.insert("PATH".to_owned(), step.path.to_owned());
+    all.extend(site.order.properties.0.clone());
+    all.insert("HOME".to_owned(), home.to_string_lossy().into_owned());
+    all.insert("CI".to_owned(), "true".to_owned());
+    all.insert(MARK.to_owned(), site.pid_file.display().to_string());
+    Properties(all)
+}
+
+/// What a build may use: as the environment's options say, else what leaves room for applications.
+fn limits(options: &BTreeMap<String, String>) -> Limits {
+    let number = |name: &str| {
+        options
+            .get(name)
+            .and_then(|value| value.parse::<u64>().ok())
+    };
+    let half_of_memory = || {
+        let memory = <procfs::Meminfo as procfs::Current>::current().ok()?;
+        Some((memory.mem_total / 2).max(LEAST_MEMORY))
+    };
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    Limits {
+        memory_bytes: number("BuildMemoryMax")
+            .map(|mib| mib << 20)
+            .or_else(half_of_memory),
+        cpu_millis: number("BuildCpuMax").or(Some((cores - 1).max(1) * 1000)),
+        pids: number("BuildProcessesMax").or(Some(PROCESSES)),
+        open_files: None,
+    }
+}
+
+/// Why the command failed; none when it did not.
+fn judge(shown: &str, end: Option<BuildEnd>, limits: &Limits, lines: &[String]) -> Option<Fault> {
+    let failed = |message: String| Some(Fault::new("build-failed", message));
+    let Some(end) = end else {
+        return failed(format!(
+            "The command `{shown}` was ended, since the process that guards it was killed."
+        ));
+    };
+    if let Some(why) = end.error {
+        return failed(format!(
+            "The command `{shown}` could not be started: {why}."
+        ));
+    }
+    if !end.left.is_empty() {
+        return failed(format!(
+            "The command `{shown}` left processes that cannot be killed: {:?}. They wait for a disk \
+             or a network file system of this host.",
+            end.left
+        ));
+    }
+    if end.code == Some(0) {
+        return None;
+    }
+    if end.oom_kills > 0 {
+        let most = limits.memory_bytes.unwrap_or_default() >> 20;
+        return Some(Fault::new(
+            "build-out-of-memory",
+            format!(
+                "The command `{shown}` was killed by the kernel for memory: builds may use {most} MiB \
+                 here. The option `beanpole:release` `BuildMemoryMax` sets another limit."
+            ),
+        ));
+    }
+    if ran_out_of_disk(lines) {
+        return Some(Fault::new(
+            "disk-full",
+            format!("The disk filled up while `{shown}` ran."),
+        ));
+    }
+    let how = match (end.code, end.signal) {
+        (Some(code), _) => ExitStatus::from_raw(code << 8).to_string(),
+        (None, Some(signal)) => ExitStatus::from_raw(signal).to_string(),
+        (None, None) => "it was told to end".to_owned(),
+    };
+    failed(format!("The command `{shown}` failed: {how}."))
 }
 
 fn make_home(home: &Path, user: Option<&User>) -> Result<(), Fault> {
@@ -330,38 +472,129 @@ pub fn last_lines(path: &Path) -> Vec<String> {
         .collect()
 }
 
-/// When a process started, in clock ticks since boot: with its id it names one process for good.
-fn started(pid: i32) -> Option<u64> {
-    procfs::process::Process::new(pid)
-        .and_then(|process| process.stat())
-        .map(|stat| stat.starttime)
-        .ok()
-}
-
-fn remember(pid_file: &Path, leader: Pid) {
-    let pid = leader.as_raw_nonzero().get();
-    if let Some(start) = started(pid) {
-        let _ = fs::write(pid_file, format!("{pid} {start}"));
+impl Running {
+    fn left(&self) -> Vec<i32> {
+        let mut left = Vec::new();
+        if self.guard.lives() {
+            left.extend(proc::descendants(self.guard.pid));
+            left.push(self.guard.pid);
+        }
+        match &self.cgroup {
+            Some(group) => left.extend(group.processes()),
+            // What has another parent by now, as its guard was killed.
+            None => left.extend(
+                proc::all()
+                    .into_iter()
+                    .filter(|pid| proc::carries(*pid, &self.mark)),
+            ),
+        }
+        left
     }
 }
 
-/// Kills builds that an agent left behind when it was killed itself.
+/// Waits until nothing is left of the build that `record` tells of, if there is one; does without its
+/// guard where that is slow or dead. Blocks. Returns what cannot be killed.
+pub fn end_build(record: &Path) -> Vec<i32> {
+    let running: Running = match files::read_json(record) {
+        Ok(None) => return Vec::new(),
+        Ok(Some(running)) => running,
+        Err(error) => {
+            tracing::warn!(%error, "the record of a build is of no use");
+            let _ = fs::remove_file(record);
+            return Vec::new();
+        }
+    };
+    let start = Instant::now();
+    // Its guard knows that the agent is gone, or has given it up.
+    while running.guard.lives() && start.elapsed() < GUARD_WAIT {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let end = Instant::now() + KILL_WAIT;
+    loop {
+        let left = running.left();
+        if left.is_empty() {
+            break;
+        }
+        if Instant::now() > end {
+            return left;
+        }
+        if let Some(group) = &running.cgroup {
+            group.kill();
+        }
+        for pid in left {
+            signal(pid, Signal::KILL);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    if let Some(group) = &running.cgroup {
+        let _ = group.remove(Duration::from_millis(200));
+    }
+    let _ = fs::remove_file(record);
+    Vec::new()
+}
+
+/// Ends builds that an agent left behind when it was killed itself.
 pub fn end_leftovers(builds: &Path) -> io::Result<()> {
     for entry in fs::read_dir(builds)? {
         let path = entry?.path();
         if path.extension().is_none_or(|extension| extension != "pid") {
             continue;
         }
-        let text = fs::read_to_string(&path)?;
-        if let Some((pid, start)) = text.split_once(' ')
-            && let (Ok(pid), Ok(start)) = (pid.parse(), start.parse())
-            && started(pid) == Some(start)
-            && let Some(leader) = Pid::from_raw(pid)
-        {
-            tracing::info!(pid, "ending a build that an earlier agent left");
-            let _ = rustix::process::kill_process_group(leader, Signal::KILL);
+        tracing::info!(build = %path.display(), "ending a build that an earlier agent left");
+        let guard: Option<Running> = files::read_json(&path).ok().flatten();
+        let left = end_build(&path);
+        if !left.is_empty() {
+            tracing::warn!(
+                ?left,
+                "processes of an earlier agent's build cannot be killed"
+            );
         }
-        fs::remove_file(&path)?;
+        // After an upgrade the guard is a child of this process that nobody knows.
+        if let Some(pid) = guard.and_then(|one| rustix::process::Pid::from_raw(one.guard.pid)) {
+            let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
+        }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_set_the_limits_of_builds_and_there_are_some_without() {
+        let limits_of = |name: &str, value: &str| {
+            limits(&BTreeMap::from([(name.to_owned(), value.to_owned())]))
+        };
+        let set = limits_of("BuildMemoryMax", "300");
+        assert_eq!(set.memory_bytes, Some(300 << 20));
+        assert_eq!(limits_of("BuildCpuMax", "1500").cpu_millis, Some(1500));
+        assert_eq!(limits_of("BuildProcessesMax", "9").pids, Some(9));
+        assert!(set.cpu_millis >= Some(1000) && set.pids == Some(PROCESSES));
+        assert!(limits(&BTreeMap::new()).memory_bytes >= Some(LEAST_MEMORY));
+    }
+
+    #[test]
+    fn a_kill_for_memory_is_told_apart_unless_the_command_got_over_it() {
+        let end = |code, oom_kills| BuildEnd {
+            code: Some(code),
+            oom_kills,
+            ..BuildEnd::default()
+        };
+        let limits = Limits {
+            memory_bytes: Some(64 << 20),
+            ..Limits::default()
+        };
+        let judged = |end| judge("npm ci", Some(end), &limits, &[]);
+        assert_eq!(judged(end(0, 1)), None);
+        let fault = judged(end(137, 1)).expect("failed").0;
+        assert_eq!(fault.code, "build-out-of-memory");
+        assert!(fault.message.contains("64 MiB"), "{}", fault.message);
+        let fault = judged(end(3, 0)).expect("failed").0;
+        assert!(
+            fault.message.contains("exit status: 3"),
+            "{}",
+            fault.message
+        );
+    }
 }

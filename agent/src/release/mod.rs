@@ -18,6 +18,7 @@ use crate::fences::Fences;
 use crate::fences::users::User;
 use crate::layout::Layout;
 use crate::runtime::ProcessSpec;
+use crate::runtime::process::ShimProgram;
 use beanpole_daemon::files;
 use beanpole_protocol::agent::{Failure, Platform, ReleaseKey, ReleaseOrder, ReleasePhase};
 use serde::{Deserialize, Serialize};
@@ -125,6 +126,8 @@ pub struct Workshop {
     pub boot_id: String,
     /// What builds are fenced in by.
     pub fences: Fences,
+    /// What runs their commands.
+    pub guard: ShimProgram,
 }
 
 /// One preparation under way.
@@ -177,7 +180,12 @@ impl Workshop {
         // A thread that still unpacks stops at its next file; its directory is removed after it.
         pause.store(true, Ordering::Relaxed);
         if outcome.is_err() {
-            let _ = tokio::task::spawn_blocking(move || remove_for_good(&work)).await;
+            let record = self.layout.build_pid(&job.order.key);
+            let _ = tokio::task::spawn_blocking(move || {
+                build::end_build(&record);
+                remove_for_good(&work)
+            })
+            .await;
         }
         outcome
     }

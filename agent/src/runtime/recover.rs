@@ -74,7 +74,11 @@ fn leftovers(spec: &ShimSpec, status: Option<&Status>) -> Vec<i32> {
     }
     if spec.cgroup.is_none() {
         let mark = format!("{MARK}={}", spec.instance);
-        left.extend(proc::all().into_iter().filter(|pid| carries(*pid, &mark)));
+        left.extend(
+            proc::all()
+                .into_iter()
+                .filter(|pid| proc::carries(*pid, &mark)),
+        );
     }
     left.sort_unstable();
     left.dedup();
@@ -83,10 +87,4 @@ fn leftovers(spec: &ShimSpec, status: Option<&Status>) -> Vec<i32> {
 
 fn alive(pid: i32) -> bool {
     proc::Stat::of(pid).is_some_and(|stat| stat.alive())
-}
-
-fn carries(pid: i32, mark: &str) -> bool {
-    std::fs::read(format!("/proc/{pid}/environ"))
-        .is_ok_and(|text| text.split(|byte| *byte == 0).any(|v| v == mark.as_bytes()))
-        && alive(pid)
 }

@@ -37,6 +37,7 @@ pub(super) fn start(
         user: spec.user.as_ref().map(|user| (user.uid, user.gid)),
         root: rustix::process::geteuid().is_root(),
         open_files: spec.limits.open_files,
+        first_to_go: false,
     };
     sys::fence(&mut command, fence);
     let child = command.spawn()?;

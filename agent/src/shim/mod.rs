@@ -9,6 +9,7 @@
 //! nobody to read it and their exit codes are lost. So the agent, who notices at once, ends what
 //! is left and starts the instance anew ([`crate::runtime`]).
 
+pub mod build;
 mod child;
 mod control;
 mod log;
@@ -29,8 +30,14 @@ use supervise::Supervisor;
 
 /// Starts the shim for the spec in `spec_file` and returns once its processes are started; the
 /// shim itself goes on in the background. The exit code is 0 when it runs; else the reason is on
-/// standard error. Call it from a process with one thread.
+/// standard error. Call it first thing in `main`.
+///
+/// With [`build::BUILD`] in the place of the file it is the guard of one command of a build instead.
 pub fn run(spec_file: &Path) -> ExitCode {
+    sys::close_inherited();
+    if spec_file.as_os_str() == build::BUILD {
+        return build::run();
+    }
     match detach(spec_file) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {

@@ -45,6 +45,13 @@ pub(crate) fn all() -> Vec<i32> {
         .collect()
 }
 
+/// Whether a process lives and has `mark`, a variable with its value, in its environment.
+pub(crate) fn carries(pid: i32, mark: &str) -> bool {
+    fs::read(format!("/proc/{pid}/environ"))
+        .is_ok_and(|text| text.split(|byte| *byte == 0).any(|v| v == mark.as_bytes()))
+        && Stat::of(pid).is_some_and(Stat::alive)
+}
+
 /// Every living descendant of `ancestor`.
 pub(crate) fn descendants(ancestor: i32) -> Vec<i32> {
     let parents: Vec<(i32, Stat)> = all()

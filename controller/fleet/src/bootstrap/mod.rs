@@ -8,7 +8,7 @@ mod elf;
 mod error;
 mod executables;
 mod progress;
-mod quote;
+pub(crate) mod quote;
 mod scripts;
 mod steps;
 

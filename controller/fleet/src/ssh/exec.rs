@@ -2,6 +2,7 @@
 
 use super::SshError;
 use super::connect::Session;
+use crate::bootstrap::quote::for_any_login_shell;
 use bytes::Bytes;
 use futures::Stream;
 use futures::StreamExt;
@@ -37,8 +38,8 @@ pub enum ExecError {
 }
 
 impl Session {
-    /// Runs `command` (for the user's login shell) with `input` on its standard input, and waits
-    /// for its end, at most `limit`.
+    /// Runs `command` by `/bin/sh`, whatever the user's login shell is, with `input` on its standard
+    /// input, and waits for its end, at most `limit`.
     pub async fn exec(
         &self,
         command: &str,
@@ -58,7 +59,7 @@ impl Session {
         let channel = self.open_exec().await?;
         let (mut reader, writer) = channel.split();
         writer
-            .exec(true, command)
+            .exec(true, for_any_login_shell(command))
             .await
             .map_err(|error| self.broken(error))?;
         let feed = async {

@@ -1,0 +1,198 @@
+//! A whole agent as a process of its own: orders, bundles, builds, and SIGKILL at any time.
+
+mod builds;
+mod inherited;
+mod world;
+
+use beanpole_daemon::http::{CallError, request};
+use beanpole_protocol::Generation;
+use beanpole_protocol::agent::{HostOrders, HostReport, InstancePhase, ReleasePhase};
+use futures::StreamExt;
+use http::Method;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use world::{LIMIT, SLEEPER, World, bundle, instance, instance_id, pid, release, runs};
+
+#[tokio::test]
+async fn a_release_runs_and_outlives_its_agent() {
+    let mut world = World::new();
+    let one = bundle(SLEEPER);
+    world.order(&[release(1, &one)], &[instance(1, 1)]).await;
+    let report = world.report().await;
+    assert_eq!(report.releases[0].phase, ReleasePhase::NeedsBundle);
+    assert_eq!(report.instances[0].phase, InstancePhase::Waiting);
+    assert!(world.send(&one).await.expect("blob").complete);
+    let report = world.until("a running instance", |r| runs(r, 1, 1)).await;
+    let first = pid(&report);
+    // Neither SIGKILL of the agent nor its new start touches the app.
+    world.kill();
+    assert!(Path::new(&format!("/proc/{first}")).exists());
+    world.start(world.data());
+    let report = world.until("the same instance", |r| runs(r, 1, 1)).await;
+    assert_eq!(pid(&report), first);
+    let mut connection = world.connect().await;
+    let id = instance_id();
+    let call = request(
+        Method::GET,
+        &format!("/v1/instances/{id}/logs?tail=5"),
+        None::<&()>,
+    );
+    let body = connection.send(call.expect("request")).await.expect("logs");
+    let text = http_body_util::BodyExt::collect(body)
+        .await
+        .expect("text")
+        .to_bytes();
+    let text = String::from_utf8_lossy(&text);
+    assert!(
+        text.contains(" web stdout hello on 23456 as v1 in prod"),
+        "{text}"
+    );
+    // The next release takes its place; then nothing is ordered, and nothing is left.
+    let two = bundle(&[SLEEPER[0], ("more", "x")]);
+    world.send(&two).await.expect("blob");
+    world
+        .order(&[release(1, &one), release(2, &two)], &[instance(2, 2)])
+        .await;
+    world.until("release 2", |r| runs(r, 2, 2)).await;
+    assert!(!Path::new(&format!("/proc/{first}")).exists());
+    world.order(&[], &[]).await;
+    world.until("nothing", |r| r.instances.is_empty()).await;
+    let releases = world.data().join("agent/releases");
+    let deadline = Instant::now() + LIMIT;
+    while std::fs::read_dir(&releases).expect("list").count() > 0 {
+        assert!(Instant::now() < deadline, "releases stay");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_watch_tells_changes_and_ends_with_the_agent() {
+    let mut world = World::new();
+    let mut lines = world
+        .connect()
+        .await
+        .lines::<HostReport>("/v1/watch", LIMIT)
+        .await
+        .expect("watch");
+    let first = lines.next().await.expect("line").expect("report");
+    let one = bundle(SLEEPER);
+    world.order(&[release(1, &one)], &[]).await;
+    let second = lines.next().await.expect("line").expect("report");
+    assert!(second.sequence > first.sequence);
+    assert_eq!(second.generation, Generation(1));
+    let agent = world.agent.as_mut().expect("agent");
+    let pid = rustix::process::Pid::from_child(agent);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signal");
+    while let Some(Ok(_)) = lines.next().await {}
+    assert!(agent.wait().expect("wait").success());
+    world.agent = None;
+}
+
+#[tokio::test]
+async fn old_orders_and_a_second_agent_are_refused() {
+    let mut world = World::new();
+    world.order(&[], &[]).await;
+    world.order(&[], &[]).await;
+    let stale = HostOrders {
+        generation: Generation(1),
+        ..HostOrders::default()
+    };
+    let error = world.put(&stale).await.expect_err("stale");
+    assert!(
+        matches!(&error, CallError::Refused(p) if p.code == "stale-generation"),
+        "{error}"
+    );
+    let data = world.data();
+    let second = world
+        .command(&data)
+        .stderr(Stdio::piped())
+        .output()
+        .expect("second");
+    assert!(!second.status.success());
+    let said = String::from_utf8_lossy(&second.stderr);
+    let holder = world.agent.as_ref().expect("agent").id();
+    assert!(said.contains(&format!("process {holder}")), "{said}");
+}
+
+#[tokio::test]
+async fn bad_bundles_fail_without_holding_up_good_ones() {
+    let mut world = World::new();
+    let bad = bundle(&[("shop/Procfile", "web: ./run\n")]);
+    let good = bundle(SLEEPER);
+    world.send(&bad).await.expect("blob");
+    world.send(&good).await.expect("blob");
+    world
+        .order(&[release(1, &bad), release(2, &good)], &[instance(2, 1)])
+        .await;
+    world.until("a running instance", |r| runs(r, 2, 1)).await;
+    let failure = world.failure().await;
+    assert_eq!(failure.code, "no-platform");
+    assert!(failure.message.contains("`shop`"), "{}", failure.message);
+}
+
+#[tokio::test]
+async fn it_converges_after_kills_at_any_time() {
+    let mut world = World::new();
+    for round in 1..=8_u64 {
+        let text = "x".repeat(200_000 + round as usize);
+        let next = bundle(&[SLEEPER[0], ("data", &text)]);
+        world.send(&next).await.expect("blob");
+        world
+            .order(&[release(round, &next)], &[instance(round, round)])
+            .await;
+        // A different moment each round: unpacking, starting, stopping the one before.
+        tokio::time::sleep(Duration::from_millis(round * 13 % 97)).await;
+        world.kill();
+        world.start(world.data());
+        let report = world
+            .until("the new release", |r| runs(r, round, round))
+            .await;
+        assert_eq!(report.instances.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_reported_and_passes() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let mut world = World::new();
+    let disk = world.directory.path().join("small");
+    std::fs::create_dir(&disk).expect("make");
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=16m,mode=755", "tmpfs"])
+        .arg(&disk)
+        .status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        return;
+    }
+    world.kill();
+    world.start(disk.clone());
+    // Letters at random, which ZIP makes little smaller.
+    let mut seed = 1_u64;
+    let noise: String = (0..6_000_000)
+        .map(|_| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            char::from(b'a' + (seed % 26) as u8)
+        })
+        .collect();
+    let large = bundle(&[SLEEPER[0], ("noise", &noise)]);
+    std::fs::write(disk.join("ballast"), vec![1; 9 << 20]).expect("ballast");
+    world.send(&large).await.expect("blob");
+    world.order(&[release(1, &large)], &[]).await;
+    let failure = world.failure().await;
+    assert_eq!(failure.code, "disk-full", "{failure:?}");
+    std::fs::remove_file(disk.join("ballast")).expect("remove");
+    world
+        .until("a ready release", |r| {
+            r.releases[0].phase == ReleasePhase::Ready
+        })
+        .await;
+    world.order(&[], &[]).await;
+    world.kill();
+    let unmounted = Command::new("umount").arg("-l").arg(&disk).status();
+    assert!(unmounted.is_ok_and(|status| status.success()));
+}
