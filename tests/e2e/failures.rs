@@ -5,6 +5,11 @@ use crate::changes::{assert_live, assert_none_failed, items};
 use beanpole_tests::apps::App;
 use beanpole_tests::bed::{Bed, Ran};
 use beanpole_tests::wait::{seconds, until_true};
+use std::io::Write;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 
 /// Deploys what cannot work to three instances under load, and checks that nothing is lost.
 #[track_caller]
@@ -154,6 +159,74 @@ fn a_first_release_that_fails_leaves_nothing_live_and_the_next_one_works_at_once
     );
     assert_live(&bed, "shop-prod", "v2", 2);
     assert!(bed.status("shop-prod")["failed"].is_null());
+}
+
+/// Answers 200 on a port as soon as it is free, until it is dropped.
+struct Stranger {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Stranger {
+    fn waits_for(port: u16) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut listener = None;
+            while !told.load(Ordering::Relaxed) {
+                let Some(listener) = &listener else {
+                    listener = TcpListener::bind(("127.0.0.1", port)).ok();
+                    if let Some(listener) = &listener {
+                        listener.set_nonblocking(true).expect("non-blocking");
+                    }
+                    std::thread::park_timeout(seconds(1) / 1_000);
+                    continue;
+                };
+                match listener.accept() {
+                    Ok((mut stream, _)) => {
+                        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+                    }
+                    Err(_) => std::thread::park_timeout(seconds(1) / 1_000),
+                }
+            }
+        });
+        Self {
+            stop,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[test]
+fn another_programs_answers_on_its_port_do_not_make_an_app_healthy() {
+    let bed = Bed::up();
+    let app = bed.serving("shop-prod", 1);
+    let address = bed.status("shop-prod")["instances"][0]["address"]
+        .as_str()
+        .expect("an address")
+        .to_owned();
+    let port = address.rsplit(':').next().expect("a port");
+    let stranger = Stranger::waits_for(port.parse().expect("a number"));
+    let app = app.procfile("web: ./testapp v2 --no-listen\n");
+    bed.run_in(
+        &app.dir,
+        &["deploy", "shop-prod", "--label", "v2", "--no-auto-rollback"],
+    )
+    .exits(1)
+    .says(&format!("Port {port} is taken by another program: "));
+    drop(stranger);
+    bed.run_in(&app.dir, &["deploy", "shop-prod", "--version", "v1"])
+        .ok();
+    assert_live(&bed, "shop-prod", "v1", 1);
 }
 
 #[test]
