@@ -2,6 +2,7 @@
 //! library's name service, so that a statically linked agent tells the same.
 
 use crate::fences::Fences;
+use crate::uninstall::Installation;
 use beanpole_protocol::agent::{HostFacts, INSTANCE_PORTS};
 use procfs::Current;
 use serde::Deserialize;
@@ -23,16 +24,18 @@ const DOCKER_SOCKET: &str = "/var/run/docker.sock";
 pub struct Facts {
     data: PathBuf,
     fences: Fences,
+    installation: Installation,
     cached: Mutex<Option<(Instant, HostFacts)>>,
     docker: tokio::sync::Mutex<Option<(Instant, Option<String>)>>,
 }
 
 impl Facts {
     /// Facts about the machine and the disk that holds `data`.
-    pub fn new(data: &Path, fences: Fences) -> Self {
+    pub fn new(data: &Path, fences: Fences, installation: Installation) -> Self {
         Self {
             data: data.to_owned(),
             fences,
+            installation,
             cached: Mutex::default(),
             docker: tokio::sync::Mutex::default(),
         }
@@ -97,6 +100,7 @@ impl Facts {
             load_1m_hundredths: load.map_or(0, |l| (l.one * 100.0).round() as u32),
             docker,
             systemd: Path::new("/run/systemd/system").is_dir(),
+            started_at_boot_by: self.installation.started_at_boot_by().map(str::to_owned),
             root: rustix::process::geteuid().is_root(),
             fences: self.fences.report(),
             listening: listening(),
@@ -171,7 +175,9 @@ mod tests {
 
     #[tokio::test]
     async fn this_machine_has_facts() {
-        let facts = Facts::new(Path::new("/"), Fences::none()).get().await;
+        let facts = Facts::new(Path::new("/"), Fences::none(), Installation::none())
+            .get()
+            .await;
         assert!(facts.cpus > 0);
         assert!(facts.memory_total_bytes > facts.memory_available_bytes);
         assert!(facts.disk_total_bytes > 0);

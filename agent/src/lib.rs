@@ -139,6 +139,8 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
     )
     .await?;
     let orders = orders::load(&layout.orders()).map_err(AgentError::Orders)?;
+    let executable = std::env::current_exe().unwrap_or_default();
+    let installation = uninstall::Installation::of(&executable, &data_dir, &config.socket);
     let fences = fences::Fences::detect(layout.root());
     let runtime: Arc<dyn Runtime> = Arc::new(ProcessRuntime::new(
         ProcessSettings {
@@ -163,7 +165,7 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
         blobs,
         workshop,
         runtime,
-        facts::Facts::new(layout.root(), fences),
+        facts::Facts::new(layout.root(), fences, installation.clone()),
         orders,
     ));
     host.recover()
@@ -178,8 +180,6 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
         adopted = adopted.len(),
         "the agent serves"
     );
-    let executable = std::env::current_exe().unwrap_or_default();
-    let installation = uninstall::Installation::of(&executable, &data_dir, &config.socket);
     learn_digest(Arc::clone(&host), executable);
     let agent = Arc::new(Agent {
         host: Arc::clone(&host),

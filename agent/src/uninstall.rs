@@ -24,7 +24,7 @@ const UNIT: &str = "beanpole-agent.service";
 /// What was installed, beside the agent's data.
 const INSTALLED: &str = "installed.json";
 /// What the set-up and the supervisor leave beside the agent's data.
-const BESIDE_DATA: [&str; 2] = [INSTALLED, "agent.log"];
+const BESIDE_DATA: [&str; 3] = [INSTALLED, "agent.log", "agent.log.1"];
 /// What the supervisor leaves beside the socket.
 const SUPERVISOR: &str = "supervisor.pid";
 
@@ -35,6 +35,8 @@ pub struct Installation {
     pub programs: Option<PathBuf>,
     /// The unit file.
     pub unit: Option<PathBuf>,
+    /// The file that has cron start the agent at boot.
+    pub cron: Option<PathBuf>,
     /// The user as whom the controller comes in.
     pub login: Option<String>,
     /// The data directory, removed when empty.
@@ -49,6 +51,7 @@ impl Installation {
         Self {
             programs: None,
             unit: None,
+            cron: None,
             login: None,
             data_dir: PathBuf::new(),
             socket: PathBuf::new(),
@@ -69,6 +72,7 @@ impl Installation {
                 return Self {
                     programs: Some(installed.executables.into()),
                     unit: installed.unit.map(PathBuf::from),
+                    cron: installed.cron.map(PathBuf::from),
                     login: Some(installed.user),
                     ..base
                 };
@@ -84,6 +88,18 @@ impl Installation {
             unit: Some(PathBuf::from("/etc/systemd/system").join(UNIT)),
             login: Some(LOGIN.to_owned()),
             ..base
+        }
+    }
+
+    /// What starts the agent after a reboot, as of now: `systemd`, `cron`.
+    pub fn started_at_boot_by(&self) -> Option<&'static str> {
+        let there = |path: &Option<PathBuf>| path.as_deref().is_some_and(Path::exists);
+        if there(&self.unit) {
+            Some("systemd")
+        } else if there(&self.cron) {
+            Some("cron")
+        } else {
+            None
         }
     }
 }
@@ -141,6 +157,9 @@ pub async fn run(host: &Arc<Host>, installation: &Installation) -> Uninstalled {
         if let Err(error) = command("systemctl", &["daemon-reload"]).await {
             tally.left(format!("systemd still knows {UNIT}: {error}"));
         }
+    }
+    if let Some(cron) = &installation.cron {
+        tally.note("file", cron, fs::remove_file(cron));
     }
     let root = host.layout.root();
     tally.note("directory", root, remove_for_good(root));

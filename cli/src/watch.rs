@@ -285,15 +285,16 @@ fn standing(context: &Context, operation: &Operation) -> Option<String> {
     let environment = environment(context, operation)?;
     let runs = match (&environment.version, environment.release) {
         (Some(version), Some(release)) => format!("its live release is {release} ({version})"),
-        _ => "it has no live release".to_owned(),
+        _ => "no release is live".to_owned(),
     };
+    let name = &environment.name;
     let back = match operation.status {
-        OperationStatus::RolledBack => "was taken back; ",
-        _ => "",
+        OperationStatus::RolledBack => format!("{name} was taken back; {runs}"),
+        _ => format!("{name}: {runs}"),
     };
     Some(format!(
-        "{} {back}{runs}, status {}, health {}.",
-        environment.name, environment.status, environment.health
+        "{back}, status {}, health {}.",
+        environment.status, environment.health
     ))
 }
 

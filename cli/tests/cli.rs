@@ -408,6 +408,45 @@ fn a_typo_in_deploy_toml_is_refused_before_anything_is_sent() {
     ");
 }
 
+/// A controller whose backup ends in the middle, without its last chunk.
+fn breaking_off() -> String {
+    use std::io::{BufRead, BufReader, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("address"));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut reader = BufReader::new(stream);
+            let mut line = String::new();
+            while reader.read_line(&mut line).is_ok_and(|count| count > 2) {
+                line.clear();
+            }
+            let answer = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n";
+            let _ = reader.get_mut().write_all(answer.as_bytes());
+        }
+    });
+    url
+}
+
+#[test]
+fn a_backup_that_breaks_off_fails_and_leaves_what_was_there() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let url = breaking_off();
+    let file = dir.path().join("b");
+    std::fs::write(&file, "the backup before").expect("write");
+    let ran = beanpole(dir.path(), &url, &["backup", "b"]);
+    assert_eq!(ran.code, 1, "{}", ran.err);
+    assert!(ran.err.contains("The backup broke off"), "{}", ran.err);
+    assert_eq!(
+        std::fs::read_to_string(&file).expect("read"),
+        "the backup before"
+    );
+    assert!(!dir.path().join("b.part").exists());
+
+    let ran = beanpole(dir.path(), &url, &["backup", "-"]);
+    assert_eq!(ran.code, 1, "{}", ran.err);
+    assert!(ran.err.contains("The backup broke off"), "{}", ran.err);
+}
+
 #[test]
 fn init_writes_once() {
     let app = app();

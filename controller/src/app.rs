@@ -14,7 +14,7 @@ use beanpole_store::{Store, StoreError};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
@@ -36,6 +36,8 @@ pub(crate) struct Shared {
     pub(crate) stop: CancellationToken,
     /// Changes whenever events may have been written.
     pub(crate) news: watch::Sender<u64>,
+    /// Told when a bundle may have become unneeded.
+    pub(crate) unneeded: Notify,
     /// Wakes the engine's thread. A wake carries no data and one that waits is enough.
     pub(crate) wakes: SyncSender<()>,
 }

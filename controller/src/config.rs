@@ -6,7 +6,11 @@ use beanpole_store::blobs::{BlobError, DEFAULT_LIMIT_BYTES};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio::sync::oneshot;
+
+/// Far longer than any client takes from an upload to its version.
+const BUNDLE_GRACE: Duration = Duration::from_hours(1);
 
 /// How the API is encrypted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,6 +51,9 @@ pub struct ControllerConfig {
     pub http_port: Option<u16>,
     /// The greatest bundle, in bytes.
     pub bundle_limit_bytes: u64,
+    /// How long a bundle stays that nothing needs, counted from when a caller was last told that it is
+    /// here: the version that it was uploaded for is created meanwhile.
+    pub bundle_grace: Duration,
     /// Executables for hosts of other architectures, named `beanpole-ARCH`.
     pub builds: Option<PathBuf>,
     /// Bytes per second for pushing bundles, over all hosts; none for no limit.
@@ -68,6 +75,7 @@ impl ControllerConfig {
             domain: "localhost".to_owned(),
             http_port: None,
             bundle_limit_bytes: DEFAULT_LIMIT_BYTES,
+            bundle_grace: BUNDLE_GRACE,
             builds: None,
             push_bytes_per_second: None,
             listening: None,

@@ -14,6 +14,7 @@ mod app;
 mod auth;
 mod config;
 mod driver;
+mod free;
 mod links;
 mod listen;
 mod narrate;

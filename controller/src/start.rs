@@ -6,7 +6,7 @@ use crate::links::{LOCAL_PROXY, Links};
 use crate::listen::Api;
 use crate::observations::Observations;
 use crate::services::hosts;
-use crate::{ControllerConfig, ControllerError, api, driver, narrate};
+use crate::{ControllerConfig, ControllerError, api, driver, free, narrate};
 use beanpole_daemon::clock;
 use beanpole_engine::{Draft, Engine, EngineConfig, emit};
 use beanpole_fleet::bootstrap::Executables;
@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 /// How often the records are saved to an automatic backup, if they changed.
@@ -50,6 +50,7 @@ pub async fn run(
     let reports = tokio::spawn(incoming.take_in(app.clone()));
     let log = tokio::spawn(narrate::run(app.clone()));
     let backups = tokio::spawn(back_up_hourly(app.clone()));
+    let freeing = tokio::spawn(free::run(app.clone(), config.bundle_grace));
     tracing::info!(api = %server.address, data = %config.data.display(), "controller ready");
     if let Some(listening) = listening {
         let _ = listening.send(server.address);
@@ -62,6 +63,7 @@ pub async fn run(
     app.links.stop().await;
     let _ = reports.await;
     let _ = backups.await;
+    let _ = freeing.await;
     let _ = log.await;
     tracing::info!("controller stopped");
     ended
@@ -117,10 +119,9 @@ fn assemble(
         );
         store.update(|tx| emit(tx, draft))?;
     }
-    let blobs = Arc::new(Blobs::open(
-        &directory.join("blobs"),
-        config.bundle_limit_bytes,
-    )?);
+    let blobs_dir = directory.join("blobs");
+    backup::sweep(&store, &blobs_dir)?;
+    let blobs = Arc::new(Blobs::open(&blobs_dir, config.bundle_limit_bytes)?);
     let tokens = Tokens::prepare(&store, &config.data.join("token"))?;
     let controller_key = ControllerKey::load_or_create(&directory)?;
     let engine = Engine::new(
@@ -166,6 +167,7 @@ fn assemble(
         },
         stop,
         news: watch::Sender::new(0),
+        unneeded: Notify::new(),
         wakes,
     });
     Ok((app, woken, incoming))

@@ -3,7 +3,11 @@
 
 mod support;
 
+use beanpole_protocol::Timestamp;
+use beanpole_store::model::{EnvironmentRecord, ReleaseRecord};
+use beanpole_store::{Store, StoreError};
 use serde_json::{Value, json};
+use std::time::Duration;
 use support::{Controller, Reply, sha256};
 
 #[test]
@@ -279,6 +283,118 @@ fn a_backup_is_whole_and_comes_back() {
         target.get(&format!("/v1/bundles/{digest}")).body,
         b"a bundle"
     );
+}
+
+/// An environment that runs its release 7; release N is of version vN.
+fn seven_releases(store: &Store) {
+    let environment: EnvironmentRecord = serde_json::from_value(json!({
+        "id": "e-0000000001", "name": "shop-prod", "application": "shop", "description": "",
+        "tier": "web", "platform": "auto", "cname": null, "status": "Ready", "settings": {},
+        "live": 7, "last_release": 7, "operation": null, "hold": true,
+        "created_at": Timestamp::EPOCH, "updated_at": Timestamp::EPOCH,
+    }))
+    .expect("an environment");
+    store
+        .update(|tx| {
+            tx.put(&environment)?;
+            for number in 1..=7_u8 {
+                let at = Timestamp::from_millis(number.into());
+                let release: ReleaseRecord = serde_json::from_value(json!({
+                    "environment": environment.id, "number": number, "tree": number,
+                    "version": format!("v{number}"), "bundle": sha256(&[number]), "bundle_size": 1,
+                    "platform": "auto", "settings": {}, "reason": "deploy",
+                    "outcome": null, "live_at": at, "created_at": at,
+                }))
+                .expect("a release");
+                tx.put(&release)?;
+            }
+            Ok::<_, StoreError>(())
+        })
+        .expect("update");
+}
+
+#[test]
+fn a_version_goes_with_its_bundle_once_no_environment_needs_it() {
+    let controller = Controller::freeing(seven_releases);
+    controller.application("shop");
+    let versions = "/v1/applications/shop/versions";
+    for number in 1..=7_u8 {
+        let digest = controller.upload(&[number]);
+        let body = json!({"label": format!("v{number}"), "bundle": digest});
+        assert_eq!(controller.post(versions, &body).status, 201);
+    }
+    let delete = |label: &str| controller.call("DELETE", &format!("{versions}/{label}"), &[], b"");
+    delete("v7").expect_problem(409, "version-in-use");
+    let kept = delete("v3");
+    kept.expect_problem(409, "version-kept");
+    assert!(
+        kept.json()["hint"]
+            .as_str()
+            .is_some_and(|hint| hint.contains("5 later releases")),
+        "{kept:?}"
+    );
+    delete("v8").expect_problem(404, "version-not-found");
+    assert_eq!(delete("v2").status, 204);
+    controller.until_freed(&sha256(&[2]));
+    for number in [1, 3, 7] {
+        let path = format!("/v1/bundles/{}", sha256(&[number]));
+        assert_eq!(controller.get(&path).status, 200, "v{number} stays");
+    }
+    let releases = controller.get("/v1/environments/shop-prod/releases").json();
+    let numbers: Vec<u64> = releases["items"]
+        .as_array()
+        .expect("items")
+        .iter()
+        .map(|release| release["number"].as_u64().expect("a number"))
+        .collect();
+    assert!(!numbers.contains(&2) && numbers.len() == 6, "{numbers:?}");
+    controller
+        .post("/v1/environments/shop-prod/rollback", &json!({"to": 2}))
+        .expect_problem(404, "release-not-found");
+    let events = controller.get("/v1/events?limit=100").json();
+    let freed = events["items"]
+        .as_array()
+        .expect("items")
+        .iter()
+        .find(|event| event["code"] == "bundles-freed")
+        .expect("it is told");
+    assert_eq!(freed["details"], json!([sha256(&[2])]));
+
+    // An upload that nothing came of goes too, and the same content may come again.
+    let orphan = controller.upload(b"nothing came of it");
+    controller.until_freed(&orphan);
+    assert_eq!(controller.upload(b"nothing came of it"), orphan);
+    let body = json!({"label": "v9", "bundle": orphan});
+    assert_eq!(controller.post(versions, &body).status, 201);
+}
+
+#[test]
+fn an_empty_body_that_comes_late_does_not_cost_the_connection() {
+    let controller = Controller::start();
+    let mut slow = controller.begin("POST", "/v1/backup");
+    assert!(
+        slow.is_silent_for(Duration::from_millis(300)),
+        "the answer waits for the body's end"
+    );
+    slow.send(b"0\r\n\r\n");
+    let backup = slow.reply();
+    beanpole_store::backup::verify(&*backup.body).expect("whole");
+    // A connection that was closed over unread bytes would not take another call.
+    slow.send(b"GET /healthz HTTP/1.1\r\nhost: test\r\n\r\n");
+    assert_eq!(slow.reply().status, 200);
+}
+
+#[test]
+fn a_refusal_is_read_by_a_caller_who_sends_on() {
+    let controller = Controller::start();
+    let body = vec![b'x'; 8 * 1024 * 1024];
+    let wrong = [("authorization", "Bearer bp_wrong")];
+    controller
+        .call("POST", "/v1/applications", &wrong, &body)
+        .expect_problem(401, "unauthorised");
+    controller
+        .call("DELETE", "/v1/applications/none", &[], &body)
+        .expect_problem(404, "application-not-found");
 }
 
 #[test]

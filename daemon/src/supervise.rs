@@ -4,9 +4,15 @@
 //! The child is started by its path, so that a link that points to another executable by then takes
 //! effect. SIGHUP ends the child, to be started afresh; SIGTERM and SIGINT end both. When the
 //! executable is gone (an uninstall removed it), the parent ends too.
+//!
+//! There is one parent at a time: it holds its file of process ids locked. The log that both write
+//! is kept small by the parent, since no journal does it.
 
 use std::ffi::OsString;
-use std::io;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -17,6 +23,10 @@ use tokio::signal::unix::{SignalKind, signal};
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long a child may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(30);
+/// How often the log's size is looked at.
+const LOG_LOOK: Duration = Duration::from_secs(30);
+/// A log that has grown to so many bytes becomes `LOG.1`, in the place of the one before.
+const LOG_BYTES: u64 = 8 << 20;
 
 /// What to keep running.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,36 +63,91 @@ pub async fn run(what: &Supervised) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hang_up = signal(SignalKind::hangup())?;
-    if let Some(directory) = what.pid_file.parent() {
-        std::fs::create_dir_all(directory)?;
-    }
-    let own = format!("{}\n", std::process::id());
-    crate::files::write_atomically(&what.pid_file, own.as_bytes(), 0o644)?;
-    let ended = loop {
-        // Without its executable there is nothing left to keep running.
-        if !what.program.exists() {
-            break Ok(());
-        }
-        let mut child = match start(what) {
-            Ok(child) => child,
-            Err(error) => break Err(error),
-        };
-        tokio::select! {
-            status = child.wait() => {
-                tracing::warn!(program = %what.program.display(), ?status, "ended; starting it again");
-                tokio::select! {
-                    () = tokio::time::sleep(PAUSE) => {}
-                    _ = terminate.recv() => break Ok(()),
-                    _ = interrupt.recv() => break Ok(()),
-                }
+    let held = hold(&what.pid_file)?;
+    let mut log_look = tokio::time::interval(LOG_LOOK);
+    // Without its executable there is nothing left to keep running.
+    'children: while what.program.exists() {
+        match start(what) {
+            // Too many processes, no memory: that passes.
+            Err(error) => {
+                tracing::warn!(program = %what.program.display(), %error, "cannot be started");
             }
-            _ = hang_up.recv() => end(&mut child).await,
-            _ = terminate.recv() => { end(&mut child).await; break Ok(()) }
-            _ = interrupt.recv() => { end(&mut child).await; break Ok(()) }
+            Ok(mut child) => loop {
+                tokio::select! {
+                    status = child.wait() => {
+                        tracing::warn!(program = %what.program.display(), ?status, "ended; starting it again");
+                        break;
+                    }
+                    _ = log_look.tick() => bound_log(io::stderr().as_fd(), LOG_BYTES),
+                    _ = hang_up.recv() => {
+                        end(&mut child).await;
+                        continue 'children;
+                    }
+                    _ = terminate.recv() => { end(&mut child).await; break 'children }
+                    _ = interrupt.recv() => { end(&mut child).await; break 'children }
+                }
+            },
         }
+        tokio::select! {
+            () = tokio::time::sleep(PAUSE) => {}
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    let _ = fs::remove_file(&what.pid_file);
+    drop(held);
+    Ok(())
+}
+
+/// Makes this the one parent: its id is in the file, which stays locked for as long as it lives.
+fn hold(path: &Path) -> io::Result<File> {
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory)?;
+    }
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o644)
+        .open(path)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::Error(error)) => return Err(error),
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            file.read_to_string(&mut holder)?;
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                format!("process {} keeps it running already", holder.trim()),
+            ));
+        }
+    }
+    file.set_len(0)?;
+    writeln!(file, "{}", std::process::id())?;
+    Ok(file)
+}
+
+/// Copies a log that has grown to `most` bytes aside and empties it. Whoever has it open goes on
+/// writing: it is open for appending. A log that is no file is somebody else's care.
+fn bound_log(log: impl AsFd, most: u64) {
+    let bounded = || {
+        let status = rustix::fs::fstat(&log)?;
+        let is_file = rustix::fs::FileType::from_raw_mode(status.st_mode).is_file();
+        if !is_file || u64::try_from(status.st_size).unwrap_or(0) < most {
+            return Ok(());
+        }
+        // By its number, the path is the file's own even where it has been renamed.
+        let path = fs::read_link(format!("/proc/self/fd/{}", log.as_fd().as_raw_fd()))?;
+        let mut older = path.clone().into_os_string();
+        older.push(".1");
+        fs::copy(&path, older)?;
+        rustix::fs::ftruncate(&log, 0)?;
+        Ok::<_, io::Error>(())
     };
-    forget(&what.pid_file, &own);
-    ended
+    if let Err(error) = bounded() {
+        tracing::warn!(%error, "the log cannot be kept small");
+    }
 }
 
 fn start(what: &Supervised) -> io::Result<Child> {
@@ -103,12 +168,6 @@ async fn end(child: &mut Child) {
     }
     if tokio::time::timeout(GRACE, child.wait()).await.is_err() {
         let _ = child.kill().await;
-    }
-}
-
-fn forget(pid_file: &Path, own: &str) {
-    if std::fs::read_to_string(pid_file).is_ok_and(|text| text == own) {
-        let _ = std::fs::remove_file(pid_file);
     }
 }
 
@@ -140,5 +199,37 @@ mod tests {
         let runs = std::fs::read_to_string(&count).expect("count");
         assert_eq!(runs.lines().count(), 2);
         assert!(!what.pid_file.exists());
+    }
+
+    #[test]
+    fn there_is_one_parent_at_a_time() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("run/supervisor.pid");
+        let held = hold(&path).expect("the first");
+        let error = hold(&path).expect_err("the second");
+        let own = std::process::id().to_string();
+        assert!(error.to_string().contains(&own), "{error}");
+        drop(held);
+        hold(&path).expect("the next");
+    }
+
+    #[test]
+    fn a_log_that_grows_is_put_aside_once() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("agent.log");
+        let mut log = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(&path)
+            .expect("open");
+        log.write_all(b"short\n").expect("write");
+        bound_log(&log, 100);
+        assert_eq!(fs::read(&path).expect("read"), b"short\n");
+        log.write_all(&[b'x'; 100]).expect("write");
+        bound_log(&log, 100);
+        log.write_all(b"next\n").expect("write");
+        assert_eq!(fs::read(&path).expect("read"), b"next\n");
+        let older = fs::read(directory.path().join("agent.log.1")).expect("read");
+        assert_eq!(older.len(), 106);
     }
 }

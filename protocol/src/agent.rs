@@ -216,6 +216,9 @@ pub struct HostFacts {
     pub docker: Option<String>,
     /// Whether systemd runs the machine.
     pub systemd: bool,
+    /// What starts the agent after a reboot: `systemd`, `cron`; none where nothing of ours does.
+    #[serde(default)]
+    pub started_at_boot_by: Option<String>,
     /// Whether the agent runs as root.
     pub root: bool,
     /// What the agent does to fence instances in, and what it cannot here.
@@ -404,6 +407,9 @@ pub struct Installed {
     /// The agent's systemd unit; none where a parent process keeps the agent running.
     #[serde(default)]
     pub unit: Option<String>,
+    /// What has cron start the agent at boot, where systemd does not and cron runs.
+    #[serde(default)]
+    pub cron: Option<String>,
 }
 
 /// What an uninstall removed.

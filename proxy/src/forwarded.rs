@@ -2,7 +2,7 @@
 //! What clients claim about themselves is replaced, unless they are trusted proxies.
 
 use beanpole_daemon::clock;
-use http::HeaderValue;
+use http::{HeaderValue, header};
 use pingora_error::Result;
 use pingora_http::RequestHeader;
 use std::fmt::{self, Write};
@@ -74,7 +74,6 @@ pub fn apply(request: &mut RequestHeader, client: &Client<'_>) -> Result<()> {
         }
     } else {
         request.remove_header(REAL_IP);
-        request.remove_header(FORWARDED);
     }
     let _ = write!(text, "{}", client.address);
     if let Some(value) = text.value() {
@@ -97,9 +96,11 @@ pub fn apply(request: &mut RequestHeader, client: &Client<'_>) -> Result<()> {
         request.insert_header(PORT, port)?;
     }
     let mut text = Text::default();
-    for claim in request.headers.get_all(FORWARDED) {
-        if let Ok(claim) = claim.to_str() {
-            let _ = write!(text, "{claim}, ");
+    if client.trusted {
+        for claim in request.headers.get_all(header::FORWARDED) {
+            if let Ok(claim) = claim.to_str() {
+                let _ = write!(text, "{claim}, ");
+            }
         }
     }
     let _ = match client.address {

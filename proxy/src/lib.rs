@@ -43,6 +43,7 @@ use crate::worker::Worker;
 use arc_swap::ArcSwap;
 use beanpole_daemon::files::ReadError;
 use beanpole_daemon::socket::{self, BindError};
+use pingora_timeout::fast_timeout::set_fast_timeout_to_tokio_threshold;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
@@ -54,6 +55,12 @@ use tokio_util::sync::CancellationToken;
 
 /// How long calls of the controller may take to end at a stop.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(1);
+
+/// pingora shares timers up to this long among the requests of a thread, and keeps each until it has
+/// run out. With its default of 15 minutes, the minute that every answer may take would leave 6,000
+/// of them behind, to be searched for every request. Longer ones are tokio's, which forgets them with
+/// their request.
+const LONGEST_SHARED_TIMER: Duration = Duration::from_secs(5);
 
 /// How a proxy runs.
 #[derive(Clone, Debug)]
@@ -136,6 +143,7 @@ pub enum ProxyError {
 
 /// Carries traffic until `stop`; then finishes what is in flight and returns.
 pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), ProxyError> {
+    set_fast_timeout_to_tokio_threshold(Some(LONGEST_SHARED_TIMER));
     let directory = &config.data_dir;
     std::fs::DirBuilder::new()
         .recursive(true)

@@ -12,3 +12,4 @@ mod kills;
 mod misuse;
 mod over_ssh;
 mod state;
+mod without_systemd;

@@ -249,7 +249,7 @@ fn a_removed_host_keeps_nothing() {
 }
 
 /// What a host holds outside of what changes by itself.
-const SNAPSHOT: &str = r"find /etc /usr /var/lib /opt /root /home /run /var/log -xdev \( \
+pub const SNAPSHOT: &str = r"find /etc /usr /var/lib /opt /root /home /run /var/log -xdev \( \
     -path /var/log/journal -o -path /run/systemd -o -path /run/user -o -path /run/udev \
     -o -path /var/lib/systemd -o -path /run/log -o -path /run/sudo -o -path /var/lib/sudo \
     -o -path /run/utmp -o -path '/var/log/*tmp' -o -path '/etc/*-' -o -path /etc/.pwd.lock \

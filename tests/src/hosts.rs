@@ -1,4 +1,4 @@
-//! Real hosts: containers with systemd, sshd and an address of their own, made by
+//! Real hosts: containers with systemd (or without), sshd and an address of their own, made by
 //! `tests/hosts/hosts`.
 
 use std::path::{Path, PathBuf};
@@ -46,7 +46,7 @@ pub fn obstacle() -> Option<String> {
 }
 
 impl Hosts {
-    /// Starts these hosts afresh: `h1` to `h8`, `bastion`.
+    /// Starts these hosts afresh: `h1` to `h8`, `bastion`, `plain` (which systemd does not run).
     ///
     /// # Panics
     /// When one does not come up.
@@ -64,6 +64,7 @@ impl Hosts {
     pub fn address(name: &str) -> String {
         match name.strip_prefix('h') {
             Some(number) => format!("10.89.1.{number}"),
+            None if name == "plain" => "10.89.1.10".to_owned(),
             None => "10.89.1.9".to_owned(),
         }
     }

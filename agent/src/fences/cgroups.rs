@@ -18,10 +18,15 @@ const SHIMS: &str = "shims";
 /// The period over which CPU time is shared out, in microseconds; the kernel's own default.
 const PERIOD_US: u64 = 100_000;
 
+/// What limits memory, CPU and processes, by the names of version 2.
+const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
+
 /// The trees of this machine that can be used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cgroups {
     unified: Option<PathBuf>,
+    /// Controllers that version 2's tree has not to offer.
+    lacks: Vec<String>,
     memory: Option<PathBuf>,
     cpu: Option<PathBuf>,
     pids: Option<PathBuf>,
@@ -32,7 +37,11 @@ impl Cgroups {
     pub fn detect() -> Result<Self, String> {
         let mounts = fs::read_to_string("/proc/self/mountinfo")
             .map_err(|error| format!("/proc/self/mountinfo: {error}"))?;
-        let found = Self::mounted(&mounts);
+        Self::usable(Self::mounted(&mounts))
+    }
+
+    /// Those of the trees that were found which groups can be made in.
+    fn usable(found: Self) -> Result<Self, String> {
         let mut why = "no cgroup tree is mounted here".to_owned();
         let usable = |root: Option<PathBuf>, why: &mut String| {
             let root = root?;
@@ -50,22 +59,20 @@ impl Cgroups {
                 _ => Some(root),
             }
         };
-        let cgroups = Self {
+        let mut cgroups = Self {
             memory: usable(found.memory, &mut why),
             cpu: usable(found.cpu, &mut why),
             pids: usable(found.pids, &mut why),
-            unified: found
-                .unified
-                .filter(|root| has_controllers(root))
-                .and_then(|root| usable(Some(root), &mut why))
-                .and_then(|root| match delegate(&root) {
-                    Ok(()) => Some(root),
-                    Err(error) => {
-                        why = format!("{}: {error}", root.display());
-                        None
-                    }
-                }),
+            ..Self::default()
         };
+        // Beside the trees of version 1 there is often one of version 2 with nothing in it.
+        let unified = found.unified.filter(|root| has_controllers(root));
+        if let Some(root) = usable(unified, &mut why) {
+            match delegate(&root) {
+                Ok(lacks) => (cgroups.unified, cgroups.lacks) = (Some(root), lacks),
+                Err(reason) => why = reason,
+            }
+        }
         if cgroups == Self::default() {
             Err(why)
         } else {
@@ -106,19 +113,31 @@ impl Cgroups {
         found
     }
 
-    /// Which limits can be put in force: memory, CPU, processes.
-    pub fn limits(&self) -> [bool; 3] {
-        let unified = self.unified.is_some();
-        [
-            unified || self.memory.is_some(),
-            unified || self.cpu.is_some(),
-            unified || self.pids.is_some(),
-        ]
-    }
-
-    /// `v1`, `v2`.
-    pub fn version(&self) -> &'static str {
-        if self.unified.is_some() { "v2" } else { "v1" }
+    /// By which version, `v1` or `v2`, limits of a kind can be put in force: `memory`, `cpu`,
+    /// `pids`. Or why they cannot.
+    pub fn version_for(&self, controller: &str) -> Result<&'static str, String> {
+        let old = match controller {
+            "memory" => &self.memory,
+            "cpu" => &self.cpu,
+            _ => &self.pids,
+        };
+        if old.is_some() {
+            Ok("v1")
+        } else if self.unified.is_none() {
+            Err(format!(
+                "no cgroup tree with `{controller}` is mounted here"
+            ))
+        } else if !self.lacks.iter().any(|lacked| lacked == controller) {
+            Ok("v2")
+        } else if controller == "memory" {
+            // As Raspberry Pi OS comes.
+            Err(
+                "the cgroup controller `memory` is off here: boot with cgroup_enable=memory"
+                    .to_owned(),
+            )
+        } else {
+            Err(format!("the cgroup controller `{controller}` is off here"))
+        }
     }
 
     /// The group of an instance, which need not exist.
@@ -129,6 +148,7 @@ impl Cgroups {
         // A controller is in one tree only: where version 2 has them, version 1 has not.
         Group {
             unified: below(&self.unified, id.as_str()),
+            lacks: self.lacks.clone(),
             memory: below(&self.memory, id.as_str()),
             cpu: below(&self.cpu, id.as_str()),
             pids: below(&self.pids, id.as_str()),
@@ -155,19 +175,42 @@ impl Cgroups {
 }
 
 fn has_controllers(root: &Path) -> bool {
-    fs::read_to_string(root.join("cgroup.controllers"))
-        .is_ok_and(|list| list.split_whitespace().any(|name| name == "memory"))
+    fs::read_to_string(root.join("cgroup.controllers")).is_ok_and(|list| {
+        list.split_whitespace()
+            .any(|name| CONTROLLERS.contains(&name))
+    })
 }
 
-/// Lets groups below `beanpole` use the controllers (version 2).
-fn delegate(root: &Path) -> io::Result<()> {
-    for directory in [root.to_owned(), root.join(PARENT)] {
-        fs::write(
-            directory.join("cgroup.subtree_control"),
-            "+memory +cpu +pids",
-        )?;
+/// Lets groups below `beanpole` use the controllers (version 2). Returns those that cannot be had,
+/// or why none can. Once they are on for groups below `beanpole`, the kernel refuses to take them
+/// away at the top, so that systemd does not either.
+fn delegate(root: &Path) -> Result<Vec<String>, String> {
+    let (mut lacks, mut why) = (Vec::new(), String::new());
+    let listed = |path: &Path, name: &str| {
+        fs::read_to_string(path).is_ok_and(|list| list.split_whitespace().any(|one| one == name))
+    };
+    for name in CONTROLLERS {
+        let enabled = [root.to_owned(), root.join(PARENT)]
+            .into_iter()
+            .try_for_each(|directory| {
+                let path = directory.join("cgroup.subtree_control");
+                if listed(&path, name) {
+                    return Ok(());
+                }
+                // One by one: the kernel takes all of a line or nothing.
+                fs::write(&path, format!("+{name}"))
+                    .map_err(|error| format!("{}: {error}", path.display()))
+            });
+        if let Err(error) = enabled {
+            lacks.push(name.to_owned());
+            why = error;
+        }
     }
-    Ok(())
+    if lacks.len() == CONTROLLERS.len() {
+        Err(why)
+    } else {
+        Ok(lacks)
+    }
 }
 
 /// The group of one instance: a directory in each tree. Written into the shim's spec.
@@ -176,6 +219,9 @@ pub struct Group {
     /// In the tree of version 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unified: Option<PathBuf>,
+    /// Controllers that version 2's tree has not: limits of theirs are not put in force by it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lacks: Vec<String>,
     /// In version 1's memory tree.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory: Option<PathBuf>,
@@ -208,14 +254,20 @@ impl Group {
             // The kernel refuses a quota under a millisecond.
             .map(|millis| (millis * PERIOD_US / 1000).max(1_000));
         if let Some(group) = &self.unified {
-            put(group, "memory.max", &number(limits.memory_bytes, "max"))?;
-            if limits.memory_bytes.is_some() {
+            let has = |controller: &str| !self.lacks.iter().any(|lacked| lacked == controller);
+            if has("memory") {
+                put(group, "memory.max", &number(limits.memory_bytes, "max"))?;
                 // Swap would hide a leak until the whole machine crawls. Absent without swap.
-                let _ = put(group, "memory.swap.max", "0");
+                let swap = limits.memory_bytes.map_or("max", |_| "0");
+                let _ = put(group, "memory.swap.max", swap);
             }
-            put(group, "pids.max", &number(limits.pids, "max"))?;
-            let quota = format!("{} {PERIOD_US}", number(quota, "max"));
-            put(group, "cpu.max", &quota)?;
+            if has("pids") {
+                put(group, "pids.max", &number(limits.pids, "max"))?;
+            }
+            if has("cpu") {
+                let quota = format!("{} {PERIOD_US}", number(quota, "max"));
+                put(group, "cpu.max", &quota)?;
+            }
         }
         if let Some(group) = &self.memory {
             let limit = number(limits.memory_bytes, "-1");
@@ -345,5 +397,96 @@ mod tests {
         assert_eq!(found.cpu, Some("/sys/fs/cgroup/cpu,cpuacct".into()));
         assert_eq!(found.pids, None);
         assert_eq!(found.unified, Some("/sys/fs/cgroup/unified".into()));
+    }
+
+    /// A tree of version 2 on paper: the kernel's files are plain ones.
+    fn unified_tree(controllers: &str) -> (tempfile::TempDir, Cgroups) {
+        let root = tempfile::tempdir().expect("temporary directory");
+        fs::write(root.path().join("cgroup.controllers"), controllers).expect("write");
+        let found = Cgroups {
+            unified: Some(root.path().to_owned()),
+            ..Cgroups::default()
+        };
+        (root, found)
+    }
+
+    fn limits() -> Limits {
+        Limits {
+            memory_bytes: Some(64 << 20),
+            cpu_millis: Some(500),
+            pids: Some(100),
+            ..Limits::default()
+        }
+    }
+
+    #[test]
+    fn version_2_takes_the_limits_in_its_own_words() {
+        let (root, found) = unified_tree("cpuset cpu io memory pids\n");
+        let trees = Cgroups::usable(found).expect("usable");
+        let id = InstanceId::from_bits(7);
+        let group = trees.group(&id);
+        group.create(&limits()).expect("create");
+        let read = |file: &str| {
+            let path = root.path().join(PARENT).join(id.as_str()).join(file);
+            fs::read_to_string(path).expect("written")
+        };
+        assert_eq!(read("memory.max"), "67108864");
+        assert_eq!(read("memory.swap.max"), "0");
+        assert_eq!(read("cpu.max"), "50000 100000");
+        assert_eq!(read("pids.max"), "100");
+        // Without limits the next incarnation has none.
+        group.create(&Limits::default()).expect("create");
+        assert_eq!(read("memory.max"), "max");
+        assert_eq!(read("memory.swap.max"), "max");
+        assert_eq!(read("cpu.max"), "max 100000");
+        for controller in CONTROLLERS {
+            assert_eq!(trees.version_for(controller), Ok("v2"));
+        }
+    }
+
+    #[test]
+    fn a_controller_that_is_off_takes_only_its_own_limit_away() {
+        let (root, found) = unified_tree("cpu pids\n");
+        // The kernel refuses what it does not have.
+        let trees = Cgroups {
+            lacks: vec!["memory".to_owned()],
+            ..found
+        };
+        let group = trees.group(&InstanceId::from_bits(7));
+        group.create(&limits()).expect("create");
+        let directory = group.unified.clone().expect("version 2");
+        assert!(!directory.join("memory.max").exists());
+        assert!(directory.join("cpu.max").exists());
+        assert_eq!(trees.version_for("cpu"), Ok("v2"));
+        let why = trees.version_for("memory").expect_err("off");
+        assert!(why.contains("cgroup_enable=memory"), "{why}");
+        drop(root);
+    }
+
+    #[test]
+    fn an_empty_tree_of_version_2_beside_those_of_version_1_is_not_used() {
+        let (_root, found) = unified_tree("hugetlb\n");
+        let old = tempfile::tempdir().expect("temporary directory");
+        let trees = Cgroups::usable(Cgroups {
+            memory: Some(old.path().to_owned()),
+            ..found
+        })
+        .expect("usable");
+        assert_eq!(trees.unified, None);
+        assert_eq!(trees.version_for("memory"), Ok("v1"));
+        assert!(trees.version_for("cpu").is_err());
+    }
+
+    #[test]
+    fn the_kernels_count_of_kills_is_read_and_not_the_one_of_whole_groups() {
+        let (_root, found) = unified_tree("memory\n");
+        let trees = Cgroups::usable(found).expect("usable");
+        let group = trees.group(&InstanceId::from_bits(7));
+        group.create(&limits()).expect("create");
+        assert_eq!(group.oom_kills(), 0, "no file, no kill");
+        let events = "low 0\nhigh 0\nmax 31\noom 3\noom_kill 2\noom_group_kill 1\n";
+        let directory = group.unified.clone().expect("version 2");
+        fs::write(directory.join("memory.events"), events).expect("write");
+        assert_eq!(group.oom_kills(), 2);
     }
 }

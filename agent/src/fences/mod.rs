@@ -82,10 +82,9 @@ impl Fences {
             active: state.is_ok(),
             detail: state.unwrap_or_else(|why| why),
         };
-        let limit = |index: usize| match &self.cgroups {
-            Err(why) => Err(why.clone()),
-            Ok(trees) if trees.limits()[index] => Ok(format!("cgroup {}", trees.version())),
-            Ok(_) => Err("this tree of cgroups is not mounted here".to_owned()),
+        let limit = |controller: &str| {
+            let trees = self.cgroups.as_ref().map_err(Clone::clone)?;
+            Ok(format!("cgroup {}", trees.version_for(controller)?))
         };
         let how = |state: &Result<(), String>, how: &str| match state {
             Ok(()) => Ok(how.to_owned()),
@@ -96,9 +95,9 @@ impl Fences {
                 "own user",
                 how(&self.users, "a system user for each application"),
             ),
-            fence("memory limit", limit(0)),
-            fence("CPU limit", limit(1)),
-            fence("process limit", limit(2)),
+            fence("memory limit", limit("memory")),
+            fence("CPU limit", limit("cpu")),
+            fence("process limit", limit("pids")),
             fence("open files limit", Ok("RLIMIT_NOFILE".to_owned())),
             fence(
                 "private tmp",

@@ -227,11 +227,13 @@ pub async fn hand_over(site: &Site<'_>) -> Result<(), Fault> {
 
 /// Takes the tree back from the application's user.
 pub async fn take_back(site: &Site<'_>) -> Result<(), Fault> {
-    if site.user.is_none() {
-        return Ok(());
+    match site.user.clone() {
+        None => Ok(()),
+        Some(user) => {
+            let directory = site.tree.clone();
+            blocking(move || tree::seal(&directory, &user)).await
+        }
     }
-    let directory = site.tree.clone();
-    blocking(move || tree::seal(&directory)).await
 }
 
 #[cfg(test)]

@@ -67,7 +67,7 @@ pub async fn build(workshop: &Workshop, site: &Site<'_>, plan: &Plan) -> Result<
         if let Some(user) = site.user.clone() {
             let directory = venv.clone();
             blocking(move || {
-                tree::seal(&directory)?;
+                tree::seal(&directory, &user)?;
                 tree::make_private(&directory, Some(&user))
             })
             .await?;

@@ -3,7 +3,8 @@
 //! A build runs as the application's user and owns the tree meanwhile; afterwards the tree goes
 //! back to root. The walk goes from the top down and through file descriptors: once a directory
 //! is root's, nobody can swap what lies in it, so that a process which outlived its build cannot
-//! lead the walk astray.
+//! lead the walk astray. A file that is not the build's own is left as it is: it may be a hard link
+//! to any file of the system, which kernels without `fs.protected_hardlinks` let everybody make.
 
 use super::Fault;
 use crate::fences::users::User;
@@ -34,34 +35,37 @@ pub fn make_private(directory: &Path, user: Option<&User>) -> Result<(), Fault> 
 
 /// Gives a tree to the user that builds in it.
 pub fn give(directory: &Path, user: &User) -> Result<(), Fault> {
-    walk(directory, user.uid, user.gid, false)
-        .map_err(|error| Fault::io("hand over", directory, &error))
+    walk(directory, &Walk::Giving(user)).map_err(|error| Fault::io("hand over", directory, &error))
 }
 
-/// Takes a tree back: root's, readable for all who can reach it, writable for root alone.
-pub fn seal(directory: &Path) -> Result<(), Fault> {
-    walk(directory, 0, 0, true).map_err(|error| Fault::io("take back", directory, &error))
+/// Takes a tree back from the user that built in it: root's, readable for all who can reach it,
+/// writable for root alone.
+pub fn seal(directory: &Path, user: &User) -> Result<(), Fault> {
+    walk(directory, &Walk::Sealing(user)).map_err(|error| Fault::io("take back", directory, &error))
 }
 
-fn walk(directory: &Path, uid: u32, gid: u32, sealing: bool) -> io::Result<()> {
+enum Walk<'a> {
+    Giving(&'a User),
+    Sealing(&'a User),
+}
+
+fn walk(directory: &Path, walk: &Walk<'_>) -> io::Result<()> {
     let top = rustix::fs::open(
         directory,
         OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
         Mode::empty(),
     )?;
-    walk_open(top, uid, gid, sealing, 0)
+    walk_open(top, walk, 0)
 }
 
-fn walk_open(
-    directory: OwnedFd,
-    uid: u32,
-    gid: u32,
-    sealing: bool,
-    depth: usize,
-) -> io::Result<()> {
+fn walk_open(directory: OwnedFd, walk: &Walk<'_>, depth: usize) -> io::Result<()> {
     if depth > DEEPEST {
         return Err(io::Error::other("the directories are nested too deeply"));
     }
+    let (sealing, uid, gid) = match walk {
+        Walk::Giving(user) => (false, user.uid, user.gid),
+        Walk::Sealing(_) => (true, 0, 0),
+    };
     let owner = rustix::fs::Uid::from_raw(uid);
     let group = rustix::fs::Gid::from_raw(gid);
     let take = |file: &OwnedFd, mode: u32| -> io::Result<()> {
@@ -89,7 +93,7 @@ fn walk_open(
                     OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
                     Mode::empty(),
                 )?;
-                walk_open(below, uid, gid, sealing, depth + 1)?;
+                walk_open(below, walk, depth + 1)?;
             }
             FileType::RegularFile => {
                 let file = rustix::fs::openat(
@@ -98,6 +102,11 @@ fn walk_open(
                     OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC,
                     Mode::empty(),
                 )?;
+                if let Walk::Sealing(user) = walk
+                    && rustix::fs::fstat(&file)?.st_uid != user.uid
+                {
+                    continue;
+                }
                 let mode = if stat.st_mode & 0o111 == 0 {
                     0o644
                 } else {
@@ -150,4 +159,44 @@ pub fn link_tree(from: &Path, to: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    fn user() -> User {
+        User {
+            name: "nobody".to_owned(),
+            uid: 65534,
+            gid: 65534,
+        }
+    }
+
+    #[test]
+    fn a_link_to_a_file_of_the_system_is_not_sealed_with_the_tree() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let top = tempfile::tempdir().expect("temporary directory");
+        let secret = top.path().join("secret");
+        fs::write(&secret, "root's").expect("write");
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).expect("mode");
+        let tree = top.path().join("tree");
+        fs::create_dir_all(tree.join("below")).expect("make");
+        fs::write(tree.join("below/own"), "theirs").expect("write");
+        give(&tree, &user()).expect("give");
+        assert_eq!(
+            fs::metadata(tree.join("below/own")).expect("there").uid(),
+            65534
+        );
+        // What a build can do where the kernel does not protect hard links.
+        fs::hard_link(&secret, tree.join("below/link")).expect("link");
+        seal(&tree, &user()).expect("seal");
+        let own = fs::metadata(tree.join("below/own")).expect("there");
+        assert_eq!((own.uid(), own.mode() & 0o777), (0, 0o644));
+        let left = fs::metadata(&secret).expect("there");
+        assert_eq!((left.uid(), left.mode() & 0o777), (0, 0o600));
+    }
 }

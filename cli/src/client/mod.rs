@@ -185,7 +185,12 @@ impl Client {
         path: &str,
         headers: &[(&str, String)],
     ) -> Result<impl Read + Send + use<>, Failure> {
-        let response = self.send(method, path, headers, SendBody::none())?;
+        let mut headers = headers.to_vec();
+        if method == Method::POST {
+            // Without it ureq announces a body in chunks, only to say that it is empty.
+            headers.push(("content-length", "0".to_owned()));
+        }
+        let response = self.send(method, path, &headers, SendBody::none())?;
         Ok(response
             .into_body()
             .into_with_config()

@@ -5,13 +5,13 @@ use crate::output::bytes;
 use crate::output::errors::Failure;
 use clap::Args;
 use std::fs::{self, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use ureq::http::Method;
 
-/// How often a backup is begun before a connection that breaks is reported.
-const ATTEMPTS: u32 = 3;
+/// Pieces in which it is copied, in bytes.
+const PIECE: usize = 128 * 1024;
 
 /// Save everything that the controller remembers to one file, while it runs
 #[derive(Debug, Args)]
@@ -26,40 +26,30 @@ pub struct Backup {
 /// Streams the backup into a temporary file beside `FILE`, then renames it.
 pub fn run(context: &Context, command: &Backup) -> Result<(), Failure> {
     let client = context.client()?;
+    let mut reader = client.stream(Method::POST, "/v1/backup", &[])?;
     if command.file.as_os_str() == "-" {
-        let mut reader = client.stream(Method::POST, "/v1/backup", &[])?;
-        let copied = io::copy(&mut reader, &mut io::stdout().lock());
-        return copied
-            .map(|_| ())
-            .map_err(|error| Failure::caused("The backup broke off.", &error));
+        let mut out = io::stdout().lock();
+        copy(&mut reader, &mut out).map_err(|failed| failed.tell("standard output"))?;
+        return Ok(());
     }
     let path = &command.file;
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".part");
     let part = path.with_file_name(name);
-    let write = |mut reader: Box<dyn io::Read>| {
+    let written = (|| {
         let mut file = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(true)
             .mode(0o600)
-            .open(&part)?;
-        let size = io::copy(&mut reader, &mut file)?;
-        file.flush()?;
-        file.sync_all()?;
-        fs::rename(&part, path)?;
-        Ok::<u64, io::Error>(size)
-    };
-    // A stream that broke off is asked for again from its start: taking a backup changes nothing.
-    let mut left = ATTEMPTS;
-    let written = loop {
-        left -= 1;
-        let reader = client.stream(Method::POST, "/v1/backup", &[])?;
-        match write(Box::new(reader)) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && left > 0 => {}
-            written => break written,
-        }
-    };
+            .open(&part)
+            .map_err(Failed::Writing)?;
+        let size = copy(&mut reader, &mut file)?;
+        file.sync_all()
+            .and_then(|()| fs::rename(&part, path))
+            .map_err(Failed::Writing)?;
+        Ok(size)
+    })();
     match written {
         Ok(size) => context.output.result(
             &serde_json::json!({ "file": path, "size": size }),
@@ -70,12 +60,49 @@ pub fn run(context: &Context, command: &Backup) -> Result<(), Failure> {
                 path.display()
             ),
         ),
-        Err(error) => {
+        Err(failed) => {
+            let failed: Failed = failed;
             let _ = fs::remove_file(&part);
-            Err(Failure::caused(
-                format!("The backup cannot be written to {}.", path.display()),
-                &error,
-            ))
+            Err(failed.tell(&path.display().to_string()))
         }
     }
+}
+
+/// On which side it failed.
+enum Failed {
+    Reading(io::Error),
+    Writing(io::Error),
+}
+
+impl Failed {
+    fn tell(&self, target: &str) -> Failure {
+        match self {
+            Self::Reading(error) => Failure::caused(
+                "The backup broke off before its end: what was written is of no use.",
+                error,
+            )
+            .hint("Try again; if it stays so, the controller's log says why"),
+            Self::Writing(error) => {
+                Failure::caused(format!("The backup cannot be written to {target}."), error)
+            }
+        }
+    }
+}
+
+/// Copies to the end. Nothing is left in a buffer, where it could be lost without a word.
+fn copy(from: &mut impl Read, to: &mut impl Write) -> Result<u64, Failed> {
+    let mut piece = vec![0; PIECE];
+    let mut size = 0;
+    loop {
+        let count = match from.read(&mut piece) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(Failed::Reading(error)),
+        };
+        to.write_all(&piece[..count]).map_err(Failed::Writing)?;
+        size += count as u64;
+    }
+    to.flush().map_err(Failed::Writing)?;
+    Ok(size)
 }

@@ -1,6 +1,6 @@
 //! `beanpole restore`: bring back what `beanpole backup` saved.
 
-use super::{ask, can_ask};
+use super::{ask, can_ask, up};
 use crate::client::find;
 use crate::context::Context;
 use crate::local::lock;
@@ -32,12 +32,12 @@ pub fn run(context: &Context, command: &Restore) -> Result<(), Failure> {
     let file = File::open(&command.file).map_err(|error| {
         Failure::caused(format!("Cannot read {}.", command.file.display()), &error)
     })?;
-    std::fs::create_dir_all(&data)
+    up::lay_out(&data)
         .map_err(|error| Failure::caused(format!("Cannot use {}.", data.display()), &error))?;
     let _lock = lock::take(&data)?;
     let controller = data.join("controller");
     let store = controller.join("store");
-    if store.exists() && !command.yes {
+    if beanpole_store::backup::replaces_records(&store) && !command.yes {
         if !can_ask() {
             return Err(
                 Failure::new(format!("{} holds records already.", store.display())).hint(format!(

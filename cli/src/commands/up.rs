@@ -11,8 +11,9 @@ use beanpole_daemon::{files, stop};
 use clap::Args;
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -66,9 +67,15 @@ pub fn run(context: &Context, command: &Up) -> Result<(), Failure> {
     let data = prepare(command)?;
     let _lock = lock::take(&data)?;
     let mut command = command.clone();
-    for address in [&mut command.api, &mut command.http, &mut command.https] {
-        choose_port(address)?;
+    let mut addresses = [&mut command.api, &mut command.http, &mut command.https];
+    // What was asked for by number comes before what may be any.
+    addresses.sort_by_key(|address| address.port() == 0);
+    let mut taken = Vec::new();
+    for address in addresses {
+        taken.push(choose_port(address)?);
     }
+    // All are held until each has one: the system may give a free port again at once.
+    drop(taken);
     // One thread: the kernel ties a child's life to the thread that started it.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -91,30 +98,39 @@ fn prepare(command: &Up) -> Result<PathBuf, Failure> {
         )
         .hint("Choose another one: beanpole up --data DIR")
     };
+    lay_out(&data).map_err(cannot)?;
+    data.canonicalize().map_err(cannot)
+}
+
+/// Makes what a data directory consists of. Parts that are there already get their modes again: what
+/// the controller keeps is for nobody else to read.
+pub(super) fn lay_out(data: &Path) -> io::Result<()> {
     // Applications may run as users of their own, who must reach their files below.
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o711)
-        .create(&data)
-        .map_err(cannot)?;
+        .create(data)?;
     for part in ["agent", "proxy", "controller", "logs"] {
         let mode = if part == "agent" { 0o711 } else { 0o700 };
+        let part = data.join(part);
         fs::DirBuilder::new()
             .recursive(true)
             .mode(mode)
-            .create(data.join(part))
-            .map_err(cannot)?;
+            .create(&part)?;
+        fs::set_permissions(&part, fs::Permissions::from_mode(mode))?;
     }
-    data.canonicalize().map_err(cannot)
+    Ok(())
 }
 
-/// Replaces port 0 by a free one, so that a daemon that is started again gets the same.
-fn choose_port(address: &mut SocketAddr) -> Result<(), Failure> {
-    let free = TcpListener::bind(*address).and_then(|listener| listener.local_addr());
+/// Replaces port 0 by a free one, so that a daemon that is started again gets the same. The port is
+/// taken while the answer lives.
+fn choose_port(address: &mut SocketAddr) -> Result<TcpListener, Failure> {
+    let free = TcpListener::bind(*address)
+        .and_then(|listener| listener.local_addr().map(|chosen| (listener, chosen)));
     match free {
-        Ok(chosen) => {
+        Ok((listener, chosen)) => {
             *address = chosen;
-            Ok(())
+            Ok(listener)
         }
         Err(error) => Err(
             Failure::caused(format!("Cannot listen on {address}."), &error).hint(
@@ -221,6 +237,8 @@ fn daemons(command: &Up, data: &Path) -> Vec<Daemon> {
         &command.https.to_string(),
         &"--domain",
         &command.domain,
+        &"--access-log",
+        &data.join("logs/access.log"),
     ]);
     let mut controller = words(&[
         &"--data",

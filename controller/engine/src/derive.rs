@@ -2,7 +2,7 @@
 //! generation only where the content differs from what is stored.
 
 use crate::turn::Turn;
-use crate::{Engine, EngineError, Observed};
+use crate::{Engine, EngineError, Observed, kept};
 use beanpole_planner::Stage;
 use beanpole_protocol::agent::{HostOrders, InstanceOrder, ReleaseKey, ReleaseOrder};
 use beanpole_protocol::api::{EnvironmentStatus, Tier};
@@ -227,19 +227,11 @@ impl Records {
         }
         for id in present {
             let keep = self.environments[id].settings.deployment().keep_releases as usize;
-            let mut lived: Vec<&ReleaseRecord> = self
+            let releases = self
                 .releases
                 .range((id.clone(), ReleaseNumber(0))..=(id.clone(), ReleaseNumber(u64::MAX)))
-                .map(|(_, release)| release)
-                .filter(|release| release.live_at.is_some())
-                .collect();
-            lived.sort_by_key(|release| std::cmp::Reverse((release.live_at, release.number)));
-            let mut trees: Vec<ReleaseNumber> = Vec::new();
-            for release in lived {
-                if trees.len() < keep && !trees.contains(&release.tree) {
-                    trees.push(release.tree);
-                }
-            }
+                .map(|(_, release)| release);
+            let trees = kept::prepared(releases, keep);
             wanted.extend(trees.into_iter().map(|tree| (id.clone(), tree)));
         }
         let releases = wanted

@@ -1,7 +1,7 @@
 //! How operations end: what they leave behind, and the last event, which clients wait for.
 
 use crate::apply::Scene;
-use crate::{Engine, Observed, traffic};
+use crate::{Engine, Observed, kept, traffic};
 use beanpole_protocol::Timestamp;
 use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus};
 use beanpole_protocol::event::Severity;
@@ -160,6 +160,18 @@ impl Engine {
             tx.list_prefix::<OperationIndexRecord>(&OperationIndexRecord::prefix(&environment.id))?;
         let surplus = operations.len().saturating_sub(self.config.operations_kept);
         drop_operations(tx, &operations[..surplus])?;
+        let releases = tx.list_prefix::<ReleaseRecord>(&ReleaseRecord::prefix(&environment.id))?;
+        let surplus = releases.len().saturating_sub(self.config.releases_kept);
+        if surplus > 0 {
+            // A release keeps its bundle, and one that is not needed for years should not.
+            let needed = kept::needed_releases(tx, environment)?;
+            let old = releases
+                .iter()
+                .filter(|release| !needed.contains_key(&release.number));
+            for release in old.take(surplus) {
+                tx.delete::<ReleaseRecord>(&release.key())?;
+            }
+        }
         if kind == OperationKind::Terminate {
             let mut gone: Vec<EnvironmentRecord> = tx
                 .list::<EnvironmentRecord>()?

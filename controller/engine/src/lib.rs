@@ -14,6 +14,7 @@ mod apply;
 mod derive;
 mod events;
 mod finish;
+mod kept;
 mod mend;
 mod observed;
 mod read;
@@ -23,6 +24,7 @@ mod turn;
 mod views;
 
 pub use events::{Draft, emit};
+pub use kept::{Need, needed_releases};
 pub use observed::{HostObserved, Observed, ProxyObserved};
 pub use turn::Turn;
 
@@ -51,6 +53,8 @@ pub struct EngineConfig {
     pub events_kept: usize,
     /// Operations kept per environment, with their journals.
     pub operations_kept: usize,
+    /// Releases kept per environment, beyond those that are needed.
+    pub releases_kept: usize,
     /// Terminated environments kept.
     pub terminated_kept: usize,
 }
@@ -64,6 +68,7 @@ impl Default for EngineConfig {
             replace_after_ms: 300_000,
             events_kept: 10_000,
             operations_kept: 200,
+            releases_kept: 200,
             terminated_kept: 100,
         }
     }

@@ -84,6 +84,7 @@ impl Machine {
             home: at("home"),
             units: at("units"),
             systemd: at("no-systemd"),
+            cron: at("no-cron"),
             user: format!("bp-{name}-{}", std::process::id()),
         };
         let key = ControllerKey::load_or_create(&at("controller")).expect("key");
@@ -324,6 +325,31 @@ async fn a_user_with_passwordless_sudo_sets_a_host_up() {
             .any(|step| matches!(step, Progress::Detected { sudo: true, .. })),
         "{steps:?}"
     );
+}
+
+#[tokio::test]
+async fn a_user_of_that_name_who_was_there_before_is_left_alone() {
+    if !sshd_available() {
+        return;
+    }
+    let mut machine = Machine::new("taken");
+    let user = User::new("person", &machine.sshd);
+    machine.paths.user.clone_from(&user.0);
+    let keys = machine
+        .sshd
+        .directory
+        .path()
+        .join("person/.ssh/authorized_keys");
+    let before = std::fs::read_to_string(&keys).expect("keys");
+    let setup = machine.setup(machine.sshd.target(), &machine.executable("any"));
+    let error = add_host(&setup, &|_| {}).await.expect_err("taken");
+    assert!(
+        matches!(error, BootstrapError::UserTaken { .. }),
+        "{error:?}"
+    );
+    assert_eq!(error.problem().code, "user-taken");
+    assert_eq!(std::fs::read_to_string(&keys).expect("keys"), before);
+    assert!(!machine.paths.lib.exists(), "nothing was sent");
 }
 
 #[tokio::test]

@@ -132,7 +132,7 @@ async fn get_version(
     Ok(axum::Json(found))
 }
 
-/// Delete a version that no environment uses.
+/// Delete a version that no environment runs or keeps to go back to. Its bundle is freed later.
 #[utoipa::path(delete, path = "/v1/applications/{application}/versions/{label}", tag = "applications", params(("application" = String, Path), ("label" = String, Path)), responses(
     (status = 204, description = "It is gone"),
 ))]
@@ -153,7 +153,7 @@ async fn delete_version(
 async fn head_bundle(State(app): State<App>, In(digest): In<Digest>) -> Answer<Response> {
     let size = app
         .blocking(move |app| {
-            bundles::size(app, &digest)?.ok_or_else(|| Problem::not_found("bundle", &digest))
+            bundles::touch(app, &digest)?.ok_or_else(|| Problem::not_found("bundle", &digest))
         })
         .await?;
     Ok(([(header::CONTENT_LENGTH, size)], Body::empty()).into_response())

@@ -144,7 +144,9 @@ async fn stream(
             let of_operation = asked.operation.is_some();
             let filter = Filter::resolve(app, asked.environment.as_ref(), asked.operation)?;
             let start = match start {
-                Some(start) => start,
+                // An id from before a restored backup: without this the stream would be silent until
+                // the ids have caught up.
+                Some(start) => start.min(newest(app)?),
                 None if of_operation => EventId(0),
                 None => newest(app)?,
             };
@@ -153,6 +155,14 @@ async fn stream(
         .await?;
     let (events, ready) = mpsc::channel(EVENTS_WAITING);
     tokio::spawn(async move {
+        // Tells a client that it is connected, however long the next event takes.
+        if events
+            .send(Ok(Sent::default().comment("connected")))
+            .await
+            .is_err()
+        {
+            return;
+        }
         tokio::select! {
             () = app.stop.cancelled() => {}
             () = events.closed() => {}

@@ -6,6 +6,7 @@ mod events;
 mod hosts;
 mod request;
 mod system;
+mod unread;
 
 use crate::app::App;
 use axum::{Router, middleware};
@@ -97,5 +98,6 @@ pub(crate) fn router(app: App) -> Router {
         .fallback(|| async { Fail::from(request::no_such_path()) })
         .method_not_allowed_fallback(|| async { Fail::from(request::wrong_method()) })
         .layer(middleware::from_fn_with_state(app.clone(), request::guard))
+        .layer(middleware::from_fn(unread::finish))
         .with_state(app)
 }

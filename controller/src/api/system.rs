@@ -79,13 +79,7 @@ async fn openapi() -> Response {
 ))]
 async fn back_up(State(app): State<App>) -> Response {
     let stream = bundles::written_by(move |out| {
-        let saved = backup::write(&app.store, &app.blobs, out).map_err(|error| {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "the backup broke off"
-            );
-            io::Error::other(error)
-        })?;
+        let saved = backup::write(&app.store, &app.blobs, out).map_err(io::Error::other)?;
         tracing::info!(
             records = saved.records,
             bundles = saved.bundles,

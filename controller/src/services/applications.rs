@@ -2,17 +2,16 @@
 
 use crate::app::{App, Refused, store_problem};
 use beanpole_daemon::clock;
-use beanpole_engine::{Draft, emit};
+use beanpole_engine::{Draft, Need, emit, needed_releases};
 use beanpole_protocol::api::{
     Application, CreateApplication, CreateVersion, EnvironmentStatus, Version,
 };
 use beanpole_protocol::event::Severity;
+use beanpole_protocol::options::RELEASE;
 use beanpole_protocol::problem::Problem;
-use beanpole_protocol::{ApplicationName, RequestId, VersionLabel};
-use beanpole_store::Tx;
-use beanpole_store::model::{
-    ApplicationRecord, EnvironmentRecord, OperationRecord, ReleaseRecord, VersionRecord,
-};
+use beanpole_protocol::{ApplicationName, Digest, ReleaseNumber, RequestId, VersionLabel};
+use beanpole_store::model::{ApplicationRecord, EnvironmentRecord, ReleaseRecord, VersionRecord};
+use beanpole_store::{Record, Tx};
 
 fn application_view(record: ApplicationRecord) -> Application {
     Application {
@@ -152,6 +151,7 @@ pub(crate) fn delete(
         Ok(())
     })?;
     app.tell_news();
+    app.unneeded.notify_one();
     Ok(())
 }
 
@@ -195,6 +195,16 @@ pub(crate) fn version(
         .ok_or_else(|| no_version(application, label))
 }
 
+fn not_uploaded(bundle: &Digest) -> Problem {
+    Problem::new(
+        422,
+        "bundle-missing",
+        "The bundle is not here",
+        format!("The bundle {bundle} has not been uploaded, or nothing needed it for too long."),
+    )
+    .hint(format!("Upload it first: PUT /v1/bundles/{bundle}"))
+}
+
 /// Creates a version from a bundle that was uploaded before.
 pub(crate) fn create_version(
     app: &App,
@@ -202,21 +212,12 @@ pub(crate) fn create_version(
     application: &ApplicationName,
     body: CreateVersion,
 ) -> Result<Version, Problem> {
-    let size = super::bundles::size(app, &body.bundle)?.ok_or_else(|| {
-        Problem::new(
-            422,
-            "bundle-missing",
-            "The bundle is not here",
-            format!("The bundle {} has not been uploaded.", body.bundle),
-        )
-        .hint(format!("Upload it first: PUT /v1/bundles/{}", body.bundle))
-    })?;
-    let record = VersionRecord {
+    let mut record = VersionRecord {
         application: application.clone(),
         label: body.label,
         description: body.description,
         bundle: body.bundle,
-        bundle_size: size,
+        bundle_size: 0,
         created_at: clock::now(),
     };
     app.store.update(|tx| {
@@ -238,6 +239,9 @@ pub(crate) fn create_version(
             .hint("Choose another label: --label LABEL")
             .into());
         }
+        // Within the transaction: bundles are not freed meanwhile, and afterwards this one is needed.
+        record.bundle_size = super::bundles::touch(app, &record.bundle)?
+            .ok_or_else(|| not_uploaded(&record.bundle))?;
         tx.put(&record)?;
         let message = format!("Version {} of {application} created.", record.label);
         emit(
@@ -257,7 +261,9 @@ pub(crate) fn create_version(
     Ok(version_view(record))
 }
 
-/// Deletes a version, unless an environment runs it or is on its way to or from it.
+/// Deletes a version, unless an environment runs it, is on its way to or from it, or keeps it to go
+/// back to. Older releases of it go along: there is no way back to them without their bundle, which
+/// is freed once nothing else needs it.
 pub(crate) fn delete_version(
     app: &App,
     request_id: &RequestId,
@@ -269,37 +275,30 @@ pub(crate) fn delete_version(
         if tx.get::<VersionRecord>(&key)?.is_none() {
             return Err(Refused::from(no_version(application, label)));
         }
+        let mut forgotten = 0;
         for environment in environments(tx, application)? {
-            let operation = match &environment.operation {
-                None => None,
-                Some(id) => tx.get::<OperationRecord>(&OperationRecord::key_of(id))?,
-            };
-            let releases = operation
-                .iter()
-                .flat_map(|operation| [operation.from, operation.to])
-                .flatten()
-                .chain(environment.live);
-            for number in releases {
-                let key = ReleaseRecord::key_of(&environment.id, number);
-                let release: Option<ReleaseRecord> = tx.get(&key)?;
-                if release.is_some_and(|release| release.version == *label) {
-                    return Err(Problem::conflict(
-                        "version-in-use",
-                        format!(
-                            "The version `{label}` is in use by the environment `{}`.",
-                            environment.name
-                        ),
-                    )
-                    .hint(format!(
-                        "Deploy another version there first: beanpole deploy {} --version LABEL",
-                        environment.name
-                    ))
-                    .into());
+            let needed = needed_releases(tx, &environment)?;
+            let releases: Vec<ReleaseRecord> =
+                tx.list_prefix(&ReleaseRecord::prefix(&environment.id))?;
+            for release in releases.iter().filter(|release| release.version == *label) {
+                match needed.get(&release.number) {
+                    Some(need) => {
+                        return Err(in_use(label, &environment, release.number, *need).into());
+                    }
+                    None => {
+                        tx.delete::<ReleaseRecord>(&release.key())?;
+                        forgotten += 1;
+                    }
                 }
             }
         }
         tx.delete::<VersionRecord>(&key)?;
-        let message = format!("Version {label} of {application} deleted.");
+        let mut message = format!("Version {label} of {application} deleted.");
+        if forgotten > 0 {
+            message.push_str(&format!(
+                " {forgotten} old release(s) of it can no longer be returned to."
+            ));
+        }
         emit(
             tx,
             Draft::new(Severity::Info, "version-deleted", message, clock::now())
@@ -309,5 +308,34 @@ pub(crate) fn delete_version(
         Ok(())
     })?;
     app.tell_news();
+    app.unneeded.notify_one();
     Ok(())
+}
+
+fn in_use(
+    label: &VersionLabel,
+    environment: &EnvironmentRecord,
+    release: ReleaseNumber,
+    need: Need,
+) -> Problem {
+    let name = &environment.name;
+    match need {
+        Need::Runs => Problem::conflict(
+            "version-in-use",
+            format!("The version `{label}` is in use by the environment `{name}`."),
+        )
+        .hint(format!(
+            "Deploy another version there first: beanpole deploy {name} --version LABEL"
+        )),
+        Need::Returns => Problem::conflict(
+            "version-kept",
+            format!(
+                "The environment `{name}` keeps the version `{label}` to go back to, as its release {release}."
+            ),
+        )
+        .hint(format!(
+            "It lets go once {} later releases were live, or when it keeps fewer: beanpole config {name} --set {RELEASE}:Keep=1",
+            environment.settings.deployment().keep_releases
+        )),
+    }
 }

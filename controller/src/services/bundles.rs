@@ -8,16 +8,18 @@ use beanpole_store::blobs::BlobError;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio_stream::wrappers::ReceiverStream;
 
 /// Pieces that wait between the network and the disk.
 const PIECES_WAITING: usize = 8;
-/// Bytes of a body that nobody needs which are read all the same.
-const DRAINED: usize = 64 * 1024 * 1024;
-/// How long that may take.
-const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+/// A caller who takes no piece of an answer for so long is given up: a backup keeps bundles from being
+/// freed while it lasts.
+const STALL: Duration = Duration::from_mins(2);
 /// Pieces of a download, in bytes.
 const PIECE: usize = 128 * 1024;
 
@@ -54,9 +56,10 @@ fn too_big(limit: u64) -> Problem {
     .hint("Leave out what the app does not need: .ebignore (or .gitignore) names it.")
 }
 
-/// A bundle's size in bytes, if it is here.
-pub(crate) fn size(app: &App, digest: &Digest) -> Result<Option<u64>, Problem> {
-    app.blobs.size(digest).map_err(problem)
+/// A bundle's size in bytes, if it is here: for a caller who relies on that, so that it stays for a
+/// while even if nothing needs it yet.
+pub(crate) fn touch(app: &App, digest: &Digest) -> Result<Option<u64>, Problem> {
+    app.blobs.touch(digest).map_err(problem)
 }
 
 /// Takes a bundle in; true when it was not here before.
@@ -68,15 +71,13 @@ pub(crate) async fn upload<E: std::fmt::Display>(
 ) -> Result<(Bundle, bool), Problem> {
     let known = {
         let digest = digest.clone();
-        app.blocking(move |app| size(app, &digest)).await?
+        app.blocking(move |app| touch(app, &digest)).await?
     };
     if let Some(size) = known {
-        drain(&mut body).await;
         return Ok((Bundle { digest, size }, false));
     }
     let limit = app.blobs.limit_bytes();
     if announced.is_some_and(|size| size > limit) {
-        drain(&mut body).await;
         return Err(too_big(limit));
     }
     let (pieces, mut ready) = mpsc::channel::<Bytes>(PIECES_WAITING);
@@ -102,7 +103,6 @@ pub(crate) async fn upload<E: std::fmt::Display>(
             Ok(piece) => {
                 if pieces.send(piece).await.is_err() {
                     // The writer has given up: its reason comes below.
-                    drain(&mut body).await;
                     break;
                 }
             }
@@ -130,21 +130,6 @@ pub(crate) async fn upload<E: std::fmt::Display>(
     Ok((Bundle { digest, size }, true))
 }
 
-/// Reads on for a while after the answer is known: a connection that is closed over unread bytes is
-/// reset, and the caller would never see the answer.
-async fn drain<E>(body: &mut (impl Stream<Item = Result<Bytes, E>> + Unpin)) {
-    let reading = async {
-        let mut count = 0;
-        while let Some(Ok(piece)) = body.next().await {
-            count += piece.len();
-            if count > DRAINED {
-                break;
-            }
-        }
-    };
-    let _ = tokio::time::timeout(DRAIN_LIMIT, reading).await;
-}
-
 fn torn() -> Problem {
     Problem::invalid("upload-broken", "The upload broke off before its end.")
         .hint("Upload it again.")
@@ -170,37 +155,90 @@ pub(crate) async fn download(
     ))
 }
 
-/// What `write` writes, on a thread that may block, as a stream. Its error breaks the stream off.
+/// What `write` writes, on a thread that may block, as a stream. It breaks off, instead of ending,
+/// unless `write` came to its end.
 pub(crate) fn written_by(
     write: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
     let (pieces, ready) = mpsc::channel(PIECES_WAITING);
+    let runtime = tokio::runtime::Handle::current();
+    let complete = Arc::new(AtomicBool::new(false));
+    let came_to_its_end = Arc::clone(&complete);
     tokio::task::spawn_blocking(move || {
-        let mut out = Channel {
-            pieces: pieces.clone(),
-        };
+        let mut out = Channel { pieces, runtime };
         let mut buffered = io::BufWriter::with_capacity(PIECE, &mut out);
-        let written = write(&mut buffered).and_then(|()| buffered.flush());
-        if let Err(error) = written {
-            let _ = pieces.blocking_send(Err(error));
+        match write(&mut buffered).and_then(|()| buffered.flush()) {
+            Ok(()) => came_to_its_end.store(true, Ordering::Release),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                tracing::info!("a caller left before the end of the answer");
+            }
+            Err(error) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "an answer broke off"
+                );
+            }
         }
     });
-    ReceiverStream::new(ready)
+    let end = futures::stream::once(async move {
+        let broken = !complete.load(Ordering::Acquire);
+        broken.then(|| Err(io::Error::other("the answer broke off")))
+    });
+    ReceiverStream::new(ready).chain(end.filter_map(std::future::ready))
 }
 
 struct Channel {
     pieces: mpsc::Sender<io::Result<Bytes>>,
+    runtime: tokio::runtime::Handle,
 }
 
 impl Write for Channel {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.pieces
-            .blocking_send(Ok(Bytes::copy_from_slice(bytes)))
-            .map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        let piece = Ok(Bytes::copy_from_slice(bytes));
+        self.runtime
+            .block_on(self.pieces.send_timeout(piece, STALL))
+            .map_err(|error| match error {
+                SendTimeoutError::Timeout(_) => io::ErrorKind::TimedOut,
+                SendTimeoutError::Closed(_) => io::ErrorKind::BrokenPipe,
+            })?;
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn read(stream: impl Stream<Item = io::Result<Bytes>>) -> (Vec<u8>, bool) {
+        let mut stream = std::pin::pin!(stream);
+        let mut content = Vec::new();
+        while let Some(piece) = stream.next().await {
+            match piece {
+                Ok(piece) => content.extend_from_slice(&piece),
+                Err(_) => return (content, false),
+            }
+        }
+        (content, true)
+    }
+
+    #[tokio::test]
+    async fn only_what_was_written_to_its_end_ends() {
+        let long = vec![7; 3 * PIECE * PIECES_WAITING];
+        let sent = long.clone();
+        let (content, whole) = read(written_by(move |out| out.write_all(&sent))).await;
+        assert!(whole);
+        assert_eq!(content, long);
+        let (_, whole) = read(written_by(move |out| {
+            out.write_all(&long)?;
+            Err(io::Error::other("the disk failed"))
+        }))
+        .await;
+        assert!(!whole, "an error is no end");
+        let (_, whole) = read(written_by(|_| panic!("a bug"))).await;
+        assert!(!whole, "a panic is no end");
     }
 }

@@ -19,7 +19,7 @@ use crate::backend::sled::Sled;
 use crate::blobs::{BlobError, BlobWriter, Blobs, digest_of};
 use crate::lock::Lock;
 use crate::migrate::{META, SCHEMA_KEY};
-use crate::store::{JSON, Store, full_key, remove_tree};
+use crate::store::{JSON, Store, full_key, private_directory, remove_tree};
 use crate::{SCHEMA, StoreError, recover};
 use beanpole_protocol::Digest;
 use serde::{Deserialize, Serialize};
@@ -40,6 +40,8 @@ const LONGEST_LINE: u64 = 256 * 1024 * 1024;
 const LEAP: u64 = 1 << 20;
 /// Automatic backups that are kept.
 const AUTOMATIC_KEPT: usize = 24;
+/// Where a restore is while it is read.
+pub(crate) const RESTORING: &str = "restoring";
 /// Pieces in which bundles are copied, in bytes.
 const PIECE: usize = 256 * 1024;
 
@@ -117,6 +119,8 @@ fn write_some(
     out: &mut dyn Write,
 ) -> Result<Summary, StoreError> {
     let failed = |error: io::Error| broken(format!("it could not be written: {error}"));
+    // No bundle that these records refer to may go before it is copied.
+    let _hold = blobs.map(Blobs::hold);
     let (mut spool, schema, records) = spool(store)?;
     let mut out = Hashing {
         inner: BufWriter::new(out),
@@ -133,7 +137,7 @@ fn write_some(
     let mut bundles = 0;
     if let Some(blobs) = blobs {
         for (digest, size) in blobs.list().map_err(broken)? {
-            // Deleted since the list was made: no record of this backup's moment needs it then.
+            // Removed by hand.
             let Some(mut reader) = blobs.reader(&digest).map_err(broken)? else {
                 continue;
             };
@@ -290,6 +294,11 @@ pub fn automatic_backups(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
     Ok(found)
 }
 
+/// Whether there are records in the store's directory that a restore would replace.
+pub fn replaces_records(store_dir: &Path) -> bool {
+    recover::database(store_dir).exists()
+}
+
 /// Reads a backup and puts it in the place of the store in `store_dir`; its bundles go to
 /// `blobs_dir`, beside those that are there. It is read and verified in full first. The records that
 /// it replaces are kept, in `before-restore-…` in the store's directory. Refused while another
@@ -299,10 +308,10 @@ pub fn restore(
     store_dir: &Path,
     blobs_dir: &Path,
 ) -> Result<Summary, StoreError> {
-    fs::create_dir_all(store_dir).map_err(|error| StoreError::io(store_dir, error))?;
+    private_directory(store_dir)?;
     let _lock = Lock::take(store_dir)?;
-    let database = store_dir.join("restoring");
-    let incoming = blobs_dir.with_extension("restoring");
+    let database = store_dir.join(RESTORING);
+    let incoming = blobs_dir.with_extension(RESTORING);
     let clean = || {
         remove_tree(&database)?;
         remove_tree(&incoming)
@@ -320,7 +329,8 @@ pub fn restore(
         let present = recover::database(store_dir);
         if present.exists() {
             let kept = store_dir.join(format!(
-                "before-restore-{}",
+                "{}{}",
+                recover::REPLACED,
                 jiff::Timestamp::now().as_millisecond()
             ));
             fs::rename(&present, &kept).map_err(|error| StoreError::io(&present, error))?;
@@ -332,6 +342,39 @@ pub fn restore(
     })();
     clean()?;
     result
+}
+
+/// Removes what a process that was killed left half made: a backup, a restore, an attempt to mend.
+/// The caller has the store open, so that nobody else is at it.
+pub fn sweep(store: &Store, blobs_dir: &Path) -> Result<(), StoreError> {
+    let Some(dir) = store.dir() else {
+        return Ok(());
+    };
+    remove_tree(&dir.join(RESTORING))?;
+    remove_tree(&dir.join(recover::MENDING))?;
+    remove_tree(&blobs_dir.with_extension(RESTORING))?;
+    for (dir, prefix, suffix) in [
+        (dir.join("backups"), ".", ".tmp"),
+        (dir.to_owned(), "spool-", ""),
+    ] {
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(StoreError::io(&dir, error)),
+        };
+        for entry in entries {
+            let entry = entry.map_err(|error| StoreError::io(&dir, error))?;
+            let name = entry.file_name();
+            let ours = name
+                .to_str()
+                .is_some_and(|name| name.starts_with(prefix) && name.ends_with(suffix));
+            if ours {
+                fs::remove_file(entry.path())
+                    .map_err(|error| StoreError::io(&entry.path(), error))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Copies a blob, verified.

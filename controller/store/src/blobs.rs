@@ -2,14 +2,21 @@
 //!
 //! A blob is written to a temporary name, synced, renamed, and its directory synced: it is there in
 //! full or not at all. What is read is verified while it is read. Calls block on the disk.
+//!
+//! Blobs do not know who needs them: [`crate::collect`] does. What is asked of them for that is that
+//! a blob somebody was just told of ([`Blobs::touch`], [`BlobWriter::finish`]) stays for a grace
+//! time, and that none goes while a backup reads ([`Blobs::hold`]).
 
 use beanpole_protocol::Digest;
 use sha2::{Digest as _, Sha256};
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 /// The greatest bundle, in bytes, unless told otherwise: EB's limit.
 pub const DEFAULT_LIMIT_BYTES: u64 = 512 * 1024 * 1024;
@@ -59,6 +66,28 @@ pub struct Blobs {
     dir: PathBuf,
     limit_bytes: u64,
     written: AtomicU64,
+    uses: Mutex<Uses>,
+}
+
+/// What stands against removing blobs. Its lock is held while one is put in place, touched or
+/// removed, so that none of these comes between the two halves of another.
+#[derive(Debug, Default)]
+struct Uses {
+    /// When somebody was last told that a blob is here, in this process. The clock that blobs carry
+    /// on disk may leap; this one does not.
+    touched: HashMap<Digest, Instant>,
+    /// Backups that read.
+    holds: usize,
+}
+
+/// Keeps every blob in its place while it lives.
+#[derive(Debug)]
+pub struct Hold<'a>(&'a Blobs);
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.0.uses().holds -= 1;
+    }
 }
 
 impl Blobs {
@@ -78,7 +107,18 @@ impl Blobs {
             dir: dir.to_owned(),
             limit_bytes,
             written: AtomicU64::new(0),
+            uses: Mutex::default(),
         })
+    }
+
+    fn uses(&self) -> MutexGuard<'_, Uses> {
+        self.uses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps every blob in its place while the guard lives.
+    pub fn hold(&self) -> Hold<'_> {
+        self.uses().holds += 1;
+        Hold(self)
     }
 
     /// The greatest blob that may be written, in bytes.
@@ -98,6 +138,24 @@ impl Blobs {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(BlobError::io(&path)(error)),
         }
+    }
+
+    /// The size of a blob in bytes, for somebody who will rely on its being here: it is not removed
+    /// as unused for a grace time from now on. None when it is not here.
+    pub fn touch(&self, digest: &Digest) -> Result<Option<u64>, BlobError> {
+        let mut uses = self.uses();
+        let path = self.path(digest);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(BlobError::io(&path)(error)),
+        };
+        // For the process after this one. On a disk that cannot take it the blob is older than it
+        // might be, which only matters across a restart.
+        let _ = file.set_modified(SystemTime::now());
+        uses.touched.insert(digest.clone(), Instant::now());
+        let metadata = file.metadata().map_err(BlobError::io(&path))?;
+        Ok(Some(metadata.len()))
     }
 
     /// Begins a new blob.
@@ -143,14 +201,35 @@ impl Blobs {
         }))
     }
 
-    /// Removes a blob, if it is here.
-    pub fn remove(&self, digest: &Digest) -> Result<(), BlobError> {
-        let path = self.path(digest);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(BlobError::io(&path)(error))
+    /// Removes a blob, unless somebody was told of it within `grace` or a backup reads; whether it
+    /// did. Only for [`crate::collect`], which knows that no record refers to it.
+    pub(crate) fn remove_unused(
+        &self,
+        digest: &Digest,
+        grace: Duration,
+    ) -> Result<bool, BlobError> {
+        let mut uses = self.uses();
+        if uses.holds > 0 {
+            return Ok(false);
+        }
+        if let Some(touched) = uses.touched.get(digest) {
+            if touched.elapsed() < grace {
+                return Ok(false);
             }
-            _ => Ok(()),
+            uses.touched.remove(digest);
+        }
+        let path = self.path(digest);
+        let removed = fs::metadata(&path).and_then(|metadata| {
+            // One from the future counts as new: the clock was set back.
+            let age = metadata.modified()?.elapsed().unwrap_or_default();
+            if age < grace {
+                return Ok(false);
+            }
+            fs::remove_file(&path).map(|()| true)
+        });
+        match removed {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            removed => removed.map_err(BlobError::io(&path)),
         }
     }
 
@@ -231,7 +310,11 @@ impl BlobWriter<'_> {
         let shelf = target.parent().unwrap_or(&self.blobs.dir).to_owned();
         let fresh = !shelf.exists();
         make_dir(&shelf)?;
-        fs::rename(&self.path, &target).map_err(BlobError::io(&target))?;
+        {
+            let mut uses = self.blobs.uses();
+            fs::rename(&self.path, &target).map_err(BlobError::io(&target))?;
+            uses.touched.insert(found.clone(), Instant::now());
+        }
         sync_dir(&shelf)?;
         if fresh {
             sync_dir(&self.blobs.dir)?;
@@ -322,8 +405,13 @@ mod tests {
         reader.read_to_end(&mut content).expect("read");
         assert_eq!(content, b"beans");
         assert_eq!(blobs.list().expect("list"), [(digest.clone(), 5)]);
-        blobs.remove(&digest).expect("remove");
+        assert!(
+            blobs
+                .remove_unused(&digest, Duration::ZERO)
+                .expect("remove")
+        );
         assert_eq!(blobs.size(&digest).expect("size"), None);
+        assert_eq!(blobs.touch(&digest).expect("touch"), None);
         assert!(blobs.reader(&digest).expect("open").is_none());
     }
 
@@ -350,6 +438,37 @@ mod tests {
         assert!(blobs.list().expect("list").is_empty());
         let left = fs::read_dir(dir.path().join(INCOMING)).expect("list");
         assert_eq!(left.count(), 0);
+    }
+
+    #[test]
+    fn what_somebody_was_told_of_stays_for_a_while() {
+        let (dir, blobs) = fresh();
+        let (digest, _) = write(&blobs, b"beans").expect("write");
+        let hour = Duration::from_hours(1);
+        let remove = |blobs: &Blobs| blobs.remove_unused(&digest, hour).expect("remove");
+        assert!(!remove(&blobs), "just written");
+        let old = |blobs: &Blobs| {
+            File::open(blobs.path(&digest))
+                .and_then(|file| file.set_modified(SystemTime::now() - 2 * hour))
+                .expect("age");
+        };
+        old(&blobs);
+        assert!(!remove(&blobs), "a clock that leapt does not count");
+        drop(blobs);
+
+        let blobs = Blobs::open(dir.path(), 16).expect("the next process");
+        let hold = blobs.hold();
+        assert!(!remove(&blobs), "a backup reads");
+        drop(hold);
+        assert_eq!(blobs.touch(&digest).expect("touch"), Some(5));
+        assert!(!remove(&blobs), "just asked for");
+        drop(blobs);
+
+        let blobs = Blobs::open(dir.path(), 16).expect("the next process");
+        assert!(!remove(&blobs), "just asked for, before a restart");
+        old(&blobs);
+        assert!(remove(&blobs), "old, and nobody asked");
+        assert!(!remove(&blobs), "gone already");
     }
 
     #[test]

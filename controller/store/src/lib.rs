@@ -4,6 +4,7 @@
 //! - [`Store`] holds records: one type per table ([`Record`], [`model`]). Changes go through
 //!   [`Store::update`]: all or nothing, one at a time, on disk before it returns.
 //! - [`blobs::Blobs`] holds bundles by their SHA-256.
+//! - [`collect`] frees bundles that no record refers to.
 //! - [`backup`] writes both to one checksummed stream and reads them back.
 //!
 //! Underneath is a narrow [`backend::Backend`] (get, scan, atomic durable commit) with two
@@ -14,6 +15,7 @@
 pub mod backend;
 pub mod backup;
 pub mod blobs;
+pub mod collect;
 pub mod key;
 pub mod model;
 

@@ -10,6 +10,14 @@ use crate::store::{Store, remove_tree};
 use crate::{StoreError, backup};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What the names of damaged databases begin with; the time follows, in milliseconds.
+const DAMAGED: &str = "damaged-";
+/// Where a damaged database is copied to.
+pub(crate) const MENDING: &str = "mending";
+/// The same for databases that a restore replaced.
+pub(crate) const REPLACED: &str = "before-restore-";
 
 /// What was done about a damaged database.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +65,7 @@ pub(crate) fn open(dir: &Path) -> Result<(Sled, Option<Recovery>), StoreError> {
     };
     tracing::error!(path = %path.display(), %why, "the database is damaged; trying to mend it");
     let set_aside = dir.join(format!(
-        "damaged-{}",
+        "{DAMAGED}{}",
         jiff::Timestamp::now().as_millisecond()
     ));
     rename(&path, &set_aside)?;
@@ -77,7 +85,7 @@ pub(crate) fn open(dir: &Path) -> Result<(Sled, Option<Recovery>), StoreError> {
         remove_tree(&path)?;
     }
     for candidate in backup::automatic_backups(dir)?.into_iter().rev() {
-        let scratch = dir.join("restoring");
+        let scratch = dir.join(backup::RESTORING);
         remove_tree(&scratch)?;
         let restored = fs::File::open(&candidate)
             .map_err(|error| StoreError::io(&candidate, error))
@@ -104,9 +112,32 @@ pub(crate) fn open(dir: &Path) -> Result<(Sled, Option<Recovery>), StoreError> {
     })
 }
 
+/// Whether records that a backup replaced, here or by a restore, were set aside not longer than
+/// `within` ago.
+pub(crate) fn set_aside_within(dir: &Path, within: Duration) -> Result<bool, StoreError> {
+    let failed = |error| StoreError::io(dir, error);
+    let now = jiff::Timestamp::now().as_millisecond();
+    for entry in fs::read_dir(dir).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let at = name
+            .to_str()
+            .and_then(|name| {
+                name.strip_prefix(DAMAGED)
+                    .or_else(|| name.strip_prefix(REPLACED))
+            })
+            .and_then(|at| at.parse::<i64>().ok());
+        if at.is_some_and(|at| {
+            u128::from(now.saturating_sub(at).unsigned_abs()) < within.as_millis()
+        }) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Tries a copy without half-written snapshots; returns it when sled can open it.
 fn mend(dir: &Path, damaged: &Path) -> Result<Option<PathBuf>, StoreError> {
-    let copy = dir.join("mending");
+    let copy = dir.join(MENDING);
     remove_tree(&copy)?;
     copy_tree(damaged, &copy)?;
     let entries = fs::read_dir(&copy).map_err(|error| StoreError::io(&copy, error))?;

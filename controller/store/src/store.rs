@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -60,17 +60,24 @@ impl std::fmt::Debug for Store {
     }
 }
 
+/// Makes a directory that only its owner can look into; one that is there already becomes so. The
+/// values of environment properties lie below.
+pub(crate) fn private_directory(dir: &Path) -> Result<(), StoreError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(0o700)))
+        .map_err(|error| StoreError::io(dir, error))
+}
+
 impl Store {
     /// Opens the store in `dir`, or creates it there. One process at a time: a second one is told
     /// who holds it ([`StoreError::Locked`]). Records of an older schema are migrated, after an
     /// automatic backup. A database that sled calls corrupt is cured where that is possible (see
     /// [`Store::recovery`]).
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(|error| StoreError::io(dir, error))?;
+        private_directory(dir)?;
         let lock = Lock::take(dir)?;
         let (backend, recovery) = recover::open(dir)?;
         let store = Self::over(Box::new(backend), Some(dir), recovery, Some(lock));

@@ -1,6 +1,7 @@
 //! A controller to call, and a small HTTP client that hides nothing.
 
 use beanpole_controller::{ControllerConfig, run};
+use beanpole_store::Store;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -54,7 +55,20 @@ impl Controller {
         Self::on(dir)
     }
 
+    /// One that frees unneeded bundles after a second, with what `fill` puts into its store.
+    pub fn freeing(fill: impl FnOnce(&Store)) -> Self {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let store = Store::open(&dir.path().join("controller/store")).expect("store");
+        fill(&store);
+        drop(store);
+        Self::with(dir, |config| config.bundle_grace = Duration::from_secs(1))
+    }
+
     fn on(dir: tempfile::TempDir) -> Self {
+        Self::with(dir, |_| {})
+    }
+
+    fn with(dir: tempfile::TempDir, change: impl FnOnce(&mut ControllerConfig)) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -64,6 +78,7 @@ impl Controller {
         let (listening, address) = oneshot::channel();
         let mut config = config(dir.path());
         config.listening = Some(listening);
+        change(&mut config);
         let stopped = stop.clone();
         let task =
             runtime.spawn(async move { run(config, stopped).await.map_err(|error| chain(&error)) });
@@ -136,6 +151,16 @@ impl Controller {
         digest
     }
 
+    /// Waits until a bundle is not here any more.
+    pub fn until_freed(&self, digest: &str) {
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        // Reading it, unlike asking whether it is here, does not keep it.
+        while self.get(&format!("/v1/bundles/{digest}")).status == 200 {
+            assert!(std::time::Instant::now() < end, "{digest} stays");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     fn head(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> String {
         let mut head = format!("{method} {path} HTTP/1.1\r\nhost: test\r\n");
         if !headers.iter().any(|(name, _)| *name == "authorization") {
@@ -165,7 +190,7 @@ impl Controller {
         stream.write_all(head.as_bytes()).expect("send");
         // A refusal may come before all of the body is read.
         let _ = stream.write_all(body);
-        Reply::read(stream, method == "HEAD")
+        Reply::read(&mut BufReader::new(stream), method == "HEAD")
     }
 
     pub fn call_chunked(&self, method: &str, path: &str, body: &[u8]) -> Reply {
@@ -179,7 +204,18 @@ impl Controller {
             let _ = stream.write_all(b"\r\n");
         }
         let _ = stream.write_all(b"0\r\n\r\n");
-        Reply::read(stream, false)
+        Reply::read(&mut BufReader::new(stream), false)
+    }
+
+    /// Sends the head of a call whose body comes in chunks.
+    pub fn begin(&self, method: &str, path: &str) -> Begun {
+        let stream = self.connect();
+        let mut begun = Begun {
+            reader: BufReader::new(stream),
+        };
+        let head = self.head(method, path, &[("transfer-encoding", "chunked")]);
+        begun.send(format!("{head}\r\n").as_bytes());
+        begun
     }
 
     pub fn follow(&self, path: &str, last: Option<&str>) -> Stream {
@@ -210,6 +246,31 @@ impl Drop for Controller {
     }
 }
 
+/// A connection in the middle of a call.
+pub struct Begun {
+    reader: BufReader<TcpStream>,
+}
+
+impl Begun {
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.reader.get_mut().write_all(bytes).expect("send");
+    }
+
+    /// Whether no answer comes for a while.
+    pub fn is_silent_for(&mut self, time: Duration) -> bool {
+        let stream = self.reader.get_mut();
+        let before = stream.read_timeout().expect("the bound");
+        stream.set_read_timeout(Some(time)).expect("a bound");
+        let peeked = stream.peek(&mut [0]);
+        stream.set_read_timeout(before).expect("the bound");
+        peeked.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+    }
+
+    pub fn reply(&mut self) -> Reply {
+        Reply::read(&mut self.reader, false)
+    }
+}
+
 #[derive(Debug)]
 pub struct Reply {
     pub status: u16,
@@ -218,8 +279,7 @@ pub struct Reply {
 }
 
 impl Reply {
-    fn read(stream: TcpStream, head_only: bool) -> Self {
-        let mut reader = BufReader::new(stream);
+    fn read(reader: &mut BufReader<TcpStream>, head_only: bool) -> Self {
         let mut line = String::new();
         reader.read_line(&mut line).expect("a status line");
         let status = line
@@ -256,6 +316,9 @@ impl Reply {
                 }
                 reply.body.extend_from_slice(&chunk[..size]);
             }
+        } else if let Some(size) = reply.header("content-length") {
+            reply.body = vec![0; size.parse().expect("a size")];
+            reader.read_exact(&mut reply.body).expect("the body");
         } else {
             reader.read_to_end(&mut reply.body).expect("the body");
         }

@@ -131,6 +131,10 @@ async fn least_connections_avoids_the_busy_one() {
     proxy.serve(&wanted).await;
     for _ in 0..10 {
         proxy.get("/").await;
+        // An answer may reach its client a moment before its request counts as over.
+        proxy
+            .until_target("it is idle again", 2, |target| target.in_flight == 0)
+            .await;
     }
     assert_eq!((busy.hits(), idle.hits()), (1, 10));
     busy.release.notify_one();

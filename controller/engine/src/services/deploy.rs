@@ -7,7 +7,7 @@ use crate::read::{self, Reader};
 use crate::{Call, Engine, Fault};
 use beanpole_planner::{Goal, Plan, plan};
 use beanpole_protocol::api::{self, OperationKind, PlanView};
-use beanpole_protocol::options::{BatchSize, DeploymentPolicy, OptionSettings};
+use beanpole_protocol::options::{self, BatchSize, DeploymentPolicy, OptionSettings};
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{EnvironmentName, ReleaseNumber};
 use beanpole_store::model::{EnvironmentRecord, ReleaseRecord, VersionRecord};
@@ -75,7 +75,8 @@ impl Engine {
         planned().map_err(Problem::from)
     }
 
-    /// Goes back to an earlier release: its version, settings and properties, as a new release.
+    /// Goes back to an earlier release: its version, settings and properties, as a new release. The
+    /// number of instances stays as it is.
     pub fn rollback(
         &self,
         call: &Call<'_>,
@@ -108,16 +109,24 @@ impl Engine {
                 bundle_size: target.bundle_size,
                 created_at: target.created_at,
             };
+            // How much capacity there is belongs to now, not to the release: going back must not take
+            // away the instances that today's traffic needs.
+            let mut settings = target.settings.clone();
+            for option in ["MinSize", "MaxSize"] {
+                if let Some(now) = environment.settings.get(options::ASG, option) {
+                    settings.set(options::ASG, option, now.to_owned());
+                }
+            }
             let wish = Wish {
                 version: &version,
-                settings: &target.settings,
+                settings: &settings,
                 tree: target.live_at.map(|_| target.tree),
                 policy: body.policy,
                 batch: body.batch,
                 reason: format!("rollback to {}", target.number),
             };
             let deployment = self.work_out(tx, &environment, call, &wish)?;
-            let before = std::mem::replace(&mut environment.settings, target.settings.clone());
+            let before = std::mem::replace(&mut environment.settings, settings);
             environment.last_release = deployment.release.number;
             tx.put(&deployment.release)?;
             NewOperation {

@@ -6,8 +6,11 @@ use super::Paths;
 use super::quote::quoted;
 use crate::ssh::{ExecError, Output, Session};
 use bytes::Bytes;
+use std::path::Path;
 use std::time::Duration;
 
+/// How long a short script may take.
+pub(super) const LIMIT: Duration = Duration::from_mins(1);
 /// The exit status by which [`PLACE`] says that the executable does not run.
 pub(super) const DOES_NOT_RUN: u32 = 42;
 
@@ -20,6 +23,22 @@ name=""
 [ -r /etc/os-release ] && name=$(. /etc/os-release && echo "$PRETTY_NAME")
 echo "os=${name:-$(uname -sr)}"
 if [ -d "$SYSTEMD" ]; then echo systemd=yes; else echo systemd=no; fi
+# A cron that runs now runs after a reboot, too. busybox's reads no cron.d.
+cron=no
+if [ -d "$CRON" ]; then
+  for comm in /proc/[0-9]*/comm; do
+    { read -r name <"$comm"; } 2>/dev/null || continue
+    case $name in cron|crond) cron=yes ;; esac
+  done
+  program=$(PATH="$PATH:/usr/sbin:/sbin"; command -v cron || command -v crond) || program=
+  case $(readlink -f "$program" 2>/dev/null) in *busybox*) cron=no ;; esac
+fi
+echo "cron=$cron"
+# A user of that name who was there before keeps keys and home.
+if id "$BEANPOLE_USER" >/dev/null 2>&1; then
+  home=$(awk -F: -v user="$BEANPOLE_USER" '$1 == user { print $6 }' /etc/passwd)
+  [ "$home" = "$HOME_DIR" ] || echo "taken=${home:-unknown}"
+fi
 if [ "$(id -u)" != 0 ]; then
   if ! command -v sudo >/dev/null 2>&1; then echo "sudo=sudo is not installed"
   elif said=$(LC_ALL=C sudo -n true 2>&1 </dev/null); then echo sudo=yes
@@ -71,8 +90,7 @@ fi
 if command -v usermod >/dev/null 2>&1; then usermod -p '*' "$BEANPOLE_USER"
 else echo "$BEANPOLE_USER:*" | chpasswd -e >/dev/null 2>&1 || true; fi
 
-home=$(awk -F: -v user="$BEANPOLE_USER" '$1 == user { print $6 }' /etc/passwd)
-[ -n "$home" ] || home=$HOME_DIR
+home=$HOME_DIR
 # Owned by root: the user cannot change who gets in.
 mkdir -p "$home/.ssh"
 chmod 0755 "$home" "$home/.ssh"
@@ -105,6 +123,18 @@ if [ "$WITH_SYSTEMD" = yes ]; then
   if [ "$changed" = yes ]; then systemctl restart beanpole-agent.service
   else systemctl start beanpole-agent.service; fi
 else
+  if [ ! -f "$START" ] || [ "$(cat "$START")" != "$START_AGENT" ]; then
+    printf '%s\n' "$START_AGENT" >"$START.new"
+    chmod 0755 "$START.new"
+    mv -f "$START.new" "$START"
+  fi
+  if [ "$WITH_CRON" = no ]; then rm -f "$CRON_FILE"
+  elif [ ! -f "$CRON_FILE" ] || [ "$(cat "$CRON_FILE")" != "$CRON_LINES" ]; then
+    # cron leaves names with a dot alone: no half-written file is ever read.
+    printf '%s\n' "$CRON_LINES" >"$CRON_FILE.new"
+    chmod 0644 "$CRON_FILE.new"
+    mv -f "$CRON_FILE.new" "$CRON_FILE"
+  fi
   alive=no
   if [ -f "$RUN/supervisor.pid" ]; then
     pid=$(cat "$RUN/supervisor.pid")
@@ -116,9 +146,7 @@ else
     # SIGHUP: begin anew with the executable that `current` names now.
     [ "$changed" = no ] || kill -HUP "$pid"
   else
-    log="$DATA/agent.log"
-    setsid "$LIB/current/beanpole" agent --supervise --data "$DATA" --socket "$SOCKET" \
-      --socket-group "$BEANPOLE_USER" </dev/null >>"$log" 2>&1 &
+    "$START"
   fi
 fi
 "#;
@@ -130,7 +158,11 @@ umask 077
 mkdir -p "$HOME/.ssh"
 file="$HOME/.ssh/authorized_keys"
 touch "$file"
-grep -qxF "$AUTHORIZED" "$file" || printf '%s\n' "$AUTHORIZED" >>"$file"
+if ! grep -qxF "$AUTHORIZED" "$file"; then
+  # A last line without its end would become one with ours, and neither key would be let in.
+  [ -z "$(tail -c 1 "$file")" ] || echo >>"$file"
+  printf '%s\n' "$AUTHORIZED" >>"$file"
+fi
 "#;
 
 /// The agent's systemd unit.
@@ -149,6 +181,8 @@ pub(super) fn unit(paths: &Paths) -> String {
 [Unit]
 Description=Beanpole agent
 After=network.target
+# However often it fails (a full disk, say), it is tried again.
+StartLimitIntervalSec=0
 
 [Service]
 ExecStart={lib}/current/beanpole agent --data {data} --socket {socket} --socket-group {user}
@@ -165,6 +199,53 @@ LimitNOFILE=1048576
 
 [Install]
 WantedBy=multi-user.target"
+    )
+}
+
+/// What starts the agent where systemd does not, unless it runs: a file on the host.
+pub(super) fn start_agent(paths: &Paths) -> String {
+    let word = |path: &Path| quoted(&path.display().to_string());
+    format!(
+        r#"#!/bin/sh
+# Starts Beanpole's agent where systemd does not, unless it runs.
+lib={lib}
+data={data}
+run={run}
+socket={socket}
+group={group}
+runs() {{
+  case $(tr '\0' ' ' <"/proc/$1/cmdline") in *"$2"*) return 0 ;; esac
+  return 1
+}} 2>/dev/null
+[ -x "$lib/current/beanpole" ] || exit 0
+pid=$(cat "$run/supervisor.pid" 2>/dev/null)
+runs "${{pid:-none}}" "agent --supervise" && exit 0
+# An agent whose parent was killed makes room for one with a parent. Its apps go on.
+pid=$(cat "$data/agent/agent.lock" 2>/dev/null)
+runs "${{pid:-none}}" "beanpole agent --data" && kill "$pid"
+cd / || exit 1
+umask 077
+: >>"$data/agent.log"
+umask 022
+ulimit -n "$(ulimit -H -n)" 2>/dev/null
+setsid env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin   "$lib/current/beanpole" agent --supervise --data "$data" --socket "$socket"   --socket-group "$group" </dev/null >>"$data/agent.log" 2>&1 &"#,
+        lib = word(&paths.lib),
+        data = word(&paths.data),
+        run = word(&paths.run),
+        socket = word(&paths.socket()),
+        group = quoted(&paths.user),
+    )
+}
+
+/// What cron is told: at boot, and every few minutes in case that the parent itself was killed.
+/// The latter also serves machines that keep `/run` over a reboot, where cron skips `@reboot`.
+pub(super) fn cron(paths: &Paths) -> String {
+    // To cron, `%` is the end of the line.
+    let start = quoted(&paths.start_agent().display().to_string()).replace('%', r"\%");
+    format!(
+        "# Made by Beanpole: starts its agent, unless it runs.
+@reboot root {start}
+*/5 * * * * root {start}"
     )
 }
 
@@ -199,6 +280,25 @@ pub(super) async fn run(
     session.exec(command, input, limit).await
 }
 
+/// The last line that a command wrote, for an error.
+pub(super) fn last_words(output: &Output) -> String {
+    let text = if output.stderr.trim().is_empty() {
+        &output.stdout
+    } else {
+        &output.stderr
+    };
+    let lines: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .filter(|l| !l.is_empty())
+        .collect();
+    match (lines.is_empty(), output.status) {
+        (false, _) => lines[lines.len().saturating_sub(3)..].join("; "),
+        (true, Some(status)) => format!("it ended with status {status}"),
+        (true, None) => "it was ended by a signal".to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -217,8 +317,28 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_added_once_and_spoils_no_other() {
+        let home = tempfile::tempdir().expect("temporary directory");
+        let keys = home.path().join(".ssh/authorized_keys");
+        std::fs::create_dir(home.path().join(".ssh")).expect("make");
+        std::fs::write(&keys, "ssh-ed25519 admin's").expect("write");
+        for _ in 0..2 {
+            let script = command(false, AUTHORISE, &[("AUTHORIZED", "ssh-ed25519 ours")]);
+            let status = Command::new("sh")
+                .args(["-c", &script])
+                .env("HOME", home.path())
+                .status()
+                .expect("sh runs");
+            assert!(status.success());
+        }
+        let text = std::fs::read_to_string(&keys).expect("read");
+        assert_eq!(text, "ssh-ed25519 admin's\nssh-ed25519 ours\n");
+    }
+
+    #[test]
     fn every_script_is_a_posix_script() {
-        for script in [DETECT, DIGEST, UPLOAD, PLACE, INSTALL, AUTHORISE] {
+        let start = start_agent(&Paths::default());
+        for script in [DETECT, DIGEST, UPLOAD, PLACE, INSTALL, AUTHORISE, &start] {
             let mut child = Command::new("sh")
                 .args(["-n"])
                 .stdin(Stdio::piped())

@@ -136,7 +136,17 @@ impl Session {
             .handle
             .channel_open_direct_streamlocal(path)
             .await
-            .map_err(|source| self.refused(path, source))?;
+            .map_err(|source| match source {
+                // sshd says so when it cannot connect; forbidden forwarding is another reason.
+                russh::Error::ChannelOpenFailure(russh::ChannelOpenFailure::ConnectFailed) => {
+                    SshError::NobodyListens {
+                        address: self.address.clone(),
+                        socket: path.to_owned(),
+                        source: Box::new(source),
+                    }
+                }
+                source => self.refused(path, source),
+            })?;
         Ok(channel.into_stream())
     }
 

@@ -164,6 +164,18 @@ pub enum SshError {
         /// Why.
         source: Box<SshError>,
     },
+    /// The server lets us in, but nobody listens on the daemon's socket.
+    #[error(
+        "{address} lets us in, but no daemon listens on {socket} there (adding the host again starts its agent)"
+    )]
+    NobodyListens {
+        /// The server.
+        address: String,
+        /// The socket.
+        socket: String,
+        /// What it says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The server refuses to open a channel.
     #[error("{address} refuses to connect to {to}")]
     ChannelRefused {
@@ -195,6 +207,7 @@ impl SshError {
             Self::Jump { source, .. } => source.is_permanent(),
             Self::Connect { .. }
             | Self::TimedOut { .. }
+            | Self::NobodyListens { .. }
             | Self::ChannelRefused { .. }
             | Self::Broken { .. } => false,
         }

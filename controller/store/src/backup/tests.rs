@@ -46,6 +46,25 @@ fn taken(world: &World) -> Vec<u8> {
 }
 
 #[test]
+fn what_is_restored_is_for_its_owner_alone_even_where_the_directory_was_open_to_all() {
+    use std::os::unix::fs::PermissionsExt;
+    let bytes = taken(&world());
+    let target = tempfile::tempdir().expect("temporary directory");
+    let (store, blobs) = (target.path().join("store"), target.path().join("blobs"));
+    fs::create_dir(&store).expect("directory");
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o755)).expect("mode");
+    assert!(!replaces_records(&store));
+    restore(&*bytes, &store, &blobs).expect("restore");
+    let mode = fs::metadata(&store).expect("metadata").permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+    assert!(replaces_records(&store));
+    fs::set_permissions(&store, fs::Permissions::from_mode(0o755)).expect("mode");
+    drop(Store::open(&store).expect("open"));
+    let mode = fs::metadata(&store).expect("metadata").permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+}
+
+#[test]
 fn everything_comes_back_and_generations_leap() {
     let world = world();
     let bytes = taken(&world);
@@ -166,4 +185,34 @@ fn a_backup_comes_from_one_moment() {
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
     });
+}
+
+#[test]
+fn what_a_killed_process_left_half_made_is_swept() {
+    let world = world();
+    let path = |name: &str| world.dir.path().join(name);
+    let automatic = automatic(&world.store, "hourly").expect("backup");
+    for tree in [
+        "store/restoring",
+        "store/mending",
+        "blobs.restoring/incoming",
+    ] {
+        fs::create_dir_all(path(tree)).expect("make");
+    }
+    for file in ["store/backups/.00000000000001.tmp", "store/spool-1"] {
+        fs::write(path(file), "half").expect("write");
+    }
+    sweep(&world.store, &path("blobs")).expect("sweep");
+    let left = |dir: &str| {
+        let mut names: Vec<String> = fs::read_dir(path(dir))
+            .expect("list")
+            .map(|entry| entry.expect("entry").file_name().to_string_lossy().into())
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(left(""), ["blobs", "store"]);
+    assert_eq!(left("store"), ["LOCK", "backups", "db"]);
+    assert!(automatic.exists());
+    assert_eq!(left("store/backups").len(), 1);
 }

@@ -1,0 +1,55 @@
+//! The controller's own machine as a host.
+
+use super::all;
+use crate::app::App;
+use beanpole_daemon::clock;
+use beanpole_engine::{Draft, emit};
+use beanpole_protocol::event::Severity;
+use beanpole_protocol::problem::Problem;
+use beanpole_protocol::{HostId, HostName, Timestamp};
+use beanpole_store::model::HostRecord;
+use beanpole_store::{Store, StoreError};
+
+/// The name of the controller's own machine.
+pub(super) const LOCAL: &str = "local";
+
+/// Registers this machine as the host `local`, once.
+pub(crate) fn register_local(store: &Store) -> Result<(), StoreError> {
+    store.update(|tx| {
+        let hosts: Vec<HostRecord> = tx.list()?;
+        if hosts.iter().any(|host| host.local) {
+            return Ok(());
+        }
+        let now = clock::now();
+        let host = HostRecord {
+            id: HostId::from_bits(clock::random_bits()),
+            name: HostName::new(LOCAL).expect("`local` is a host name"),
+            local: true,
+            ssh: None,
+            jump: None,
+            host_key: None,
+            fingerprint: None,
+            instance_address: "127.0.0.1".to_owned(),
+            labels: Default::default(),
+            draining: false,
+            removing: false,
+            added_at: now,
+        };
+        tx.put(&host)?;
+        let draft = Draft::new(Severity::Info, "host-added", "Host local added.", now);
+        emit(tx, draft.host(Some(&host.id)))?;
+        Ok(())
+    })
+}
+
+/// Whether a host has been heard of since the controller started.
+pub(crate) fn heard_of(app: &App, local: bool) -> Result<Option<Timestamp>, Problem> {
+    let hosts = all(app)?;
+    let observed = app.observations.snapshot();
+    Ok(hosts
+        .iter()
+        .filter(|host| host.local == local)
+        .filter_map(|host| observed.hosts.get(&host.id))
+        .filter(|seen| seen.connected && seen.report.is_some())
+        .find_map(|seen| seen.last_seen))
+}

@@ -1,0 +1,111 @@
+//! The way to each host's agent, and what is told when it is lost.
+
+use crate::app::{App, store_problem};
+use crate::{ControllerConfig, ControllerError};
+use beanpole_daemon::clock;
+use beanpole_engine::{Draft, emit};
+use beanpole_fleet::Dialer;
+use beanpole_fleet::bootstrap::Paths;
+use beanpole_fleet::ssh::{self, Target};
+use beanpole_protocol::HostId;
+use beanpole_protocol::api::SshAddress;
+use beanpole_protocol::event::Severity;
+use beanpole_store::StoreError;
+use beanpole_store::model::{HostRecord, JumpRecord};
+use std::sync::Arc;
+
+/// Starts the links to every host and to the proxy on this machine.
+pub(crate) async fn start_links(
+    app: &App,
+    config: &ControllerConfig,
+) -> Result<(), ControllerError> {
+    let store = app.store.clone();
+    let hosts: Vec<HostRecord> = tokio::task::spawn_blocking(move || store.list())
+        .await
+        .map_err(|error| ControllerError::Engine(error.to_string()))??;
+    for host in &hosts {
+        let dialer = match (&config.local_agent, host.local) {
+            (Some(socket), true) => Some(Dialer::local(socket)),
+            (None, true) => None,
+            (_, false) => target(app, host).map(dialer),
+        };
+        match dialer {
+            Some(dialer) => app.links.start_host(app, &host.id, dialer),
+            None => tracing::warn!(host = %host.name, "there is no way to this host"),
+        }
+    }
+    if let Some(socket) = &config.local_proxy {
+        app.links.start_proxy(app, socket);
+    }
+    Ok(())
+}
+
+pub(super) fn dialer(target: Target) -> Dialer {
+    Dialer::ssh(target, Paths::default().socket().display().to_string())
+}
+
+/// The way to a host's agent, with the controller's own key.
+pub(super) fn target(app: &App, host: &HostRecord) -> Option<Target> {
+    Some(Target {
+        ssh: SshAddress {
+            user: Paths::default().user,
+            ..host.ssh.clone()?
+        },
+        host_key: pinned(host.host_key.as_deref(), host.fingerprint.as_deref()?),
+        credential: app.controller_key.credential(),
+        jump: host.jump.as_ref().map(|jump| Arc::new(bastion(app, jump))),
+    })
+}
+
+pub(super) fn bastion(app: &App, jump: &JumpRecord) -> Target {
+    Target {
+        ssh: jump.ssh.clone(),
+        host_key: pinned(Some(&jump.host_key), &jump.fingerprint),
+        credential: app.controller_key.credential(),
+        jump: None,
+    }
+}
+
+fn pinned(algorithm: Option<&str>, fingerprint: &str) -> ssh::HostKey {
+    ssh::HostKey {
+        algorithm: algorithm
+            .filter(|algorithm| !algorithm.is_empty())
+            .map(str::to_owned),
+        fingerprint: fingerprint.to_owned(),
+    }
+}
+
+/// Tells, by an event, that a host was lost (`Some(why)`) or is back. The disk is not waited for.
+pub(crate) fn note_connection(app: &App, host: &HostId, lost: Option<String>) {
+    let (app, host) = (app.clone(), host.clone());
+    tokio::task::spawn_blocking(move || {
+        let written = app.store.update(|tx| {
+            let Some(record) = tx.get::<HostRecord>(&HostRecord::key_of(&host))? else {
+                return Ok(());
+            };
+            let now = clock::now();
+            let draft = match lost {
+                Some(why) => Draft::new(
+                    Severity::Warn,
+                    "host-disconnected",
+                    format!("The connection to host {} is lost: {why}", record.name),
+                    now,
+                ),
+                None => Draft::new(
+                    Severity::Info,
+                    "host-connected",
+                    format!("Host {} is connected again.", record.name),
+                    now,
+                ),
+            };
+            emit(tx, draft.host(Some(&host)))?;
+            Ok::<_, StoreError>(())
+        });
+        match written {
+            Ok(()) => app.tell_news(),
+            Err(error) => {
+                store_problem(error);
+            }
+        }
+    });
+}
