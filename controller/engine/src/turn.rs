@@ -2,6 +2,7 @@
 
 use crate::apply::Scene;
 use crate::events::Draft;
+use crate::read::Repute;
 use crate::{Engine, EngineError, Observed, read, traffic};
 use beanpole_planner::{Decision, Happened, World, next, plan_back};
 use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus};
@@ -193,7 +194,7 @@ impl Engine {
         let settings = from
             .as_ref()
             .map_or(&scene.environment.settings, |(.., settings)| settings);
-        let rules = read::rules(settings, scene.environment.tier);
+        let rules = read::rules(settings, scene.environment.tier, Repute::Live);
         let back = plan_back(
             world,
             &operation.plan,

@@ -3,7 +3,7 @@
 use super::problems::{bad_option, nothing_before, nothing_deployed, refused};
 use super::settings::change;
 use super::{NewOperation, idle, version};
-use crate::read::{self, Reader};
+use crate::read::{self, Reader, Repute};
 use crate::{Call, Engine, Fault};
 use beanpole_planner::{Goal, Plan, plan};
 use beanpole_protocol::api::{self, OperationKind, PlanView};
@@ -24,6 +24,7 @@ pub(super) struct Wish<'r> {
     pub(super) settings: &'r OptionSettings,
     /// An earlier release with the same content, prepared on hosts.
     pub(super) tree: Option<ReleaseNumber>,
+    pub(super) repute: Repute,
     pub(super) policy: Option<DeploymentPolicy>,
     pub(super) batch: Option<BatchSize>,
     pub(super) reason: String,
@@ -121,6 +122,7 @@ impl Engine {
                 version: &version,
                 settings: &settings,
                 tree: target.live_at.map(|_| target.tree),
+                repute: target.live_at.map_or(Repute::New, |_| Repute::Live),
                 policy: body.policy,
                 batch: body.batch,
                 reason: format!("rollback to {}", target.number),
@@ -167,6 +169,7 @@ impl Engine {
             version: &version,
             settings: &settings,
             tree: None,
+            repute: Repute::New,
             policy: body.policy,
             batch: body.batch,
             reason: "deploy".to_owned(),
@@ -212,7 +215,7 @@ impl Engine {
             batch: wish.batch.unwrap_or(options.batch),
         };
         let world = self.world(reader, environment, call.observed, call.now, true)?;
-        let rules = read::rules(wish.settings, environment.tier);
+        let rules = read::rules(wish.settings, environment.tier, wish.repute);
         let plan = plan(&world, &goal, &rules, call.bits.rotate_left(17)).map_err(refused)?;
         Ok(Deployment { release, plan })
     }

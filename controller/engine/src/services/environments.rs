@@ -4,6 +4,7 @@ use super::deploy::Wish;
 use super::problems::{bad_option, refused};
 use super::{NewOperation, application, existing, idle, version};
 use crate::events::{Draft, emit_for};
+use crate::read::Repute;
 use crate::{Call, Engine, Fault, read};
 use beanpole_planner::{Goal, Plan, plan};
 use beanpole_protocol::agent::Platform;
@@ -108,6 +109,7 @@ impl Engine {
                     version: &version,
                     settings: &settings,
                     tree: None,
+                    repute: Repute::New,
                     policy: None,
                     batch: None,
                     reason: "create".to_owned(),
@@ -134,7 +136,7 @@ impl Engine {
         let operation = self.store.update(|tx| {
             let mut environment = idle(tx, name)?;
             let world = self.world(tx, &environment, call.observed, call.now, false)?;
-            let rules = read::rules(&environment.settings, environment.tier);
+            let rules = read::rules(&environment.settings, environment.tier, Repute::Live);
             let plan = plan(&world, &Goal::Terminate, &rules, call.bits).map_err(refused)?;
             NewOperation {
                 kind: OperationKind::Terminate,

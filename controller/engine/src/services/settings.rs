@@ -3,6 +3,7 @@
 use super::deploy::Wish;
 use super::problems::{bad_option, nothing_deployed, refused};
 use super::{NewOperation, idle};
+use crate::read::Repute;
 use crate::{Call, Engine, Fault, read};
 use beanpole_planner::{Goal, Plan, plan};
 use beanpole_protocol::EnvironmentName;
@@ -64,7 +65,10 @@ impl Engine {
                 policy: deployment.policy,
                 batch: deployment.batch,
             };
-            let rules = read::rules(&environment.settings, environment.tier);
+            // What a failed deployment left is started again, too, and was never live.
+            let lived = world.instances.values().all(|one| one.release == live);
+            let repute = if lived { Repute::Live } else { Repute::New };
+            let rules = read::rules(&environment.settings, environment.tier, repute);
             let plan = plan(&world, &goal, &rules, call.bits).map_err(refused)?;
             NewOperation {
                 kind: OperationKind::Restart,
@@ -145,6 +149,7 @@ impl Engine {
                     version: &version,
                     settings: &settings,
                     tree: same_tree.then_some(release.tree),
+                    repute: Repute::New,
                     policy: None,
                     batch: None,
                     reason: "settings".to_owned(),
@@ -161,7 +166,7 @@ impl Engine {
                     tree: release.tree,
                     size: environment.settings.instance_count(),
                 };
-                let rules = read::rules(&environment.settings, environment.tier);
+                let rules = read::rules(&environment.settings, environment.tier, Repute::Live);
                 new.plan = plan(&world, &goal, &rules, call.bits).map_err(refused)?;
             }
         }
