@@ -78,7 +78,16 @@ fn an_app_that_ends_at_once_is_named_with_its_last_lines() {
 fn an_app_that_answers_500_is_named_with_its_answer() {
     let bed = Bed::up();
     let app = impatient(&bed).procfile("web: ./testapp v2 --status 500\n");
-    refused(&bed, &app).says("GET /").says("500").says("i-");
+    let ran = refused(&bed, &app).says("GET /").says("500").says("i-");
+    // Why it waits is said while it waits, and once as long as nothing changes.
+    let said = format!("{}{}", ran.out, ran.err);
+    assert_eq!(said.matches("GET / answered 500, waiting (").count(), 1);
+    let events = bed.run(&["events", "shop-prod", "--json"]).ok().json();
+    let waits = items(&events)
+        .iter()
+        .filter(|event| event["code"] == "instance-waits" && event["instance"].is_string())
+        .count();
+    assert!(waits >= 1, "{events:#}");
 }
 
 #[test]

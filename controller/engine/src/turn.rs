@@ -3,7 +3,7 @@
 use crate::apply::Scene;
 use crate::events::Draft;
 use crate::read::Repute;
-use crate::{Engine, EngineError, Observed, read, traffic};
+use crate::{Engine, EngineError, Observed, answers, read, traffic};
 use beanpole_planner::{Decision, Happened, World, next, plan_back};
 use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus};
 use beanpole_protocol::event::Severity;
@@ -89,7 +89,9 @@ impl Engine {
             && !wants_back(&operation)
         {
             let world = self.world(&self.store, environment, observed, now, false)?;
-            if let Decision::Wait { until, .. } = decide(&operation, &world, now) {
+            if let Decision::Wait { until, .. } = decide(&operation, &world, now)
+                && !answers::any_new(environment, &operation, &world, now)
+            {
                 turn.wake(until);
                 return Ok(());
             }
@@ -138,7 +140,10 @@ impl Engine {
                 continue;
             }
             match decide(scene.operation, &world, now) {
-                Decision::Wait { until, .. } => return Ok(Some(until)),
+                Decision::Wait { until, .. } => {
+                    answers::tell(scene, &world)?;
+                    return Ok(Some(until));
+                }
                 Decision::Record(entries) => {
                     for entry in entries {
                         let entry = with_probe(scene, entry);

@@ -155,7 +155,7 @@ pub(super) fn restarts(seen: &InstanceReport) -> u32 {
 }
 
 /// How a process ended the last time, to be read after "ended".
-fn how_it_ended(process: &ProcessReport) -> Option<String> {
+pub fn how_it_ended(process: &ProcessReport) -> Option<String> {
     let exit = process.last_exit.as_ref()?;
     match (exit.oom, exit.code, exit.signal) {
         (true, ..) => Some("killed for using too much memory".to_owned()),

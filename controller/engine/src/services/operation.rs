@@ -59,6 +59,8 @@ impl NewOperation {
             failure: None,
             message: None,
             entries: 0,
+            answers: Default::default(),
+            answers_told: 0,
             traffic: traffic::start(&environment.id, observed),
             started_at: now,
             finished_at: None,
