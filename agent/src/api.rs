@@ -12,7 +12,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch, post, put};
 use beanpole_daemon::http::problem_response;
-use beanpole_protocol::agent::{HostOrders, UpgradeOrder};
+use beanpole_protocol::agent::{HostOrders, HostReport, InstancePhase, UpgradeOrder};
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{Digest, InstanceId};
 use futures::{Stream, StreamExt};
@@ -28,6 +28,10 @@ const LONGEST_ORDERS: usize = 64 << 20;
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest silence of a watch after that: together at most 5 s.
 const LONGEST_SILENCE: Duration = Duration::from_millis(4900);
+/// The same while an instance was started lately: a deployment waits for the word that it stays up.
+const SILENCE_AFTER_A_START: Duration = Duration::from_millis(400);
+/// How long after its start, or that of one of its processes, an instance counts as that.
+const LATELY: Duration = Duration::from_secs(30);
 /// How long the last answer has to reach its reader.
 const LAST_ANSWER: Duration = Duration::from_secs(1);
 /// Lines of the past when the caller does not say.
@@ -126,9 +130,9 @@ fn reports(
     stop: CancellationToken,
 ) -> impl Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static {
     let changes = host.changes();
-    let start = (host, changes, stop, true);
-    futures::stream::unfold(start, |(host, mut changes, stop, first)| async move {
-        if !first {
+    let start = (host, changes, stop, None);
+    futures::stream::unfold(start, |(host, mut changes, stop, silence)| async move {
+        if let Some(silence) = silence {
             tokio::select! {
                 () = stop.cancelled() => return None,
                 () = tokio::time::sleep(SHORTEST_PAUSE) => {}
@@ -136,18 +140,31 @@ fn reports(
             tokio::select! {
                 () = stop.cancelled() => return None,
                 changed = changes.changed() => changed.ok()?,
-                () = tokio::time::sleep(LONGEST_SILENCE) => {}
+                () = tokio::time::sleep(silence) => {}
             }
         }
         changes.borrow_and_update();
-        let line = serde_json::to_vec(&host.report().await)
+        let report = host.report().await;
+        let silence = longest_silence(&report);
+        let line = serde_json::to_vec(&report)
             .map(|mut line| {
                 line.push(b'\n');
                 Bytes::from(line)
             })
             .map_err(std::io::Error::other);
-        Some((line, (host, changes, stop, false)))
+        Some((line, (host, changes, stop, Some(silence))))
     })
+}
+
+fn longest_silence(report: &HostReport) -> Duration {
+    let lately = report.instances.iter().any(|instance| {
+        instance.phase == InstancePhase::Running && report.now.since(instance.since) < LATELY
+    });
+    if lately {
+        SILENCE_AFTER_A_START
+    } else {
+        LONGEST_SILENCE
+    }
 }
 
 async fn take_orders(State(agent): Shared, body: Bytes) -> Answer {

@@ -14,7 +14,7 @@ use beanpole_fleet::ssh::ControllerKey;
 use beanpole_protocol::event::Severity;
 use beanpole_store::blobs::Blobs;
 use beanpole_store::model::HostRecord;
-use beanpole_store::{Store, StoreError, backup};
+use beanpole_store::{Closing, Store, StoreError, backup};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -24,6 +24,9 @@ use tokio_util::sync::CancellationToken;
 
 /// How often the records are saved to an automatic backup, if they changed.
 const BACKUP_EVERY: Duration = Duration::from_hours(1);
+/// How long whatever uses the store may take to let go of it at the end, and how often that is looked at.
+const CLOSING_LIMIT: Duration = Duration::from_secs(5);
+const CLOSING_LOOK: Duration = Duration::from_millis(5);
 
 /// Runs the controller until `stop` is cancelled, or something fails that it cannot do without.
 pub async fn run(
@@ -65,8 +68,26 @@ pub async fn run(
     let _ = backups.await;
     let _ = freeing.await;
     let _ = log.await;
+    let closing = app.store.closing();
+    drop(app);
+    closed(&closing).await;
     tracing::info!("controller stopped");
     ended
+}
+
+/// Waits for the calls and streams that were just told to end: what they hold keeps the store open, and
+/// a successor on the same data would find it locked.
+async fn closed(store: &Closing) {
+    let over = async {
+        while !store.is_over() {
+            tokio::time::sleep(CLOSING_LOOK).await;
+        }
+    };
+    if tokio::time::timeout(CLOSING_LIMIT, over).await.is_err() {
+        tracing::warn!(
+            "work that did not end in time still holds the records; they are free once this process has ended"
+        );
+    }
 }
 
 /// Waits until the controller is told to stop, or the engine breaks down.

@@ -318,6 +318,19 @@ fn everything_is_there_after_a_restart() {
 }
 
 #[test]
+fn a_controller_that_has_stopped_has_let_go_of_its_data() {
+    let mut controller = Controller::start();
+    for round in 0..5 {
+        controller.application(&format!("shop-{round}"));
+        controller.upload(format!("bundle {round}").as_bytes());
+        let _follower = controller.follow("/v1/events/stream?after=0", None);
+        // The next one starts at once, and must not find the records locked.
+        controller = controller.restart();
+    }
+    assert_eq!(controller.get("/v1/applications/shop-4").status, 200);
+}
+
+#[test]
 fn a_second_controller_is_told_who_has_the_data() {
     let controller = Controller::start();
     let error = controller.second().expect_err("refused");

@@ -81,6 +81,7 @@ pub fn plan(world: &World<'_>, goal: &Goal, rules: &Rules, seed: u128) -> Result
         } => {
             draft.plan.policy = Some(*policy);
             draft.plan.release = Some(*release);
+            draft.plan.watch = true;
             let touched =
                 draft.reachable("its host is unreachable; it follows when the host is back");
             let (removed, missing) = draft.leavers(*size);

@@ -24,6 +24,9 @@ pub struct Plan {
     /// Go on with instances that run but are not healthy in time.
     #[serde(default)]
     pub ignore_health: bool,
+    /// An instance that passed the gate and ends or loses its health before the plan is done fails it.
+    #[serde(default)]
+    pub watch: bool,
     /// Instances that are left out, and why.
     #[serde(default)]
     pub skipped: Vec<Skipped>,
@@ -121,10 +124,17 @@ impl Action {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "gate", rename_all = "kebab-case")]
 pub enum Gate {
-    /// It runs, and every proxy saw that many good checks in a row.
+    /// It runs, every proxy saw that many good checks in a row, and it was up for that long without a
+    /// restart.
     Proxies {
         /// Good checks in a row.
         good_checks: u32,
+        /// Bad checks in a row after which one that had passed is well no more.
+        #[serde(default = "three")]
+        bad_checks: u32,
+        /// Milliseconds without a restart.
+        #[serde(default)]
+        up_ms: u64,
     },
     /// It ran for that long without a restart; for environments without traffic.
     Settle {
@@ -135,8 +145,16 @@ pub enum Gate {
 
 impl Default for Gate {
     fn default() -> Self {
-        Self::Proxies { good_checks: 2 }
+        Self::Proxies {
+            good_checks: 2,
+            bad_checks: three(),
+            up_ms: 0,
+        }
     }
+}
+
+const fn three() -> u32 {
+    3
 }
 
 /// How long things may take, in milliseconds.
@@ -179,7 +197,7 @@ impl Timeouts {
     /// From the first moment that it runs until it passes the gate.
     pub const fn proven_ms(&self, gate: Gate) -> u64 {
         match gate {
-            Gate::Proxies { .. } => self.batch_ms,
+            Gate::Proxies { up_ms, .. } => self.batch_ms + up_ms,
             Gate::Settle { for_ms } => self.batch_ms + for_ms,
         }
     }
@@ -221,7 +239,8 @@ impl Plan {
             Some(Stage::Batch(batch)) => {
                 let starts = batch.starts();
                 let leaving = t.drained_ms() + t.stopped_ms();
-                t.spared_ms(starts) + leaving + if starts { t.batch_ms } else { 0 }
+                let proven = if starts { t.proven_ms(self.gate) } else { 0 };
+                t.spared_ms(starts) + leaving + proven
             }
         }
     }

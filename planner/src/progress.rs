@@ -16,6 +16,12 @@ pub struct Progress {
     pub changes: BTreeMap<InstanceId, ChangeState>,
     /// Why it cannot go on, when it failed.
     pub failed: Option<OperationFailure>,
+    /// Instances that passed the gate, with the restarts that each had had by then.
+    #[serde(default)]
+    pub proven: BTreeMap<InstanceId, u32>,
+    /// Instances whose port turned out taken, and how often.
+    #[serde(default)]
+    pub taken: BTreeMap<InstanceId, u32>,
 }
 
 impl Progress {
@@ -117,6 +123,17 @@ pub enum Happened {
         instance: InstanceId,
         /// Without passing the gate: health is ignored.
         forced: bool,
+        /// How often its processes had been restarted by then; absent when it did not pass the gate.
+        #[serde(default)]
+        restarts: Option<u32>,
+    },
+    /// Another program has its port. Wanted: the next incarnation, running on another port, out of the
+    /// table.
+    PortTaken {
+        /// Which.
+        instance: InstanceId,
+        /// What its agent says.
+        message: String,
     },
     /// Every proxy confirmed that it serves.
     InService {
@@ -187,7 +204,9 @@ pub fn apply(
             Some((instance, &[0, 2][..], S::Stopping { since: at }))
         }
         Happened::Removed { instance } => Some((instance, &[0, 2, 3][..], S::Done)),
-        Happened::PutIn { instance, forced } => Some((
+        Happened::PutIn {
+            instance, forced, ..
+        } => Some((
             instance,
             &[0, 4, 7][..],
             S::Serving {
@@ -195,6 +214,9 @@ pub fn apply(
                 forced: *forced,
             },
         )),
+        Happened::PortTaken { instance, .. } => {
+            Some((instance, &[4, 7][..], S::Starting { since: at }))
+        }
         Happened::InService { instance } => Some((instance, &[5][..], S::Done)),
     };
     if let Some((instance, from, to)) = moved {
@@ -203,6 +225,18 @@ pub fn apply(
             return Err(illegal(entry, &state));
         }
         progress.changes.insert(instance.clone(), to);
+        match entry {
+            Happened::PutIn {
+                restarts: Some(restarts),
+                ..
+            } => {
+                progress.proven.insert(instance.clone(), *restarts);
+            }
+            Happened::PortTaken { .. } => {
+                *progress.taken.entry(instance.clone()).or_default() += 1;
+            }
+            _ => {}
+        }
     }
     Ok(progress)
 }

@@ -1,8 +1,8 @@
 //! How long each way of getting stuck takes at most, and what is said of it: a table.
 
 use beanpole_planner::{
-    Action, Batch, Change, ChangeState, Decision, Gate, Happened, HostState, InstanceState, Plan,
-    Progress, ProxyState, Reach, Stage, Timeouts, World, next,
+    Action, Batch, Change, ChangeState, Decision, Gate, Happened, HostState, InstanceState,
+    OTHER_PORTS, Plan, Progress, ProxyState, Reach, Stage, Timeouts, World, next,
 };
 use beanpole_protocol::agent::{
     ExitReport, Failure, HostFacts, HostReport, InstancePhase, InstanceReport, PortUse,
@@ -31,10 +31,13 @@ struct Still {
     instance: InstanceState,
     phase: Option<InstancePhase>,
     restarts: u32,
+    /// How long it has run without a restart by its host's report.
+    up_ms: u64,
     reach: Reach,
     /// What the proxy has put in force.
     generation: Generation,
     healthy: bool,
+    bad_checks: u32,
     good_checks: u32,
     in_flight: u32,
     port: PortUse,
@@ -69,7 +72,7 @@ fn plan_of(action: Action) -> Plan {
                 action,
             }],
         })],
-        gate: Gate::Proxies { good_checks: 2 },
+        gate: Gate::default(),
         timeouts: TIMEOUTS,
         ..Plan::default()
     }
@@ -90,7 +93,7 @@ impl Still {
                 stage: 0,
                 since: Some(at(0)),
                 changes: [(one(), state)].into(),
-                failed: None,
+                ..Progress::default()
             },
             instance: InstanceState {
                 host: host(),
@@ -102,9 +105,11 @@ impl Still {
             },
             phase: Some(InstancePhase::Running),
             restarts: 0,
+            up_ms: 0,
             reach: Reach::Here,
             generation: Generation(5),
             healthy: true,
+            bad_checks: 1,
             good_checks: 9,
             in_flight: 0,
             port: PortUse::Own,
@@ -147,7 +152,7 @@ impl Still {
             sequence: 1,
             agent_version: String::new(),
             agent_digest: None,
-            now: at(0),
+            now: at(self.up_ms),
             generation: Generation(4),
             facts: HostFacts::default(),
             releases: Vec::new(),
@@ -159,7 +164,7 @@ impl Still {
             mode: TargetMode::Serve,
             healthy,
             good_checks,
-            bad_checks: u32::from(!healthy),
+            bad_checks: if healthy { 0 } else { self.bad_checks },
             last_check: Some(CheckResult {
                 at: at(0),
                 good: healthy,
@@ -405,6 +410,7 @@ fn good_answers_from_an_unseen_listener_have_to_do_after_ten_seconds() {
             &Happened::PutIn {
                 instance: one(),
                 forced: false,
+                restarts: Some(0),
             },
         );
 }
@@ -418,6 +424,7 @@ fn when_health_is_ignored_the_start_timeout_puts_it_in() {
             &Happened::PutIn {
                 instance: one(),
                 forced: true,
+                restarts: None,
             },
         );
 }
@@ -438,4 +445,135 @@ fn no_phase_outlasts_its_stage() {
             still.progress.since = Some(Timestamp::from_millis(START - 380_000));
         })
         .fails_after(10, "unhealthy");
+}
+
+fn young(up_ms: u64) -> Still {
+    checking().with(|still| {
+        still.good_checks = 2;
+        still.up_ms = up_ms;
+        still.plan.gate = Gate::Proxies {
+            good_checks: 2,
+            bad_checks: 3,
+            up_ms: 5_000,
+        };
+    })
+}
+
+#[test]
+fn good_answers_do_not_do_before_it_was_up_for_long_enough() {
+    let message = young(4_000).fails_after(125, "unhealthy");
+    assert!(message.contains("to stay up for 1000 ms more"), "{message}");
+    young(5_000).goes_on_after(
+        0,
+        &Happened::PutIn {
+            instance: one(),
+            forced: false,
+            restarts: Some(0),
+        },
+    );
+}
+
+/// The first instance is done and had been restarted once before it passed the gate; another batch,
+/// which waits, is under way.
+fn done_while_others_change() -> Still {
+    Still::replaced(ChangeState::Done).with(|still| {
+        still.plan.watch = true;
+        still.instance.mode = Some(TargetMode::Serve);
+        still.plan.stages.push(Stage::Prepare {
+            release: NEW,
+            tree: NEW,
+            hosts: vec![host()],
+        });
+        still.progress.stage = 1;
+        still.restarts = 1;
+        still.progress.proven = [(one(), 1)].into();
+    })
+}
+
+#[test]
+fn an_instance_in_service_that_stays_up_disturbs_nobody() {
+    let (took, end) = done_while_others_change().end();
+    assert_eq!(took, 600, "the others have all their time");
+    assert!(
+        matches!(&end, Happened::Failed { failure } if failure.code == "prepare-timeout"),
+        "{end:?}"
+    );
+}
+
+#[test]
+fn an_instance_in_service_that_ends_fails_the_rest_at_once() {
+    let again = |still: &mut Still| still.restarts = 2;
+    let message = done_while_others_change()
+        .with(again)
+        .fails_after(0, "crashing");
+    assert!(
+        message.contains("Process `web`")
+            && message.contains("ended with exit code 7 after it had come into service"),
+        "{message}"
+    );
+    match done_while_others_change().with(again).end().1 {
+        Happened::Failed { failure } => assert_eq!(failure.log, ["cannot find the database"]),
+        other => panic!("{other:?}"),
+    }
+    // It need not be running again.
+    done_while_others_change()
+        .with(|still| still.phase = Some(InstancePhase::Restarting))
+        .fails_after(0, "crashing");
+    // Nobody is to be taken back by the way back, or by what changes no release.
+    let (took, _) = done_while_others_change()
+        .with(again)
+        .with(|still| still.plan.watch = false)
+        .end();
+    assert_eq!(took, 600);
+}
+
+#[test]
+fn an_instance_in_service_that_is_well_no_more_fails_the_rest_at_once() {
+    let sick = |still: &mut Still| {
+        still.healthy = false;
+        still.bad_checks = 3;
+    };
+    let message = done_while_others_change()
+        .with(sick)
+        .fails_after(0, "unhealthy");
+    assert!(message.contains("last answer 500"), "{message}");
+    // A proxy that was started again has to find out first.
+    let (took, _) = done_while_others_change()
+        .with(sick)
+        .with(|still| still.bad_checks = 2)
+        .end();
+    assert_eq!(took, 600);
+    // A host that is cut off says nothing about the release.
+    let (took, _) = done_while_others_change()
+        .with(sick)
+        .with(|still| still.reach = Reach::Silent(at(0)))
+        .end();
+    assert_eq!(took, 600);
+}
+
+#[test]
+fn an_instance_whose_port_is_taken_gets_three_others_before_it_is_given_up() {
+    let taken = |before: u32| {
+        let failure = Failure {
+            code: "port-taken".to_owned(),
+            message: "Port 20001 is taken by another program.".to_owned(),
+            log: Vec::new(),
+        };
+        let since = SINCE_START();
+        Still::replaced(ChangeState::Starting { since }).with(|still| {
+            still.phase = Some(InstancePhase::Failed(failure));
+            still.progress.taken = [(one(), before)].into();
+        })
+    };
+    for before in 0..OTHER_PORTS {
+        taken(before).goes_on_after(
+            0,
+            &Happened::PortTaken {
+                instance: one(),
+                message: "Port 20001 is taken by another program.".to_owned(),
+            },
+        );
+    }
+    let message = taken(OTHER_PORTS).fails_after(0, "port-taken");
+    assert!(message.contains("20001"), "{message}");
 }

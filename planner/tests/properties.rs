@@ -5,8 +5,8 @@ use beanpole_planner::{
     ProxyState, Reach, Rules, Timeouts, World, apply, next, plan, plan_back,
 };
 use beanpole_protocol::agent::{
-    HostFacts, HostReport, InstancePhase, InstanceReport, PortUse, ReleaseKey, ReleasePhase,
-    ReleaseReport,
+    HostFacts, HostReport, InstancePhase, InstanceReport, PortUse, ProcessReport, ReleaseKey,
+    ReleasePhase, ReleaseReport,
 };
 use beanpole_protocol::options::{BatchSize, DeploymentPolicy};
 use beanpole_protocol::proxy::{ProxyReport, TargetMode, TargetReport, Traffic};
@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const OLD: ReleaseNumber = ReleaseNumber(1);
 const NEW: ReleaseNumber = ReleaseNumber(2);
 const GOOD_CHECKS: u32 = 2;
+const UP_MS: u64 = 3_000;
 
 /// What a case is about.
 #[derive(Clone, Debug)]
@@ -32,6 +33,8 @@ struct Case {
     all_at_once: bool,
     /// The new release never becomes healthy on hosts with these numbers.
     sick_on: BTreeSet<u8>,
+    /// The new release answers well on this host and ends between any two looks at it.
+    ends_on: Option<u8>,
     /// Which part of the world moves, in turn.
     moves: Vec<u8>,
 }
@@ -46,10 +49,11 @@ fn cases() -> impl Strategy<Value = Case> {
         1_u32..5,
         any::<bool>(),
         prop::collection::btree_set(0_u8..5, 0..2),
+        prop::option::weighted(0.2, 0_u8..5),
         prop::collection::vec(0_u8..6, 1..40),
     )
         .prop_map(
-            |(hosts, instances, unhealthy, goal, size, batch, all_at_once, sick_on, moves)| Case {
+            |(
                 hosts,
                 instances,
                 unhealthy,
@@ -58,6 +62,18 @@ fn cases() -> impl Strategy<Value = Case> {
                 batch,
                 all_at_once,
                 sick_on,
+                ends_on,
+                moves,
+            )| Case {
+                hosts,
+                instances,
+                unhealthy,
+                goal,
+                size,
+                batch,
+                all_at_once,
+                sick_on,
+                ends_on,
                 moves,
             },
         )
@@ -71,6 +87,7 @@ struct Fake {
     proxy: ProxyReport,
     generation: Generation,
     sick_on: BTreeSet<HostId>,
+    ends_on: Option<HostId>,
     now: u64,
     /// What went against a property.
     broken: Vec<String>,
@@ -98,6 +115,7 @@ impl Fake {
             },
             generation: Generation(1),
             sick_on: case.sick_on.iter().map(|n| host(*n)).collect(),
+            ends_on: case.ends_on.map(host),
             now: 1_000_000,
             broken: Vec::new(),
         };
@@ -153,14 +171,35 @@ impl Fake {
     fn run_instance(&mut self, id: &InstanceId) {
         let instance = self.instances[id].clone();
         let report = self.reports.get_mut(&instance.host).expect("a host");
+        report.now = Timestamp::from_millis(self.now);
+        let before = report
+            .instances
+            .iter()
+            .find(|seen| seen.id == *id && seen.incarnation == instance.incarnation)
+            .cloned();
+        let ends = instance.release == NEW && self.ends_on.as_ref() == Some(&instance.host);
+        let restarts = before.as_ref().map_or(0, |seen| {
+            seen.processes.iter().map(|one| one.restarts).sum::<u32>() + u32::from(ends)
+        });
+        let since = match before {
+            Some(before) if !ends => before.since,
+            _ => Timestamp::from_millis(self.now),
+        };
         report.instances.retain(|seen| seen.id != *id);
         report.instances.push(InstanceReport {
             id: id.clone(),
             release: Some(instance.release),
             incarnation: instance.incarnation,
             phase: InstancePhase::Running,
-            since: Timestamp::from_millis(self.now),
-            processes: Vec::new(),
+            since,
+            processes: vec![ProcessReport {
+                name: "web".to_owned(),
+                pid: None,
+                started_at: None,
+                restarts,
+                last_exit: None,
+                memory_bytes: None,
+            }],
             log: Vec::new(),
             port: PortUse::Unknown,
         });
@@ -256,7 +295,9 @@ impl Fake {
                 }
                 self.want(instance, |wanted| wanted.mode = Some(TargetMode::Drain));
             }
-            Happened::PutIn { instance, forced } => {
+            Happened::PutIn {
+                instance, forced, ..
+            } => {
                 let wanted = &self.instances[instance];
                 let proven = self.proxy.targets.iter().any(|target| {
                     target.instance == *instance
@@ -265,6 +306,16 @@ impl Fake {
                 });
                 if !proven && !forced {
                     self.broken.push(format!("{instance} serves unproven"));
+                }
+                let report = &self.reports[&wanted.host];
+                let up = report.instances.iter().any(|seen| {
+                    seen.id == *instance
+                        && seen.incarnation == wanted.incarnation
+                        && u64::try_from(report.now.since(seen.since).as_millis())
+                            .is_ok_and(|up| up >= UP_MS)
+                });
+                if !up && !forced {
+                    self.broken.push(format!("{instance} serves too young"));
                 }
                 self.want(instance, |wanted| wanted.mode = Some(TargetMode::Serve));
             }
@@ -404,6 +455,8 @@ fn rules() -> Rules {
     Rules {
         gate: Gate::Proxies {
             good_checks: GOOD_CHECKS,
+            bad_checks: 3,
+            up_ms: UP_MS,
         },
         timeouts: Timeouts {
             prepare_ms: 60_000,
@@ -459,6 +512,11 @@ fn there_and_back(case: &Case) -> Result<Vec<String>, TestCaseError> {
     if finished && case.goal == 3 {
         let all_new = fake.instances.values().all(|i| i.release == NEW);
         prop_assert!(all_new, "one version at the end");
+        let ends = fake
+            .instances
+            .values()
+            .any(|i| fake.ends_on.as_ref() == Some(&i.host));
+        prop_assert!(!ends, "a release that does not stay up went live");
         prop_assert_eq!(fake.instances.len(), case.size as usize);
     }
     if !finished && case.goal == 3 {
@@ -490,6 +548,12 @@ proptest! {
     }
 
     #[test]
+    fn no_traffic_before_up_for_long_enough(case in cases()) {
+        let broken = there_and_back(&case)?;
+        prop_assert!(!broken.iter().any(|what| what.contains("young")), "{broken:?}");
+    }
+
+    #[test]
     fn drained_before_stopped(case in cases()) {
         let broken = there_and_back(&case)?;
         prop_assert!(!broken.iter().any(|what| what.contains("stopped")), "{broken:?}");
@@ -514,7 +578,7 @@ proptest! {
     ) {
         let case = Case {
             hosts, instances, unhealthy: BTreeSet::new(), goal: 3, size: u32::from(instances), batch,
-            all_at_once: false, sick_on: BTreeSet::new(), moves: vec![0],
+            all_at_once: false, sick_on: BTreeSet::new(), ends_on: None, moves: vec![0],
         };
         let fake = Fake::new(&case);
         let made = plan(&fake.world(), &goal(&case), &rules(), 1).expect("there is room");

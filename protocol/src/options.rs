@@ -339,6 +339,17 @@ pub const KNOWN: &[OptionSpec] = &[
         Change::Nothing,
         "Seconds from the first moment that an instance runs until it has to answer its health checks well. Without it: Timeout where that is set, else 120.",
     ),
+    // Kubernetes' minReadySeconds is 0 unless set, Nomad's min_healthy_time 10 s, and EB's enhanced health
+    // looks at a batch for 2 minutes. 5 s outlast an app that ends every second or two together with its
+    // first pauses, and a rolling update still takes no longer than people wait for.
+    option(
+        INSTANCE,
+        "MinUptime",
+        "5",
+        Kind::Number(0, 3_600),
+        Change::Nothing,
+        "Seconds that an instance of a new release has to run without a restart before it gets traffic. A release that was live before needs none.",
+    ),
     option(
         RELEASE,
         "Keep",
@@ -653,6 +664,7 @@ impl OptionSettings {
                 .or_else(|| self.get(COMMAND, "Timeout")?.parse().ok())
                 .unwrap_or(START_TIMEOUT_S)
                 * 1_000,
+            min_uptime_ms: self.number(INSTANCE, "MinUptime").unwrap_or(5) * 1_000,
             ignore_health_check: self.flag(COMMAND, "IgnoreHealthCheck"),
             drain_timeout_ms: self.number(PROCESS, "DeregistrationDelay").unwrap_or(20) * 1_000,
             keep_releases: u32::try_from(self.number(RELEASE, "Keep").unwrap_or(5)).unwrap_or(5),
@@ -916,6 +928,8 @@ pub struct DeploymentOptions {
     pub timeout_ms: u64,
     /// From the first moment that an instance runs until it has to be healthy, in milliseconds.
     pub start_timeout_ms: u64,
+    /// How long an instance of a new release has to run without a restart, in milliseconds.
+    pub min_uptime_ms: u64,
     /// Go on when a batch runs but is not healthy in time.
     pub ignore_health_check: bool,
     /// For finishing requests, in milliseconds.

@@ -5,6 +5,11 @@ use crate::changes::{assert_live, assert_none_failed, items};
 use beanpole_tests::apps::App;
 use beanpole_tests::bed::{Bed, Ran};
 use beanpole_tests::wait::{seconds, until_true};
+use std::io::Write;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 
 /// Deploys what cannot work to three instances under load, and checks that nothing is lost.
 #[track_caller]
@@ -37,8 +42,18 @@ fn refused(bed: &Bed, app: &App) -> Ran {
 
 /// An environment whose batches are given up after 15 s.
 fn impatient(bed: &Bed) -> App {
-    let app = bed.serving("shop-prod", 3);
-    let settings = serde_json::json!({"set": {"aws:elasticbeanstalk:command": {"Timeout": "15"}}});
+    impatient_with(bed, 3)
+}
+
+fn impatient_with(bed: &Bed, instances: u32) -> App {
+    let app = bed.serving("shop-prod", instances);
+    set(bed, "aws:elasticbeanstalk:command", "Timeout", "15");
+    app
+}
+
+/// Sets an option of the environment that needs no restart.
+fn set(bed: &Bed, namespace: &str, name: &str, value: &str) {
+    let settings = serde_json::json!({"set": {namespace: {name: value}}});
     let answer = bed.call(
         "PATCH",
         "/v1/environments/shop-prod/settings",
@@ -48,7 +63,6 @@ fn impatient(bed: &Bed) -> App {
     until_true("the setting is in force", seconds(20), || {
         bed.status("shop-prod")["status"] == "Ready"
     });
-    app
 }
 
 #[test]
@@ -64,7 +78,47 @@ fn an_app_that_ends_at_once_is_named_with_its_last_lines() {
 fn an_app_that_answers_500_is_named_with_its_answer() {
     let bed = Bed::up();
     let app = impatient(&bed).procfile("web: ./testapp v2 --status 500\n");
-    refused(&bed, &app).says("GET /").says("500").says("i-");
+    let ran = refused(&bed, &app).says("GET /").says("500").says("i-");
+    // Why it waits is said while it waits, and once as long as nothing changes.
+    let said = format!("{}{}", ran.out, ran.err);
+    assert_eq!(said.matches("GET / answered 500, waiting (").count(), 1);
+    let events = bed.run(&["events", "shop-prod", "--json"]).ok().json();
+    let waits = items(&events)
+        .iter()
+        .filter(|event| event["code"] == "instance-waits" && event["instance"].is_string())
+        .count();
+    assert!(waits >= 1, "{events:#}");
+}
+
+#[test]
+fn a_release_that_ends_every_second_never_gets_traffic() {
+    let bed = Bed::up();
+    let app = bed
+        .serving("shop-prod", 3)
+        .procfile("web: ./testapp broken --lives 1000\n");
+    set(&bed, "beanpole:instance", "MinUptime", "5");
+    refused(&bed, &app)
+        .says("exit code 9")
+        .says("the database went away, giving up")
+        .says("i-");
+}
+
+#[test]
+fn a_release_that_ends_after_its_first_batch_is_taken_back() {
+    let bed = Bed::up();
+    let app = bed
+        .serving("shop-prod", 3)
+        .procfile("web: ./testapp broken --lives 5000\n");
+    // Long enough for the first batch, too short for two of them.
+    set(&bed, "beanpole:instance", "MinUptime", "3");
+    bed.run_in(
+        &app.dir,
+        &["deploy", "shop-prod", "--label", "broken", "--batch", "1"],
+    )
+    .exits(1)
+    .says("ended with exit code 9 after it had come into service")
+    .says("the database went away, giving up");
+    assert_live(&bed, "shop-prod", "v1", 3);
 }
 
 #[test]
@@ -154,6 +208,89 @@ fn a_first_release_that_fails_leaves_nothing_live_and_the_next_one_works_at_once
     );
     assert_live(&bed, "shop-prod", "v2", 2);
     assert!(bed.status("shop-prod")["failed"].is_null());
+}
+
+/// Answers 200 on a port as soon as it is free, until it is dropped.
+struct Stranger {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Stranger {
+    fn waits_for(port: u16) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            let mut own: Option<TcpListener> = None;
+            while !told.load(Ordering::Relaxed) {
+                if own.is_none() {
+                    own = TcpListener::bind(("127.0.0.1", port)).ok();
+                    if let Some(listener) = &own {
+                        listener.set_nonblocking(true).expect("non-blocking");
+                    }
+                }
+                match own.as_ref().map(TcpListener::accept) {
+                    Some(Ok((mut stream, _))) => {
+                        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+                    }
+                    _ => std::thread::park_timeout(seconds(1) / 1_000),
+                }
+            }
+        });
+        Self {
+            stop,
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn port_of_the_first(bed: &Bed) -> u16 {
+    let status = bed.status("shop-prod");
+    let address = status["instances"][0]["address"].as_str();
+    let port = address.and_then(|address| address.rsplit(':').next()?.parse().ok());
+    port.unwrap_or_else(|| panic!("it has an address: {status:#}"))
+}
+
+#[test]
+fn a_port_that_turns_out_taken_is_exchanged_for_another() {
+    let bed = Bed::up();
+    let app = bed.serving("shop-prod", 1).version("v2");
+    let port = port_of_the_first(&bed);
+    let _stranger = Stranger::waits_for(port);
+    bed.deploy(&app, "shop-prod", "v2")
+        .ok()
+        .says(&format!("Port {port} is taken by another program: "));
+    assert_ne!(port_of_the_first(&bed), port);
+    assert_live(&bed, "shop-prod", "v2", 1);
+    assert!(bed.get("shop-prod", "/").text().starts_with("v2 "));
+}
+
+#[test]
+fn another_programs_answers_on_its_port_do_not_make_an_app_healthy() {
+    let bed = Bed::up();
+    let app = impatient_with(&bed, 1);
+    let port = port_of_the_first(&bed);
+    let stranger = Stranger::waits_for(port);
+    let app = app.procfile("web: ./testapp v2 --no-listen\n");
+    bed.run_in(
+        &app.dir,
+        &["deploy", "shop-prod", "--label", "v2", "--no-auto-rollback"],
+    )
+    .exits(1)
+    .says(&format!("Port {port} is taken by another program: "));
+    drop(stranger);
+    bed.run_in(&app.dir, &["deploy", "shop-prod", "--version", "v1"])
+        .ok();
+    assert_live(&bed, "shop-prod", "v1", 1);
 }
 
 #[test]

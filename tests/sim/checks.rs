@@ -152,8 +152,8 @@ impl Checks {
                 .ok_or_else(|| format!("{id} has no release"))?;
             let behaviour = Behaviour::of(release.version.as_str());
             let worker = environments[&new.environment].tier == Tier::Worker;
-            let unseen = worker && behaviour == Behaviour::Sick;
-            if !(behaviour.may_serve() || unseen) {
+            let tier = environments[&new.environment].tier;
+            if !behaviour.may_start(tier) {
                 return Err(format!("{id} is put into service with {}", release.version));
             }
             let fake = hosts
@@ -378,6 +378,23 @@ impl Checks {
                 continue;
             }
             let Some(wanted) = wanted else { continue };
+            let release: Option<ReleaseRecord> = store
+                .get(&ReleaseRecord::key_of(&operation.environment, wanted))
+                .expect("memory");
+            let tier = environments[&operation.environment].tier;
+            if let Some(release) = release
+                && operation.status == OperationStatus::Succeeded
+                && operation
+                    .plan
+                    .changes()
+                    .any(|(_, change)| change.action.word() != "remove")
+                && !Behaviour::of(release.version.as_str()).may_start(tier)
+            {
+                return Err(format!(
+                    "{} succeeded with {}, which does not stay up",
+                    operation.kind, release.version
+                ));
+            }
             if environments[&operation.environment].live != Some(wanted) {
                 return Err(format!("{} ended and is not live", operation.id));
             }

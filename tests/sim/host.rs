@@ -6,6 +6,7 @@ use beanpole_protocol::agent::{
     ExitReport, Failure, HostFacts, HostOrders, HostReport, InstanceOrder, InstancePhase,
     InstanceReport, PortUse, ProcessReport, ReleaseKey, ReleaseOrder, ReleasePhase, ReleaseReport,
 };
+use beanpole_protocol::api::Tier;
 use beanpole_protocol::{Generation, HostId, Incarnation, InstanceId, ReleaseNumber, Timestamp};
 use std::collections::BTreeMap;
 
@@ -23,7 +24,13 @@ pub enum Behaviour {
     Crash,
     /// Good at first, sick after a while.
     Dies,
+    /// Answers well, and ends that many milliseconds after each start.
+    Flaps(u64),
 }
+
+/// What ends sooner than this after each start is never put into service as a new release: the default
+/// of `MinUptime`.
+const MIN_UPTIME_MS: u64 = 5_000;
 
 impl Behaviour {
     pub fn of(label: &str) -> Self {
@@ -33,13 +40,38 @@ impl Behaviour {
             Some("sick") => Self::Sick,
             Some("crash") => Self::Crash,
             Some("dies") => Self::Dies,
+            Some("flaps1") => Self::Flaps(1_000),
+            Some("flaps4") => Self::Flaps(4_000),
+            Some("flaps9") => Self::Flaps(9_000),
             _ => Self::Good,
         }
     }
 
     /// Whether an instance of it may ever be put into service.
     pub fn may_serve(self) -> bool {
-        matches!(self, Self::Good | Self::Slow | Self::Dies)
+        match self {
+            Self::Good | Self::Slow | Self::Dies => true,
+            Self::Flaps(lives_ms) => lives_ms > MIN_UPTIME_MS,
+            Self::NoBuild | Self::Sick | Self::Crash => false,
+        }
+    }
+
+    /// Whether a deployment of it may end well: nobody asks a worker how it is.
+    pub fn may_start(self, tier: Tier) -> bool {
+        self.may_serve() || (self == Self::Sick && tier == Tier::Worker)
+    }
+
+    /// Whether it is sure to be well in the end.
+    pub fn stays_well(self) -> bool {
+        self.may_serve() && !matches!(self, Self::Dies | Self::Flaps(_))
+    }
+
+    fn lives_ms(self) -> Option<u64> {
+        match self {
+            Self::Crash => Some(700),
+            Self::Flaps(lives_ms) => Some(lives_ms),
+            _ => None,
+        }
     }
 }
 
@@ -273,17 +305,25 @@ impl FakeHost {
                 true
             }
             InstancePhase::Waiting if ready && now >= fake.until => {
-                fake.go(InstancePhase::Running, now, 700);
+                fake.go(
+                    InstancePhase::Running,
+                    now,
+                    fake.behaviour.lives_ms().unwrap_or(0),
+                );
                 fake.started = now;
                 true
             }
-            InstancePhase::Running if fake.behaviour == Behaviour::Crash && now >= fake.until => {
+            InstancePhase::Running if fake.behaviour.lives_ms().is_some() && now >= fake.until => {
                 fake.go(InstancePhase::Restarting, now, 500);
                 fake.restarts += 1;
                 true
             }
             InstancePhase::Restarting if now >= fake.until => {
-                fake.go(InstancePhase::Running, now, 700);
+                fake.go(
+                    InstancePhase::Running,
+                    now,
+                    fake.behaviour.lives_ms().unwrap_or(0),
+                );
                 fake.started = now;
                 true
             }
@@ -310,7 +350,7 @@ impl FakeHost {
             return None;
         }
         let good = match fake.behaviour {
-            Behaviour::Good | Behaviour::Slow => true,
+            Behaviour::Good | Behaviour::Slow | Behaviour::Flaps(_) => true,
             Behaviour::Dies => age < 25_000,
             _ => false,
         };

@@ -392,7 +392,8 @@ impl World {
             &["good"]
         } else {
             &[
-                "good", "good", "good", "good", "slow", "nobuild", "sick", "crash", "dies",
+                "good", "good", "good", "good", "good", "slow", "nobuild", "sick", "crash", "dies",
+                "flaps1", "flaps4", "flaps9",
             ]
         };
         let label = format!("{}-{}", self.rng.pick(words), self.versions);
@@ -585,7 +586,7 @@ impl World {
             let Some(version) = &view.version else {
                 continue;
             };
-            if environment.hold || Behaviour::of(version.as_str()) == Behaviour::Dies {
+            if environment.hold || !Behaviour::of(version.as_str()).stays_well() {
                 continue;
             }
             if view.instances.len() != view.size as usize {

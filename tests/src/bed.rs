@@ -302,7 +302,15 @@ impl Bed {
         let app = self.app("shop");
         self.run_in(
             &app.dir,
-            &["create", environment, "--instances", &instances.to_string()],
+            &[
+                "create",
+                environment,
+                "--instances",
+                &instances.to_string(),
+                // What stays up is proven by the tests that are about it.
+                "--option",
+                "beanpole:instance:MinUptime=1",
+            ],
         )
         .ok();
         self.deploy(&app, environment, "v1").ok();

@@ -1,10 +1,12 @@
 //! The application that test bundles run: a small web server that does as its arguments say.
 //!
-//! `testapp VERSION [--status N] [--exit CODE] [--no-listen] [--start-delay MS] [--hog MIB]`
+//! `testapp VERSION [--status N] [--exit CODE] [--no-listen] [--start-delay MS] [--hog MIB]
+//! [--lives MS]`
 //!
 //! It answers `VERSION INSTANCE PID` on `$PORT`. `/slow?MS` answers late, `/exit` ends the process,
 //! `/env?NAME` shows a variable, `/headers` what the proxy sent. On SIGTERM it ends at once: what it
 //! was still answering is lost, so that a drain that comes too late shows.
+//! With `--lives` it serves well for that long, then gives up with exit code 9.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -57,10 +59,18 @@ fn main() -> ExitCode {
         }
     };
     say(&format!("{version} listens on {port}"));
-    for stream in listener.incoming().flatten() {
-        let version = version.clone();
-        std::thread::spawn(move || serve(stream, &version, status));
+    let serving = std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let version = version.clone();
+            std::thread::spawn(move || serve(stream, &version, status));
+        }
+    });
+    if let Some(lives) = number("--lives") {
+        pause(lives);
+        say("the database went away, giving up");
+        return ExitCode::from(9);
     }
+    let _ = serving.join();
     ExitCode::SUCCESS
 }
 

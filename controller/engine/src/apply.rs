@@ -3,7 +3,9 @@
 
 use crate::EngineError;
 use crate::events::{Draft, emit_for};
-use beanpole_planner::{Action, Batch, ChangeState, Happened, Plan, Progress, Stage, World, apply};
+use beanpole_planner::{
+    Action, Batch, ChangeState, Happened, OTHER_PORTS, Plan, Progress, Stage, World, apply,
+};
 use beanpole_protocol::agent::INSTANCE_PORTS as PORTS;
 use beanpole_protocol::api::OperationKind;
 use beanpole_protocol::event::Severity;
@@ -100,6 +102,7 @@ impl Scene<'_, '_> {
                 self.tx.delete::<InstanceRecord>(&key)
             }
             Happened::Switched { instance } => self.switch(world, plan, instance),
+            Happened::PortTaken { instance, .. } => self.change_port(world, instance),
             _ => Ok(()),
         }
     }
@@ -155,6 +158,21 @@ impl Scene<'_, '_> {
                 created_at: self.now,
             },
         };
+        self.tx.put(&record)
+    }
+
+    /// The next incarnation, on another port.
+    fn change_port(&mut self, world: &World<'_>, id: &InstanceId) -> Result<(), StoreError> {
+        let key = InstanceRecord::key_of(&self.environment.id, id);
+        let Some(mut record) = self.tx.get::<InstanceRecord>(&key)? else {
+            return Ok(());
+        };
+        record.port = self.free_port(world, &record.host)?;
+        record.incarnation = record.incarnation.next();
+        record.run = true;
+        record.mode = None;
+        record.routed = None;
+        record.ordered = None;
         self.tx.put(&record)
     }
 
@@ -249,6 +267,17 @@ impl Scene<'_, '_> {
                     "{instance} still had {cut} open requests when its time to finish them was up."
                 );
                 let draft = Draft::new(Severity::Warn, "requests-cut", text, self.now)
+                    .operation(self.operation)
+                    .instance(Some(instance));
+                self.say_draft(draft)
+            }
+            (Happened::PortTaken { instance, message }, _) => {
+                let before = progress.taken.get(instance).copied().unwrap_or(0);
+                let text = format!(
+                    "{message} {instance} gets another port ({} of at most {OTHER_PORTS}).",
+                    before + 1
+                );
+                let draft = Draft::new(Severity::Warn, "port-taken", text, self.now)
                     .operation(self.operation)
                     .instance(Some(instance));
                 self.say_draft(draft)

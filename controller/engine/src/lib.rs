@@ -10,6 +10,7 @@
 //! There is no clock, randomness, network or disk but the store in here: the same store, observations,
 //! time and bits give the same result, which is what the simulator relies on.
 
+mod answers;
 mod apply;
 mod derive;
 mod events;

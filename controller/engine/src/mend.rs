@@ -4,6 +4,7 @@
 
 use crate::events::{Draft, emit_for};
 use crate::finish::pause_mending;
+use crate::read::Repute;
 use crate::services::NewOperation;
 use crate::turn::Turn;
 use crate::{Engine, EngineError, Observed, read};
@@ -30,7 +31,7 @@ impl Engine {
         };
         let world = self.world(&self.store, environment, observed, now, false)?;
         let size = environment.settings.instance_count();
-        let needs = read::rules(&environment.settings, environment.tier).needs;
+        let needs = read::rules(&environment.settings, environment.tier, Repute::Live).needs;
         let Some(away) = self.unwell(&world, &needs, live, size, now, turn) else {
             return Ok(());
         };
@@ -60,7 +61,7 @@ impl Engine {
                 size: environment.settings.instance_count(),
                 away,
             };
-            let rules = read::rules(&environment.settings, environment.tier);
+            let rules = read::rules(&environment.settings, environment.tier, Repute::Live);
             match plan(&world, &goal, &rules, seed) {
                 Ok(plan) => {
                     NewOperation {

@@ -65,19 +65,37 @@ pub(crate) fn release(
     reader.one(&ReleaseRecord::key_of(environment, number))
 }
 
+/// What is known of a release before a plan puts it on instances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Repute {
+    /// It never was live: its instances have to stay up for a while before they get traffic.
+    New,
+    /// It was live: good checks are enough, so that going back takes no longer than a restart.
+    Live,
+}
+
 /// What holds for plans under these settings.
-pub(crate) fn rules(settings: &OptionSettings, tier: Tier) -> Rules {
+pub(crate) fn rules(settings: &OptionSettings, tier: Tier, repute: Repute) -> Rules {
     let deployment = settings.deployment();
     let check = settings.health_check();
+    let up_ms = match repute {
+        Repute::New => deployment.min_uptime_ms,
+        Repute::Live => 0,
+    };
     let (gate, proof_ms) = match tier {
         Tier::Web => (
             Gate::Proxies {
                 good_checks: check.healthy_threshold,
+                bad_checks: check.unhealthy_threshold,
+                up_ms,
             },
             // Checks far apart must not eat up the time that the app has to start.
             u64::from(check.healthy_threshold) * check.interval_ms,
         ),
-        Tier::Worker => (Gate::Settle { for_ms: SETTLE_MS }, 0),
+        Tier::Worker => {
+            let for_ms = up_ms.max(SETTLE_MS);
+            (Gate::Settle { for_ms }, 0)
+        }
     };
     Rules {
         gate,

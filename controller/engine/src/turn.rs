@@ -2,7 +2,8 @@
 
 use crate::apply::Scene;
 use crate::events::Draft;
-use crate::{Engine, EngineError, Observed, read, traffic};
+use crate::read::Repute;
+use crate::{Engine, EngineError, Observed, answers, read, traffic};
 use beanpole_planner::{Decision, Happened, World, next, plan_back};
 use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus};
 use beanpole_protocol::event::Severity;
@@ -88,7 +89,9 @@ impl Engine {
             && !wants_back(&operation)
         {
             let world = self.world(&self.store, environment, observed, now, false)?;
-            if let Decision::Wait { until, .. } = decide(&operation, &world, now) {
+            if let Decision::Wait { until, .. } = decide(&operation, &world, now)
+                && !answers::any_new(environment, &operation, &world, now)
+            {
                 turn.wake(until);
                 return Ok(());
             }
@@ -137,7 +140,10 @@ impl Engine {
                 continue;
             }
             match decide(scene.operation, &world, now) {
-                Decision::Wait { until, .. } => return Ok(Some(until)),
+                Decision::Wait { until, .. } => {
+                    answers::tell(scene, &world)?;
+                    return Ok(Some(until));
+                }
                 Decision::Record(entries) => {
                     for entry in entries {
                         let entry = with_probe(scene, entry);
@@ -193,7 +199,7 @@ impl Engine {
         let settings = from
             .as_ref()
             .map_or(&scene.environment.settings, |(.., settings)| settings);
-        let rules = read::rules(settings, scene.environment.tier);
+        let rules = read::rules(settings, scene.environment.tier, Repute::Live);
         let back = plan_back(
             world,
             &operation.plan,

@@ -8,7 +8,14 @@ use std::path::Path;
 /// Held for as long as the process uses the directory; the kernel drops it with the process.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing the file would not do while a child that is just being started still has a copy of it.
+        let _ = self.file.unlock();
+    }
 }
 
 impl Lock {
@@ -40,7 +47,7 @@ impl Lock {
             .and_then(|()| file.seek(SeekFrom::Start(0)))
             .and_then(|_| file.write_all(&text))
             .map_err(failed)?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
     }
 }
 

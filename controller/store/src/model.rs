@@ -289,6 +289,12 @@ pub struct OperationRecord {
     /// Entries in its journal.
     #[serde(default)]
     pub entries: u64,
+    /// What each instance that was waited for answered when that was told last.
+    #[serde(default)]
+    pub answers: BTreeMap<InstanceId, String>,
+    /// How often such an answer was told.
+    #[serde(default)]
+    pub answers_told: u32,
     /// Requests of the environment, counted while it runs.
     #[serde(default)]
     pub traffic: TrafficMarks,

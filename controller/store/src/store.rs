@@ -14,7 +14,7 @@ use std::fs::{self, DirBuilder};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// What values begin with: how the rest is written. 1 is JSON.
 pub(crate) const JSON: u8 = 1;
@@ -50,6 +50,19 @@ struct Inner {
     dir: Option<PathBuf>,
     recovery: Option<Recovery>,
     _lock: Option<Lock>,
+    // The last: once it is gone, so is all the rest.
+    open: Arc<()>,
+}
+
+/// Tells when a store is closed: its last handle is gone, its database is on disk and its lock is free.
+#[derive(Clone, Debug)]
+pub struct Closing(Weak<()>);
+
+impl Closing {
+    /// Whether it is closed.
+    pub fn is_over(&self) -> bool {
+        self.0.strong_count() == 0
+    }
 }
 
 impl std::fmt::Debug for Store {
@@ -107,8 +120,14 @@ impl Store {
                 dir: dir.map(Path::to_owned),
                 recovery,
                 _lock: lock,
+                open: Arc::new(()),
             }),
         }
+    }
+
+    /// For whoever has to know when it is closed; keeps it open no longer.
+    pub fn closing(&self) -> Closing {
+        Closing(Arc::downgrade(&self.inner.open))
     }
 
     /// What had to be done to open it, when the database was damaged.
@@ -463,6 +482,19 @@ mod tests {
 
     fn numbers(peas: &[Pea]) -> Vec<u64> {
         peas.iter().map(|pea| pea.number).collect()
+    }
+
+    #[test]
+    fn is_closed_once_the_last_handle_is_gone_and_then_opens_again() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let store = Store::open(dir.path()).expect("store");
+        let closing = store.closing();
+        let other = store.clone();
+        drop(store);
+        assert!(!closing.is_over(), "somebody has it still");
+        drop(other);
+        assert!(closing.is_over());
+        Store::open(dir.path()).expect("nobody has it");
     }
 
     #[test]

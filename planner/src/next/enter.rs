@@ -1,6 +1,6 @@
 //! The way into service: started, checked without traffic, put in.
 
-use super::failure::unheard;
+use super::failure::{restarts, unheard};
 use super::proxies::last_answer;
 use super::{Bound, Step, Turn};
 use crate::{Change, Gate, Happened, Reach};
@@ -10,6 +10,13 @@ use std::time::Duration;
 
 /// How long good answers wait for the agent to see the socket. It looks four times a second.
 const LISTENER_SEEN_WITHIN: Duration = Duration::from_secs(10);
+
+/// What agents call it when another program has an instance's port.
+const PORT_TAKEN: &str = "port-taken";
+
+/// Other ports that an instance is given when its own turns out taken, before the plan fails: whatever
+/// takes four in a row will take the fifth.
+pub const OTHER_PORTS: u32 = 3;
 
 impl Turn<'_, '_> {
     /// Waits for the new incarnation to run, then has it checked, then for it to prove well. Checks
@@ -36,6 +43,16 @@ impl Turn<'_, '_> {
             let text = format!("Waiting for {id} on {}: {how}.", host.name);
             return self.blocked(change, bound, "start-timeout", text);
         };
+        if let InstancePhase::Failed(why) = &seen.phase
+            && why.code == PORT_TAKEN
+            && self.progress.taken.get(id).copied().unwrap_or(0) < OTHER_PORTS
+        {
+            self.entries.push(Happened::PortTaken {
+                instance: id.clone(),
+                message: why.message.clone(),
+            });
+            return Ok(());
+        }
         self.crashed(change, seen)?;
         if seen.phase != InstancePhase::Running {
             let how = match &seen.phase {
@@ -53,18 +70,21 @@ impl Turn<'_, '_> {
             });
             return Ok(());
         }
+        let said_at = host.report.map_or(Timestamp::EPOCH, |report| report.now);
         let waiting = match self.plan.gate {
-            Gate::Proxies { good_checks } => self.unproven(id, good_checks),
-            Gate::Settle { for_ms } => {
-                let said_at = host.report.map_or(Timestamp::EPOCH, |report| report.now);
-                Self::unsettled(id, seen, said_at, for_ms)
-            }
+            Gate::Proxies {
+                good_checks, up_ms, ..
+            } => self
+                .unproven(id, good_checks)
+                .or_else(|| Self::unsettled(id, seen, said_at, up_ms)),
+            Gate::Settle { for_ms } => Self::unsettled(id, seen, said_at, for_ms),
         };
         let waiting = waiting.or_else(|| self.unseen(id, seen, bound));
         let Some(text) = waiting else {
             self.entries.push(Happened::PutIn {
                 instance: id.clone(),
                 forced: false,
+                restarts: Some(restarts(seen)),
             });
             return Ok(());
         };
@@ -72,6 +92,7 @@ impl Turn<'_, '_> {
             self.entries.push(Happened::PutIn {
                 instance: id.clone(),
                 forced: true,
+                restarts: None,
             });
             return Ok(());
         }

@@ -1,8 +1,9 @@
 //! Why a plan cannot go on, with the evidence.
 
+use super::proxies::last_answer;
 use super::{Step, Turn};
-use crate::{Change, Reach};
-use beanpole_protocol::agent::{Failure, InstancePhase, InstanceReport};
+use crate::{Change, Gate, Reach};
+use beanpole_protocol::agent::{Failure, InstancePhase, InstanceReport, ProcessReport};
 use beanpole_protocol::api::OperationFailure;
 use beanpole_protocol::{HostName, InstanceId, ReleaseNumber, Timestamp};
 
@@ -29,14 +30,8 @@ impl Turn<'_, '_> {
             .filter(|process| process.restarts >= RESTARTS_THAT_FAIL)
             .max_by_key(|process| process.restarts);
         if let Some(process) = crashing {
-            let how = process.last_exit.as_ref().map_or_else(String::new, |exit| {
-                match (exit.oom, exit.code, exit.signal) {
-                    (true, ..) => ", the last time killed for using too much memory".to_owned(),
-                    (_, Some(code), _) => format!(", the last time with exit code {code}"),
-                    (_, _, Some(signal)) => format!(", the last time by signal {signal}"),
-                    _ => String::new(),
-                }
-            });
+            let how = how_it_ended(process)
+                .map_or_else(String::new, |how| format!(", the last time {how}"));
             let text = format!(
                 "Process `{}` of {} ended {} times{how}.",
                 process.name, change.instance, process.restarts
@@ -44,6 +39,69 @@ impl Turn<'_, '_> {
             return Err(self.failure(change, "crashing", text));
         }
         Ok(())
+    }
+
+    /// Fails when an instance that passed the gate has ended or lost its health since: a release that
+    /// does not stay up must not go on to the other instances.
+    pub(super) fn watch(&self) -> Step<()> {
+        if !self.plan.watch || self.plan.ignore_health {
+            return Ok(());
+        }
+        for (_, change) in self.plan.changes() {
+            let id = &change.instance;
+            let (Some(before), Some(instance), Some(host)) = (
+                self.progress.proven.get(id),
+                self.world.instances.get(id),
+                self.world.hosts.get(&change.host),
+            ) else {
+                continue;
+            };
+            if let Some(seen) = host
+                .instance(id)
+                .filter(|seen| seen.incarnation == instance.incarnation)
+            {
+                self.stayed_up(change, seen, *before)?;
+            }
+            // One that is not well because its host is cut off says nothing about the release.
+            let bad_checks = match self.plan.gate {
+                Gate::Proxies { bad_checks, .. } if host.reach == Reach::Here => bad_checks,
+                _ => continue,
+            };
+            let sick = self
+                .targets(id)
+                .flatten()
+                .find(|target| !target.healthy && target.bad_checks >= bad_checks);
+            if let Some(sick) = sick {
+                let text = format!(
+                    "{id} was in service and is not well any more: {}.",
+                    last_answer(sick)
+                );
+                return Err(self.failure(change, "unhealthy", text));
+            }
+        }
+        Ok(())
+    }
+
+    fn stayed_up(&self, change: &Change, seen: &InstanceReport, before: u32) -> Step<()> {
+        if matches!(seen.phase, InstancePhase::Failed(_)) {
+            return self.crashed(change, seen);
+        }
+        if restarts(seen) <= before && seen.phase != InstancePhase::Restarting {
+            return Ok(());
+        }
+        let ended = seen
+            .processes
+            .iter()
+            .max_by_key(|process| process.last_exit.as_ref().map(|exit| exit.at));
+        let (name, how) = ended.map_or(("", None), |process| {
+            (process.name.as_str(), how_it_ended(process))
+        });
+        let how = how.map_or_else(String::new, |how| format!(" {how}"));
+        let text = format!(
+            "Process `{name}` of {} ended{how} after it had come into service.",
+            change.instance
+        );
+        Err(self.failure(change, "crashing", text))
     }
 
     /// A failure of an instance, with everything that is known of it.
@@ -86,6 +144,24 @@ impl Turn<'_, '_> {
             None => "was removed".to_owned(),
         };
         lost(&name, Some(&change.instance), &why)
+    }
+}
+
+/// How often the processes of an instance were restarted.
+pub(super) fn restarts(seen: &InstanceReport) -> u32 {
+    seen.processes
+        .iter()
+        .fold(0, |sum, process| sum.saturating_add(process.restarts))
+}
+
+/// How a process ended the last time, to be read after "ended".
+pub fn how_it_ended(process: &ProcessReport) -> Option<String> {
+    let exit = process.last_exit.as_ref()?;
+    match (exit.oom, exit.code, exit.signal) {
+        (true, ..) => Some("killed for using too much memory".to_owned()),
+        (_, Some(code), _) => Some(format!("with exit code {code}")),
+        (_, _, Some(signal)) => Some(format!("by signal {signal}")),
+        _ => None,
     }
 }
 

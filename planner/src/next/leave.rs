@@ -34,6 +34,7 @@ impl Turn<'_, '_> {
             self.entries.push(Happened::PutIn {
                 instance: id.clone(),
                 forced: true,
+                restarts: None,
             });
             return Ok(());
         }
@@ -125,6 +126,7 @@ impl Turn<'_, '_> {
             Action::Return => self.entries.push(Happened::PutIn {
                 instance,
                 forced: true,
+                restarts: None,
             }),
             Action::Remove if lost_host => self.entries.push(Happened::Removed { instance }),
             Action::Remove => self.entries.push(Happened::StopOrdered { instance }),

@@ -15,7 +15,8 @@ use beanpole_protocol::api::OperationFailure;
 use beanpole_protocol::{InstanceId, Timestamp};
 use std::time::Duration;
 
-pub use failure::RESTARTS_THAT_FAIL;
+pub use enter::OTHER_PORTS;
+pub use failure::{RESTARTS_THAT_FAIL, how_it_ended};
 
 /// What comes next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,14 +59,14 @@ pub fn next(plan: &Plan, progress: &Progress, world: &World<'_>, now: Timestamp)
         reasons: Vec::new(),
         wake: None,
     };
-    let done = match stage {
+    let done = turn.watch().and_then(|()| match stage {
         Stage::Prepare {
             release,
             tree,
             hosts,
         } => turn.prepare(*release, *tree, hosts),
         Stage::Batch(batch) => turn.batch(batch),
-    };
+    });
     let done = match done {
         Ok(done) => done,
         Err(failure) => {

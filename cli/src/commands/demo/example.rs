@@ -5,7 +5,7 @@ use super::home::open_executable;
 use crate::client::Client;
 use crate::output::errors::Failure;
 use beanpole_protocol::api::{Application, Bundle, CreateApplication, CreateVersion, Version};
-use beanpole_protocol::options::{ASG, OptionSettings, PROPERTIES};
+use beanpole_protocol::options::{ASG, INSTANCE, OptionSettings, PROPERTIES};
 use beanpole_protocol::{ApplicationName, EnvironmentName, VersionLabel};
 use std::fs;
 use std::path::Path;
@@ -25,6 +25,8 @@ pub(super) fn names() -> Result<(ApplicationName, EnvironmentName), Failure> {
 pub(super) fn settings(home: &Path) -> Result<OptionSettings, Failure> {
     let mut settings = OptionSettings::default();
     settings.set(ASG, "MinSize", INSTANCES.to_string());
+    // Its application is known to stay up; whoever watches need not wait for the proof.
+    settings.set(INSTANCE, "MinUptime", "1");
     let program = open_executable(home)?;
     settings.set(PROPERTIES, "BEANPOLE", program.display().to_string());
     Ok(settings)

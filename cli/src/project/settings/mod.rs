@@ -48,6 +48,7 @@ pub const SETTINGS: &[&str] = &[
     "health.statuses",
     "health.drain-timeout",
     "health.start-timeout",
+    "health.min-uptime",
     "env.*",
     "options.*.*",
     "environments.*.platform",
@@ -68,6 +69,7 @@ pub const SETTINGS: &[&str] = &[
     "environments.*.health.statuses",
     "environments.*.health.drain-timeout",
     "environments.*.health.start-timeout",
+    "environments.*.health.min-uptime",
     "environments.*.env.*",
     "environments.*.options.*.*",
 ];
@@ -182,6 +184,8 @@ pub struct Health {
     pub drain_timeout: Option<u64>,
     /// Seconds from the start of an instance until it has to pass its checks.
     pub start_timeout: Option<u64>,
+    /// Seconds that an instance of a new release has to run without a restart before traffic comes.
+    pub min_uptime: Option<u64>,
 }
 
 /// A value that travels as text.

@@ -38,6 +38,7 @@ impl Place {
             statuses,
             drain_timeout,
             start_timeout,
+            min_uptime,
         } = over.health.clone();
         let health = &mut all.health;
         health.protocol = protocol.or(health.protocol.take());
@@ -49,6 +50,7 @@ impl Place {
         health.statuses = statuses.or(health.statuses.take());
         health.drain_timeout = drain_timeout.or(health.drain_timeout);
         health.start_timeout = start_timeout.or(health.start_timeout);
+        health.min_uptime = min_uptime.or(health.min_uptime);
         all.env.extend(over.env.clone());
         for (namespace, options) in &over.options {
             all.options
@@ -99,8 +101,14 @@ impl Place {
                 all.set(PROCESS, name, value);
             }
         }
-        if let Some(seconds) = health.start_timeout {
-            all.set(INSTANCE, "StartTimeout", seconds.to_string());
+        let seconds = [
+            ("StartTimeout", health.start_timeout),
+            ("MinUptime", health.min_uptime),
+        ];
+        for (name, value) in seconds {
+            if let Some(value) = value {
+                all.set(INSTANCE, name, value.to_string());
+            }
         }
         for (name, value) in &self.env {
             all.set(PROPERTIES, name, value.text());

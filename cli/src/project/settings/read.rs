@@ -205,6 +205,7 @@ fn setting_of<'a>(namespace: &str, name: &'a str) -> &'a str {
         (PROCESS, "MatcherHTTPCode") => "statuses",
         (PROCESS, "DeregistrationDelay") => "drain-timeout",
         (INSTANCE, "StartTimeout") => "start-timeout",
+        (INSTANCE, "MinUptime") => "min-uptime",
         (PLACEMENT, "HostLabels") => "host-labels",
         (ASG, "MinSize") => "instances",
         _ => name,

@@ -1,0 +1,251 @@
+//! To another release: deployments, forwards and back.
+
+use super::problems::{bad_option, nothing_before, nothing_deployed, refused};
+use super::settings::change;
+use super::{NewOperation, idle, version};
+use crate::read::{self, Reader, Repute};
+use crate::{Call, Engine, Fault};
+use beanpole_planner::{Goal, Plan, plan};
+use beanpole_protocol::api::{self, OperationKind, PlanView};
+use beanpole_protocol::options::{self, BatchSize, DeploymentPolicy, OptionSettings};
+use beanpole_protocol::problem::Problem;
+use beanpole_protocol::{EnvironmentName, ReleaseNumber};
+use beanpole_store::model::{EnvironmentRecord, ReleaseRecord, VersionRecord};
+
+/// A deployment worked out, not written.
+pub(super) struct Deployment {
+    pub(super) release: ReleaseRecord,
+    pub(super) plan: Plan,
+}
+
+/// What a deployment is asked to do.
+pub(super) struct Wish<'r> {
+    pub(super) version: &'r VersionRecord,
+    pub(super) settings: &'r OptionSettings,
+    /// An earlier release with the same content, prepared on hosts.
+    pub(super) tree: Option<ReleaseNumber>,
+    pub(super) repute: Repute,
+    pub(super) policy: Option<DeploymentPolicy>,
+    pub(super) batch: Option<BatchSize>,
+    pub(super) reason: String,
+}
+
+impl Engine {
+    /// Deploys a version.
+    pub fn deploy(
+        &self,
+        call: &Call<'_>,
+        name: &EnvironmentName,
+        body: api::Deploy,
+    ) -> Result<api::Operation, Problem> {
+        let operation = self.store.update(|tx| {
+            let mut environment = idle(tx, name)?;
+            let (deployment, settings) = self.work_out_deploy(tx, &environment, call, &body)?;
+            let before = std::mem::replace(&mut environment.settings, settings);
+            environment.last_release = deployment.release.number;
+            tx.put(&deployment.release)?;
+            NewOperation {
+                kind: OperationKind::Deploy,
+                request_id: call.request_id.clone(),
+                to: Some(deployment.release.number),
+                version: Some(deployment.release.version),
+                plan: deployment.plan,
+                no_auto_rollback: body.no_auto_rollback,
+                settings_before: (before != environment.settings).then_some(before),
+                starting: "Environment update is starting.".to_owned(),
+            }
+            .write(tx, &mut environment, call.observed, call.now, call.bits)
+            .map_err(Fault::from)
+        });
+        self.answer(operation, call)
+    }
+
+    /// What a deployment would do. Nothing is written.
+    pub fn plan_deploy(
+        &self,
+        call: &Call<'_>,
+        name: &EnvironmentName,
+        body: api::Deploy,
+    ) -> Result<PlanView, Problem> {
+        let planned = || {
+            let environment = idle(&self.store, name)?;
+            let (deployment, _) = self.work_out_deploy(&self.store, &environment, call, &body)?;
+            let world = self.world(&self.store, &environment, call.observed, call.now, false)?;
+            Ok::<_, Fault>(deployment.plan.view(&|host| world.host_name(host)))
+        };
+        planned().map_err(Problem::from)
+    }
+
+    /// Goes back to an earlier release: its version, settings and properties, as a new release. The
+    /// number of instances stays as it is.
+    pub fn rollback(
+        &self,
+        call: &Call<'_>,
+        name: &EnvironmentName,
+        body: &api::Rollback,
+    ) -> Result<api::Operation, Problem> {
+        let operation = self.store.update(|tx| {
+            let mut environment = idle(tx, name)?;
+            let (deployment, settings) = self.work_out_rollback(tx, &environment, call, body)?;
+            let before = std::mem::replace(&mut environment.settings, settings);
+            environment.last_release = deployment.release.number;
+            tx.put(&deployment.release)?;
+            NewOperation {
+                kind: OperationKind::Rollback,
+                request_id: call.request_id.clone(),
+                to: Some(deployment.release.number),
+                version: Some(deployment.release.version),
+                plan: deployment.plan,
+                no_auto_rollback: false,
+                settings_before: (before != environment.settings).then_some(before),
+                starting: "Environment update is starting.".to_owned(),
+            }
+            .write(tx, &mut environment, call.observed, call.now, call.bits)
+            .map_err(Fault::from)
+        });
+        self.answer(operation, call)
+    }
+
+    /// What a rollback would do. Nothing is written.
+    pub fn plan_rollback(
+        &self,
+        call: &Call<'_>,
+        name: &EnvironmentName,
+        body: &api::Rollback,
+    ) -> Result<PlanView, Problem> {
+        let planned = || {
+            let environment = idle(&self.store, name)?;
+            let (deployment, _) = self.work_out_rollback(&self.store, &environment, call, body)?;
+            let world = self.world(&self.store, &environment, call.observed, call.now, false)?;
+            Ok::<_, Fault>(deployment.plan.view(&|host| world.host_name(host)))
+        };
+        planned().map_err(Problem::from)
+    }
+
+    /// The release to go back to, as a new one, the plan to it, and the environment's settings then.
+    fn work_out_rollback(
+        &self,
+        reader: &impl Reader,
+        environment: &EnvironmentRecord,
+        call: &Call<'_>,
+        body: &api::Rollback,
+    ) -> Result<(Deployment, OptionSettings), Fault> {
+        let releases = reader.under::<ReleaseRecord>(&ReleaseRecord::prefix(&environment.id))?;
+        let target = match body.to {
+            Some(number) => releases
+                .iter()
+                .find(|release| release.number == number)
+                .ok_or_else(|| {
+                    Problem::not_found("release", number).hint(format!(
+                        "`beanpole releases {}` lists them.",
+                        environment.name
+                    ))
+                })?,
+            None => releases
+                .iter()
+                .filter(|r| r.live_at.is_some() && Some(r.number) != environment.live)
+                .max_by_key(|release| (release.live_at, release.number))
+                .ok_or_else(|| nothing_before(environment))?,
+        };
+        let version = VersionRecord {
+            application: environment.application.clone(),
+            label: target.version.clone(),
+            description: String::new(),
+            bundle: target.bundle.clone(),
+            bundle_size: target.bundle_size,
+            created_at: target.created_at,
+        };
+        // How much capacity there is belongs to now, not to the release: going back must not take
+        // away the instances that today's traffic needs.
+        let mut settings = target.settings.clone();
+        for option in ["MinSize", "MaxSize"] {
+            if let Some(now) = environment.settings.get(options::ASG, option) {
+                settings.set(options::ASG, option, now.to_owned());
+            }
+        }
+        let wish = Wish {
+            version: &version,
+            settings: &settings,
+            tree: target.live_at.map(|_| target.tree),
+            repute: target.live_at.map_or(Repute::New, |_| Repute::Live),
+            policy: body.policy,
+            batch: body.batch,
+            reason: format!("rollback to {}", target.number),
+        };
+        let deployment = self.work_out(reader, environment, call, &wish)?;
+        Ok((deployment, settings))
+    }
+
+    fn work_out_deploy(
+        &self,
+        reader: &impl Reader,
+        environment: &EnvironmentRecord,
+        call: &Call<'_>,
+        body: &api::Deploy,
+    ) -> Result<(Deployment, OptionSettings), Fault> {
+        let settings = environment.settings.overlaid(&body.settings);
+        settings.validate().map_err(bad_option)?;
+        change(&environment.settings, &settings)?;
+        let label = match (&body.version, environment.live) {
+            (Some(label), _) => label.clone(),
+            (None, Some(live)) => read::release(reader, &environment.id, live)?
+                .map(|release| release.version)
+                .ok_or_else(|| nothing_deployed(environment))?,
+            (None, None) => return Err(nothing_deployed(environment).into()),
+        };
+        let version = version(reader, &environment.application, &label)?;
+        let wish = Wish {
+            version: &version,
+            settings: &settings,
+            tree: None,
+            repute: Repute::New,
+            policy: body.policy,
+            batch: body.batch,
+            reason: "deploy".to_owned(),
+        };
+        let deployment = self.work_out(reader, environment, call, &wish)?;
+        Ok((deployment, settings))
+    }
+
+    /// The next release and the way to it.
+    pub(super) fn work_out(
+        &self,
+        reader: &impl Reader,
+        environment: &EnvironmentRecord,
+        call: &Call<'_>,
+        wish: &Wish<'_>,
+    ) -> Result<Deployment, Fault> {
+        let number = environment.last_release.next();
+        let release = ReleaseRecord {
+            environment: environment.id.clone(),
+            number,
+            tree: wish.tree.unwrap_or(number),
+            version: wish.version.label.clone(),
+            bundle: wish.version.bundle.clone(),
+            bundle_size: wish.version.bundle_size,
+            platform: environment.platform,
+            settings: wish.settings.clone(),
+            reason: wish.reason.clone(),
+            outcome: None,
+            live_at: None,
+            created_at: call.now,
+        };
+        let options = wish.settings.deployment();
+        // A batch given without a policy asks for Rolling, as in the settings.
+        let policy = wish.policy.unwrap_or(match wish.batch {
+            Some(_) => DeploymentPolicy::Rolling,
+            None => options.policy,
+        });
+        let goal = Goal::Deploy {
+            release: number,
+            tree: release.tree,
+            size: wish.settings.instance_count(),
+            policy,
+            batch: wish.batch.unwrap_or(options.batch),
+        };
+        let world = self.world(reader, environment, call.observed, call.now, true)?;
+        let rules = read::rules(wish.settings, environment.tier, wish.repute);
+        let plan = plan(&world, &goal, &rules, call.bits.rotate_left(17)).map_err(refused)?;
+        Ok(Deployment { release, plan })
+    }
+}

@@ -1,0 +1,205 @@
+//! The life of an environment: created, taken down; and giving up what runs on it.
+
+use super::deploy::Wish;
+use super::problems::{bad_option, refused};
+use super::{NewOperation, application, existing, idle, version};
+use crate::events::{Draft, emit_for};
+use crate::read::Repute;
+use crate::{Call, Engine, Fault, read};
+use beanpole_planner::{Goal, Plan, plan};
+use beanpole_protocol::agent::Platform;
+use beanpole_protocol::api::{self, EnvironmentStatus, OperationKind, Tier};
+use beanpole_protocol::event::Severity;
+use beanpole_protocol::problem::Problem;
+use beanpole_protocol::{Cname, EnvironmentId, EnvironmentName, ReleaseNumber, Timestamp};
+use beanpole_store::model::{EnvironmentRecord, OperationRecord};
+
+impl Engine {
+    /// Creates an environment; with a version, its instances start.
+    pub fn create_environment(
+        &self,
+        call: &Call<'_>,
+        body: api::CreateEnvironment,
+    ) -> Result<api::Operation, Problem> {
+        body.settings.validate().map_err(bad_option)?;
+        if body.platform == Platform::Docker {
+            return Err(Problem::invalid(
+                "platform-not-available",
+                "The platform `docker` is not available yet.",
+            )
+            .hint("Use `auto`, `procfile`, `node` or `python`."));
+        }
+        let operation = self.store.update(|tx| {
+            application(tx, &body.application)?;
+            let environments: Vec<EnvironmentRecord> = tx
+                .list::<EnvironmentRecord>()?
+                .into_iter()
+                .filter(|env| env.status != EnvironmentStatus::Terminated)
+                .collect();
+            if environments.iter().any(|env| env.name == body.name) {
+                return Err(Fault::from(
+                    Problem::conflict(
+                        "environment-exists",
+                        format!("There is an environment `{}` already.", body.name),
+                    )
+                    .hint("Choose another name, or `beanpole terminate` it first."),
+                ));
+            }
+            let cname =
+                match (&body.cname, body.tier) {
+                    (_, Tier::Worker) => None,
+                    (Some(cname), Tier::Web) => Some(cname.clone()),
+                    (None, Tier::Web) => {
+                        let name = body.name.as_str().to_lowercase();
+                        Some(Cname::new(name).map_err(|error| {
+                            Problem::invalid("cname-invalid", error.to_string())
+                        })?)
+                    }
+                };
+            if let Some(taken) = environments
+                .iter()
+                .find(|env| cname.is_some() && env.cname == cname)
+            {
+                return Err(Problem::conflict(
+                    "cname-taken",
+                    format!(
+                        "The hostname `{}` belongs to environment `{}`.",
+                        cname.as_ref().map_or("", Cname::as_str),
+                        taken.name
+                    ),
+                )
+                .hint("Give another one with `--cname`.")
+                .into());
+            }
+            let mut environment = EnvironmentRecord {
+                id: EnvironmentId::from_bits(call.bits.rotate_left(40)),
+                name: body.name.clone(),
+                application: body.application.clone(),
+                description: body.description.clone(),
+                tier: body.tier,
+                platform: body.platform,
+                cname,
+                status: EnvironmentStatus::Launching,
+                settings: body.settings.clone(),
+                live: None,
+                last_release: ReleaseNumber(0),
+                operation: None,
+                hold: false,
+                mend_after: None,
+                mend_failures: 0,
+                created_at: call.now,
+                updated_at: call.now,
+                terminated_at: None,
+                last_event_at: Timestamp::EPOCH,
+            };
+            let mut new = NewOperation {
+                kind: OperationKind::Create,
+                request_id: call.request_id.clone(),
+                to: None,
+                version: None,
+                plan: Plan::default(),
+                no_auto_rollback: false,
+                settings_before: None,
+                starting: "createEnvironment is starting.".to_owned(),
+            };
+            if let Some(label) = &body.version {
+                let version = version(tx, &body.application, label)?;
+                let settings = environment.settings.clone();
+                let wish = Wish {
+                    version: &version,
+                    settings: &settings,
+                    tree: None,
+                    repute: Repute::New,
+                    policy: None,
+                    batch: None,
+                    reason: "create".to_owned(),
+                };
+                let deployment = self.work_out(tx, &environment, call, &wish)?;
+                environment.last_release = deployment.release.number;
+                tx.put(&deployment.release)?;
+                new.to = Some(deployment.release.number);
+                new.version = Some(version.label);
+                new.plan = deployment.plan;
+            }
+            new.write(tx, &mut environment, call.observed, call.now, call.bits)
+                .map_err(Fault::from)
+        });
+        self.answer(operation, call)
+    }
+
+    /// Takes an environment down. Its name and hostname are free afterwards.
+    pub fn terminate(
+        &self,
+        call: &Call<'_>,
+        name: &EnvironmentName,
+    ) -> Result<api::Operation, Problem> {
+        let operation = self.store.update(|tx| {
+            let mut environment = idle(tx, name)?;
+            let world = self.world(tx, &environment, call.observed, call.now, false)?;
+            let rules = read::rules(&environment.settings, environment.tier, Repute::Live);
+            let plan = plan(&world, &Goal::Terminate, &rules, call.bits).map_err(refused)?;
+            NewOperation {
+                kind: OperationKind::Terminate,
+                request_id: call.request_id.clone(),
+                to: None,
+                version: None,
+                plan,
+                no_auto_rollback: false,
+                settings_before: None,
+                starting: "terminateEnvironment is starting.".to_owned(),
+            }
+            .write(tx, &mut environment, call.observed, call.now, call.bits)
+            .map_err(Fault::from)
+        });
+        self.answer(operation, call)
+    }
+
+    /// Gives up the operation under way; what it changed is taken back.
+    pub fn abort(
+        &self,
+        call: &Call<'_>,
+        name: &EnvironmentName,
+    ) -> Result<api::Operation, Problem> {
+        let operation = self.store.update(|tx| {
+            let mut environment = existing(tx, name)?;
+            let operation = match &environment.operation {
+                Some(id) => tx.get::<OperationRecord>(&OperationRecord::key_of(id))?,
+                None => None,
+            };
+            let Some(mut operation) = operation else {
+                return Err(Problem::conflict(
+                    "no-operation",
+                    format!("No operation runs on `{name}`."),
+                )
+                .into());
+            };
+            if operation.kind == OperationKind::Terminate {
+                return Err(Problem::conflict(
+                    "not-abortable",
+                    "Taking an environment down cannot be aborted.",
+                )
+                .into());
+            }
+            if operation.back.is_some() || operation.aborted_by.is_some() {
+                return Err(Problem::conflict(
+                    "already-going-back",
+                    format!("The {} is on its way back already.", operation.kind),
+                )
+                .hint(format!("`beanpole status {name}` shows how far it is."))
+                .into());
+            }
+            operation.aborted_by = Some(call.request_id.clone());
+            environment.status = EnvironmentStatus::Aborting;
+            environment.updated_at = call.now;
+            let text = "abortEnvironmentUpdate is starting.";
+            let draft = Draft::new(Severity::Info, "abort-starting", text, call.now)
+                .request(&call.request_id)
+                .operation_id(&operation.id);
+            emit_for(tx, &mut environment, draft)?;
+            tx.put(&operation)?;
+            tx.put(&environment)?;
+            Ok(operation)
+        });
+        self.answer(operation, call)
+    }
+}

@@ -1,0 +1,84 @@
+//! What callers may ask for. Each service checks the call, writes the operation with its first event
+//! in one transaction and answers with it; the next turn carries it on.
+
+mod deploy;
+mod environments;
+mod operation;
+mod problems;
+mod settings;
+
+use crate::read::{Reader, find_environment};
+use crate::{Call, Engine, Fault};
+use beanpole_protocol::api;
+use beanpole_protocol::problem::Problem;
+use beanpole_protocol::{ApplicationName, EnvironmentName, VersionLabel};
+use beanpole_store::model::{ApplicationRecord, EnvironmentRecord, OperationRecord, VersionRecord};
+
+pub(crate) use operation::NewOperation;
+
+impl Engine {
+    fn answer(
+        &self,
+        operation: Result<OperationRecord, Fault>,
+        call: &Call<'_>,
+    ) -> Result<api::Operation, Problem> {
+        let operation = operation.map_err(Problem::from)?;
+        self.operation(&operation.id, call.observed, call.now)
+    }
+}
+
+/// The environment, or a problem that says there is none.
+pub(crate) fn existing(
+    reader: &impl Reader,
+    name: &EnvironmentName,
+) -> Result<EnvironmentRecord, Fault> {
+    find_environment(reader, name)?.ok_or_else(|| {
+        Problem::not_found("environment", name)
+            .hint("`beanpole list` shows the environments there are.")
+            .into()
+    })
+}
+
+/// The environment, when no operation runs on it.
+fn idle(reader: &impl Reader, name: &EnvironmentName) -> Result<EnvironmentRecord, Fault> {
+    let environment = existing(reader, name)?;
+    if let Some(id) = &environment.operation {
+        let kind = reader
+            .one::<OperationRecord>(&OperationRecord::key_of(id))?
+            .map_or_else(|| "operation".to_owned(), |op| op.kind.to_string());
+        return Err(Problem::conflict(
+            "operation-in-progress",
+            format!("Another operation ({kind}, {id}) is under way on `{name}`."),
+        )
+        .hint(format!(
+            "Wait for it to end, or give it up with `beanpole abort {name}`."
+        ))
+        .into());
+    }
+    Ok(environment)
+}
+
+fn application(reader: &impl Reader, name: &ApplicationName) -> Result<(), Fault> {
+    let found: Option<ApplicationRecord> = reader.one(&ApplicationRecord::key_of(name))?;
+    found.map(|_| ()).ok_or_else(|| {
+        Problem::not_found("application", name)
+            .hint(format!("Create it with `beanpole init {name}`."))
+            .into()
+    })
+}
+
+fn version(
+    reader: &impl Reader,
+    application: &ApplicationName,
+    label: &VersionLabel,
+) -> Result<VersionRecord, Fault> {
+    reader
+        .one(&VersionRecord::key_of(application, label))?
+        .ok_or_else(|| {
+            Problem::not_found("version", label)
+                .hint(format!(
+                    "Application `{application}` has no version of that label; `beanpole deploy --from DIR --label {label}` makes one."
+                ))
+                .into()
+        })
+}

@@ -1,0 +1,96 @@
+//! An operation, written with its first event.
+
+use crate::events::{Draft, emit_for};
+use crate::{Observed, traffic};
+use beanpole_planner::Plan;
+use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus};
+use beanpole_protocol::event::Severity;
+use beanpole_protocol::options::OptionSettings;
+use beanpole_protocol::{OperationId, ReleaseNumber, RequestId, Timestamp, VersionLabel};
+use beanpole_store::model::{EnvironmentRecord, OperationIndexRecord, OperationRecord};
+use beanpole_store::{StoreError, Tx};
+use std::time::Duration;
+
+/// What an operation may take beyond its stages, there and back, in milliseconds (EB waits `Timeout`
+/// plus this long).
+const GRACE_MS: u64 = 240_000;
+
+/// An operation to be written.
+pub(crate) struct NewOperation {
+    pub kind: OperationKind,
+    pub request_id: RequestId,
+    pub to: Option<ReleaseNumber>,
+    pub version: Option<VersionLabel>,
+    pub plan: Plan,
+    pub no_auto_rollback: bool,
+    pub settings_before: Option<OptionSettings>,
+    pub starting: String,
+}
+
+impl NewOperation {
+    /// Writes it, its first event and the environment.
+    pub fn write(
+        self,
+        tx: &mut Tx<'_>,
+        environment: &mut EnvironmentRecord,
+        observed: &Observed,
+        now: Timestamp,
+        bits: u128,
+    ) -> Result<OperationRecord, StoreError> {
+        let allowed = self.plan.total_ms() * 2 + GRACE_MS;
+        let operation = OperationRecord {
+            id: OperationId::from_bits(bits),
+            environment: environment.id.clone(),
+            environment_name: environment.name.clone(),
+            application: environment.application.clone(),
+            kind: self.kind,
+            status: OperationStatus::Running,
+            request_id: self.request_id,
+            from: environment.live,
+            to: self.to,
+            version: self.version,
+            plan: self.plan,
+            progress: Default::default(),
+            back: None,
+            back_progress: Default::default(),
+            no_auto_rollback: self.no_auto_rollback,
+            aborted_by: None,
+            settings_before: self.settings_before,
+            failure: None,
+            message: None,
+            entries: 0,
+            answers: Default::default(),
+            answers_told: 0,
+            traffic: traffic::start(&environment.id, observed),
+            started_at: now,
+            finished_at: None,
+            deadline: now.after(Duration::from_millis(allowed)),
+        };
+        environment.operation = Some(operation.id.clone());
+        environment.updated_at = now;
+        environment.hold = false;
+        environment.status = match self.kind {
+            OperationKind::Create => EnvironmentStatus::Launching,
+            OperationKind::Terminate => EnvironmentStatus::Terminating,
+            _ => EnvironmentStatus::Updating,
+        };
+        let draft = Draft::new(Severity::Info, "operation-starting", self.starting, now)
+            .operation(&operation);
+        emit_for(tx, environment, draft)?;
+        for skipped in &operation.plan.skipped {
+            let text = format!("{} is left out: {}.", skipped.instance, skipped.reason);
+            let draft = Draft::new(Severity::Warn, "instance-skipped", text, now)
+                .operation(&operation)
+                .instance(Some(&skipped.instance));
+            emit_for(tx, environment, draft)?;
+        }
+        tx.put(&OperationIndexRecord {
+            environment: environment.id.clone(),
+            started_at: now,
+            operation: operation.id.clone(),
+        })?;
+        tx.put(&operation)?;
+        tx.put(environment)?;
+        Ok(operation)
+    }
+}

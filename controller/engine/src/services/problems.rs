@@ -1,0 +1,65 @@
+//! Why a call is refused, in words.
+
+use beanpole_planner::{Lack, Refusal};
+use beanpole_protocol::ReleaseNumber;
+use beanpole_protocol::options;
+use beanpole_protocol::problem::Problem;
+use beanpole_store::model::EnvironmentRecord;
+
+pub(super) fn nothing_deployed(environment: &EnvironmentRecord) -> Problem {
+    let name = &environment.name;
+    let text = if environment.last_release == ReleaseNumber(0) {
+        format!("No version is deployed to `{name}` yet.")
+    } else {
+        format!("No release of `{name}` is live: none was deployed with success.")
+    };
+    Problem::conflict("nothing-deployed", text)
+        .hint(format!("Deploy one: `beanpole deploy {name} --from DIR`."))
+}
+
+pub(super) fn nothing_before(environment: &EnvironmentRecord) -> Problem {
+    let name = &environment.name;
+    let code = "nothing-to-roll-back-to";
+    if environment.live.is_some() {
+        return Problem::conflict(
+            code,
+            format!("No release of `{name}` was live before this one."),
+        )
+        .hint(format!("`beanpole releases {name}` lists its releases."));
+    }
+    Problem::conflict(
+        code,
+        format!("No release of `{name}` was ever live: there is nothing to go back to."),
+    )
+    .hint(format!(
+        "Deploy a version that works: `beanpole deploy {name} --from DIR`."
+    ))
+}
+
+pub(super) fn bad_option(error: options::OptionError) -> Problem {
+    Problem::invalid("option-invalid", error.to_string())
+}
+
+pub(super) fn refused(refusal: Refusal) -> Problem {
+    match &refusal {
+        Refusal::NoPlace { hosts, .. } => {
+            let text = refusal.to_string();
+            let unlabelled = hosts
+                .iter()
+                .any(|(_, lack)| matches!(lack, Lack::Labels(_)));
+            Problem::conflict("no-place", format!("There is not enough room: {text}.")).hint(
+                if unlabelled {
+                    "Give a host the label with `beanpole host label`, or ask for others with `beanpole config ENV --set HostLabels=…`."
+                } else {
+                    "Add a host with `beanpole host add`, or lower `beanpole:instance:MemoryMax`."
+                },
+            )
+        }
+        Refusal::Unreachable => Problem::conflict(
+            "hosts-unreachable",
+            "Every host that holds the environment's instances is unreachable.",
+        )
+        .hint("`beanpole host list` shows since when; instances are replaced elsewhere after a while."),
+        Refusal::Nothing => Problem::conflict("nothing-to-do", "There is nothing to do."),
+    }
+}

@@ -1,0 +1,204 @@
+//! The same version otherwise: another number of instances, other settings, started afresh.
+
+use super::deploy::Wish;
+use super::problems::{bad_option, nothing_deployed, refused};
+use super::{NewOperation, idle};
+use crate::read::Repute;
+use crate::{Call, Engine, Fault, read};
+use beanpole_planner::{Goal, Plan, plan};
+use beanpole_protocol::EnvironmentName;
+use beanpole_protocol::api::{self, OperationKind};
+use beanpole_protocol::options::{self, Change, OptionSettings};
+use beanpole_protocol::problem::Problem;
+use beanpole_store::Tx;
+use beanpole_store::model::{EnvironmentRecord, OperationRecord, VersionRecord};
+
+impl Engine {
+    /// Changes the number of instances.
+    pub fn scale(
+        &self,
+        call: &Call<'_>,
+        name: &EnvironmentName,
+        body: api::Scale,
+    ) -> Result<api::Operation, Problem> {
+        if !(1..=10_000).contains(&body.instances) {
+            return Err(Problem::invalid(
+                "instances-out-of-range",
+                format!(
+                    "{} is not a number of instances: it must be 1 to 10,000.",
+                    body.instances
+                ),
+            ));
+        }
+        let operation = self.store.update(|tx| {
+            let environment = idle(tx, name)?;
+            let mut settings = environment.settings.clone();
+            settings.set(options::ASG, "MinSize", body.instances.to_string());
+            if settings.instance_count() != body.instances {
+                return Err(Problem::conflict(
+                    "single-instance",
+                    format!("`{name}` is a single-instance environment."),
+                )
+                .hint("Set `aws:elasticbeanstalk:environment:EnvironmentType` to `LoadBalanced` first.")
+                .into());
+            }
+            self.reconfigure(tx, environment, settings, OperationKind::Scale, call)
+        });
+        self.answer(operation, call)
+    }
+
+    /// Restarts every instance, by the deployment policy.
+    pub fn restart(
+        &self,
+        call: &Call<'_>,
+        name: &EnvironmentName,
+    ) -> Result<api::Operation, Problem> {
+        let operation = self.store.update(|tx| {
+            let mut environment = idle(tx, name)?;
+            let Some(live) = environment.live else {
+                return Err(nothing_deployed(&environment).into());
+            };
+            let release = read::release(tx, &environment.id, live)?;
+            let world = self.world(tx, &environment, call.observed, call.now, false)?;
+            let deployment = environment.settings.deployment();
+            let goal = Goal::Restart {
+                policy: deployment.policy,
+                batch: deployment.batch,
+            };
+            // What a failed deployment left is started again, too, and was never live.
+            let lived = world.instances.values().all(|one| one.release == live);
+            let repute = if lived { Repute::Live } else { Repute::New };
+            let rules = read::rules(&environment.settings, environment.tier, repute);
+            let plan = plan(&world, &goal, &rules, call.bits).map_err(refused)?;
+            NewOperation {
+                kind: OperationKind::Restart,
+                request_id: call.request_id.clone(),
+                to: Some(live),
+                version: release.map(|release| release.version),
+                plan,
+                no_auto_rollback: false,
+                settings_before: None,
+                starting: "restartAppServer is starting.".to_owned(),
+            }
+            .write(tx, &mut environment, call.observed, call.now, call.bits)
+            .map_err(Fault::from)
+        });
+        self.answer(operation, call)
+    }
+
+    /// Changes settings. What needs a restart makes a new release and runs as a deployment.
+    pub fn update_settings(
+        &self,
+        call: &Call<'_>,
+        name: &EnvironmentName,
+        body: api::UpdateSettings,
+    ) -> Result<api::Operation, Problem> {
+        let operation = self.store.update(|tx| {
+            let environment = idle(tx, name)?;
+            let mut settings = environment.settings.overlaid(&body.set);
+            for (namespace, names) in &body.remove {
+                for option in names {
+                    settings.remove(namespace, option);
+                }
+            }
+            self.reconfigure(tx, environment, settings, OperationKind::Configure, call)
+        });
+        self.answer(operation, call)
+    }
+
+    /// Puts new settings in force, by whatever their difference from the old ones needs.
+    fn reconfigure(
+        &self,
+        tx: &mut Tx<'_>,
+        mut environment: EnvironmentRecord,
+        settings: OptionSettings,
+        kind: OperationKind,
+        call: &Call<'_>,
+    ) -> Result<OperationRecord, Fault> {
+        settings.validate().map_err(bad_option)?;
+        let change = change(&environment.settings, &settings)?;
+        let before = std::mem::replace(&mut environment.settings, settings);
+        let mut new = NewOperation {
+            kind,
+            request_id: call.request_id.clone(),
+            to: environment.live,
+            version: None,
+            plan: Plan::default(),
+            no_auto_rollback: false,
+            settings_before: Some(before),
+            starting: "Environment update is starting.".to_owned(),
+        };
+        if let Some(live) = environment.live
+            && let Some(release) = read::release(tx, &environment.id, live)?
+        {
+            new.version = Some(release.version.clone());
+            if change == Change::Restart {
+                let version = VersionRecord {
+                    application: environment.application.clone(),
+                    label: release.version.clone(),
+                    description: String::new(),
+                    bundle: release.bundle.clone(),
+                    bundle_size: release.bundle_size,
+                    created_at: release.created_at,
+                };
+                let settings = environment.settings.clone();
+                // Limits alone do not change what is prepared on hosts.
+                let same_tree = settings.properties() == release.settings.properties()
+                    && settings.platform_options() == release.settings.platform_options();
+                let wish = Wish {
+                    version: &version,
+                    settings: &settings,
+                    tree: same_tree.then_some(release.tree),
+                    repute: Repute::New,
+                    policy: None,
+                    batch: None,
+                    reason: "settings".to_owned(),
+                };
+                let deployment = self.work_out(tx, &environment, call, &wish)?;
+                environment.last_release = deployment.release.number;
+                tx.put(&deployment.release)?;
+                new.to = Some(deployment.release.number);
+                new.plan = deployment.plan;
+            } else {
+                let world = self.world(tx, &environment, call.observed, call.now, true)?;
+                let goal = Goal::Scale {
+                    release: live,
+                    tree: release.tree,
+                    size: environment.settings.instance_count(),
+                };
+                let rules = read::rules(&environment.settings, environment.tier, Repute::Live);
+                new.plan = plan(&world, &goal, &rules, call.bits).map_err(refused)?;
+            }
+        }
+        new.write(tx, &mut environment, call.observed, call.now, call.bits)
+            .map_err(Fault::from)
+    }
+}
+
+/// The heaviest consequence of going from one set of settings to another.
+pub(super) fn change(from: &OptionSettings, to: &OptionSettings) -> Result<Change, Problem> {
+    let mut heaviest = Change::Nothing;
+    if from.properties() != to.properties() {
+        heaviest = Change::Restart;
+    }
+    for known in options::KNOWN {
+        let (namespace, name) = (known.namespace, known.name);
+        if from.effective(namespace, name) == to.effective(namespace, name) {
+            continue;
+        }
+        match known.change {
+            Change::Nothing => {}
+            Change::Restart => heaviest = Change::Restart,
+            Change::Fixed => {
+                return Err(Problem::conflict(
+                    "option-fixed",
+                    format!(
+                        "Option `{name}` ({namespace}) is fixed when an environment is created."
+                    ),
+                )
+                .hint("Create another environment with the value you want."));
+            }
+        }
+    }
+    Ok(heaviest)
+}
