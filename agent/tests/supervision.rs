@@ -740,6 +740,29 @@ async fn memory_limits_hold_and_an_oom_kill_is_told_apart() {
 }
 
 #[tokio::test]
+async fn a_child_that_is_killed_for_memory_is_reported_while_the_app_goes_on() {
+    let world = World::new();
+    if Fences::detect(&world.directory).cgroups().is_none() {
+        return;
+    }
+    let mut spec = World::spec(31, &[("web", "tail /dev/zero; echo it went; sleep 1000")]);
+    spec.limits.memory_bytes = Some(24 * 1024 * 1024);
+    world.runtime.start(spec.clone()).await.expect("started");
+    world
+        .until_log(
+            &spec.id,
+            "web",
+            "beanpole the kernel killed 1 of this instance's processes",
+        )
+        .await;
+    let report = world.report(&spec.id).expect("a report");
+    assert_eq!(report.phase, InstancePhase::Running);
+    assert_eq!(report.processes[0].restarts, 0);
+    assert_eq!(world.status(&spec.id).others_killed, 1);
+    world.runtime.remove(&spec.id).await.expect("removed");
+}
+
+#[tokio::test]
 async fn open_files_and_processes_are_limited() {
     let world = World::new();
     let command = "echo files $(ulimit -n) core $(ulimit -c); for i in 1 2 3 4 5 6 7 8 9; do sleep 1000 & done; wait";
