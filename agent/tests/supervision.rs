@@ -1,13 +1,14 @@
 //! Supervision with real processes. As root every test runs with the fences that this machine
 //! allows; `without_root` then runs them all again as `nobody`.
 
-use beanpole_agent::fences::{Fences, users};
+use beanpole_agent::fences::Fences;
 use beanpole_agent::runtime::process::{ProcessRuntime, ProcessSettings, ShimProgram};
 use beanpole_agent::runtime::{InstanceSpec, ProcessSpec, Runtime, RuntimeError, Workload};
 use beanpole_agent::shim::spec::{Backoff, LogBounds, files};
 use beanpole_agent::shim::wire::{Identity, Stage, Status};
 use beanpole_protocol::agent::{InstancePhase, InstanceReport, Limits, PortUse, Properties};
 use beanpole_protocol::{ApplicationName, Incarnation, InstanceId, ReleaseNumber};
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -169,6 +170,13 @@ impl World {
 
     fn instance(&self, id: &InstanceId) -> PathBuf {
         self.directory.join("instances").join(id.as_str())
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // The user of its own that this directory had; one with a process stays.
+        Fences::detect(&self.directory.join("instances")).keep_users(&BTreeSet::new());
     }
 }
 
@@ -834,8 +842,6 @@ async fn root_fences_are_in_force() {
     for id in [&spec.id, &neighbour.id] {
         world.runtime.remove(id).await.expect("removed");
     }
-    let name = users::name_for(&spec.application);
-    let _ = Command::new("userdel").arg(name).output();
     fs::remove_dir_all(&base).expect("removed");
 }
 
