@@ -1,13 +1,14 @@
 //! Supervision with real processes. As root every test runs with the fences that this machine
 //! allows; `without_root` then runs them all again as `nobody`.
 
-use beanpole_agent::fences::{Fences, users};
+use beanpole_agent::fences::Fences;
 use beanpole_agent::runtime::process::{ProcessRuntime, ProcessSettings, ShimProgram};
 use beanpole_agent::runtime::{InstanceSpec, ProcessSpec, Runtime, RuntimeError, Workload};
 use beanpole_agent::shim::spec::{Backoff, LogBounds, files};
 use beanpole_agent::shim::wire::{Identity, Stage, Status};
 use beanpole_protocol::agent::{InstancePhase, InstanceReport, Limits, PortUse, Properties};
 use beanpole_protocol::{ApplicationName, Incarnation, InstanceId, ReleaseNumber};
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
@@ -169,6 +170,13 @@ impl World {
 
     fn instance(&self, id: &InstanceId) -> PathBuf {
         self.directory.join("instances").join(id.as_str())
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        // The user of its own that this directory had; one with a process stays.
+        Fences::detect(&self.directory.join("instances")).keep_users(&BTreeSet::new());
     }
 }
 
@@ -740,6 +748,29 @@ async fn memory_limits_hold_and_an_oom_kill_is_told_apart() {
 }
 
 #[tokio::test]
+async fn a_child_that_is_killed_for_memory_is_reported_while_the_app_goes_on() {
+    let world = World::new();
+    if Fences::detect(&world.directory).cgroups().is_none() {
+        return;
+    }
+    let mut spec = World::spec(31, &[("web", "tail /dev/zero; echo it went; sleep 1000")]);
+    spec.limits.memory_bytes = Some(24 * 1024 * 1024);
+    world.runtime.start(spec.clone()).await.expect("started");
+    world
+        .until_log(
+            &spec.id,
+            "web",
+            "beanpole the kernel killed 1 of this instance's processes",
+        )
+        .await;
+    let report = world.report(&spec.id).expect("a report");
+    assert_eq!(report.phase, InstancePhase::Running);
+    assert_eq!(report.processes[0].restarts, 0);
+    assert_eq!(world.status(&spec.id).others_killed, 1);
+    world.runtime.remove(&spec.id).await.expect("removed");
+}
+
+#[tokio::test]
 async fn open_files_and_processes_are_limited() {
     let world = World::new();
     let command = "echo files $(ulimit -n) core $(ulimit -c); for i in 1 2 3 4 5 6 7 8 9; do sleep 1000 & done; wait";
@@ -811,8 +842,6 @@ async fn root_fences_are_in_force() {
     for id in [&spec.id, &neighbour.id] {
         world.runtime.remove(id).await.expect("removed");
     }
-    let name = users::name_for(&spec.application);
-    let _ = Command::new("userdel").arg(name).output();
     fs::remove_dir_all(&base).expect("removed");
 }
 

@@ -80,4 +80,9 @@ fn a_build_has_limits_and_nothing_of_it_outlives_it_or_its_agent() {
     let left = Hosts::on("h1", "pgrep -fc '^sleep 987654' || true");
     assert_eq!(left.trim(), "0");
     assert_eq!(bash(LIMITS).trim(), "0", "no group is left");
+    // Nor is the application's user, once the environment is.
+    let users = || Hosts::on("h1", "grep -c ^bp- /etc/passwd || true");
+    assert_eq!(users().trim(), "1");
+    bed.run(&["terminate", "shop-prod", "--yes"]).ok();
+    until_true("its user is gone", seconds(30), || users().trim() == "0");
 }

@@ -6,7 +6,7 @@ use crate::fences::FenceError;
 use crate::release::{Fault, Job, Prepared, build, remove_for_good};
 use beanpole_daemon::files;
 use beanpole_protocol::agent::{Failure, HostOrders, ReleaseKey, ReleaseOrder, ReleasePhase};
-use beanpole_protocol::{Digest, EnvironmentId, ReleaseNumber};
+use beanpole_protocol::{ApplicationName, Digest, EnvironmentId, ReleaseNumber};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -280,7 +280,34 @@ impl Host {
         if gone > 0 {
             tracing::info!(gone, "removed bundles that no release needs");
         }
+        if let Some(applications) = self.applications() {
+            self.workshop.fences.keep_users(&applications);
+        }
         Ok(())
+    }
+}
+
+impl Host {
+    /// The applications that have something on this host; none while something is here that is not
+    /// ordered any more, since nobody knows whose it is. A release that is ordered later is prepared
+    /// after the sweep, and makes its user then.
+    fn applications(&self) -> Option<BTreeSet<ApplicationName>> {
+        let state = self.state();
+        let orders = &state.orders;
+        let known = |key: &ReleaseKey| orders.releases.iter().any(|order| order.key == *key);
+        let all_ordered = state.releases.keys().all(known)
+            && self
+                .runtime
+                .observe()
+                .iter()
+                .all(|seen| orders.instances.iter().any(|order| order.id == seen.id));
+        all_ordered.then(|| {
+            let names = orders
+                .releases
+                .iter()
+                .map(|order| order.application.clone());
+            names.collect()
+        })
     }
 }
 

@@ -10,6 +10,7 @@ pub mod users;
 use beanpole_protocol::ApplicationName;
 use beanpole_protocol::agent::Fence;
 use cgroups::Cgroups;
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use users::User;
@@ -33,6 +34,8 @@ pub enum FenceError {
 /// The fences that this agent can put up, found out once at its start. An error says why not.
 #[derive(Clone, Debug)]
 pub struct Fences {
+    /// In the names of its users.
+    tag: String,
     root: bool,
     users: Result<(), String>,
     cgroups: Result<Cgroups, String>,
@@ -45,6 +48,7 @@ impl Fences {
         let root = rustix::process::geteuid().is_root();
         let not_root = || "the agent does not run as root".to_owned();
         Self {
+            tag: users::tag_of(&std::path::absolute(data).unwrap_or_else(|_| data.to_owned())),
             root,
             users: if root {
                 reachable(data)
@@ -68,6 +72,7 @@ impl Fences {
     pub fn none() -> Self {
         let off = || "switched off".to_owned();
         Self {
+            tag: String::new(),
             root: false,
             users: Err(off()),
             cgroups: Err(off()),
@@ -134,8 +139,25 @@ impl Fences {
     /// they run as the agent's own user.
     pub fn user(&self, application: &ApplicationName) -> Result<Option<User>, FenceError> {
         match self.users {
-            Ok(()) => users::ensure(application).map(Some),
+            Ok(()) => users::ensure(&self.tag, application).map(Some),
             Err(_) => Ok(None),
+        }
+    }
+
+    /// Removes the users that this agent made for applications other than these, once none of their
+    /// processes lives. Call it only while nothing is started or prepared for others.
+    pub fn keep_users(&self, applications: &BTreeSet<ApplicationName>) {
+        if self.users.is_err() {
+            return;
+        }
+        let needed = applications
+            .iter()
+            .map(|application| users::name_for(&self.tag, application))
+            .collect();
+        match users::remove_others(&self.tag, &needed) {
+            Ok(names) if names.is_empty() => {}
+            Ok(names) => tracing::info!(?names, "removed users that no application needs"),
+            Err(error) => tracing::warn!(%error, "users that no application needs stay"),
         }
     }
 

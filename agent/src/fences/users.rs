@@ -1,9 +1,14 @@
-//! A system user for each application: `bp-` and a short hash of its name.
+//! A system user for each application of an agent: `bp-`, a tag of the agent, a short hash of the
+//! application's name.
+//!
+//! The tag keeps agents on one machine (`beanpole up` beside the one of a fleet) apart: each removes the
+//! users that it made, and never one that the other still needs.
 
 use super::FenceError;
 use beanpole_protocol::ApplicationName;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -29,15 +34,30 @@ pub struct User {
     pub gid: u32,
 }
 
+/// The tag of the agent whose files are in `data`.
+pub fn tag_of(data: &Path) -> String {
+    hex::encode(&Sha256::digest(data.as_os_str().as_encoded_bytes())[..3])
+}
+
 /// The name of an application's user; at most 32 characters, as useradd wants.
-pub fn name_for(application: &ApplicationName) -> String {
+pub fn name_for(tag: &str, application: &ApplicationName) -> String {
+    let hash = Sha256::digest(application.as_str().as_bytes());
+    format!("{PREFIX}{tag}-{}", hex::encode(&hash[..6]))
+}
+
+/// As earlier builds named it. Where it is there, releases on disk are readable for it alone.
+fn earlier_name_for(application: &ApplicationName) -> String {
     let hash = Sha256::digest(application.as_str().as_bytes());
     format!("{PREFIX}{}", hex::encode(&hash[..6]))
 }
 
 /// Finds the application's user, or makes it. Needs root.
-pub fn ensure(application: &ApplicationName) -> Result<User, FenceError> {
-    ensure_in(Path::new("/etc"), &name_for(application), true)
+pub fn ensure(tag: &str, application: &ApplicationName) -> Result<User, FenceError> {
+    let etc = Path::new("/etc");
+    if let Some(user) = find(etc, &earlier_name_for(application))? {
+        return Ok(user);
+    }
+    ensure_in(etc, &name_for(tag, application), true)
 }
 
 fn ensure_in(etc: &Path, name: &str, tool: bool) -> Result<User, FenceError> {
@@ -178,36 +198,112 @@ fn rewrite(path: &Path, text: &str) -> Result<(), FenceError> {
     written.map_err(failed)
 }
 
-/// Removes every user of ours. Returns their names; needs root.
+/// Removes every user of ours, of whichever agent. Returns their names; needs root.
 pub fn remove_all() -> Result<Vec<String>, FenceError> {
-    remove_all_in(Path::new("/etc"))
+    remove_in(Path::new("/etc"), |_| true)
 }
 
-fn remove_all_in(etc: &Path) -> Result<Vec<String>, FenceError> {
-    let _lock = lock(etc)?;
-    let passwd = etc.join("passwd");
-    let users = read(&passwd)?;
-    let ours: Vec<String> = users
-        .lines()
-        .filter(|line| line.starts_with(PREFIX) && line.split(':').nth(4) == Some(COMMENT))
-        .filter_map(|line| line.split(':').next())
-        .map(str::to_owned)
-        .collect();
-    if ours.is_empty() {
-        return Ok(ours);
+/// Removes the users of the agent with this tag whose names are not in `needed`, but for those with a
+/// process. Returns their names; needs root.
+pub fn remove_others(tag: &str, needed: &BTreeSet<String>) -> Result<Vec<String>, FenceError> {
+    let own = format!("{PREFIX}{tag}-");
+    let superfluous = |user: &User| user.name.starts_with(&own) && !needed.contains(&user.name);
+    let etc = Path::new("/etc");
+    let candidates: Vec<User> = ours(etc)?.into_iter().filter(superfluous).collect();
+    if candidates.is_empty() {
+        return Ok(Vec::new());
     }
-    for file in ["passwd", "group", "shadow", "gshadow"] {
+    let busy = uids_in_use();
+    remove_in(etc, |user| {
+        let goes = superfluous(user) && !busy.contains(&user.uid);
+        if goes {
+            // The next user with this number must not inherit them.
+            remove_strays(user.uid);
+        }
+        goes
+    })
+}
+
+/// Every user that some process has, in any of the ways to have one.
+fn uids_in_use() -> BTreeSet<u32> {
+    procfs::process::all_processes()
+        .into_iter()
+        .flatten()
+        .filter_map(|process| process.ok()?.status().ok())
+        .flat_map(|status| [status.ruid, status.euid, status.suid, status.fuid])
+        .collect()
+}
+
+/// Removes what a user left where everybody may write.
+fn remove_strays(uid: u32) {
+    for place in ["/tmp", "/var/tmp", "/dev/shm", "/run/lock"] {
+        for entry in fs::read_dir(place).into_iter().flatten().flatten() {
+            let Ok(metadata) = entry.metadata() else {
+                continue;
+            };
+            if metadata.uid() != uid {
+                continue;
+            }
+            // Neither follows a link.
+            let removed = if metadata.is_dir() {
+                fs::remove_dir_all(entry.path())
+            } else {
+                fs::remove_file(entry.path())
+            };
+            if let Err(error) = removed {
+                tracing::debug!(path = %entry.path().display(), %error, "a stray file stays");
+            }
+        }
+    }
+}
+
+/// The users that carry our mark.
+fn ours(etc: &Path) -> Result<Vec<User>, FenceError> {
+    let parse = |line: &str| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let [name, _, uid, gid, comment, ..] = fields[..] else {
+            return None;
+        };
+        (name.starts_with(PREFIX) && comment == COMMENT).then_some(())?;
+        Some(User {
+            name: name.to_owned(),
+            uid: uid.parse().ok()?,
+            gid: gid.parse().ok()?,
+        })
+    };
+    let users = read(&etc.join("passwd"))?;
+    Ok(users.lines().filter_map(parse).collect())
+}
+
+fn remove_in(etc: &Path, goes: impl Fn(&User) -> bool) -> Result<Vec<String>, FenceError> {
+    let _lock = lock(etc)?;
+    let leaving: Vec<String> = ours(etc)?
+        .into_iter()
+        .filter(goes)
+        .map(|user| user.name)
+        .collect();
+    if leaving.is_empty() {
+        return Ok(leaving);
+    }
+    for file in ["passwd", "group", "shadow", "gshadow", "subuid", "subgid"] {
         let path = etc.join(file);
         if !path.exists() {
             continue;
         }
-        let kept: String = read(&path)?
+        let text = read(&path)?;
+        let kept: String = text
             .lines()
-            .filter(|line| !ours.iter().any(|name| line.split(':').next() == Some(name)))
+            .filter(|line| {
+                !leaving
+                    .iter()
+                    .any(|name| line.split(':').next() == Some(name))
+            })
             .fold(String::new(), |text, line| text + line + "\n");
-        rewrite(&path, &kept)?;
+        if kept != text {
+            rewrite(&path, &kept)?;
+        }
     }
-    Ok(ours)
+    Ok(leaving)
 }
 
 #[cfg(test)]
@@ -225,7 +321,10 @@ mod tests {
         assert_eq!((user.uid, user.gid), (998, 998));
         let again = ensure_in(etc.path(), "bp-0123456789ab", false).expect("found");
         assert_eq!(again, user);
-        assert_eq!(remove_all_in(etc.path()).expect("removed"), [user.name]);
+        let stays = remove_in(etc.path(), |user| user.uid != 998).expect("none to remove");
+        assert!(stays.is_empty(), "{stays:?}");
+        let gone = remove_in(etc.path(), |_| true).expect("removed");
+        assert_eq!(gone, [user.name]);
         let left = fs::read_to_string(etc.path().join("passwd")).expect("passwd");
         assert_eq!(left, passwd);
         let groups = fs::read_to_string(etc.path().join("group")).expect("group");
@@ -234,8 +333,10 @@ mod tests {
 
     #[test]
     fn names_are_short_and_differ() {
-        let name = |text: &str| name_for(&ApplicationName::new(text).expect("name"));
-        assert_eq!(name("shop").len(), 15);
+        let name = |text: &str| name_for("0a1b2c", &ApplicationName::new(text).expect("name"));
+        assert_eq!(name("shop").len(), 22);
         assert_ne!(name("shop"), name("shop2"));
+        let other = name_for("0a1b2d", &ApplicationName::new("shop").expect("name"));
+        assert_ne!(name("shop"), other);
     }
 }

@@ -27,6 +27,9 @@ const CHUNK: usize = 16 * 1024;
 const CHUNKS_A_TURN: usize = 8;
 /// Pipes kept per process: children of earlier runs may hold theirs open for ever.
 const MOST_PIPES: usize = 8;
+/// How often to look for processes that the kernel killed for memory. That of a process which is not
+/// our child is told to nobody.
+const OOM_LOOK: Duration = Duration::from_secs(5);
 /// While something is left to kill, look again after this time.
 const KILL_AGAIN: Duration = Duration::from_millis(50);
 
@@ -42,6 +45,10 @@ pub(super) struct Supervisor {
     stop: Option<Stop>,
     since: beanpole_protocol::Timestamp,
     oom_kills: u64,
+    /// Those of them that were not the main process of anything.
+    others_killed: u64,
+    /// When to look for more; never without a limit.
+    oom_look: Option<Instant>,
     changed: bool,
 }
 
@@ -83,6 +90,8 @@ impl Supervisor {
             None => Vec::new(),
         };
         let oom_kills = spec.cgroup.as_ref().map_or(0, |group| group.oom_kills());
+        let limited = spec.cgroup.is_some() && spec.limits.memory_bytes.is_some();
+        let oom_look = limited.then(|| Instant::now() + OOM_LOOK);
         // A shim that takes the place of a dead one goes on counting.
         let earlier: Option<Status> = fs::read(files::STATE)
             .ok()
@@ -121,6 +130,8 @@ impl Supervisor {
             stop: None,
             since: now(),
             oom_kills,
+            others_killed: 0,
+            oom_look,
             changed: false,
         })
     }
@@ -144,6 +155,7 @@ impl Supervisor {
             control::accept(&self.listener, &mut self.clients);
             self.read_output();
             let all_gone = self.reap();
+            self.look_for_kills();
             self.answer();
             if self.stop.is_some() {
                 if all_gone {
@@ -196,6 +208,7 @@ impl Supervisor {
                 .processes
                 .iter()
                 .filter_map(|process| process.starts.map(|(at, _)| at))
+                .chain(self.oom_look)
                 .min(),
         }
     }
@@ -286,9 +299,9 @@ impl Supervisor {
         }
         sys::reap(ended.pid);
         let killed = ended.signal == Some(Signal::KILL.as_raw()) || ended.code == Some(137);
-        let kills = self.spec.cgroup.as_ref().map_or(0, |g| g.oom_kills());
-        let oom = killed && kills > self.oom_kills;
-        self.oom_kills = kills;
+        let fresh = self.fresh_kills();
+        let oom = killed && fresh > 0;
+        self.others_were_killed(fresh - u64::from(oom));
         self.changed = true;
         let process = &mut self.processes[index];
         // Its last words come before what is said about its end.
@@ -317,6 +330,37 @@ impl Supervisor {
             process.row = 0;
         }
         process.pause(&self.spec, &how);
+    }
+
+    /// How many processes the kernel has killed for memory since this was last asked.
+    fn fresh_kills(&mut self) -> u64 {
+        let kills = self.spec.cgroup.as_ref().map_or(0, |g| g.oom_kills());
+        kills.saturating_sub(std::mem::replace(&mut self.oom_kills, kills))
+    }
+
+    fn look_for_kills(&mut self) {
+        if self.oom_look.is_some_and(|at| at <= Instant::now()) {
+            self.oom_look = Some(Instant::now() + OOM_LOOK);
+            let fresh = self.fresh_kills();
+            self.others_were_killed(fresh);
+        }
+    }
+
+    /// A worker of an app may die of memory again and again while its main process goes on.
+    fn others_were_killed(&mut self, count: u64) {
+        if count == 0 {
+            return;
+        }
+        self.others_killed += count;
+        self.changed = true;
+        let most = self.spec.limits.memory_bytes.unwrap_or_default() >> 20;
+        let text = format!(
+            "the kernel killed {count} of this instance's processes: together they used more than the \
+             {most} MiB of memory that it may"
+        );
+        for process in &mut self.processes {
+            process.log.remark(now(), &text);
+        }
     }
 
     fn answer(&mut self) {
@@ -405,6 +449,7 @@ impl Supervisor {
             since: self.since,
             processes: self.processes.iter().map(Process::status).collect(),
             lines_lost: self.processes.iter().map(lost).sum(),
+            others_killed: self.others_killed,
         }
     }
 

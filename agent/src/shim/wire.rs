@@ -64,6 +64,9 @@ pub struct Status {
     /// Log lines lost because the disk was full or failing.
     #[serde(default)]
     pub lines_lost: u64,
+    /// Processes that the kernel killed for memory, besides those in `processes`, in this shim's life.
+    #[serde(default)]
+    pub others_killed: u64,
 }
 
 /// A process that no later one can be taken for: a pid may be given away again, but not with the

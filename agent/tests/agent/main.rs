@@ -4,9 +4,10 @@ mod builds;
 mod inherited;
 mod world;
 
+use beanpole_agent::fences::users;
 use beanpole_daemon::http::{CallError, request};
-use beanpole_protocol::Generation;
 use beanpole_protocol::agent::{HostOrders, HostReport, InstancePhase, ReleasePhase};
+use beanpole_protocol::{ApplicationName, Generation};
 use futures::StreamExt;
 use http::Method;
 use std::path::Path;
@@ -64,6 +65,58 @@ async fn a_release_runs_and_outlives_its_agent() {
         assert!(Instant::now() < deadline, "releases stay");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// The application's user on this machine, while there is one.
+fn has_user(world: &World) -> bool {
+    let tag = users::tag_of(&world.data().join("agent"));
+    let application = ApplicationName::new("lodger").expect("name");
+    let line = format!("{}:", users::name_for(&tag, &application));
+    let passwd = std::fs::read_to_string("/etc/passwd").expect("passwd");
+    passwd.lines().any(|one| one.starts_with(&line))
+}
+
+#[tokio::test]
+async fn an_applications_user_goes_with_the_last_that_needs_it() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let mut world = World::new();
+    // It leaves a file where everybody may write, for the next user with its number.
+    let stray = format!("/var/tmp/beanpole-stray-{}", instance_id());
+    let command = format!("web: touch {stray}; exec sleep 1000\n");
+    let one = bundle(&[("Procfile", &command)]);
+    // Not that of the other tests: a machine may have its user from an earlier build.
+    let mut order = release(1, &one);
+    order.application = ApplicationName::new("lodger").expect("name");
+    world.send(&one).await.expect("blob");
+    world.order(&[order.clone()], &[instance(1, 1)]).await;
+    world.until("a running instance", |r| runs(r, 1, 1)).await;
+    assert!(has_user(&world));
+    // Stopped, but ordered: it stays.
+    let mut stopped = instance(1, 1);
+    stopped.run = false;
+    world.order(&[order.clone()], &[stopped]).await;
+    world
+        .until("a stopped instance", |r| {
+            r.instances[0].phase == InstancePhase::Stopped
+        })
+        .await;
+    world.kill();
+    world.start(world.data());
+    world.until("its report", |r| !r.instances.is_empty()).await;
+    assert!(has_user(&world));
+    world.order(&[], &[]).await;
+    let deadline = Instant::now() + LIMIT;
+    while has_user(&world) {
+        assert!(Instant::now() < deadline, "the user stays");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!Path::new(&stray).exists(), "{stray}");
+    // It comes back when it is needed again.
+    world.send(&one).await.expect("blob");
+    world.order(&[order.clone()], &[instance(1, 2)]).await;
+    world.until("a running instance", |r| runs(r, 1, 2)).await;
 }
 
 #[tokio::test]

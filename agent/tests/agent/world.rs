@@ -1,6 +1,7 @@
 //! An agent as a process of its own, and what it is told.
 
 use beanpole_agent::blobs::digest_of_bytes;
+use beanpole_agent::fences::Fences;
 use beanpole_daemon::http::{CallError, Connection, request, whole};
 use beanpole_protocol::agent::{
     BlobStatus, HostOrders, HostReport, InstanceOrder, InstancePhase, Limits, Platform, Properties,
@@ -77,6 +78,11 @@ impl World {
             .env("PATH", format!("{}:{}", self.tools().display(), path))
             .stdin(Stdio::null());
         command
+    }
+
+    /// What the agent itself works with.
+    pub fn fences(&self) -> Fences {
+        Fences::detect(&self.data().join("agent"))
     }
 
     fn tools(&self) -> PathBuf {
@@ -229,6 +235,7 @@ impl Drop for World {
         });
         let _ = runtime.join();
         self.kill();
+        self.fences().keep_users(&Default::default());
     }
 }
 
