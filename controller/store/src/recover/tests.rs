@@ -141,7 +141,7 @@ fn a_database_with_any_damage_is_never_opened_as_if_it_were_whole() {
         });
     }
     damage("an empty snapshot".to_owned(), &|dir| {
-        cut(&snapshot(dir), 0)
+        cut(&snapshot(dir), 0);
     });
     damage("a damaged snapshot".to_owned(), &|dir| {
         flip(&snapshot(dir), 100, 1);

@@ -1,0 +1,323 @@
+//! Environments, their instances and health, and what can be asked of them.
+
+use super::{Operation, OperationStatus};
+use crate::agent::{Platform, ProcessReport};
+use crate::options::{BatchSize, DeploymentPolicy, OptionSettings};
+use crate::proxy::{CheckResult, Traffic};
+use crate::{
+    ApplicationName, Cname, EnvironmentId, EnvironmentName, HostId, HostName, InstanceId,
+    OperationId, ReleaseNumber, Timestamp, VersionLabel,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Web server or worker.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Tier {
+    /// Gets requests through the load balancer.
+    #[default]
+    Web,
+    /// Gets no requests.
+    Worker,
+}
+
+/// Create an environment. It starts without a version unless one is given.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateEnvironment {
+    /// The application.
+    pub application: ApplicationName,
+    /// Its name, unique on the controller.
+    pub name: EnvironmentName,
+    /// The first label of its hostname; the name in lower case if absent.
+    #[serde(default)]
+    pub cname: Option<Cname>,
+    /// For people.
+    #[serde(default)]
+    pub description: String,
+    /// Web server or worker.
+    #[serde(default)]
+    pub tier: Tier,
+    /// How its versions are built and run.
+    #[serde(default)]
+    pub platform: Platform,
+    /// Its settings.
+    #[serde(default)]
+    pub settings: OptionSettings,
+    /// The version to start with; without it instances start at the first deployment.
+    #[serde(default)]
+    pub version: Option<VersionLabel>,
+}
+
+/// Where an environment stands (EB's statuses).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+pub enum EnvironmentStatus {
+    /// Being created.
+    Launching,
+    /// An operation runs.
+    Updating,
+    /// Nothing runs; the next operation may start.
+    Ready,
+    /// An operation is being given up.
+    Aborting,
+    /// Being taken down.
+    Terminating,
+    /// Gone.
+    Terminated,
+}
+
+impl std::fmt::Display for EnvironmentStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Launching => "Launching",
+            Self::Updating => "Updating",
+            Self::Ready => "Ready",
+            Self::Aborting => "Aborting",
+            Self::Terminating => "Terminating",
+            Self::Terminated => "Terminated",
+        })
+    }
+}
+
+/// An environment's health (EB's colours).
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    utoipa::ToSchema,
+)]
+pub enum Colour {
+    /// Too little is known, or nothing runs yet.
+    #[default]
+    Grey,
+    /// All well.
+    Green,
+    /// Some instances are not.
+    Yellow,
+    /// None serves.
+    Red,
+}
+
+impl std::fmt::Display for Colour {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Grey => "Grey",
+            Self::Green => "Green",
+            Self::Yellow => "Yellow",
+            Self::Red => "Red",
+        })
+    }
+}
+
+/// An instance's health.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    utoipa::ToSchema,
+)]
+pub enum InstanceHealth {
+    /// Its host or the proxy does not say.
+    #[default]
+    Unknown,
+    /// It is being started or changed.
+    Pending,
+    /// Runs and passes its checks.
+    Healthy,
+    /// Does not run or fails its checks.
+    Unhealthy,
+    /// Finishing requests before a change.
+    Draining,
+}
+
+impl std::fmt::Display for InstanceHealth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Unknown => "Unknown",
+            Self::Pending => "Pending",
+            Self::Healthy => "Healthy",
+            Self::Unhealthy => "Unhealthy",
+            Self::Draining => "Draining",
+        })
+    }
+}
+
+/// An environment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Environment {
+    /// Its id.
+    pub id: EnvironmentId,
+    /// Its name.
+    pub name: EnvironmentName,
+    /// Its application.
+    pub application: ApplicationName,
+    /// For people.
+    pub description: String,
+    /// Web server or worker.
+    pub tier: Tier,
+    /// How its versions are built and run.
+    pub platform: Platform,
+    /// The first label of its hostname.
+    pub cname: Option<Cname>,
+    /// Where it answers.
+    pub url: Option<String>,
+    /// Where it stands.
+    pub status: EnvironmentStatus,
+    /// How it is.
+    pub health: Colour,
+    /// Why it is not Green, one sentence each.
+    pub causes: Vec<String>,
+    /// The release that is live: the last one that was deployed with success.
+    pub release: Option<ReleaseNumber>,
+    /// Its version.
+    pub version: Option<VersionLabel>,
+    /// The last attempt at another release, when it failed.
+    #[serde(default)]
+    pub failed: Option<FailedRelease>,
+    /// The operation that runs, if any.
+    pub operation: Option<Operation>,
+    /// The instances it shall have.
+    pub size: u32,
+    /// Its instances.
+    pub instances: Vec<Instance>,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+}
+
+/// An attempt at a release that failed, until another one succeeds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct FailedRelease {
+    /// The release.
+    pub release: ReleaseNumber,
+    /// Its version.
+    pub version: Option<VersionLabel>,
+    /// The operation that tried.
+    pub operation: OperationId,
+    /// How that ended.
+    pub status: OperationStatus,
+    /// Why, in a sentence or two.
+    pub reason: String,
+    /// When.
+    pub at: Option<Timestamp>,
+}
+
+/// An instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Instance {
+    /// Its id.
+    pub id: InstanceId,
+    /// The name of its host.
+    pub host: HostName,
+    /// That host's id.
+    pub host_id: HostId,
+    /// Where it listens: `ADDRESS:PORT`.
+    pub address: String,
+    /// The release that it shall run.
+    pub release: Option<ReleaseNumber>,
+    /// That release's version.
+    pub version: Option<VersionLabel>,
+    /// How it is.
+    pub health: InstanceHealth,
+    /// Why, when it is not Healthy.
+    pub reason: Option<String>,
+    /// Its processes.
+    pub processes: Vec<ProcessReport>,
+    /// The load balancer's last check of it.
+    pub last_check: Option<CheckResult>,
+    /// Requests it is answering.
+    pub in_flight: u32,
+    /// What it was given and how it answered, since the proxy started or it did.
+    pub traffic: Traffic,
+}
+
+/// Deploy a version.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Deploy {
+    /// The version; the one that is live if absent.
+    #[serde(default)]
+    pub version: Option<VersionLabel>,
+    /// How; the environment's setting if absent.
+    #[serde(default)]
+    pub policy: Option<DeploymentPolicy>,
+    /// How many at a time; the environment's setting if absent.
+    #[serde(default)]
+    pub batch: Option<BatchSize>,
+    /// Leave the environment as it is when the deployment fails.
+    #[serde(default)]
+    pub no_auto_rollback: bool,
+    /// Settings that change together with the version.
+    #[serde(default)]
+    pub settings: OptionSettings,
+}
+
+/// Go back.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rollback {
+    /// The release to return to; the last one that was live before this one if absent.
+    #[serde(default)]
+    pub to: Option<ReleaseNumber>,
+    /// How; the environment's setting if absent.
+    #[serde(default)]
+    pub policy: Option<DeploymentPolicy>,
+    /// How many at a time; the environment's setting if absent.
+    #[serde(default)]
+    pub batch: Option<BatchSize>,
+}
+
+/// Change the number of instances.
+#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Scale {
+    /// 1 to 10,000.
+    pub instances: u32,
+}
+
+/// Change settings. What restarts instances does so by the deployment policy.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateSettings {
+    /// Settings to set.
+    #[serde(default)]
+    pub set: OptionSettings,
+    /// Settings to remove: namespace to names.
+    #[serde(default)]
+    pub remove: BTreeMap<String, Vec<String>>,
+}
+
+/// An environment's health in one answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct EnvironmentHealth {
+    /// The environment's name.
+    pub environment: EnvironmentName,
+    /// Where it stands.
+    pub status: EnvironmentStatus,
+    /// How it is.
+    pub health: Colour,
+    /// Why.
+    pub causes: Vec<String>,
+    /// Its traffic since the proxy started.
+    pub traffic: Traffic,
+    /// Its instances.
+    pub instances: Vec<Instance>,
+}

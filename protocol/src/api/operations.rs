@@ -1,0 +1,204 @@
+//! Operations, their plans, and the releases that they make.
+
+use crate::options::{DeploymentPolicy, OptionSettings};
+use crate::{
+    EnvironmentId, EnvironmentName, HostName, InstanceId, OperationId, ReleaseNumber, RequestId,
+    Timestamp, VersionLabel,
+};
+use serde::{Deserialize, Serialize};
+
+/// What an operation does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OperationKind {
+    /// Creates the environment.
+    Create,
+    /// Moves it to a new release.
+    Deploy,
+    /// Moves it to an older release.
+    Rollback,
+    /// Changes its settings.
+    Configure,
+    /// Changes the number of instances.
+    Scale,
+    /// Restarts its processes.
+    Restart,
+    /// Replaces instances on hosts that are drained or lost.
+    Replace,
+    /// Takes it down.
+    Terminate,
+}
+
+impl std::fmt::Display for OperationKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Create => "create",
+            Self::Deploy => "deploy",
+            Self::Rollback => "rollback",
+            Self::Configure => "configure",
+            Self::Scale => "scale",
+            Self::Restart => "restart",
+            Self::Replace => "replace",
+            Self::Terminate => "terminate",
+        })
+    }
+}
+
+/// How an operation stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OperationStatus {
+    /// Under way.
+    Running,
+    /// It failed or was aborted and the environment is on its way back.
+    RollingBack,
+    /// Done.
+    Succeeded,
+    /// It failed, and the environment is back on the release before.
+    RolledBack,
+    /// It failed and the environment was left as `message` says.
+    Failed,
+    /// It was aborted.
+    Aborted,
+}
+
+impl OperationStatus {
+    /// Whether nothing more will happen.
+    pub const fn is_over(self) -> bool {
+        !matches!(self, Self::Running | Self::RollingBack)
+    }
+}
+
+impl std::fmt::Display for OperationStatus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Running => "running",
+            Self::RollingBack => "rolling back",
+            Self::Succeeded => "succeeded",
+            Self::RolledBack => "rolled back",
+            Self::Failed => "failed",
+            Self::Aborted => "aborted",
+        })
+    }
+}
+
+/// An operation on an environment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Operation {
+    /// Its id.
+    pub id: OperationId,
+    /// The environment.
+    pub environment: EnvironmentId,
+    /// That environment's name.
+    pub environment_name: EnvironmentName,
+    /// What it does.
+    pub kind: OperationKind,
+    /// How it stands.
+    pub status: OperationStatus,
+    /// The call that started it.
+    pub request_id: RequestId,
+    /// The release it starts from.
+    pub from: Option<ReleaseNumber>,
+    /// The release it leads to.
+    pub to: Option<ReleaseNumber>,
+    /// That release's version.
+    pub version: Option<VersionLabel>,
+    /// How it goes about it.
+    pub plan: PlanView,
+    /// Each instance it touches.
+    pub instances: Vec<InstanceProgress>,
+    /// What it waits for just now, one sentence each.
+    pub waiting: Vec<String>,
+    /// How it ended, in a sentence.
+    pub message: Option<String>,
+    /// What made it fail.
+    pub failure: Option<OperationFailure>,
+    /// When it was accepted.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// When it is given up if it has not ended.
+    pub deadline: Timestamp,
+    /// Requests of the environment answered meanwhile.
+    pub requests_served: u64,
+    /// Requests that got no answer from the app meanwhile.
+    pub requests_failed: u64,
+}
+
+/// A plan, for people and clients.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct PlanView {
+    /// The policy, where there is one.
+    pub policy: Option<DeploymentPolicy>,
+    /// One entry per batch, in order.
+    pub batches: Vec<PlanBatch>,
+    /// Healthy instances that it never goes below on purpose.
+    pub floor: u32,
+    /// One sentence per step, for people.
+    pub lines: Vec<String>,
+}
+
+/// Instances that change together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct PlanBatch {
+    /// Counted from 1.
+    pub number: u32,
+    /// What happens to them: `launch`, `replace`, `restart`, `remove`.
+    pub change: String,
+    /// Which.
+    pub instances: Vec<InstanceId>,
+}
+
+/// How far an operation is with one instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct InstanceProgress {
+    /// Which instance.
+    pub instance: InstanceId,
+    /// Its host's name.
+    pub host: HostName,
+    /// The batch it is in.
+    pub batch: u32,
+    /// `pending`, `preparing`, `draining`, `stopping`, `starting`, `checking`, `done`, `failed`,
+    /// `removed`.
+    pub state: String,
+    /// More, for people: `3 of 6 good checks, last answer 503 in 12 ms`.
+    pub detail: Option<String>,
+}
+
+/// What made an operation fail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct OperationFailure {
+    /// Stable, kebab-case: `build-failed`, `unhealthy`, `host-lost`, `deadline`.
+    pub code: String,
+    /// What happened, in a sentence.
+    pub message: String,
+    /// The instance, where it was one.
+    pub instance: Option<InstanceId>,
+    /// Its host's name.
+    pub host: Option<HostName>,
+    /// What was asked: `GET /`.
+    pub probe: Option<String>,
+    /// What came back: `500 in 3 ms`.
+    pub answer: Option<String>,
+    /// The app's or build's last lines; at most 20.
+    pub log: Vec<String>,
+}
+
+/// A release: version and configuration, frozen and numbered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Release {
+    /// Counted from 1 in its environment.
+    pub number: ReleaseNumber,
+    /// Its version.
+    pub version: VersionLabel,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// What made it: `deploy`, `rollback to 3`, `settings`.
+    pub reason: String,
+    /// How its last deployment ended.
+    pub outcome: Option<OperationStatus>,
+    /// Whether it is live.
+    pub live: bool,
+    /// Its settings, without the values of environment properties.
+    pub settings: OptionSettings,
+}
