@@ -373,6 +373,9 @@ impl ProxyHttp for Service {
         }
         if request.answered.is_none() && (!status.is_informational() || request.upgraded) {
             request.answered = Some(Instant::now());
+            if let Some(at) = &mut request.at {
+                at.answered();
+            }
         }
         Ok(())
     }
