@@ -130,7 +130,10 @@ fn main() -> ExitCode {
             continue;
         }
         eprintln!("measuring: {name}");
-        match measure(&setup) {
+        // What goes wrong on the hosts panics; the other sections' figures are still wanted.
+        let measured = std::panic::catch_unwind(|| measure(&setup))
+            .unwrap_or_else(|_| Err("it broke off, see above".into()));
+        match measured {
             Ok(measured) => figures.extend(measured),
             Err(error) => {
                 eprintln!("error: {name}: {error}");

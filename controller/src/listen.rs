@@ -9,17 +9,23 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use std::future::Future;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpListener;
-use tokio::time::timeout;
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
-/// How long the head of a request may take.
+/// How long the head of a request may take, and the first bytes by which HTTP/1 and HTTP/2 are told
+/// apart.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
 /// How long calls in flight may take once the controller stops.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -80,13 +86,13 @@ impl Api {
             tokio::spawn(async move {
                 let ended = match tls {
                     None => {
-                        let io = TokioIo::new(stream);
+                        let io = TokioIo::new(Prompt::new(stream, HEAD_LIMIT));
                         let connection = server.serve_connection(io, service);
                         watcher.watch(connection.into_owned()).await
                     }
                     Some(tls) => match timeout(HANDSHAKE_LIMIT, tls.accept(stream)).await {
                         Ok(Ok(stream)) => {
-                            let io = TokioIo::new(stream);
+                            let io = TokioIo::new(Prompt::new(stream, HEAD_LIMIT));
                             let connection = server.serve_connection(io, service);
                             watcher.watch(connection.into_owned()).await
                         }
@@ -106,6 +112,81 @@ impl Api {
         if timeout(STOP_LIMIT, connections.shutdown()).await.is_err() {
             tracing::warn!("calls in flight did not end in time");
         }
+    }
+}
+
+/// A connection that breaks when its first bytes do not come in time. hyper bounds the
+/// head of a request, but not the bytes by which it finds out what a client speaks.
+struct Prompt<S> {
+    stream: S,
+    awaited: usize,
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+/// As many bytes as HTTP/2 is told by (RFC 9113, section 3.4).
+const PREFACE: usize = 24;
+
+impl<S> Prompt<S> {
+    fn new(stream: S, limit: Duration) -> Self {
+        Self {
+            stream,
+            awaited: PREFACE,
+            deadline: Some(Box::pin(sleep(limit))),
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Prompt<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if let Some(deadline) = &mut self.deadline {
+            if polled.is_pending() {
+                return deadline
+                    .as_mut()
+                    .poll(cx)
+                    .map(|()| Err(io::ErrorKind::TimedOut.into()));
+            }
+            self.awaited = self.awaited.saturating_sub(buf.filled().len() - before);
+            if self.awaited == 0 {
+                self.deadline = None;
+            }
+        }
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Prompt<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 }
 
@@ -158,4 +239,36 @@ fn self_signed(
     }
     tracing::info!(certificate = %cert.display(), "made a certificate for the API");
     Ok((cert, key))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    const LIMIT: Duration = Duration::from_millis(50);
+
+    #[tokio::test]
+    async fn a_client_that_never_finishes_its_first_bytes_is_left() {
+        for begun in [&b""[..], b"PRI * HT"] {
+            let (mut client, server) = tokio::io::duplex(64);
+            let mut server = Prompt::new(server, LIMIT);
+            client.write_all(begun).await.expect("write");
+            let mut read = Vec::new();
+            let error = server.read_to_end(&mut read).await.expect_err("no end");
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            assert_eq!(read, begun);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_has_begun_may_take_its_time() {
+        let (mut client, server) = tokio::io::duplex(64);
+        let mut server = Prompt::new(server, LIMIT);
+        client.write_all(&[b'a'; PREFACE]).await.expect("write");
+        let mut buffer = [0; PREFACE];
+        server.read_exact(&mut buffer).await.expect("read");
+        let more = timeout(LIMIT * 3, server.read(&mut buffer)).await;
+        assert!(more.is_err(), "it waits on");
+    }
 }

@@ -31,7 +31,6 @@ use pingora_proxy::{ProxyHttp, Session, http_proxy};
 use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -62,7 +61,7 @@ async fn bare(listen: SocketAddr, upstream: SocketAddr) -> Result<(), Box<dyn Er
     loop {
         let (socket, peer) = listener.accept().await?;
         let io = Buffered::accepted(socket, peer, listen)?;
-        let stream: Stream = Box::new(Connection::plain(io, Duration::from_secs(30)));
+        let stream: Stream = Box::new(Connection::plain(io, |_| Vec::new()));
         let (app, stopping) = (app.clone(), stopping.clone());
         tokio::spawn(async move {
             let mut next = Some(stream);

@@ -5,7 +5,6 @@
 use beanpole_daemon::clock;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -27,8 +26,8 @@ const KEPT: u32 = 3;
 pub struct Entry<'a> {
     /// The request's id.
     pub request_id: &'a [u8],
-    /// Who asked.
-    pub client: Option<IpAddr>,
+    /// Who asked: an address.
+    pub client: &'a [u8],
     /// The host asked for.
     pub host: &'a str,
     /// The method.
@@ -116,8 +115,7 @@ impl AccessLog {
             shard.time = now.to_string();
         }
         let shard = &mut *shard;
-        // Writing into memory does not fail.
-        let _ = write_line(&mut shard.lines, &shard.time, entry);
+        write_line(&mut shard.lines, &shard.time, entry);
     }
 
     fn write_out(&self, output: &mut Output, told: &mut u64) {
@@ -206,15 +204,13 @@ impl Output {
     }
 }
 
-fn write_line(out: &mut Vec<u8>, time: &str, entry: &Entry<'_>) -> io::Result<()> {
+fn write_line(out: &mut Vec<u8>, time: &str, entry: &Entry<'_>) {
     out.extend_from_slice(b"{\"time\":\"");
     out.extend_from_slice(time.as_bytes());
     out.extend_from_slice(b"\",\"request\":\"");
     write_text(out, entry.request_id);
     out.extend_from_slice(b"\",\"client\":\"");
-    if let Some(client) = entry.client {
-        write!(out, "{client}")?;
-    }
+    out.extend_from_slice(entry.client);
     for (name, text) in [
         ("host", entry.host),
         ("method", entry.method),
@@ -227,14 +223,16 @@ fn write_line(out: &mut Vec<u8>, time: &str, entry: &Entry<'_>) -> io::Result<()
     }
     out.push(b'"');
     if let Some(status) = entry.status {
-        write!(out, ",\"status\":{status}")?;
+        out.extend_from_slice(b",\"status\":");
+        write_number(out, u64::from(status));
     }
-    write!(
+    out.extend_from_slice(b",\"bytes\":");
+    write_number(out, entry.bytes as u64);
+    out.extend_from_slice(b",\"us\":");
+    write_number(
         out,
-        ",\"bytes\":{},\"us\":{}",
-        entry.bytes,
-        entry.duration.as_micros()
-    )?;
+        u64::try_from(entry.duration.as_micros()).unwrap_or(u64::MAX),
+    );
     for (name, text) in [
         ("environment", entry.environment),
         ("instance", entry.instance),
@@ -248,15 +246,20 @@ fn write_line(out: &mut Vec<u8>, time: &str, entry: &Entry<'_>) -> io::Result<()
         }
     }
     if let Some(release) = entry.release {
-        write!(out, ",\"release\":{release}")?;
+        out.extend_from_slice(b",\"release\":");
+        write_number(out, release);
     }
     out.extend_from_slice(b"}\n");
-    Ok(())
 }
 
 /// The inside of a JSON string; bytes beyond ASCII become `?`, as they have no place in what is
 /// logged here (hosts and paths are ASCII on the wire).
 fn write_text(out: &mut Vec<u8>, text: &[u8]) {
+    let plain = |byte: &u8| matches!(byte, 0x20..=0x7e) && !matches!(byte, b'"' | b'\\');
+    if text.iter().all(plain) {
+        out.extend_from_slice(text);
+        return;
+    }
     for byte in text {
         match byte {
             b'"' | b'\\' => out.extend_from_slice(&[b'\\', *byte]),
@@ -266,6 +269,21 @@ fn write_text(out: &mut Vec<u8>, text: &[u8]) {
     }
 }
 
+/// As `write!` does, for a fraction of the time.
+fn write_number(out: &mut Vec<u8>, mut number: u64) {
+    let mut digits = [0u8; 20];
+    let mut start = digits.len();
+    loop {
+        start -= 1;
+        digits[start] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[start..]);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -273,7 +291,7 @@ mod tests {
     fn entry(path: &str) -> Entry<'_> {
         Entry {
             request_id: b"abc",
-            client: Some(IpAddr::from([127, 0, 0, 1])),
+            client: b"127.0.0.1",
             host: "app.localhost",
             method: "GET",
             path,

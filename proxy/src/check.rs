@@ -2,18 +2,28 @@
 
 use crate::target::TargetState;
 use beanpole_protocol::proxy::{HealthCheck, Probe, TargetMode};
+use futures::stream::{FuturesUnordered, StreamExt};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// From one check to the next while a deployment waits for the target.
 const EAGER_INTERVAL: Duration = Duration::from_millis(200);
 /// Least time between checks, whatever asks for them.
 const LEAST_GAP: Duration = Duration::from_millis(20);
+/// Checks of one target that may be under way.
+const MOST_AT_ONCE: usize = 3;
+/// After how long without an answer to a check a target counts as silent: other targets are asked
+/// before it, long before its checks have failed.
+const SILENCE: Duration = Duration::from_secs(1);
+/// How often it is looked whether requests wait in vain, which asks for a check; and the least time
+/// between two checks for that reason.
+const LOOK: Duration = Duration::from_millis(500);
+const LEAST_WATCHED: Duration = Duration::from_secs(1);
 /// Longest head of an answer, in bytes.
 const LONGEST_HEAD: usize = 16 * 1024;
 /// How much of an answer's body is read, so that the app sees its answer taken and no reset.
@@ -30,17 +40,84 @@ pub fn start(target: Arc<TargetState>) {
 }
 
 async fn run(target: &TargetState) {
+    let mut asked = FuturesUnordered::new();
+    // When the checks began that got no answer, and none that began later did.
+    let mut unheard: Vec<Instant> = Vec::new();
+    let mut waiting = Waiting::default();
     loop {
-        let plan = target.plan.load_full();
         let begun = Instant::now();
-        let (good, answer) = check(target.target.address, &plan).await;
-        target.checked(good, answer);
+        // A check without an answer keeps no other one waiting: a target that hangs reaches the
+        // threshold one interval after the other, not one time-out after the other.
+        if asked.len() < MOST_AT_ONCE {
+            asked.push(ask_now(target));
+            if unheard.len() < MOST_AT_ONCE {
+                unheard.push(begun);
+            }
+        }
         let due = begun + interval(target);
-        tokio::select! {
-            () = tokio::time::sleep_until(due) => {}
-            () = target.nudge.notified() => sleep(LEAST_GAP).await,
+        let soon = due.min(begun + LEAST_WATCHED);
+        loop {
+            tokio::select! {
+                Some((from, outcome)) = asked.next() => {
+                    if outcome.heard {
+                        asked.clear();
+                        unheard.retain(|begun| *begun > from);
+                    }
+                    target.checked(outcome.good, outcome.answer);
+                }
+                () = sleep_until(due) => break,
+                () = target.nudge.notified() => {
+                    sleep(LEAST_GAP).await;
+                    break;
+                }
+                () = sleep(LOOK) => {
+                    if waiting.in_vain(target) && asked.is_empty() && Instant::now() >= soon {
+                        break;
+                    }
+                }
+            }
+            let silence = SILENCE.min(Duration::from_millis(target.plan.load().timeout_ms));
+            target.falls_silent(
+                unheard
+                    .first()
+                    .is_some_and(|begun| begun.elapsed() >= silence),
+            );
         }
     }
+}
+
+async fn ask_now(target: &TargetState) -> (Instant, Outcome) {
+    let begun = Instant::now();
+    let plan = target.plan.load_full();
+    (begun, check(target.target.address, &plan).await)
+}
+
+/// What requests tell between checks.
+#[derive(Default)]
+struct Waiting {
+    requests: u32,
+    answers: u32,
+}
+
+impl Waiting {
+    /// Whether requests have been waiting since the last look, and none has been answered.
+    fn in_vain(&mut self, target: &TargetState) -> bool {
+        let (requests, answers) = target.answering();
+        let vain = self.requests > 0 && requests > 0 && answers == self.answers;
+        *self = Self { requests, answers };
+        vain
+    }
+}
+
+/// How a check ended.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Whether it counts as good.
+    pub good: bool,
+    /// Whether something came back, good or bad.
+    heard: bool,
+    /// What came back, in words.
+    pub answer: String,
 }
 
 fn interval(target: &TargetState) -> Duration {
@@ -54,8 +131,8 @@ fn interval(target: &TargetState) -> Duration {
     wanted.saturating_sub(Duration::from_micros(less))
 }
 
-/// Asks once. Whether the answer is good, and the answer in words.
-pub async fn check(address: SocketAddr, plan: &HealthCheck) -> (bool, String) {
+/// Asks once.
+pub async fn check(address: SocketAddr, plan: &HealthCheck) -> Outcome {
     let limit = Duration::from_millis(plan.timeout_ms);
     let begun = Instant::now();
     let asked = async {
@@ -66,7 +143,8 @@ pub async fn check(address: SocketAddr, plan: &HealthCheck) -> (bool, String) {
     };
     let outcome = timeout(limit, asked).await;
     let ms = begun.elapsed().as_millis();
-    match (outcome, &plan.probe) {
+    let heard = outcome.is_ok();
+    let (good, answer) = match (outcome, &plan.probe) {
         (Err(_), _) => (false, format!("no answer within {} ms", plan.timeout_ms)),
         (Ok(Err(error)), _) => (false, in_words(&error)),
         (Ok(Ok(Some(status))), Probe::Http { statuses, .. }) => {
@@ -81,6 +159,11 @@ pub async fn check(address: SocketAddr, plan: &HealthCheck) -> (bool, String) {
             (good, answer)
         }
         (Ok(Ok(_)), _) => (true, format!("connected in {ms} ms")),
+    };
+    Outcome {
+        good,
+        heard,
+        answer,
     }
 }
 
@@ -190,16 +273,17 @@ mod tests {
     async fn answers_are_told_in_words() {
         let plan = HealthCheck::default();
         let ok = answering(b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n\r\n").await;
-        let (good, answer) = check(ok, &plan).await;
+        let Outcome { good, answer, .. } = check(ok, &plan).await;
         assert!(good && answer.starts_with("200 in "), "{answer}");
 
-        let (good, answer) = check(answering(b"HTTP/1.1 500 No\r\n\r\n").await, &plan).await;
+        let Outcome { good, answer, .. } =
+            check(answering(b"HTTP/1.1 500 No\r\n\r\n").await, &plan).await;
         assert!(!good && answer.ends_with(", wanted 200-399"), "{answer}");
 
-        let (good, answer) = check(answering(b"SSH-2.0-x\r\n").await, &plan).await;
+        let Outcome { good, answer, .. } = check(answering(b"SSH-2.0-x\r\n").await, &plan).await;
         assert!(!good && answer == "an answer that is not HTTP", "{answer}");
 
-        let (good, answer) = check(answering(b"").await, &plan).await;
+        let Outcome { good, answer, .. } = check(answering(b"").await, &plan).await;
         assert!(
             !good && answer == "connection closed without an answer",
             "{answer}"
@@ -214,19 +298,13 @@ mod tests {
             timeout_ms: 50,
             ..HealthCheck::default()
         };
-        assert_eq!(
-            check(address, &plan).await,
-            (false, "no answer within 50 ms".to_owned())
-        );
+        assert_eq!(check(address, &plan).await.answer, "no answer within 50 ms");
         let tcp = HealthCheck {
             probe: Probe::Tcp,
             ..plan.clone()
         };
-        assert!(check(address, &tcp).await.0);
+        assert!(check(address, &tcp).await.good);
         drop(listener);
-        assert_eq!(
-            check(address, &plan).await,
-            (false, "connection refused".to_owned())
-        );
+        assert_eq!(check(address, &plan).await.answer, "connection refused");
     }
 }

@@ -1,5 +1,5 @@
-//! A client's connection as pingora sees it: buffered, with a deadline for request heads, an answer
-//! to "HTTP/2 or not?", and a way to close it from outside.
+//! A client's connection as pingora sees it: buffered, with bounds for heads of requests, an answer
+//! to "HTTP/2 or not?", and ways to end it from outside.
 //!
 //! pingora's own stream from an accepted socket is unbuffered (its `set_buffer` is private), costs
 //! a system call per write, and offers no way to end an upgraded connection.
@@ -12,20 +12,27 @@ use pingora_core::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
     TimingDigest, UniqueID, UniqueIDType,
 };
+use std::any::Any;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Sleep, sleep};
 
 /// What an HTTP/2 client with prior knowledge sends first (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How much is gathered before it is written: a head and a small body in one segment.
 const WRITE_BUFFER: usize = 16 * 1024;
+
+/// Longest head of a request, in bytes.
+const LONGEST_HEAD: usize = 64 * 1024;
+/// Most lines of a request's head: pingora reads 256 headers.
+const MOST_LINES: usize = 257;
+/// How much is still read of a request that was refused: closing the socket before would take the
+/// refusal away from the client (RFC 9112, section 9.6).
+const LINGER_BYTES: usize = 1024 * 1024;
 
 /// Nothing of a request has come.
 const IDLE: u8 = 0;
@@ -33,25 +40,79 @@ const IDLE: u8 = 0;
 const HEAD: u8 = 1;
 /// A request is being answered, or the connection is HTTP/2, which has its own limits.
 const BUSY: u8 = 2;
+/// A head was refused; what else the client sends is dropped.
+const REFUSED: u8 = 3;
+
+/// How long a connection may be in its phases, in ticks of [`ConnState::tick`].
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// To the first byte of the first request, and from there to the end of any request's head.
+    pub head: u32,
+    /// From one request to the next.
+    pub next: u32,
+    /// To take the refusal of a request.
+    pub refused: u32,
+}
 
 /// What is known of a connection outside of it.
 #[derive(Debug, Default)]
 pub struct ConnState {
     phase: AtomicU8,
+    /// How many ticks it has been in its phase.
+    ticks: AtomicU32,
+    /// It has been in its phase for too long.
+    late: AtomicBool,
+    /// Whether it has had a request.
+    served: AtomicBool,
+    /// It ends as soon as it is idle.
+    finishing: AtomicBool,
     watched: AtomicBool,
     closed: AtomicBool,
     waker: AtomicWaker,
+    /// What a service wants to remember of the client from one request to the next.
+    pub memory: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
 impl ConnState {
+    fn enter(&self, phase: u8) {
+        self.phase.store(phase, Ordering::Relaxed);
+        self.ticks.store(0, Ordering::Relaxed);
+        self.late.store(false, Ordering::Relaxed);
+    }
+
+    fn phase(&self) -> u8 {
+        self.phase.load(Ordering::Relaxed)
+    }
+
     /// A request's head is complete.
     pub fn begin(&self) {
-        self.phase.store(BUSY, Ordering::Relaxed);
+        self.enter(BUSY);
     }
 
     /// The request has been answered; the next may come.
     pub fn end(&self) {
-        self.phase.store(IDLE, Ordering::Relaxed);
+        self.served.store(true, Ordering::Relaxed);
+        self.enter(IDLE);
+    }
+
+    /// Time goes by: ends the connection when it has been in its phase for too long.
+    pub fn tick(&self, patience: Patience) {
+        let limit = match self.phase() {
+            IDLE if self.served.load(Ordering::Relaxed) => patience.next,
+            IDLE | HEAD => patience.head,
+            REFUSED => patience.refused,
+            _ => return,
+        };
+        if self.ticks.fetch_add(1, Ordering::Relaxed) >= limit {
+            self.late.store(true, Ordering::Relaxed);
+            self.waker.wake();
+        }
+    }
+
+    /// Ends the connection as soon as no request is under way: at once if none is.
+    pub fn finish(&self) {
+        self.finishing.store(true, Ordering::SeqCst);
+        self.waker.wake();
     }
 
     /// From the next read on, [`ConnState::close`] ends the connection.
@@ -65,6 +126,9 @@ impl ConnState {
         self.waker.wake();
     }
 }
+
+/// A whole answer with this status, for a head that no service has seen.
+pub type Refusal = fn(u16) -> Vec<u8>;
 
 /// pingora's socket with a write buffer.
 #[derive(Debug)]
@@ -181,35 +245,43 @@ enum Carrier {
 pub struct Connection {
     carrier: Carrier,
     state: Arc<ConnState>,
+    /// Whether TLS has agreed on HTTP/2.
+    h2: bool,
     /// Read ahead to tell HTTP/2 from HTTP/1, and not yet handed out.
     ahead: Vec<u8>,
-    head_limit: Duration,
-    deadline: Option<Pin<Box<Sleep>>>,
+    /// How much of the head under way has come, and how many line ends of it.
+    head_bytes: usize,
+    head_lines: usize,
+    /// How long its first line is, as far as it has come.
+    line_bytes: usize,
+    refusal: Refusal,
+    /// Whether a refusal has taken the place of pingora's own.
+    replaced: bool,
 }
 
 impl Connection {
-    /// A plain connection. `head_limit`: how long a request's head may take from its first byte.
-    pub fn plain(io: Buffered, head_limit: Duration) -> Self {
-        Self::new(Carrier::Plain(Box::new(io)), head_limit)
+    /// A plain connection.
+    pub fn plain(io: Buffered, refusal: Refusal) -> Self {
+        Self::new(Carrier::Plain(Box::new(io)), false, refusal)
     }
 
     /// A connection whose TLS handshake is done.
-    pub fn tls(io: TlsStream<Buffered>, head_limit: Duration) -> Self {
+    pub fn tls(io: TlsStream<Buffered>, refusal: Refusal) -> Self {
         let h2 = matches!(io.selected_alpn_proto(), Some(ALPN::H2));
-        let connection = Self::new(Carrier::Tls(Box::new(io)), head_limit);
-        if h2 {
-            connection.state.begin();
-        }
-        connection
+        Self::new(Carrier::Tls(Box::new(io)), h2, refusal)
     }
 
-    fn new(carrier: Carrier, head_limit: Duration) -> Self {
+    fn new(carrier: Carrier, h2: bool, refusal: Refusal) -> Self {
         Self {
             carrier,
             state: Arc::default(),
+            h2,
             ahead: Vec::new(),
-            head_limit,
-            deadline: None,
+            head_bytes: 0,
+            head_lines: 0,
+            line_bytes: 0,
+            refusal,
+            replaced: false,
         }
     }
 
@@ -229,11 +301,109 @@ impl Connection {
         }
     }
 
-    /// Ready when the head that is being read has taken too long.
-    fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let limit = self.head_limit;
-        let deadline = self.deadline.get_or_insert_with(|| Box::pin(sleep(limit)));
-        deadline.as_mut().poll(cx)
+    /// Looks at what came of a head.
+    fn note_head(&mut self, bytes: &[u8]) {
+        if self.state.phase() == IDLE {
+            self.state.enter(HEAD);
+            self.head_bytes = 0;
+            self.head_lines = 0;
+            self.line_bytes = 0;
+        }
+        if self.head_lines == 0 {
+            let end = bytes.iter().position(|byte| *byte == b'\n');
+            self.line_bytes += end.unwrap_or(bytes.len());
+        }
+        self.head_bytes += bytes.len();
+        #[expect(clippy::naive_bytecount, reason = "a head is short: no crate for it")]
+        let lines = bytes.iter().filter(|byte| **byte == b'\n').count();
+        self.head_lines += lines;
+        if self.h2 && self.head_bytes >= PREFACE.len() {
+            self.state.begin();
+        }
+    }
+
+    /// The status for a head that was not over at its limits, or that pingora refuses.
+    fn reason(&self) -> u16 {
+        if self.head_bytes > LONGEST_HEAD && self.line_bytes > LONGEST_HEAD / 2 {
+            414
+        } else if self.head_bytes > LONGEST_HEAD || self.head_lines > MOST_LINES {
+            431
+        } else {
+            400
+        }
+    }
+
+    /// Answers a head that is not over, and reads on for a while without looking.
+    fn refuse(&mut self, cx: &mut Context<'_>, status: u16) -> Poll<io::Result<()>> {
+        self.state.enter(REFUSED);
+        self.head_bytes = 0;
+        if !self.h2 {
+            let answer = (self.refusal)(status);
+            // Nothing else is in the buffer, and it is larger: there is nothing to wait for. What
+            // the socket does not take, the client does not get.
+            let _ = self.poll_carrier_write(cx, &answer);
+            let _ = match &mut self.carrier {
+                Carrier::Plain(io) => Pin::new(io).poll_shutdown(cx),
+                Carrier::Tls(io) => Pin::new(io).poll_shutdown(cx),
+            };
+        }
+        self.linger(cx)
+    }
+
+    fn linger(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut sink = [0u8; 4096];
+        loop {
+            let mut buf = ReadBuf::new(&mut sink);
+            match self.poll_carrier(cx, &mut buf) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
+                    self.head_bytes += buf.filled().len();
+                    if self.head_bytes <= LINGER_BYTES {
+                        continue;
+                    }
+                }
+                Poll::Ready(_) => {}
+                Poll::Pending => {
+                    self.state.waker.register(cx.waker());
+                    if !self.state.late.load(Ordering::Relaxed) {
+                        return Poll::Pending;
+                    }
+                }
+            }
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+    }
+
+    fn poll_carrier_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.carrier {
+            Carrier::Plain(io) => Pin::new(io).poll_write(cx, buf),
+            Carrier::Tls(io) => Pin::new(io).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_carrier_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.carrier {
+            Carrier::Plain(io) => Pin::new(io).poll_flush(cx),
+            Carrier::Tls(io) => Pin::new(io).poll_flush(cx),
+        }
+    }
+
+    /// pingora answers a head that it refuses itself, with nothing but a status. True when `written`
+    /// belongs to such an answer, in whose place a better one goes.
+    fn replaces(&mut self, cx: &mut Context<'_>, written: &[u8]) -> bool {
+        if self.replaced {
+            return true;
+        }
+        if self.state.phase() != HEAD || self.h2 {
+            return false;
+        }
+        let status = match written.strip_prefix(b"HTTP/1.1 ") {
+            Some([b'4', b'0', b'5', ..]) => 405,
+            _ => self.reason(),
+        };
+        let answer = (self.refusal)(status);
+        // It fits into the buffer, which is empty.
+        self.replaced = !answer.is_empty() && self.poll_carrier_write(cx, &answer).is_ready();
+        self.replaced
     }
 }
 
@@ -244,7 +414,7 @@ impl AsyncRead for Connection {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.state.watched.load(Ordering::SeqCst) {
+        if this.state.watched.load(Ordering::Relaxed) {
             this.state.waker.register(cx.waker());
             if this.state.closed.load(Ordering::SeqCst) {
                 return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
@@ -256,20 +426,38 @@ impl AsyncRead for Connection {
             this.ahead.drain(..count);
             return Poll::Ready(Ok(()));
         }
+        let phase = this.state.phase();
+        if phase == REFUSED {
+            return this.linger(cx);
+        }
         let before = buf.filled().len();
-        match this.poll_carrier(cx, buf) {
-            Poll::Ready(result) => {
-                let phase = &this.state.phase;
-                if phase.load(Ordering::Relaxed) == IDLE && buf.filled().len() > before {
-                    phase.store(HEAD, Ordering::Relaxed);
-                    this.deadline = None;
+        let polled = this.poll_carrier(cx, buf);
+        if phase == BUSY {
+            return polled;
+        }
+        match polled {
+            Poll::Ready(Ok(())) if buf.filled().len() > before => {
+                this.note_head(&buf.filled()[before..]);
+                if this.head_bytes > LONGEST_HEAD && this.state.phase() == HEAD {
+                    buf.set_filled(before);
+                    let status = this.reason();
+                    return this.refuse(cx, status);
                 }
-                Poll::Ready(result)
+                Poll::Ready(Ok(()))
             }
+            Poll::Ready(result) => Poll::Ready(result),
             Poll::Pending => {
-                if this.state.phase.load(Ordering::Relaxed) == HEAD {
-                    ready!(this.poll_deadline(cx));
-                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                let state = &this.state;
+                state.waker.register(cx.waker());
+                if phase == HEAD {
+                    if state.late.load(Ordering::Relaxed) {
+                        return this.refuse(cx, 408);
+                    }
+                } else if state.late.load(Ordering::Relaxed)
+                    || state.finishing.load(Ordering::SeqCst)
+                {
+                    // As if the client had left.
+                    return Poll::Ready(Ok(()));
                 }
                 Poll::Pending
             }
@@ -283,17 +471,14 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.carrier {
-            Carrier::Plain(io) => Pin::new(io).poll_write(cx, buf),
-            Carrier::Tls(io) => Pin::new(io).poll_write(cx, buf),
+        if self.replaces(cx, buf) {
+            return Poll::Ready(Ok(buf.len()));
         }
+        self.poll_carrier_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.carrier {
-            Carrier::Plain(io) => Pin::new(io).poll_flush(cx),
-            Carrier::Tls(io) => Pin::new(io).poll_flush(cx),
-        }
+        self.poll_carrier_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -308,6 +493,10 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let first = bufs.first().map_or(&[][..], |first| &first[..]);
+        if self.replaces(cx, first) {
+            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+        }
         match &mut self.carrier {
             Carrier::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Carrier::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),

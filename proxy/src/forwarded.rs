@@ -1,24 +1,29 @@
 //! What an app is told about the client: `X-Forwarded-*`, `Forwarded` (RFC 7239), `X-Request-Id`.
-//! What clients claim about themselves is replaced, unless they are trusted proxies.
+//! What clients claim about themselves is replaced or dropped, unless they are trusted proxies.
+//!
+//! All of it is ready-made per connection ([`Client`]): a request costs no formatting, and its
+//! headers share the bytes.
 
+use crate::host::Asked;
 use beanpole_daemon::clock;
-use http::{HeaderValue, header};
-use pingora_error::Result;
-use pingora_http::RequestHeader;
-use std::fmt::{self, Write};
+use bytes::Bytes;
+use http::header::HeaderName;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, header};
+use std::cell::Cell;
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 
-const FOR: &str = "x-forwarded-for";
-const PROTO: &str = "x-forwarded-proto";
-const HOST: &str = "x-forwarded-host";
-const PORT: &str = "x-forwarded-port";
-const FORWARDED: &str = "forwarded";
-/// Set by some proxies instead of `X-Forwarded-For`, and believed by some apps.
-const REAL_IP: &str = "x-real-ip";
+const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 /// The header that names a request.
-pub const REQUEST_ID: &str = "x-request-id";
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id taken over from a client (as `protocol::RequestId`, plus `_`, `.` and `:`).
 const LONGEST_ID: usize = 64;
+/// How many headers [`Client::introduce`] may add.
+pub const ADDED: usize = 6;
 
 /// A range of addresses: `10.0.0.0/8`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,92 +54,174 @@ impl Network {
 }
 
 /// A client, as the proxy sees it.
-pub struct Client<'a> {
-    /// Its address.
-    pub address: IpAddr,
+pub struct Client {
+    address: IpAddr,
     /// Whether it is a proxy whose claims are believed.
-    pub trusted: bool,
-    /// Whether it came over TLS.
-    pub tls: bool,
-    /// The port that it came to.
-    pub port: u16,
-    /// The host that it asked for, with the port as it was sent.
-    pub host: &'a str,
+    trusted: bool,
+    proto: HeaderValue,
+    text: HeaderValue,
+    port: HeaderValue,
+    /// What it asked for last.
+    asked: Mutex<Option<Arc<Asked>>>,
 }
 
-/// Tells the app about the client.
-pub fn apply(request: &mut RequestHeader, client: &Client<'_>) -> Result<()> {
-    let proto = if client.tls { "https" } else { "http" };
-    let mut text = Text::default();
-    if client.trusted {
-        for claim in request.headers.get_all(FOR) {
-            if let Ok(claim) = claim.to_str() {
-                let _ = write!(text, "{claim}, ");
+impl Client {
+    /// A client at `address` that came to `port`.
+    pub fn new(address: IpAddr, port: u16, tls: bool, trusted: bool) -> Self {
+        Self {
+            address,
+            trusted,
+            proto: HeaderValue::from_static(if tls { "https" } else { "http" }),
+            text: shared(address.to_string()),
+            port: shared(port.to_string()),
+            asked: Mutex::default(),
+        }
+    }
+
+    /// Its address, in words.
+    pub fn text(&self) -> &[u8] {
+        self.text.as_bytes()
+    }
+
+    /// What host `head` asks for; else what is wrong with it, as a sentence for people.
+    pub fn asks(&self, head: &Parts) -> Result<Arc<Asked>, &'static str> {
+        let mut last = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(asked) = &*last
+            && asked.is_for(head)
+        {
+            return Ok(asked.clone());
+        }
+        let asked = Arc::new(Asked::read(head, |host| self.forwarded(host))?);
+        *last = Some(asked.clone());
+        Ok(asked)
+    }
+
+    /// Tells the app about the client.
+    pub fn introduce(&self, headers: &mut HeaderMap, asked: &Asked) {
+        let (host, forwarded) = (&asked.host, &asked.forwarded);
+        if self.trusted {
+            append(headers, FOR, &self.text);
+            append(headers, header::FORWARDED, forwarded);
+            for (name, value) in [(PROTO, &self.proto), (HOST, host), (PORT, &self.port)] {
+                headers.entry(name).or_insert_with(|| value.clone());
+            }
+        } else {
+            headers.insert(FOR, self.text.clone());
+            headers.insert(header::FORWARDED, forwarded.clone());
+            headers.insert(PROTO, self.proto.clone());
+            headers.insert(HOST, host.clone());
+            headers.insert(PORT, self.port.clone());
+        }
+    }
+
+    /// Takes out of a request what would mislead an app.
+    pub fn clean(&self, headers: &mut HeaderMap) {
+        let mut found: Vec<HeaderName> = Vec::new();
+        for name in headers.keys() {
+            if misleads(name.as_str()) || (!self.trusted && claims(name.as_str())) {
+                found.push(name.clone());
             }
         }
-    } else {
-        request.remove_header(REAL_IP);
+        for name in found {
+            headers.remove(name);
+        }
     }
-    let _ = write!(text, "{}", client.address);
-    if let Some(value) = text.value() {
-        request.insert_header(FOR, value)?;
-    }
-    if !(client.trusted && request.headers.contains_key(PROTO)) {
-        request.insert_header(PROTO, HeaderValue::from_static(proto))?;
-    }
-    if !(client.trusted && request.headers.contains_key(HOST))
-        && let Ok(host) = HeaderValue::from_str(client.host)
-    {
-        request.insert_header(HOST, host)?;
-    }
-    if !(client.trusted && request.headers.contains_key(PORT)) {
-        let port = match client.port {
-            80 => HeaderValue::from_static("80"),
-            443 => HeaderValue::from_static("443"),
-            port => HeaderValue::from(port),
+
+    fn forwarded(&self, host: &str) -> HeaderValue {
+        let by = match self.address {
+            IpAddr::V4(address) => format!("for={address}"),
+            IpAddr::V6(address) => format!("for=\"[{address}]\""),
         };
-        request.insert_header(PORT, port)?;
+        let proto = self.proto.to_str().unwrap_or_default();
+        // A host has no quotes: it was looked at.
+        shared(format!("{by};host=\"{host}\";proto={proto}"))
     }
-    let mut text = Text::default();
-    if client.trusted {
-        for claim in request.headers.get_all(header::FORWARDED) {
-            if let Ok(claim) = claim.to_str() {
-                let _ = write!(text, "{claim}, ");
-            }
+}
+
+/// A value whose copies share its bytes.
+fn shared(text: String) -> HeaderValue {
+    let bytes = Bytes::from_owner(text);
+    HeaderValue::from_maybe_shared(bytes).unwrap_or(HeaderValue::from_static("unknown"))
+}
+
+/// All that was claimed, and then `value`, as one header.
+fn append(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
+    let mut all = String::new();
+    for claim in headers.get_all(&name) {
+        if let Ok(claim) = claim.to_str() {
+            all.push_str(claim);
+            all.push_str(", ");
         }
     }
-    let _ = match client.address {
-        IpAddr::V4(address) => write!(text, "for={address}"),
-        IpAddr::V6(address) => write!(text, "for=\"[{address}]\""),
-    };
-    let host = client.host;
-    if !host.contains(['"', '\\']) {
-        let _ = write!(text, ";host=\"{host}\"");
+    all.push_str(value.to_str().unwrap_or_default());
+    headers.insert(name, shared(all));
+}
+
+/// Headers that no client has a use for. CGI and its heirs (WSGI, PHP) make `HTTP_X_Y` of both
+/// `X-Y` and `X_Y`, so that the latter could stand in for a header that was checked; and of `Proxy`
+/// they make `HTTP_PROXY`, which many libraries send their own requests through (httpoxy).
+fn misleads(name: &str) -> bool {
+    name == "proxy" || name.as_bytes().contains(&b'_')
+}
+
+/// Headers by which proxies tell of the client. The ones that are set anyway are not among them.
+fn claims(name: &str) -> bool {
+    match name.as_bytes().first() {
+        Some(b'x') => {
+            matches!(
+                name,
+                "x-real-ip" | "x-client-ip" | "x-cluster-client-ip" | "x-original-host"
+            ) || (name.starts_with("x-forwarded-")
+                && !matches!(&name[12..], "for" | "proto" | "host" | "port"))
+        }
+        Some(b't') => name == "true-client-ip",
+        Some(b'c') => name == "cf-connecting-ip",
+        Some(b'f') => name == "fastly-client-ip" || name == "front-end-https",
+        _ => false,
     }
-    let _ = write!(text, ";proto={proto}");
-    if let Some(value) = text.value() {
-        request.insert_header(FORWARDED, value)?;
-    }
-    Ok(())
 }
 
 /// The client's request id if it is sane, else a new one in the shape of a UUID.
-pub fn request_id(request: &RequestHeader) -> HeaderValue {
-    if let Some(given) = request.headers.get(REQUEST_ID)
+pub fn request_id(headers: &HeaderMap) -> HeaderValue {
+    if let Some(given) = headers.get(REQUEST_ID)
         && sane(given.as_bytes())
     {
         return given.clone();
     }
-    let bits = clock::random_bits();
+    let bits = next_id().to_be_bytes();
     let mut text = [b'-'; 36];
-    let mut digit = 0u32;
-    for (place, byte) in text.iter_mut().enumerate() {
-        if !matches!(place, 8 | 13 | 18 | 23) {
-            *byte = b"0123456789abcdef"[(bits >> (digit * 4)) as usize & 15];
-            digit += 1;
+    let mut place = 0;
+    for (index, byte) in bits.into_iter().enumerate() {
+        if matches!(index, 4 | 6 | 8 | 10) {
+            place += 1;
         }
+        text[place] = DIGITS[usize::from(byte >> 4)];
+        text[place + 1] = DIGITS[usize::from(byte & 15)];
+        place += 2;
     }
-    HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("-"))
+    let shared = Bytes::copy_from_slice(&text);
+    HeaderValue::from_maybe_shared(shared).unwrap_or(HeaderValue::from_static("-"))
+}
+
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
+/// A number that no other request has. Ids are no secrets: a thread draws its beginning at random
+/// and goes on from there in steps that touch all bits (Weyl's sequence, mixed as in MurmurHash).
+fn next_id() -> u128 {
+    thread_local! {
+        static STATE: Cell<(u64, u64)> = {
+            let bits = clock::random_bits();
+            Cell::new((bits as u64, (bits >> 64) as u64))
+        };
+    }
+    let (fixed, count) = STATE.get();
+    let count = count.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    STATE.set((fixed, count));
+    let mut mixed = count;
+    mixed = (mixed ^ (mixed >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    mixed = (mixed ^ (mixed >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    mixed ^= mixed >> 33;
+    (u128::from(mixed) << 64) | u128::from(fixed)
 }
 
 fn sane(id: &[u8]) -> bool {
@@ -144,106 +231,110 @@ fn sane(id: &[u8]) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || b"-_.:".contains(byte))
 }
 
-/// Text built on the stack while it is short.
-struct Text {
-    short: [u8; 160],
-    used: usize,
-    long: String,
-}
-
-impl Default for Text {
-    fn default() -> Self {
-        Self {
-            short: [0; 160],
-            used: 0,
-            long: String::new(),
-        }
-    }
-}
-
-impl Text {
-    fn value(&self) -> Option<HeaderValue> {
-        if self.long.is_empty() {
-            HeaderValue::from_bytes(&self.short[..self.used]).ok()
-        } else {
-            HeaderValue::from_str(&self.long).ok()
-        }
-    }
-}
-
-impl Write for Text {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        if self.long.is_empty() {
-            let end = self.used + text.len();
-            if let Some(room) = self.short.get_mut(self.used..end) {
-                room.copy_from_slice(text.as_bytes());
-                self.used = end;
-                return Ok(());
-            }
-            let so_far = String::from_utf8_lossy(&self.short[..self.used]);
-            self.long.push_str(&so_far);
-        }
-        self.long.push_str(text);
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn request(headers: &[(&'static str, &str)]) -> RequestHeader {
-        let mut request = RequestHeader::build("GET", b"/", None).expect("request");
-        for (name, value) in headers {
-            request.append_header(*name, *value).expect("header");
-        }
-        request
+    fn headers(headers: &[(&'static str, &'static str)]) -> HeaderMap {
+        headers
+            .iter()
+            .map(|(name, value)| {
+                (
+                    HeaderName::from_static(name),
+                    HeaderValue::from_static(value),
+                )
+            })
+            .collect()
     }
 
-    fn client(trusted: bool) -> Client<'static> {
-        Client {
-            address: IpAddr::from([192, 0, 2, 7]),
-            trusted,
-            tls: true,
-            port: 8443,
-            host: "app.localhost:8443",
-        }
+    fn head(host: &'static str) -> Parts {
+        let request = http::Request::get("/").header("host", host).body(());
+        request.expect("a request").into_parts().0
+    }
+
+    fn introduced(client: &Client, host: &'static str, headers: &mut HeaderMap) {
+        let asked = client.asks(&head(host));
+        client.introduce(headers, &asked.unwrap_or_else(|why| panic!("{why}")));
+    }
+
+    fn told(trusted: bool, claimed: &[(&'static str, &'static str)]) -> HeaderMap {
+        let client = Client::new(IpAddr::from([192, 0, 2, 7]), 8443, true, trusted);
+        let mut headers = headers(claimed);
+        client.clean(&mut headers);
+        introduced(&client, "app.localhost:8443", &mut headers);
+        headers
     }
 
     #[test]
     fn what_a_client_claims_is_replaced() {
-        let mut request = request(&[
-            (FOR, "1.1.1.1"),
-            (FORWARDED, "for=1.1.1.1"),
-            (PROTO, "ftp"),
-            (REAL_IP, "1.1.1.1"),
-        ]);
-        apply(&mut request, &client(false)).expect("apply");
-        assert_eq!(request.headers[FOR], "192.0.2.7");
-        assert_eq!(request.headers[PROTO], "https");
-        assert_eq!(request.headers[PORT], "8443");
-        assert_eq!(request.headers[HOST], "app.localhost:8443");
+        let told = told(
+            false,
+            &[
+                ("x-forwarded-for", "1.1.1.1"),
+                ("forwarded", "for=1.1.1.1"),
+                ("x-forwarded-proto", "ftp"),
+                ("x-real-ip", "1.1.1.1"),
+                ("x-forwarded-prefix", "/admin"),
+                ("x-forwarded-ssl", "on"),
+                ("true-client-ip", "1.1.1.1"),
+            ],
+        );
+        assert_eq!(told[FOR], "192.0.2.7");
+        assert_eq!(told[PROTO], "https");
+        assert_eq!(told[PORT], "8443");
+        assert_eq!(told[HOST], "app.localhost:8443");
         assert_eq!(
-            request.headers[FORWARDED],
+            told[header::FORWARDED],
             "for=192.0.2.7;host=\"app.localhost:8443\";proto=https"
         );
-        assert!(!request.headers.contains_key(REAL_IP));
+        assert_eq!(told.len(), 5, "{told:?}");
     }
 
     #[test]
     fn what_a_trusted_proxy_claims_is_kept_and_added_to() {
-        let mut request = request(&[(FOR, "1.1.1.1"), (PROTO, "http")]);
-        apply(&mut request, &client(true)).expect("apply");
-        assert_eq!(request.headers[FOR], "1.1.1.1, 192.0.2.7");
-        assert_eq!(request.headers[PROTO], "http");
+        let told = told(
+            true,
+            &[
+                ("x-forwarded-for", "1.1.1.1"),
+                ("x-forwarded-proto", "http"),
+                ("x-forwarded-prefix", "/shop"),
+            ],
+        );
+        assert_eq!(told[FOR], "1.1.1.1, 192.0.2.7");
+        assert_eq!(told[PROTO], "http");
+        assert_eq!(told["x-forwarded-prefix"], "/shop");
+    }
+
+    #[test]
+    fn nobody_may_send_what_misleads() {
+        for trusted in [false, true] {
+            let told = told(trusted, &[("proxy", "1.1.1.1:80"), ("x_user", "root")]);
+            assert_eq!(told.len(), 5, "{told:?}");
+        }
+    }
+
+    #[test]
+    fn a_client_is_told_with_the_host_of_each_request() {
+        let client = Client::new(IpAddr::from([192, 0, 2, 7]), 80, false, false);
+        for host in ["a.localhost", "b.localhost", "a.localhost"] {
+            let mut headers = HeaderMap::new();
+            introduced(&client, host, &mut headers);
+            let forwarded = format!("for=192.0.2.7;host=\"{host}\";proto=http");
+            assert_eq!(headers[header::FORWARDED], forwarded);
+        }
     }
 
     #[test]
     fn a_sane_request_id_is_kept_and_any_other_replaced() {
-        assert_eq!(request_id(&request(&[(REQUEST_ID, "abc-1")])), "abc-1");
-        let made = request_id(&request(&[(REQUEST_ID, "a b")]));
+        assert_eq!(request_id(&headers(&[("x-request-id", "abc-1")])), "abc-1");
+        let made = request_id(&headers(&[("x-request-id", "a b")]));
         assert_eq!(made.len(), 36);
-        assert_ne!(made, request_id(&request(&[])));
+        assert_ne!(made, request_id(&headers(&[])));
+        let dashes = |text: &HeaderValue| {
+            let text = text.to_str().expect("text");
+            [8, 13, 18, 23].map(|place| text.as_bytes()[place])
+        };
+        assert_eq!(dashes(&made), *b"----");
     }
 
     #[test]

@@ -15,6 +15,7 @@
 //! | `connection` | a client's socket, as pingora wants it |
 //! | `listen`, `worker` | from the listening socket to the thread that serves |
 //! | `control` | tables in, reports out |
+//! | `host` | which host a request asks for |
 //! | `forwarded`, `pages`, `access_log`, `traffic`, `tls` | what their names say |
 
 mod access_log;
@@ -22,6 +23,7 @@ mod check;
 mod connection;
 mod control;
 mod forwarded;
+mod host;
 mod listen;
 mod pages;
 mod service;
@@ -39,7 +41,7 @@ use crate::access_log::AccessLog;
 use crate::control::Control;
 use crate::service::Shared;
 use crate::target::Changes;
-use crate::worker::Worker;
+use crate::worker::{Limits, Worker};
 use arc_swap::ArcSwap;
 use beanpole_daemon::files::ReadError;
 use beanpole_daemon::socket::{self, BindError};
@@ -79,6 +81,9 @@ pub struct ProxyConfig {
     pub access_log: Option<PathBuf>,
     /// Threads that carry traffic; 0 = one per CPU.
     pub threads: usize,
+    /// How long a client has for the first byte of its first request, and from there for the rest
+    /// of a request's head.
+    pub header_timeout: Duration,
     /// How long requests in flight have at a stop.
     pub drain: Duration,
     /// Proxies in front whose `X-Forwarded-*` headers are believed.
@@ -96,6 +101,7 @@ impl ProxyConfig {
             default_domain: "localhost".to_owned(),
             access_log: None,
             threads: 0,
+            header_timeout: Duration::from_mins(1),
             drain: Duration::from_secs(30),
             trusted: Vec::new(),
         }
@@ -252,11 +258,15 @@ fn start_workers(
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         count => count,
     };
+    let limits = Limits {
+        head: config.header_timeout,
+        drain: config.drain,
+    };
     let ca_file: &Path = &tls::certificate_path(&config.data_dir, &config.default_domain);
     (0..count)
         .map(|number| {
             let stopping = stopping.clone();
-            Worker::start(number, shared.clone(), ca_file, stopping, config.drain)
+            Worker::start(number, shared.clone(), ca_file, stopping, limits)
         })
         .collect::<Result<_, _>>()
         .map_err(ProxyError::System)

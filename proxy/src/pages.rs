@@ -1,8 +1,10 @@
 //! What the proxy answers itself, where no app does: a page for people, a problem document for
 //! programs, a line for the rest. Nothing of the inside is told: no addresses, no other names.
 
+use crate::forwarded;
 use beanpole_protocol::problem::Problem;
 use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
 use std::fmt::Write;
 
 /// Seconds after which trying again may help.
@@ -33,6 +35,43 @@ pub enum Page<'a> {
     },
     /// The request's head is too large.
     HeadTooLarge,
+    /// The request's target alone is too large.
+    TargetTooLong,
+    /// The request's head did not come in time.
+    HeadTooLate,
+    /// Tunnels are not offered.
+    NoTunnel,
+    /// The request is not valid HTTP.
+    BadRequest {
+        /// Why; a sentence for people.
+        why: &'a str,
+    },
+}
+
+/// A whole answer with `status` for a request of which no more is known than that it is refused.
+pub fn refusal(status: u16) -> Vec<u8> {
+    let page = match status {
+        405 => Page::NoTunnel,
+        408 => Page::HeadTooLate,
+        414 => Page::TargetTooLong,
+        431 => Page::HeadTooLarge,
+        _ => Page::BadRequest {
+            why: "Its head cannot be read.",
+        },
+    };
+    let id = forwarded::request_id(&HeaderMap::new());
+    let id = id.to_str().unwrap_or_default();
+    let page = page.render("", id);
+    let status = StatusCode::from_u16(page.status).unwrap_or(StatusCode::BAD_REQUEST);
+    let mut answer = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: {}\r\nContent-Length: {}\r\nCache-Control: no-store\r\n\
+         X-Request-Id: {id}\r\nConnection: close\r\n\r\n",
+        page.content_type,
+        page.body.len()
+    )
+    .into_bytes();
+    answer.extend_from_slice(&page.body);
+    answer
 }
 
 /// How the client likes it.
@@ -132,9 +171,33 @@ impl Page<'_> {
                 431,
                 "head-too-large",
                 "The request's headers are too large",
-                "The headers of a request may have 64 KiB together.",
+                "A request may have 256 headers, and 64 KiB of them together.",
             )
             .hint("Clear the cookies of this site, or send less."),
+            Self::TargetTooLong => Problem::new(
+                414,
+                "target-too-long",
+                "The request's URL is too long",
+                "A URL and the headers of its request may have 64 KiB together.",
+            )
+            .hint("Send what is long in the request's body."),
+            Self::HeadTooLate => Problem::new(
+                408,
+                "head-too-late",
+                "The request took too long",
+                "The head of the request did not come in time.",
+            )
+            .hint("Try again."),
+            Self::NoTunnel => Problem::new(
+                405,
+                "no-tunnel",
+                "CONNECT is not served here",
+                "This is a load balancer for applications and opens no tunnels.",
+            ),
+            Self::BadRequest { why } => {
+                Problem::new(400, "bad-request", "The request is not valid HTTP", why)
+                    .hint("Another program between this server and yours may have changed it.")
+            }
         }
     }
 }

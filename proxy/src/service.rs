@@ -6,6 +6,7 @@
 use crate::access_log::{AccessLog, Entry};
 use crate::connection::{ConnState, Connection};
 use crate::forwarded::{self, Client, Network};
+use crate::host::{Asked, host_of};
 use crate::pages::{Page, RETRY_AFTER_S, Rendered};
 use crate::table::{Pool, Table, normal_host};
 use crate::target::{Changes, InFlight, TargetState};
@@ -21,11 +22,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long a client's connection is kept for its next request, in seconds. Longer than the 60 s
-/// after which load balancers in front of this one commonly close theirs.
-const KEEP_ALIVE_S: u64 = 75;
-/// Longest head of a request, in bytes.
-const LONGEST_HEAD: usize = 64 * 1024;
 /// How long a client may take for the next piece of a request's body, or to take the next piece of
 /// an answer.
 const CLIENT_PATIENCE: Duration = Duration::from_mins(1);
@@ -59,7 +55,7 @@ pub struct Request {
     refused: u8,
     reused: u8,
     /// When the app's answer began.
-    answered: Option<Duration>,
+    answered: Option<Instant>,
     upgraded: bool,
     /// Answered by a page of ours that stands for a failure.
     unanswered: bool,
@@ -109,7 +105,7 @@ impl Service {
             .unwrap_or_default();
         let id = request
             .id
-            .get_or_insert_with(|| forwarded::request_id(session.req_header()));
+            .get_or_insert_with(|| forwarded::request_id(&session.req_header().headers));
         let rendered = page.render(accept, id.to_str().unwrap_or_default());
         let status = rendered.status;
         let head = page_head(&rendered, id.clone())?;
@@ -129,7 +125,7 @@ impl Service {
         Ok(status)
     }
 
-    fn client<'a>(&self, session: &Session, host: &'a str) -> Client<'a> {
+    fn new_client(&self, session: &Session) -> Client {
         let digest = session.as_downstream().digest();
         let tls = digest.is_some_and(|digest| digest.ssl_digest.is_some());
         let socket = digest.and_then(|digest| digest.socket_digest.as_ref());
@@ -139,14 +135,86 @@ impl Service {
         let peer: Option<SocketAddr> = inet(socket.and_then(|socket| socket.peer_addr()));
         let local: Option<SocketAddr> = inet(socket.and_then(|socket| socket.local_addr()));
         let address = peer.map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.ip().to_canonical());
-        Client {
-            address,
-            trusted: self.0.trusted.iter().any(|net| net.contains(address)),
-            tls,
-            port: local.map_or(0, |local| local.port()),
-            host,
+        let trusted = self.0.trusted.iter().any(|net| net.contains(address));
+        Client::new(address, local.map_or(0, |local| local.port()), tls, trusted)
+    }
+
+    /// Lets `told` see the client, whom a kept connection remembers.
+    fn with_client<T>(
+        &self,
+        session: &Session,
+        connection: Option<&ConnState>,
+        told: impl FnOnce(&Client) -> T,
+    ) -> T {
+        if let Some(connection) = connection {
+            let remembered = connection
+                .memory
+                .get_or_init(|| Box::new(self.new_client(session)));
+            if let Some(client) = remembered.downcast_ref::<Client>() {
+                return told(client);
+            }
+        }
+        told(&self.new_client(session))
+    }
+
+    /// Tells the app who asks. It goes into the request as it came, of which pingora makes a copy
+    /// for each attempt.
+    fn introduce(&self, session: &mut Session, request: &mut Request, asked: &Asked) -> Result<()> {
+        let empty = RequestHeader::from(http::Request::new(()).into_parts().0);
+        let head = std::mem::replace(session.req_header_mut(), empty);
+        // An absolute or odd target would be lost with what pingora keeps besides the parts.
+        let target = head.uri.path_and_query().map(|target| target.as_str());
+        let odd =
+            (target.map(str::as_bytes) != Some(head.raw_path())).then(|| head.raw_path().to_vec());
+        // The spelling of names ends here: they are the same in any case (RFC 9110, section 5.1),
+        // and keeping it costs a second map for each copy.
+        let mut parts = http::request::Parts::from(head);
+        parts.headers.reserve(forwarded::ADDED);
+        self.with_client(session, request.connection.as_deref(), |client| {
+            client.clean(&mut parts.headers);
+            client.introduce(&mut parts.headers, asked);
+        });
+        let id = request
+            .id
+            .get_or_insert_with(|| forwarded::request_id(&parts.headers));
+        parts.headers.insert(forwarded::REQUEST_ID, id.clone());
+        let mut head = RequestHeader::from(parts);
+        if let Some(odd) = odd {
+            head.set_raw_path(&odd)?;
+        }
+        *session.req_header_mut() = head;
+        Ok(())
+    }
+}
+
+/// What is wrong with the framing of a request, if anything; a sentence for people. Two servers that
+/// understand a head differently can be made to see different requests: such heads end here.
+fn fault_of(session: &Session) -> Option<&'static str> {
+    let head = session.req_header();
+    let mut lengths = head.headers.get_all(header::CONTENT_LENGTH).iter();
+    if let Some(length) = lengths.next() {
+        let digits = !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
+        if !digits || lengths.next().is_some() {
+            return Some("Its Content-Length has to be one number, sent once.");
         }
     }
+    // pingora has taken the length out by now.
+    if head.headers.contains_key(header::TRANSFER_ENCODING)
+        && let Some(http1) = session.as_downstream().as_http1()
+        && names_length(&http1.get_headers_raw_bytes())
+    {
+        return Some("It has both a Content-Length and a Transfer-Encoding.");
+    }
+    None
+}
+
+/// Whether one of a head's lines is a `Content-Length`.
+fn names_length(raw: &[u8]) -> bool {
+    const NAME: &[u8] = b"content-length";
+    raw.split(|byte| *byte == b'\n').any(|line| {
+        line.get(..NAME.len())
+            .is_some_and(|name| name.eq_ignore_ascii_case(NAME))
+    })
 }
 
 fn page_head(page: &Rendered, id: HeaderValue) -> Result<ResponseHeader> {
@@ -159,24 +227,6 @@ fn page_head(page: &Rendered, id: HeaderValue) -> Result<ResponseHeader> {
         head.insert_header(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S))?;
     }
     Ok(head)
-}
-
-/// The host that a request is for: an absolute URI (or HTTP/2's `:authority`) wins over the header
-/// (RFC 9112, section 3.2.2).
-fn host_of(request: &RequestHeader) -> &str {
-    request
-        .uri
-        .authority()
-        .map(http::uri::Authority::as_str)
-        // What precedes an `@` is not the host.
-        .map(|authority| authority.rsplit('@').next().unwrap_or(authority))
-        .or_else(|| {
-            request
-                .headers
-                .get(header::HOST)
-                .and_then(|value| value.to_str().ok())
-        })
-        .unwrap_or_default()
 }
 
 fn connection_of(session: &Session) -> Option<Arc<ConnState>> {
@@ -213,20 +263,15 @@ impl ProxyHttp for Service {
         session: &mut Session,
         request: &mut Request,
     ) -> Result<()> {
-        request.begun = Instant::now();
         request.connection = connection_of(session);
         if let Some(connection) = &request.connection {
+            // It bounds the time until the next request as well, at no timer per request.
             connection.begin();
         }
         let upgrade = session.is_upgrade_req();
         let downstream = session.as_downstream_mut();
-        // pingora would keep the connection for ever, or as long as the client wishes.
-        if downstream
-            .get_keepalive()
-            .is_some_and(|s| s == 0 || s > KEEP_ALIVE_S)
-        {
-            downstream.set_keepalive(Some(KEEP_ALIVE_S));
-        }
+        // Else a request that came with the one before it would be dropped.
+        downstream.set_pipelining_enabled(true);
         if upgrade {
             downstream.set_read_timeout(None);
             downstream.set_write_timeout(None);
@@ -238,20 +283,26 @@ impl ProxyHttp for Service {
     }
 
     async fn request_filter(&self, session: &mut Session, request: &mut Request) -> Result<bool> {
-        let too_large = session
-            .as_downstream()
-            .as_http1()
-            .is_some_and(|http1| http1.get_headers_raw_bytes().len() > LONGEST_HEAD);
-        if too_large {
-            session.as_downstream_mut().set_keepalive(None);
-            self.answer(session, request, &Page::HeadTooLarge).await?;
-            return Ok(true);
-        }
-        let way = self.choose(&normal_host(host_of(session.req_header())), None);
-        match way {
+        let asked = match fault_of(session) {
+            Some(why) => Err(why),
+            None => self.with_client(session, request.connection.as_deref(), |client| {
+                client.asks(session.req_header())
+            }),
+        };
+        let asked = match asked {
+            Ok(asked) => asked,
+            Err(why) => {
+                session.as_downstream_mut().set_keepalive(None);
+                self.answer(session, request, &Page::BadRequest { why })
+                    .await?;
+                return Ok(true);
+            }
+        };
+        match self.choose(&asked.name, None) {
             Way::To(pool, at) => {
                 request.pool = Some(pool);
                 request.at = Some(at);
+                self.introduce(session, request, &asked)?;
                 Ok(false)
             }
             Way::UnknownHost => {
@@ -300,22 +351,6 @@ impl ProxyHttp for Service {
         Ok(at.target().peer(session.is_upgrade_req()))
     }
 
-    async fn upstream_request_filter(
-        &self,
-        session: &mut Session,
-        upstream: &mut RequestHeader,
-        request: &mut Request,
-    ) -> Result<()> {
-        let host = host_of(session.req_header());
-        let client = self.client(session, host);
-        forwarded::apply(upstream, &client)?;
-        let id = request
-            .id
-            .get_or_insert_with(|| forwarded::request_id(session.req_header()));
-        upstream.insert_header(forwarded::REQUEST_ID, id.clone())?;
-        Ok(())
-    }
-
     async fn upstream_response_filter(
         &self,
         session: &mut Session,
@@ -324,16 +359,23 @@ impl ProxyHttp for Service {
     ) -> Result<()> {
         let status = response.status;
         if status.as_u16() == 101 {
-            request.upgraded = session.is_upgrade_req();
-            if request.upgraded
-                && let (Some(connection), Some(at)) = (&request.connection, &request.at)
-            {
+            if !session.is_upgrade_req() {
+                return Error::e_explain(
+                    ErrorType::HTTPStatus(502),
+                    "the app switched protocols without being asked",
+                );
+            }
+            request.upgraded = true;
+            if let (Some(connection), Some(at)) = (&request.connection, &request.at) {
                 connection.watch();
                 at.target().holds(connection);
             }
         }
         if request.answered.is_none() && (!status.is_informational() || request.upgraded) {
-            request.answered = Some(request.begun.elapsed());
+            request.answered = Some(Instant::now());
+            if let Some(at) = &mut request.at {
+                at.answered();
+            }
         }
         Ok(())
     }
@@ -459,13 +501,14 @@ impl ProxyHttp for Service {
         let failed = request.unanswered || (by_app && !request.upgraded);
         // A client that left before there was an answer was neither answered nor failed.
         if status.is_some() || failed {
+            let answered = request
+                .answered
+                .map(|at| (at, at.saturating_duration_since(request.begun)));
             if let Some(at) = &request.at {
-                at.target()
-                    .counters
-                    .record(status, failed, request.answered);
+                at.target().counters.record(status, failed, answered);
             }
             if let Some(pool) = &request.pool {
-                pool.counters.record(status, failed, request.answered);
+                pool.counters.record(status, failed, answered);
             }
         }
         if failed && let Some(error) = error {
@@ -475,15 +518,12 @@ impl ProxyHttp for Service {
         if let Some(log) = &self.0.access_log {
             let id = request
                 .id
-                .get_or_insert_with(|| forwarded::request_id(session.req_header()));
+                .get_or_insert_with(|| forwarded::request_id(&session.req_header().headers));
             let head = session.req_header();
-            let client = session.as_downstream().client_addr();
             let target = request.at.as_ref().map(|at| &at.target().target);
-            log.add(&Entry {
+            let entry = Entry {
                 request_id: id.as_bytes(),
-                client: client
-                    .and_then(|address| address.as_inet())
-                    .map(|address| address.ip().to_canonical()),
+                client: b"",
                 host: host_of(head),
                 method: head.method.as_str(),
                 path: head.uri.path(),
@@ -496,6 +536,12 @@ impl ProxyHttp for Service {
                     .map(|pool| pool.environment_name.as_str()),
                 instance: target.map(|target| target.instance.as_str()),
                 release: target.map(|target| target.release.0),
+            };
+            self.with_client(session, request.connection.as_deref(), |client| {
+                log.add(&Entry {
+                    client: client.text(),
+                    ..entry
+                });
             });
         }
         request.at = None;

@@ -231,10 +231,20 @@ impl Route {
 
 impl Pool {
     fn pick(&self, except: Option<&Arc<TargetState>>) -> Option<Arc<TargetState>> {
-        let fit = |target: &&Arc<TargetState>| {
-            target.is_fit() && except.is_none_or(|except| !Arc::ptr_eq(except, target))
-        };
         let turn = self.next.fetch_add(1, Relaxed);
+        let other =
+            |target: &Arc<TargetState>| except.is_none_or(|except| !Arc::ptr_eq(except, target));
+        // Where all are silent, waiting is better than no answer.
+        self.pick_among(turn, |target| target.is_preferred() && other(target))
+            .or_else(|| self.pick_among(turn, |target| target.is_fit() && other(target)))
+    }
+
+    fn pick_among(
+        &self,
+        turn: usize,
+        fit: impl Fn(&Arc<TargetState>) -> bool,
+    ) -> Option<Arc<TargetState>> {
+        let fit = |target: &&Arc<TargetState>| fit(target);
         match self.algorithm {
             Algorithm::RoundRobin => {
                 let count = self.serving.iter().filter(fit).count();

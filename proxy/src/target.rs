@@ -15,8 +15,8 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-/// How long a connection to a target may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a connection to a target may take: long enough for one lost packet (RFC 6298, section 2).
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a target may stay silent over a request, as in EB's load balancers.
 const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long a connection to a target is kept for the next request. Below the shortest common
@@ -60,8 +60,13 @@ pub struct TargetState {
     pub gone: CancellationToken,
     mode: AtomicU8,
     in_flight: AtomicU32,
+    /// How many of these it has not begun to answer, and how many it has ever begun to answer.
+    waiting: AtomicU32,
+    answers: AtomicU32,
     /// Whether it may be given requests: healthy and not ejected.
     fit: AtomicBool,
+    /// Whether it keeps a check waiting: others are asked before it.
+    silent: AtomicBool,
     health: Mutex<Health>,
     sockets: Mutex<Vec<Weak<ConnState>>>,
     changes: Changes,
@@ -106,7 +111,10 @@ impl TargetState {
             gone: CancellationToken::new(),
             mode: AtomicU8::new(mode_number(target.mode)),
             in_flight: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+            answers: AtomicU32::new(0),
             fit: AtomicBool::new(assumed),
+            silent: AtomicBool::new(false),
             health: Mutex::new(Health {
                 healthy: assumed,
                 assumed,
@@ -169,6 +177,25 @@ impl TargetState {
     /// Whether it may be given requests.
     pub fn is_fit(&self) -> bool {
         self.fit.load(Relaxed)
+    }
+
+    /// Whether it should be given requests: it is fit and answers.
+    pub fn is_preferred(&self) -> bool {
+        self.is_fit() && !self.silent.load(Relaxed)
+    }
+
+    /// Takes whether it keeps checks waiting. A slow answer ends it as well as a quick one: nothing is said
+    /// here about health, only about who is asked first.
+    pub fn falls_silent(&self, silent: bool) {
+        if self.silent.swap(silent, Relaxed) != silent {
+            tracing::debug!(instance = %self.target.instance, address = %self.target.address, silent,
+                "target's silence changed");
+        }
+    }
+
+    /// How many requests wait for the beginning of its answer, and how many ever got it.
+    pub fn answering(&self) -> (u32, u32) {
+        (self.waiting.load(Relaxed), self.answers.load(Relaxed))
     }
 
     /// Whether checks should come quickly: a deployment waits for it.
@@ -269,26 +296,44 @@ impl TargetState {
 }
 
 /// A request that a target is answering. Ends with its value.
-pub struct InFlight(Arc<TargetState>);
+pub struct InFlight {
+    target: Arc<TargetState>,
+    waiting: bool,
+}
 
 impl InFlight {
     /// Counts one more request at `target`.
     pub fn at(target: Arc<TargetState>) -> Self {
         target.in_flight.fetch_add(1, SeqCst);
-        Self(target)
+        target.waiting.fetch_add(1, Relaxed);
+        Self {
+            target,
+            waiting: true,
+        }
     }
 
     /// Who answers it.
     pub fn target(&self) -> &Arc<TargetState> {
-        &self.0
+        &self.target
+    }
+
+    /// The answer has begun.
+    pub fn answered(&mut self) {
+        if std::mem::take(&mut self.waiting) {
+            self.target.waiting.fetch_sub(1, Relaxed);
+            self.target.answers.fetch_add(1, Relaxed);
+        }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let before = self.0.in_flight.fetch_sub(1, SeqCst);
-        if before == 1 && self.0.mode() == TargetMode::Drain {
-            self.0.changes.tell();
+        if self.waiting {
+            self.target.waiting.fetch_sub(1, Relaxed);
+        }
+        let before = self.target.in_flight.fetch_sub(1, SeqCst);
+        if before == 1 && self.target.mode() == TargetMode::Drain {
+            self.target.changes.tell();
         }
     }
 }

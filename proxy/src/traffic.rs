@@ -33,9 +33,9 @@ impl Default for Counters {
 }
 
 impl Counters {
-    /// Counts one request: the status that was sent, whether no app answered it, and how long the
-    /// answer took to begin where there was one.
-    pub fn record(&self, status: Option<u16>, failed: bool, latency: Option<Duration>) {
+    /// Counts one request: the status that was sent, whether no app answered it, and where one did,
+    /// when its answer began and how long that took.
+    pub fn record(&self, status: Option<u16>, failed: bool, answered: Option<(Instant, Duration)>) {
         self.requests.fetch_add(1, Relaxed);
         if let Some(class) = status
             .map(|status| usize::from(status / 100))
@@ -46,8 +46,8 @@ impl Counters {
         if failed {
             self.failed.fetch_add(1, Relaxed);
         }
-        if let Some(latency) = latency {
-            self.latency.record(Instant::now(), latency);
+        if let Some((at, latency)) = answered {
+            self.latency.record(at, latency);
         }
     }
 
@@ -96,6 +96,10 @@ impl Latency {
         let epoch = self.epoch(now);
         let slice = &self.slices[(epoch as usize) % SLICES];
         let held = slice.epoch.load(Relaxed);
+        // An answer that began long ago belongs to a slice that is over.
+        if epoch < held {
+            return;
+        }
         if held != epoch
             && slice
                 .epoch

@@ -1,8 +1,9 @@
 //! The threads that carry the traffic. Each has a runtime, a pool of connections to targets and
 //! its share of the clients: nothing of a request crosses threads.
 
-use crate::connection::{Buffered, Connection};
+use crate::connection::{Buffered, ConnState, Connection, Patience};
 use crate::listen::Accepted;
+use crate::pages;
 use crate::service::{Service, Shared};
 use pingora_core::apps::{HttpServerOptions, ServerApp};
 use pingora_core::listeners::tls::Acceptor;
@@ -10,9 +11,10 @@ use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::{HttpProxy, http_proxy};
+use std::collections::HashMap;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -26,12 +28,95 @@ const KEPT_CONNECTIONS: usize = 1024;
 const ATTEMPTS: usize = 3;
 /// How long a TLS handshake may take.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
-/// How long a request's head may take from its first byte.
-const HEAD_LIMIT: Duration = Duration::from_secs(30);
+/// How long a client's connection is kept for its next request. Longer than the 60 s after which
+/// load balancers in front of this one commonly close theirs.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// How long a client has to take the refusal of a request.
+const REFUSED: Duration = Duration::from_secs(2);
+/// How often clients' time is looked at, at least and at most.
+const TICKS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// How long an HTTP/2 connection is kept without a request.
 const H2_IDLE: Duration = Duration::from_secs(75);
 /// Connections on their way to a worker.
 const WAITING: usize = 1024;
+
+/// How long a worker waits for whom.
+#[derive(Clone, Copy)]
+pub struct Limits {
+    /// For the head of a request.
+    pub head: Duration,
+    /// For the requests in flight at a stop.
+    pub drain: Duration,
+}
+
+impl Limits {
+    fn tick(self) -> Duration {
+        (self.head / 8).clamp(TICKS.0, TICKS.1)
+    }
+
+    fn patience(self) -> Patience {
+        let ticks = |limit: Duration| {
+            u32::try_from(limit.as_millis().div_ceil(self.tick().as_millis())).unwrap_or(u32::MAX)
+        };
+        Patience {
+            head: ticks(self.head),
+            next: ticks(KEEP_ALIVE),
+            refused: ticks(REFUSED),
+        }
+    }
+}
+
+/// The connections of a worker.
+#[derive(Clone, Default)]
+struct Open(Arc<Mutex<Members>>);
+
+#[derive(Default)]
+struct Members {
+    next: u64,
+    by_number: HashMap<u64, Arc<ConnState>>,
+    finishing: bool,
+}
+
+/// A connection is open as long as this is.
+struct Membership(Open, u64);
+
+impl Open {
+    fn lock(&self) -> MutexGuard<'_, Members> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn join(&self, state: &Arc<ConnState>) -> Membership {
+        let mut members = self.lock();
+        if members.finishing {
+            state.finish();
+        }
+        members.next += 1;
+        let number = members.next;
+        members.by_number.insert(number, state.clone());
+        Membership(self.clone(), number)
+    }
+
+    fn tick(&self, patience: Patience) {
+        for state in self.lock().by_number.values() {
+            state.tick(patience);
+        }
+    }
+
+    /// Ends all connections that are idle, and every other as soon as it is.
+    fn finish(&self) {
+        let mut members = self.lock();
+        members.finishing = true;
+        for state in members.by_number.values() {
+            state.finish();
+        }
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.0.lock().by_number.remove(&self.1);
+    }
+}
 
 /// A worker's handle.
 pub struct Worker {
@@ -41,15 +126,15 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a thread. When `stop` turns true it finishes the requests it has, for at most
-    /// `drain`, and then ends. `ca_file` is any file of certificates: pingora reads one although
+    /// Starts a thread. When `stop` turns true it closes what is idle, finishes the requests it has
+    /// within their limit, and then ends. `ca_file` is any file of certificates: pingora reads one although
     /// targets are never spoken to over TLS.
     pub fn start(
         number: usize,
         shared: Arc<Shared>,
         ca_file: &Path,
         stop: watch::Receiver<bool>,
-        drain: Duration,
+        limits: Limits,
     ) -> io::Result<Self> {
         let (connections, accepted) = mpsc::channel(WAITING);
         let (ended, done) = oneshot::channel();
@@ -71,7 +156,7 @@ impl Worker {
                 options.h2c = true;
                 options.h2_idle_timeout = Some(H2_IDLE);
                 app.server_options = Some(options);
-                runtime.block_on(carry(Arc::new(app), accepted, stop, drain));
+                runtime.block_on(carry(Arc::new(app), accepted, stop, limits));
                 // What is still there after the drain is cut off with the runtime.
                 runtime.shutdown_background();
                 let _ = ended.send(());
@@ -90,38 +175,58 @@ async fn carry(
     app: Arc<HttpProxy<Service>>,
     mut accepted: mpsc::Receiver<Accepted>,
     stop: watch::Receiver<bool>,
-    drain: Duration,
+    limits: Limits,
 ) {
     let tracker = TaskTracker::new();
+    let open = Open::default();
+    let ticking = tokio::spawn({
+        let open = open.clone();
+        async move {
+            loop {
+                tokio::time::sleep(limits.tick()).await;
+                open.tick(limits.patience());
+            }
+        }
+    });
     let mut stopping = stop.clone();
     loop {
         tokio::select! {
             biased;
             next = accepted.recv() => match next {
                 Some(next) => {
-                    tracker.spawn(serve(app.clone(), next, stop.clone()));
+                    tracker.spawn(serve(app.clone(), next, open.clone(), stop.clone()));
                 }
                 None => break,
             },
             _ = stopping.wait_for(|stop| *stop) => break,
         }
     }
-    // Accepted before the stop: these are served.
+    // Accepted before the stop: these are served if they ask for something.
     accepted.close();
     while let Some(next) = accepted.recv().await {
-        tracker.spawn(serve(app.clone(), next, stop.clone()));
+        tracker.spawn(serve(app.clone(), next, open.clone(), stop.clone()));
     }
+    open.finish();
     app.cleanup().await;
     tracker.close();
-    if tokio::time::timeout(drain, tracker.wait()).await.is_err() {
+    if tokio::time::timeout(limits.drain, tracker.wait())
+        .await
+        .is_err()
+    {
         tracing::warn!(
             connections = tracker.len(),
             "connections were cut off at the end of the drain"
         );
     }
+    ticking.abort();
 }
 
-async fn serve(app: Arc<HttpProxy<Service>>, accepted: Accepted, stop: ShutdownWatch) {
+async fn serve(
+    app: Arc<HttpProxy<Service>>,
+    accepted: Accepted,
+    open: Open,
+    mut stop: ShutdownWatch,
+) {
     let Accepted {
         socket,
         peer,
@@ -137,12 +242,17 @@ async fn serve(app: Arc<HttpProxy<Service>>, accepted: Accepted, stop: ShutdownW
         }
     };
     let connection = match tls {
-        None => Connection::plain(io, HEAD_LIMIT),
+        None => Connection::plain(io, pages::refusal),
         Some(config) => {
             let acceptor = Acceptor::from_server_config(config);
             let handshake = acceptor.tls_handshake(io);
-            match tokio::time::timeout(HANDSHAKE_LIMIT, handshake).await {
-                Ok(Ok(io)) => Connection::tls(io, HEAD_LIMIT),
+            let made = tokio::select! {
+                biased;
+                made = tokio::time::timeout(HANDSHAKE_LIMIT, handshake) => made,
+                _ = stop.wait_for(|stop| *stop) => return,
+            };
+            match made {
+                Ok(Ok(io)) => Connection::tls(io, pages::refusal),
                 Ok(Err(error)) => {
                     tracing::debug!(%error, %peer, "no TLS handshake");
                     return;
@@ -151,6 +261,7 @@ async fn serve(app: Arc<HttpProxy<Service>>, accepted: Accepted, stop: ShutdownW
             }
         }
     };
+    let _open = open.join(connection.state());
     let mut next: Option<Stream> = Some(Box::new(connection));
     while let Some(stream) = next {
         next = app.process_new(stream, &stop).await;

@@ -12,6 +12,7 @@ use std::ffi::OsString;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// Run the controller alone: what remembers and decides
@@ -171,6 +172,10 @@ pub struct Proxy {
     /// Threads that carry traffic; 0 means one per CPU
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
+    /// How long a client has for the first byte after it connected, and for the whole head of a
+    /// request
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub header_timeout: u64,
     /// End with the process that started it
     #[arg(long, value_name = "PID", hide = true)]
     pub die_with: Option<u32>,
@@ -217,6 +222,7 @@ pub fn proxy(command: Proxy) -> Result<(), Failure> {
     config.default_domain = command.domain;
     config.access_log = command.access_log;
     config.threads = command.threads;
+    config.header_timeout = Duration::from_secs(command.header_timeout);
     serve(
         command.die_with,
         2,

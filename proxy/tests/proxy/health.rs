@@ -5,6 +5,7 @@ use beanpole_protocol::Incarnation;
 use beanpole_protocol::proxy::TargetMode;
 use http::Method;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn checks_follow_the_thresholds_and_say_what_came_back() {
@@ -171,4 +172,60 @@ async fn a_client_that_leaves_is_not_the_apps_failure() {
         .await;
     assert_eq!(target.traffic.failed, 0);
     assert!(target.healthy);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_hangs_gets_no_more_requests_long_before_its_checks_have_failed() {
+    let (well, stuck) = (Backend::start().await, Backend::start().await);
+    let proxy = Proxy::start().await;
+    let mut wanted = table(1, vec![serving(1, &well), serving(2, &stuck)]);
+    // As it is unless something else is set, and even the first time-out is far away.
+    wanted.pools[0].check.interval_ms = 1_000;
+    wanted.pools[0].check.timeout_ms = 5_000;
+    wanted.pools[0].check.unhealthy_threshold = 3;
+    proxy.serve(&wanted).await;
+    stuck.frozen.store(true, Ordering::SeqCst);
+    let begun = std::time::Instant::now();
+    until("twenty requests in a row are answered at once", || async {
+        for _ in 0..20 {
+            let answer = tokio::time::timeout(Duration::from_millis(300), proxy.get("/")).await;
+            answer.ok()?;
+        }
+        Some(())
+    })
+    .await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert!(
+        proxy.target(2).await.healthy,
+        "the checks have not yet failed"
+    );
+    proxy
+        .until_target("unhealthy", 2, |target| !target.healthy)
+        .await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(11),
+        "{:?}",
+        begun.elapsed()
+    );
+
+    stuck.frozen.store(false, Ordering::SeqCst);
+    proxy.until_target("back", 2, |target| target.healthy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_all_targets_hang_requests_wait_for_them() {
+    let only = Backend::start().await;
+    let proxy = Proxy::start().await;
+    let mut wanted = table(1, vec![serving(1, &only)]);
+    wanted.pools[0].check.timeout_ms = 5_000;
+    proxy.serve(&wanted).await;
+    only.frozen.store(true, Ordering::SeqCst);
+    // Past the silence, before the first time-out.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    only.frozen.store(false, Ordering::SeqCst);
+    assert_eq!(proxy.get("/").await.status, 200);
 }

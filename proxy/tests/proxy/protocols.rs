@@ -163,3 +163,26 @@ async fn heads_that_are_too_large_or_no_http_are_refused() {
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
     assert_eq!(backend.hits(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_http2_connection_does_not_delay_a_stop() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::start().await;
+    proxy.serve(&table(1, vec![serving(1, &backend)])).await;
+    let io = TokioIo::new(tls(&proxy, b"h2").await);
+    let (mut sender, driver) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io)
+        .await
+        .expect("handshake");
+    tokio::spawn(driver);
+    let wanted = Request::get("https://app.localhost/").body(Full::<Bytes>::default());
+    let answer = sender.send_request(wanted.expect("request")).await;
+    let body = answer.expect("an answer").into_body().collect().await;
+    body.expect("a body");
+    // Greeted over TLS, and then nothing.
+    let _silent = tls(&proxy, b"h2").await;
+
+    let begun = std::time::Instant::now();
+    proxy.stopped().await;
+    let took = begun.elapsed();
+    assert!(took < std::time::Duration::from_secs(3), "{took:?}");
+}

@@ -21,7 +21,7 @@ use hyper_util::rt::TokioIo;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -241,6 +241,8 @@ pub struct Backend {
     pub hits: Arc<AtomicUsize>,
     pub health: Arc<AtomicU16>,
     pub release: Arc<Notify>,
+    /// Accepts connections and answers nothing any more, as a process does after SIGSTOP.
+    pub frozen: Arc<AtomicBool>,
     stop: CancellationToken,
 }
 
@@ -259,17 +261,26 @@ impl Backend {
             hits: Arc::default(),
             health: Arc::new(AtomicU16::new(200)),
             release: Arc::default(),
+            frozen: Arc::default(),
             stop: CancellationToken::new(),
         };
         let (hits, health) = (backend.hits.clone(), backend.health.clone());
         let (release, stop) = (backend.release.clone(), backend.stop.clone());
+        let frozen = backend.frozen.clone();
         tokio::spawn(async move {
             while let Some(Ok((socket, _))) = stop.run_until_cancelled(listener.accept()).await {
                 let (hits, health, release) = (hits.clone(), health.clone(), release.clone());
-                let stop = stop.clone();
+                let (stop, frozen) = (stop.clone(), frozen.clone());
                 tokio::spawn(async move {
                     let service = service_fn(move |request| {
-                        app(request, hits.clone(), health.clone(), release.clone())
+                        let answer = app(request, hits.clone(), health.clone(), release.clone());
+                        let frozen = frozen.load(Ordering::SeqCst);
+                        async move {
+                            if frozen {
+                                std::future::pending::<()>().await;
+                            }
+                            answer.await
+                        }
                     });
                     let connection = hyper::server::conn::http1::Builder::new()
                         .serve_connection(TokioIo::new(socket), service)
