@@ -1,7 +1,7 @@
 //! The backend on sled 0.34: one tree, so that a batch is one entry of its log.
 //!
 //! sled opens a log whose end is missing, or a part of whose middle, as if the rest were all there
-//! ever was. So every batch carries a [`Check`] of all records, which is verified when the database is
+//! ever was. So every batch carries a check of all records, which is verified when the database is
 //! opened, and the number of commits stands in a file of its own once it is acknowledged.
 
 use super::check::{Acknowledged, Check};
