@@ -6,18 +6,19 @@ use beanpole_tests::bed::Bed;
 use beanpole_tests::hosts::Hosts;
 use beanpole_tests::wait::{seconds, until_true};
 
-/// Instead of npm: the build stays, in part in a session of its own, for as long as `/var/tmp/hold`
+/// Instead of npm: the build stays, in part in a session of its own, for as long as `/srv/hold`
 /// is there when it begins.
 const TOOLS: &str = r#"
 printf '#!/bin/sh\necho v18.0.0\n' >/usr/local/bin/node
 cat >/usr/local/bin/npm <<'END'
 #!/bin/sh
 [ "$1" != --version ] || exit 0
+touch /tmp/of-the-build /var/tmp/of-the-build
 env -i setsid sleep 987654 >/dev/null 2>&1 &
-[ ! -e /var/tmp/hold ] || sleep 987654
+[ ! -e /srv/hold ] || sleep 987654
 END
 chmod 755 /usr/local/bin/node /usr/local/bin/npm
-touch /var/tmp/hold"#;
+touch /srv/hold"#;
 
 /// Memory, CPU and process limits of the builds under way and the processes in them, of version 1 or 2.
 const LIMITS: &str = "cd /sys/fs/cgroup; \
@@ -47,6 +48,8 @@ fn a_build_has_limits_and_nothing_of_it_outlives_it_or_its_agent() {
     until_true("the build runs", seconds(30), || {
         Hosts::on("h1", "pgrep -fc '^sleep 987654' || true").trim() == "2"
     });
+    let planted = Hosts::on("h1", "ls /tmp /var/tmp | grep -c of-the-build || true");
+    assert_eq!(planted.trim(), "0", "it has a /tmp of its own");
     let limits = bash(LIMITS);
     let lines: Vec<&str> = limits.lines().map(str::trim).collect();
     let [memory, cpu, pids, processes] = lines[..] else {
@@ -66,7 +69,7 @@ fn a_build_has_limits_and_nothing_of_it_outlives_it_or_its_agent() {
     assert_eq!(processes, "3", "the command and its two sleeps");
     // The agent dies, and the next one builds anew, once the rest of the first build is gone.
     let first = Hosts::on("h1", "pgrep -f '^sleep 987654'");
-    Hosts::on("h1", "rm /var/tmp/hold");
+    Hosts::on("h1", "rm /srv/hold");
     let main = "systemctl show -p MainPID --value beanpole-agent.service";
     Hosts::on("h1", &format!("kill -9 $({main})"));
     assert!(deploy.wait().expect("wait").success());

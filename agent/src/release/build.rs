@@ -209,6 +209,12 @@ impl Workshop {
                 format!("The command `{shown}` could not be started: {why}."),
             )
         };
+        let private_tmp = self
+            .fences
+            .private_tmp()
+            .then(|| make_tmp(&site.work))
+            .transpose()
+            .map_err(|error| not_started(&error))?;
         let limits = limits(&site.order.options);
         let cgroup = self.fences.cgroups();
         let spec = BuildSpec {
@@ -219,6 +225,7 @@ impl Workshop {
             user: site.user.clone(),
             cgroup: cgroup.map(|trees| trees.build(&site.order.key, &site.pid_file)),
             limits,
+            private_tmp,
         };
         let mut log =
             Log::open(&site.log, &shown).map_err(|error| Fault::io("write", &site.log, &error))?;
@@ -279,6 +286,21 @@ impl Workshop {
 }
 
 /// The whole environment of a build's command.
+/// A directory that anybody may write to, in one that nobody else may enter. It goes with the rest of
+/// the preparation.
+fn make_tmp(work: &Path) -> io::Result<PathBuf> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    let private = work.join("private");
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&private)?;
+    let tmp = private.join("tmp");
+    std::fs::DirBuilder::new().recursive(true).create(&tmp)?;
+    std::fs::set_permissions(&tmp, std::fs::Permissions::from_mode(0o1777))?;
+    Ok(tmp)
+}
+
 fn environment(site: &Site<'_>, step: &Step<'_>, home: &Path) -> Properties {
     let inherited = INHERITED
         .iter()

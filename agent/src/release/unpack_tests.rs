@@ -117,6 +117,7 @@ fn an_honest_bundle_comes_out_as_it_went_in() {
 
 #[test]
 fn names_that_lead_out_are_refused() {
+    let long_part = "x".repeat(256);
     for (name, why) in [
         ("/tmp/beanpole-evil", "absolute path"),
         ("../beanpole-evil", "`..`"),
@@ -125,6 +126,7 @@ fn names_that_lead_out_are_refused() {
         ("nul\0name", "NUL"),
         ("clear\u{1b}[2J", "control character"),
         ("two\nlines", "control character"),
+        (long_part.as_str(), "more than 255 bytes"),
     ] {
         let plain = "q".repeat(name.len());
         let bytes = Bundle::new().file(&plain, b"x").bytes();

@@ -49,6 +49,8 @@ pub struct BuildSpec {
     pub cgroup: Option<Group>,
     /// What it may use.
     pub limits: Limits,
+    /// What it has for `/tmp` and `/var/tmp`; none: those of the host.
+    pub private_tmp: Option<PathBuf>,
 }
 
 /// How it ended.
@@ -137,6 +139,9 @@ fn set_up(spec: &BuildSpec) -> Result<OwnedFd, String> {
     if let Some(group) = &spec.cgroup {
         group.create(&spec.limits)?;
         group.stand_back();
+    }
+    if let Some(directory) = &spec.private_tmp {
+        super::mount_private_tmp(directory).map_err(|error| format!("private /tmp: {error}"))?;
     }
     sys::signal_fd(&[
         Signal::CHILD.as_raw(),

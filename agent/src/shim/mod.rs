@@ -127,7 +127,9 @@ fn set_up(spec: ShimSpec) -> Result<(Supervisor, OwnedFd), String> {
     // Without the shim nobody watches; refused without root, which is no matter.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
     if spec.private_tmp {
-        mount_private_tmp().map_err(|error| format!("private /tmp: {error}"))?;
+        let directory = std::env::current_dir().map_err(told("private /tmp"))?;
+        mount_private_tmp(&directory.join(files::PRIVATE).join("tmp"))
+            .map_err(told("private /tmp"))?;
     }
     let signals = sys::signal_fd(&[
         rustix::process::Signal::CHILD.as_raw(),
@@ -162,14 +164,13 @@ fn quiet() -> io::Result<()> {
     Ok(())
 }
 
-/// `/tmp` and `/var/tmp` become a directory of this instance, for everything below this shim.
-fn mount_private_tmp() -> io::Result<()> {
-    let directory = std::env::current_dir()?.join(files::PRIVATE).join("tmp");
+/// `/tmp` and `/var/tmp` become this directory, for this process and everything below it.
+fn mount_private_tmp(directory: &Path) -> io::Result<()> {
     sys::unshare_mounts()?;
     crate::fences::hide_mounts()?;
     for point in ["/tmp", "/var/tmp"] {
         if Path::new(point).is_dir() {
-            rustix::mount::mount_bind(&directory, point)?;
+            rustix::mount::mount_bind(directory, point)?;
         }
     }
     Ok(())
