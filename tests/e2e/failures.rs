@@ -294,6 +294,29 @@ fn another_programs_answers_on_its_port_do_not_make_an_app_healthy() {
 }
 
 #[test]
+fn a_program_that_takes_a_dead_instances_port_gets_no_traffic() {
+    let bed = Bed::up();
+    bed.serving("shop-prod", 1);
+    let port = port_of_the_first(&bed);
+    let _stranger = Stranger::waits_for(port);
+    let _ = beanpole_tests::http::get(bed.http, "shop-prod.localhost", "/exit");
+    until_true("the instance has another port", seconds(30), || {
+        port_of_the_first(&bed) != port
+    });
+    until_true("it is well there", seconds(30), || {
+        let status = bed.status("shop-prod");
+        status["health"] == "Green" && status["status"] == "Ready"
+    });
+    bed.run(&["events", "shop-prod"])
+        .ok()
+        .says(&format!("Port {port} is taken by another program: "))
+        .says("leaves service");
+    for _ in 0..50 {
+        assert!(!bed.get("shop-prod", "/").text().is_empty());
+    }
+}
+
+#[test]
 fn labels_decide_which_hosts_get_instances() {
     let bed = Bed::up();
     let app = bed.app("shop").file(
@@ -341,6 +364,10 @@ fn an_app_that_dies_later_is_started_again_and_its_host_says_so() {
     let status = bed.status("shop-prod");
     let restarts = &status["instances"][0]["processes"][0]["restarts"];
     assert!(restarts.as_u64() >= Some(1), "{status:#}");
+    until_true("an event tells of it", seconds(20), || {
+        let events = bed.run(&["events", "shop-prod"]).ok().out;
+        events.contains("Process `web` ended") && events.contains("is started again (once so far)")
+    });
 }
 
 #[test]

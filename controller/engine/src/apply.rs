@@ -155,6 +155,7 @@ impl Scene<'_, '_> {
                 mode: None,
                 routed: None,
                 ordered: None,
+                told: None,
                 created_at: self.now,
             },
         };

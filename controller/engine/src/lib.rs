@@ -23,6 +23,7 @@ mod services;
 mod traffic;
 mod turn;
 mod views;
+mod watch;
 
 pub use events::{Draft, emit};
 pub use kept::{Need, needed_releases};

@@ -60,6 +60,7 @@ impl Engine {
             if self.store.commits() - before >= transactions {
                 return Ok(turn);
             }
+            self.watch(&environment, observed, now, &mut turn)?;
             if environment.operation.is_some() {
                 self.advance(&environment, observed, now, &mut turn)?;
             } else if environment.status == EnvironmentStatus::Ready {

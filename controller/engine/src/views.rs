@@ -527,10 +527,10 @@ fn colour(
                 InstanceHealth::Pending | InstanceHealth::Draining
             );
         if instance.health != InstanceHealth::Healthy && !on_purpose {
-            let why = instance
-                .reason
-                .as_ref()
-                .map_or_else(String::new, |reason| format!(": {reason}"));
+            let why = instance.reason.as_ref().map_or_else(String::new, |reason| {
+                // A failure's message is a whole sentence.
+                format!(": {}", reason.trim_end_matches('.'))
+            });
             causes.push(format!(
                 "{} on {} is {}{why}.",
                 instance.id, instance.host, instance.health

@@ -221,8 +221,22 @@ pub struct InstanceRecord {
     /// The first orders of its host that say what is wanted of it now.
     #[serde(default)]
     pub ordered: Option<Generation>,
+    /// Which ends of its processes an event has told of.
+    #[serde(default)]
+    pub told: Option<RestartsTold>,
     /// When it was made.
     pub created_at: Timestamp,
+}
+
+/// How far events have told of the ends of an instance's processes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestartsTold {
+    /// The incarnation that they belong to.
+    pub incarnation: Incarnation,
+    /// How many there had been by then.
+    pub restarts: u32,
+    /// When that was told.
+    pub at: Timestamp,
 }
 
 impl InstanceRecord {
