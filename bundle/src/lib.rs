@@ -58,6 +58,8 @@ impl Default for UnpackLimits {
 pub const RATIO_FROM: u64 = 1 << 20;
 /// Longest entry name in bytes; deeper trees break tools that keep to `PATH_MAX`.
 const LONGEST_NAME: usize = 1024;
+/// Longest name of one file or directory: `NAME_MAX` of Linux's file systems.
+const LONGEST_PART: usize = 255;
 /// Longest target of a symbolic link, `PATH_MAX` less the NUL.
 const LONGEST_TARGET: u64 = 4095;
 const TYPE_MASK: u32 = 0o170_000;
@@ -286,6 +288,12 @@ fn safe_path(name: &str) -> Result<PathBuf, Refused> {
     let mut path = PathBuf::new();
     for component in Path::new(name).components() {
         match component {
+            Component::Normal(part) if part.len() > LONGEST_PART => {
+                return Err(unsafe_entry(
+                    name,
+                    &format!("has a part of more than {LONGEST_PART} bytes in its name"),
+                ));
+            }
             Component::Normal(part) => path.push(part),
             Component::CurDir => {}
             Component::ParentDir => return Err(unsafe_entry(name, "has `..` in its name")),

@@ -201,6 +201,9 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
     }
 }
 
+/// What to do about a request that is not as it should be.
+const SEE_DESCRIPTION: &str = "`/openapi.json` describes what each call takes.";
+
 fn body_problem(error: &serde_json::Error) -> Problem {
     let said = error.to_string();
     match error.classify() {
@@ -213,10 +216,11 @@ fn body_problem(error: &serde_json::Error) -> Problem {
             let problem = Problem::invalid(code, format!("The body is not valid: {said}."));
             match suggestion(&said) {
                 Some(word) => problem.hint(format!("Did you mean `{word}`?")),
-                None => problem,
+                None => problem.hint(SEE_DESCRIPTION),
             }
         }
-        _ => Problem::invalid("bad-json", format!("The body is not JSON: {said}.")),
+        _ => Problem::invalid("bad-json", format!("The body is not JSON: {said}."))
+            .hint("Send one JSON object, with `Content-Type: application/json`."),
     }
 }
 
@@ -243,6 +247,7 @@ impl<T: DeserializeOwned + Send> FromRequestParts<App> for In<T> {
                 let said = said.strip_prefix("Invalid URL: ").unwrap_or(&said);
                 Err(
                     Problem::invalid("invalid-path", format!("The path is not valid: {said}."))
+                        .hint(SEE_DESCRIPTION)
                         .into(),
                 )
             }
@@ -268,7 +273,7 @@ impl<T: DeserializeOwned> FromRequestParts<App> for Asked<T> {
                     Problem::invalid("invalid-query", format!("The query is not valid: {said}."));
                 Err(match suggestion(said) {
                     Some(word) => problem.hint(format!("Did you mean `{word}`?")),
-                    None => problem,
+                    None => problem.hint(SEE_DESCRIPTION),
                 }
                 .into())
             }
@@ -305,6 +310,7 @@ pub(super) fn limit(limit: Option<usize>) -> Answer<usize> {
             "invalid-limit",
             format!("`limit` is {limit}, and must be 1 to {LARGEST_PAGE}."),
         )
+        .hint("Ask for the next page with `after`, as `next` of the page before says.")
         .into()),
     }
 }
