@@ -54,7 +54,7 @@ pub fn measure(setup: &Setup) -> Result<Vec<Figure>, Failed> {
     let mut runs: BTreeMap<&str, Vec<Run>> = BTreeMap::new();
     for round in 0..=setup.rounds {
         for (name, server) in &servers {
-            let run = load(server, setup.seconds)?;
+            let run = load(server, setup.seconds).map_err(|error| format!("{name}: {error}"))?;
             // The first round warms up.
             if round > 0 {
                 runs.entry(name).or_default().push(run);

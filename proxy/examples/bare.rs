@@ -1,5 +1,5 @@
-//! What pingora itself costs: a proxy with one fixed upstream and nothing else, on the same
-//! connections as Beanpole's, beside Beanpole's proxy with a table of one target.
+//! What pingora itself costs: a proxy with one fixed upstream and nothing else, on sockets that are
+//! buffered like Beanpole's, beside Beanpole's proxy with a table of one target.
 //!
 //! ```text
 //! bare bare LISTEN UPSTREAM              pingora alone, one thread
@@ -20,7 +20,7 @@ use beanpole_protocol::{
     ReleaseNumber,
 };
 use beanpole_proxy::ProxyConfig;
-use connection::{Buffered, Connection};
+use connection::Buffered;
 use pingora_core::apps::ServerApp;
 use pingora_core::modules::http::HttpModules;
 use pingora_core::protocols::Stream;
@@ -61,7 +61,7 @@ async fn bare(listen: SocketAddr, upstream: SocketAddr) -> Result<(), Box<dyn Er
     loop {
         let (socket, peer) = listener.accept().await?;
         let io = Buffered::accepted(socket, peer, listen)?;
-        let stream: Stream = Box::new(Connection::plain(io, |_| Vec::new()));
+        let stream: Stream = Box::new(io);
         let (app, stopping) = (app.clone(), stopping.clone());
         tokio::spawn(async move {
             let mut next = Some(stream);
