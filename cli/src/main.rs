@@ -40,7 +40,8 @@ fn main() -> ExitCode {
     };
     let json = cli.global.json;
     let context = context::Context::new(cli.global);
-    match commands::run(&context, cli.command) {
+    let outcome = commands::run(&context, cli.command);
+    match outcome.and_then(|()| output::unwritten().map_or(Ok(()), Err)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             report(&failure, json);

@@ -46,6 +46,20 @@ fn a_second_controller_says_who_holds_the_data() {
 }
 
 #[test]
+fn a_data_directory_that_others_can_change_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let bed = Bed::up();
+    let open = bed.home().join("open");
+    std::fs::create_dir(&open).expect("a directory");
+    std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o777)).expect("its mode");
+    bed.run(&["up", "--data", open.to_str().expect("plain text")])
+        .exits(1)
+        .says("other users can change it")
+        .says("mode 777");
+    assert!(std::fs::read_dir(&open).expect("readable").next().is_none());
+}
+
+#[test]
 fn a_backup_taken_while_running_brings_everything_back_elsewhere() {
     let mut bed = Bed::up();
     bed.serving("shop-prod", 2);

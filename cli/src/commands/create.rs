@@ -94,7 +94,8 @@ pub fn run(context: &Context, command: &Create) -> Result<(), Failure> {
                 from: Some(from.clone()),
                 ..source::Wanted::default()
             };
-            Some(source::make_version(context, &application, &wanted)?.label)
+            let (version, _) = source::make_version(context, &application, &wanted)?;
+            Some(version.label)
         }
         None => command.version.clone(),
     };

@@ -1,6 +1,7 @@
 //! `beanpole deploy`: a version into an environment.
 
 use super::{environment_path, source};
+use crate::client::escape;
 use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::output::{Output, plural};
@@ -68,8 +69,8 @@ pub fn run(context: &Context, command: &Deploy) -> Result<(), Failure> {
         .hint("Name another environment, or say what to deploy with --from"));
     }
     let place = project.settings.place(&name);
-    let version = match &command.version {
-        Some(version) => version.clone(),
+    let (version, new) = match &command.version {
+        Some(version) => (version.clone(), false),
         None => {
             let wanted = source::Wanted {
                 from: command.from.clone(),
@@ -77,7 +78,8 @@ pub fn run(context: &Context, command: &Deploy) -> Result<(), Failure> {
                 label: command.label.clone(),
                 description: command.description.clone(),
             };
-            source::make_version(context, &environment.application, &wanted)?.label
+            let (version, new) = source::make_version(context, &environment.application, &wanted)?;
+            (version.label, new)
         }
     };
     let settings = changed_settings(context, &name, &place.option_settings())?;
@@ -90,7 +92,16 @@ pub fn run(context: &Context, command: &Deploy) -> Result<(), Failure> {
     };
     let client = context.client()?;
     let path = format!("{}/deployments", environment_path(&name));
-    let plan: PlanView = client.post(&format!("{path}?plan=true"), &body)?;
+    let plan = client.post::<PlanView>(&format!("{path}?plan=true"), &body);
+    if command.plan && new {
+        // The plan needed it to exist; nothing was to change.
+        client.remove(&format!(
+            "/v1/applications/{}/versions/{}",
+            escape(environment.application.as_str()),
+            escape(version.as_str())
+        ))?;
+    }
+    let plan = plan?;
     if command.plan {
         if context.output.json {
             return context.output.json(&plan);

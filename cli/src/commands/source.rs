@@ -28,12 +28,12 @@ pub struct Wanted {
     pub description: Option<String>,
 }
 
-/// Packs, uploads and names a version.
+/// Packs, uploads and names a version; says whether it is new.
 pub fn make_version(
     context: &Context,
     application: &ApplicationName,
     wanted: &Wanted,
-) -> Result<Version, Failure> {
+) -> Result<(Version, bool), Failure> {
     let (packed, commit) = pack(context, wanted)?;
     let files = packed
         .files
@@ -65,21 +65,22 @@ pub fn make_version(
             context
                 .output
                 .say(format!("Version {label} has this content already."));
-            return Ok(version);
+            return Ok((version, false));
         }
         return Err(Failure::new(format!(
             "Version {label} of {application} exists and has other content; a version never changes."
         ))
         .hint("Choose another name with --label, or deploy what is there: --version"));
     }
-    client.post(
+    let version = client.post(
         &path,
         &CreateVersion {
             label,
             description,
             bundle,
         },
-    )
+    )?;
+    Ok((version, true))
 }
 
 /// Packs what is wanted: the command line first, then `deploy.toml`, then the directory.

@@ -13,7 +13,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -117,6 +117,7 @@ pub(super) fn lay_out(data: &Path) -> io::Result<()> {
         .recursive(true)
         .mode(0o711)
         .create(data)?;
+    not_of_others(data)?;
     for part in ["agent", "proxy", "controller", "logs"] {
         let mode = if part == "agent" { 0o711 } else { 0o700 };
         let part = data.join(part);
@@ -127,6 +128,21 @@ pub(super) fn lay_out(data: &Path) -> io::Result<()> {
         fs::set_permissions(&part, fs::Permissions::from_mode(mode))?;
     }
     Ok(())
+}
+
+/// Refuses a directory in which other users can put a token or records of their own, as sshd does with
+/// `StrictModes`.
+fn not_of_others(directory: &Path) -> io::Result<()> {
+    let known = fs::metadata(directory)?;
+    let (owner, mode) = (known.uid(), known.mode() & 0o7777);
+    let own = owner == rustix::process::geteuid().as_raw() || owner == 0;
+    if own && mode & 0o002 == 0 {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        format!("other users can change it: it belongs to user {owner} and has mode {mode:o}"),
+    ))
 }
 
 /// Replaces port 0 by a free one, so that a daemon that is started again gets the same. The port is

@@ -9,7 +9,28 @@ pub mod table;
 use errors::Failure;
 use foreign::{Colours, printable};
 use serde::Serialize;
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
+use std::sync::OnceLock;
+
+/// The first error of standard output, but for a reader that went away.
+static UNWRITTEN: OnceLock<io::Error> = OnceLock::new();
+
+fn note(outcome: io::Result<()>) {
+    if let Err(error) = outcome
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        let _ = UNWRITTEN.set(error);
+    }
+}
+
+/// Why not all data could be written, if it could not.
+pub fn unwritten() -> Option<Failure> {
+    let error = UNWRITTEN.get()?;
+    Some(Failure::caused(
+        "Standard output cannot be written to.",
+        error,
+    ))
+}
 
 /// How this run writes.
 #[derive(Clone, Copy, Debug)]
@@ -97,7 +118,7 @@ impl Output {
             Colours::None
         };
         let mut out = std::io::stdout().lock();
-        let _ = writeln!(out, "{}", printable(text.as_ref(), colours));
+        note(writeln!(out, "{}", printable(text.as_ref(), colours)));
     }
 
     /// One value on its own, as it is where a program reads it: `$(beanpole printenv --name X)`.
@@ -109,7 +130,7 @@ impl Output {
         } else {
             text.into()
         };
-        let _ = writeln!(out, "{text}");
+        note(writeln!(out, "{text}"));
     }
 
     /// Data as JSON.
