@@ -199,7 +199,10 @@ fn the_controllers_key_opens_no_shell() {
         "h1",
         "cat $(getent passwd beanpole | cut -d: -f6)/.ssh/authorized_keys",
     );
-    assert!(keys.starts_with("restrict,port-forwarding"), "{keys}");
+    assert!(
+        keys.starts_with("restrict,port-forwarding,permitlisten="),
+        "{keys}"
+    );
     // The admin's own key was for the bootstrap only: the link does not use it.
     Hosts::on(
         "h1",

@@ -195,7 +195,10 @@ async fn a_host_is_set_up_repaired_and_renewed_by_the_same_call() {
     let line = std::fs::read_to_string(&authorized).expect("authorized_keys");
     assert_eq!(
         line,
-        format!("restrict,port-forwarding {}\n", machine.key.public_line())
+        format!(
+            "restrict,port-forwarding,permitlisten=\"localhost:1\" {}\n",
+            machine.key.public_line()
+        )
     );
     let session = ssh::connect(&added.target, &Options::default())
         .await

@@ -161,7 +161,7 @@ pub fn ssh_problem(error: &SshError, detail: String) -> Problem {
             detail,
         )
         .hint(format!(
-            "If you know why it changed: beanpole host accept-key HOST --host-key {}",
+            "Compare it on the host itself: ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub. If it is right, add a new host with --host-key {0}, and accept it for one that is there: beanpole host accept-key HOST --host-key {0}",
             shown.fingerprint
         )),
         SshError::Denied { .. } => {

@@ -16,6 +16,10 @@ use tokio::time::Instant;
 const UPLOAD_LIMIT: Duration = Duration::from_mins(15);
 /// The pause between two looks at an agent that is starting.
 const READY_PAUSE: Duration = Duration::from_millis(200);
+/// What the controller's key may do on a host: reach sockets, and listen nowhere (port 1 stands for
+/// nothing and needs root). `permitopen` would shut Unix sockets out as well; `permitlisten` came with
+/// OpenSSH 7.8.
+const ONLY_SOCKETS: &str = r#"restrict,port-forwarding,permitlisten="localhost:1""#;
 /// Bytes that go to the host in one piece.
 const PIECE: usize = 256 * 1024;
 
@@ -249,10 +253,7 @@ impl Host<'_> {
                 });
             }
         }
-        let authorized = format!(
-            "restrict,port-forwarding {}",
-            self.setup.controller_key.public_line()
-        );
+        let authorized = format!("{ONLY_SOCKETS} {}", self.setup.controller_key.public_line());
         let by_cron = found.cron && !found.systemd;
         let installed = Installed {
             user: paths.user.clone(),

@@ -123,7 +123,7 @@ pub enum SshError {
         after: Duration,
     },
     /// The server shows another key than the pinned one.
-    #[error("{address} shows the host key {shown}, but {pinned} is pinned")]
+    #[error("{address} shows the host key {shown}, and should show {pinned}")]
     KeyChanged {
         /// The server.
         address: String,
