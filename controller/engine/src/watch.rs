@@ -5,7 +5,7 @@
 use crate::events::{Draft, emit_for};
 use crate::turn::Turn;
 use crate::{Engine, EngineError, Observed};
-use beanpole_planner::how_it_ended;
+use beanpole_planner::{how_it_ended, restarts};
 use beanpole_protocol::Timestamp;
 use beanpole_protocol::agent::{InstancePhase, InstanceReport, PortUse};
 use beanpole_protocol::event::Severity;
@@ -124,12 +124,6 @@ fn untold(record: &InstanceRecord, seen: &InstanceReport) -> Option<Timestamp> {
         (told.restarts, told.at.after(TELL_AGAIN_AFTER))
     });
     (restarts(seen) > before).then_some(after)
-}
-
-fn restarts(seen: &InstanceReport) -> u32 {
-    seen.processes
-        .iter()
-        .fold(0, |sum, process| sum.saturating_add(process.restarts))
 }
 
 /// The last end of one of its processes, in a sentence.

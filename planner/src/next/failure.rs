@@ -148,7 +148,7 @@ impl Turn<'_, '_> {
 }
 
 /// How often the processes of an instance were restarted.
-pub(super) fn restarts(seen: &InstanceReport) -> u32 {
+pub fn restarts(seen: &InstanceReport) -> u32 {
     seen.processes
         .iter()
         .fold(0, |sum, process| sum.saturating_add(process.restarts))
