@@ -270,15 +270,10 @@ impl User {
             .expect("chmod runs");
         user
     }
-
-    fn sudoers(&self) -> PathBuf {
-        PathBuf::from(format!("/etc/sudoers.d/{}", self.0))
-    }
 }
 
 impl Drop for User {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(self.sudoers());
         let _ = Command::new("userdel").args(["-f", &self.0]).output();
     }
 }
@@ -303,31 +298,6 @@ async fn a_user_without_passwordless_sudo_is_told_what_to_do() {
     assert_eq!(problem.code, "host-needs-root");
     assert!(problem.hint.expect("hint").contains("NOPASSWD"));
     assert!(!machine.paths.lib.exists());
-}
-
-#[tokio::test]
-#[ignore = "writes a file to /etc/sudoers.d for its duration"]
-async fn a_user_with_passwordless_sudo_sets_a_host_up() {
-    if !sshd_available() {
-        return;
-    }
-    let machine = Machine::new("sudo");
-    let user = User::new("admin", &machine.sshd);
-    std::fs::write(
-        user.sudoers(),
-        format!("{} ALL=(ALL) NOPASSWD: ALL\n", user.0),
-    )
-    .expect("write");
-    let mut admin = machine.sshd.target();
-    admin.ssh.user.clone_from(&user.0);
-    let (added, steps) = machine.add(admin, &machine.executable("any")).await;
-    assert!(added.uploaded);
-    assert!(
-        steps
-            .iter()
-            .any(|step| matches!(step, Progress::Detected { sudo: true, .. })),
-        "{steps:?}"
-    );
 }
 
 #[tokio::test]
