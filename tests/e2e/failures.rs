@@ -371,6 +371,40 @@ fn an_app_that_dies_later_is_started_again_and_its_host_says_so() {
 }
 
 #[test]
+fn an_instance_that_is_started_again_gets_no_requests_before_it_listens() {
+    let bed = Bed::up();
+    let app = bed.app("shop");
+    // Its second start takes its time before it listens.
+    let app =
+        app.procfile("web: test -e $HOME/once && sleep 4; touch $HOME/once; exec ./testapp v1\n");
+    bed.run_in(&app.dir, &["create", "shop-prod", "--single"])
+        .ok();
+    bed.deploy(&app, "shop-prod", "v1").ok();
+    assert_eq!(mode_of_the_first(&bed), "serve");
+    let _ = beanpole_tests::http::get(bed.http, "shop-prod.localhost", "/exit");
+    until_true("it leaves the load balancer", seconds(3), || {
+        mode_of_the_first(&bed) == "probe"
+    });
+    assert_eq!(bed.get("shop-prod", "/").status, 503);
+    let why = &bed.status("shop-prod")["instances"][0]["health"];
+    assert_eq!(why, "Unhealthy");
+    until_true("it is back", seconds(20), || {
+        mode_of_the_first(&bed) == "serve"
+    });
+    until_true("it answers", seconds(10), || {
+        bed.get("shop-prod", "/").status == 200
+    });
+}
+
+/// What the load balancer's table says of the only instance.
+fn mode_of_the_first(bed: &Bed) -> String {
+    let text = std::fs::read(bed.data().join("proxy/table.json")).expect("the proxy has a table");
+    let table: serde_json::Value = serde_json::from_slice(&text).expect("the table is JSON");
+    let mode = &table["pools"][0]["targets"][0]["mode"];
+    mode.as_str().unwrap_or_default().to_owned()
+}
+
+#[test]
 fn no_healthy_target_and_unknown_hosts_get_a_page_that_says_so() {
     let bed = Bed::up();
     let app = bed.app("shop");

@@ -89,6 +89,7 @@ impl Scene<'_, '_> {
             }),
             Happened::PutIn { instance, .. } => self.instance(instance, |record| {
                 record.mode = Some(TargetMode::Serve);
+                record.withdrawn = false;
                 record.routed = None;
             }),
             Happened::StopOrdered { instance } => self.instance(instance, |record| {
@@ -153,6 +154,7 @@ impl Scene<'_, '_> {
                 incarnation: Incarnation(1),
                 run: true,
                 mode: None,
+                withdrawn: false,
                 routed: None,
                 ordered: None,
                 told: None,

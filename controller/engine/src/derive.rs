@@ -283,7 +283,7 @@ impl Records {
                         incarnation: instance.incarnation,
                         release: instance.release,
                         address: SocketAddr::new(address, instance.port),
-                        mode: instance.mode?,
+                        mode: instance.target_mode()?,
                     })
                 })
                 .collect();

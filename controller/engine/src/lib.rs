@@ -24,6 +24,7 @@ mod traffic;
 mod turn;
 mod views;
 mod watch;
+mod withdraw;
 
 pub use events::{Draft, emit};
 pub use kept::{Need, needed_releases};

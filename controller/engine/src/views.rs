@@ -477,6 +477,10 @@ fn health(
         }
     }
     match (answer, record.mode) {
+        (_, Some(TargetMode::Serve)) if record.withdrawn => {
+            let text = "a process ended, and it does not listen again yet".to_owned();
+            (H::Unhealthy, Some(text))
+        }
         _ if world.proxies.is_empty() => (H::Unknown, Some("no proxy has reported yet".to_owned())),
         (None, Some(TargetMode::Serve)) => (H::Healthy, None),
         (None, _) => (H::Pending, Some("it is not in service yet".to_owned())),

@@ -90,7 +90,10 @@ impl Engine {
 }
 
 /// What its host says of an instance that shall get traffic.
-fn in_service<'o>(record: &InstanceRecord, observed: &'o Observed) -> Option<&'o InstanceReport> {
+pub(crate) fn in_service<'o>(
+    record: &InstanceRecord,
+    observed: &'o Observed,
+) -> Option<&'o InstanceReport> {
     if record.mode != Some(TargetMode::Serve) || !record.run {
         return None;
     }

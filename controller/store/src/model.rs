@@ -215,6 +215,9 @@ pub struct InstanceRecord {
     pub run: bool,
     /// What it is in the routing table for; absent from it when none.
     pub mode: Option<TargetMode>,
+    /// Out of service by itself for as long as its web process does not run and listen.
+    #[serde(default)]
+    pub withdrawn: bool,
     /// The first table that says so.
     #[serde(default)]
     pub routed: Option<Generation>,
@@ -248,6 +251,14 @@ impl InstanceRecord {
     /// What the keys of all instances of an environment begin with.
     pub fn prefix(environment: &EnvironmentId) -> Vec<u8> {
         key::join(&[environment.as_str().as_bytes(), b""])
+    }
+
+    /// What the routing table says of it.
+    pub fn target_mode(&self) -> Option<TargetMode> {
+        match self.mode {
+            Some(TargetMode::Serve) if self.withdrawn => Some(TargetMode::Probe),
+            mode => mode,
+        }
     }
 }
 
