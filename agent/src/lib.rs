@@ -14,6 +14,7 @@ pub mod layout;
 pub mod logs;
 pub mod orders;
 pub mod release;
+mod remove;
 pub mod runtime;
 pub mod shim;
 mod sys;
@@ -26,6 +27,7 @@ use crate::layout::Layout;
 use crate::release::Workshop;
 use crate::runtime::Runtime;
 use crate::runtime::process::{ProcessRuntime, ProcessSettings, ShimProgram};
+use beanpole_daemon::connections::raise_open_files;
 use beanpole_daemon::{files, socket};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -129,6 +131,7 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Agen
 
 /// Runs the agent until `stop`. Apps go on running after it.
 pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), AgentError> {
+    raise_open_files();
     let data_dir =
         std::path::absolute(&config.data_dir).map_err(io_error("find", &config.data_dir))?;
     let layout = Layout::new(&data_dir);

@@ -1,7 +1,7 @@
 //! Takes everything away that this host got from Beanpole, and says what.
 
 use crate::converge::Host;
-use crate::release::remove_for_good;
+use crate::remove;
 use beanpole_daemon::files;
 use beanpole_protocol::agent::{Installed, Uninstalled};
 use std::fs;
@@ -147,6 +147,10 @@ pub async fn run(host: &Arc<Host>, installation: &Installation) -> Uninstalled {
         Ok(lines) => lines.into_iter().for_each(|line| tally.removed(line)),
         Err(error) => tally.left(format!("users and cgroups: {error}")),
     }
+    // What starts the agent goes after everything that may fail: an agent that ends in between comes
+    // back, and can be told again.
+    let root = host.layout.root();
+    tally.note("directory", root, remove::tree(root));
     if let Some(unit) = installation.unit.as_deref().filter(|unit| unit.exists()) {
         // Disabling first: it removes the links that start the unit at boot.
         if let Err(error) = command("systemctl", &["disable", UNIT]).await {
@@ -161,10 +165,8 @@ pub async fn run(host: &Arc<Host>, installation: &Installation) -> Uninstalled {
     if let Some(cron) = &installation.cron {
         tally.note("file", cron, fs::remove_file(cron));
     }
-    let root = host.layout.root();
-    tally.note("directory", root, remove_for_good(root));
     if let Some(programs) = &installation.programs {
-        tally.note("directory", programs, remove_for_good(programs));
+        tally.note("directory", programs, remove::tree(programs));
     }
     if let Some(login) = &installation.login {
         remove_login(&mut tally, login).await;
@@ -224,7 +226,7 @@ async fn remove_login(tally: &mut Tally, login: &str) {
     // Never a directory that others use.
     let own = home.components().count() > 2 && home.to_string_lossy().contains("beanpole");
     if own && home.exists() {
-        tally.note("directory", &home, remove_for_good(&home));
+        tally.note("directory", &home, remove::tree(&home));
     }
 }
 

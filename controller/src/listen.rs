@@ -1,7 +1,8 @@
 //! The API's listener: TCP, TLS where told so, connections that are let finish at the end.
 
 use crate::{ControllerConfig, ControllerError, Tls};
-use axum::Router;
+use axum::{Extension, Router};
+use beanpole_daemon::connections::{Connections, raise_open_files, room_for};
 use beanpole_daemon::files;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -27,6 +28,8 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// How long the head of a request may take, and the first bytes by which HTTP/1 and HTTP/2 are told
 /// apart.
 const HEAD_LIMIT: Duration = Duration::from_secs(30);
+/// The most connections at a time.
+const MOST_CONNECTIONS: usize = 4096;
 /// How long calls in flight may take once the controller stops.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
 /// The pause after an accept that failed, for want of file descriptors for example.
@@ -57,8 +60,10 @@ impl Api {
         })
     }
 
-    /// Serves `router` until `stop`; calls in flight then have [`STOP_LIMIT`].
+    /// Serves `router` until `stop`; calls in flight then have [`STOP_LIMIT`]. Who has shown a token
+    /// keeps its connection; others make room where there are too many.
     pub(crate) async fn serve(self, router: Router, stop: CancellationToken) {
+        let all = Connections::new(room_for(raise_open_files(), 1, MOST_CONNECTIONS));
         let connections = GracefulShutdown::new();
         let mut server = auto::Builder::new(TokioExecutor::new());
         server
@@ -79,11 +84,21 @@ impl Api {
                     continue;
                 }
             };
+            let Some(connection) = all.enter().map(Arc::new) else {
+                tracing::warn!(
+                    connections = all.count(),
+                    "too many connections that all work"
+                );
+                drop(stream);
+                tokio::time::sleep(AFTER_FAILURE).await;
+                continue;
+            };
             let _ = stream.set_nodelay(true);
-            let service = TowerToHyperService::new(router.clone());
+            let router = router.clone().layer(Extension(Arc::clone(&connection)));
+            let service = TowerToHyperService::new(router);
             let (server, tls) = (server.clone(), self.tls.clone());
             let watcher = connections.watcher();
-            tokio::spawn(async move {
+            let served = async move {
                 let ended = match tls {
                     None => {
                         let io = TokioIo::new(Prompt::new(stream, HEAD_LIMIT));
@@ -105,6 +120,12 @@ impl Api {
                 };
                 if let Err(error) = ended {
                     tracing::debug!(error, "a connection broke");
+                }
+            };
+            tokio::spawn(async move {
+                tokio::select! {
+                    () = connection.told_to_leave() => {}
+                    () = served => {}
                 }
             });
         }

@@ -4,6 +4,7 @@
 //! This is a shelf of small tools, without any knowledge of hosts, environments or traffic.
 
 pub mod clock;
+pub mod connections;
 pub mod files;
 pub mod http;
 pub mod inherited;

@@ -3,7 +3,8 @@
 use super::work::{Done, Work};
 use super::{Host, Release, State, disk_pause_after};
 use crate::fences::FenceError;
-use crate::release::{Fault, Job, Prepared, build, remove_for_good};
+use crate::release::{Fault, Job, Prepared, build};
+use crate::remove;
 use beanpole_daemon::files;
 use beanpole_protocol::agent::{Failure, HostOrders, ReleaseKey, ReleaseOrder, ReleasePhase};
 use beanpole_protocol::{ApplicationName, Digest, EnvironmentId, ReleaseNumber};
@@ -36,7 +37,9 @@ impl Host {
                         environment: id.clone(),
                         number: ReleaseNumber(number),
                     }),
-                    Err(_) => remove_for_good(&entry.path())?,
+                    // Half a preparation: the sweep removes it, which may take its time.
+                    Err(_) if remove::is_aside(&entry.path()) => {}
+                    Err(_) => drop(remove::set_aside(&entry.path())?),
                 }
             }
         }
@@ -236,15 +239,7 @@ impl Host {
     }
 
     fn set_aside(&self, key: &ReleaseKey) -> io::Result<()> {
-        let directory = self.layout.release(key);
-        let trash =
-            self.layout
-                .environment(key)
-                .join(format!("{}.trash-{:x}", key.number, clock_bits()));
-        match fs::rename(&directory, &trash) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        remove::set_aside(&self.layout.release(key))?;
         for path in [
             self.layout.release_failure(key),
             self.layout.build_log(key),
@@ -263,14 +258,10 @@ impl Host {
     }
 
     fn try_sweep(&self) -> io::Result<()> {
+        let mut removed = self.runtime.sweep();
         for environment in fs::read_dir(self.layout.releases())? {
             let environment = environment?.path();
-            for entry in fs::read_dir(&environment)? {
-                let entry = entry?;
-                if entry.file_name().to_string_lossy().contains(".trash-") {
-                    remove_for_good(&entry.path())?;
-                }
-            }
+            removed = removed.and(remove::aside(&environment));
             // Only an empty one goes.
             let _ = fs::remove_dir(&environment);
         }
@@ -280,6 +271,8 @@ impl Host {
         if gone > 0 {
             tracing::info!(gone, "removed bundles that no release needs");
         }
+        // While a file of theirs is left, users stay: the next one with the same number would own it.
+        removed?;
         if let Some(applications) = self.applications() {
             self.workshop.fences.keep_users(&applications);
         }
@@ -309,10 +302,6 @@ impl Host {
             names.collect()
         })
     }
-}
-
-fn clock_bits() -> u64 {
-    beanpole_daemon::clock::random_bits() as u64
 }
 
 impl State {

@@ -215,12 +215,8 @@ pub fn remove_others(tag: &str, needed: &BTreeSet<String>) -> Result<Vec<String>
     }
     let busy = uids_in_use();
     remove_in(etc, |user| {
-        let goes = superfluous(user) && !busy.contains(&user.uid);
-        if goes {
-            // The next user with this number must not inherit them.
-            remove_strays(user.uid);
-        }
-        goes
+        // The next user with this number must not inherit what this one left.
+        superfluous(user) && !busy.contains(&user.uid) && remove_strays(user.uid)
     })
 }
 
@@ -234,27 +230,20 @@ fn uids_in_use() -> BTreeSet<u32> {
         .collect()
 }
 
-/// Removes what a user left where everybody may write.
-fn remove_strays(uid: u32) {
+/// Removes what a user left where everybody may write; whether nothing of it is left.
+fn remove_strays(uid: u32) -> bool {
+    let mut all = true;
     for place in ["/tmp", "/var/tmp", "/dev/shm", "/run/lock"] {
         for entry in fs::read_dir(place).into_iter().flatten().flatten() {
-            let Ok(metadata) = entry.metadata() else {
-                continue;
-            };
-            if metadata.uid() != uid {
-                continue;
-            }
-            // Neither follows a link.
-            let removed = if metadata.is_dir() {
-                fs::remove_dir_all(entry.path())
-            } else {
-                fs::remove_file(entry.path())
-            };
-            if let Err(error) = removed {
-                tracing::debug!(path = %entry.path().display(), %error, "a stray file stays");
+            if entry.metadata().is_ok_and(|stray| stray.uid() == uid)
+                && let Err(error) = crate::remove::tree(&entry.path())
+            {
+                all = false;
+                tracing::warn!(path = %entry.path().display(), %error, "a file that its user left stays, and with it the user");
             }
         }
     }
+    all
 }
 
 /// The users that carry our mark.

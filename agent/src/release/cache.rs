@@ -1,7 +1,8 @@
 //! Installed dependencies, kept by the digest of what decides them: lock files, interpreter,
 //! architecture, application. A cache counts once its `complete` mark is there.
 
-use super::{Fault, remove_for_good};
+use super::Fault;
+use crate::remove;
 use beanpole_daemon::files;
 use sha2::Digest as _;
 use std::collections::{BTreeSet, HashMap};
@@ -62,7 +63,7 @@ impl Caches {
             }
             _ => {}
         }
-        remove_for_good(&path).map_err(|error| Fault::io("remove", &path, &error))
+        remove::tree(&path).map_err(|error| Fault::io("remove", &path, &error))
     }
 
     /// Says that a cache is whole, lastingly.
@@ -86,7 +87,7 @@ impl Caches {
             }
             // The mark goes first: half a cache must never count.
             let _ = fs::remove_file(self.mark(name));
-            remove_for_good(&self.path(name))?;
+            remove::tree(&self.path(name))?;
             gone += 1;
         }
         Ok(gone)

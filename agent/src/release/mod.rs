@@ -17,6 +17,7 @@ pub mod unpack;
 use crate::fences::Fences;
 use crate::fences::users::User;
 use crate::layout::Layout;
+use crate::remove;
 use crate::runtime::ProcessSpec;
 use crate::runtime::process::ShimProgram;
 use beanpole_daemon::files;
@@ -183,7 +184,7 @@ impl Workshop {
             let record = self.layout.build_pid(&job.order.key);
             let _ = tokio::task::spawn_blocking(move || {
                 build::end_build(&record);
-                remove_for_good(&work)
+                remove::tree(&work)
             })
             .await;
         }
@@ -242,7 +243,7 @@ impl Workshop {
         let cancelled = Arc::clone(cancelled);
         let key = job.order.key.clone();
         blocking(move || {
-            remove_for_good(&work).map_err(|error| Fault::io("remove", &work, &error))?;
+            remove::tree(&work).map_err(|error| Fault::io("remove", &work, &error))?;
             tree::make_private(&environment, user.as_ref())?;
             fs::create_dir_all(&tree).map_err(|error| Fault::io("make", &tree, &error))?;
             let room = |bytes| {
@@ -274,10 +275,10 @@ impl Workshop {
         let ready = whole.clone();
         blocking(move || {
             let failed = |error: &io::Error| Fault::io("finish the release in", &work, error);
-            let _ = remove_for_good(&work.join("home"));
+            let _ = remove::tree(&work.join("home"));
             files::write_json(&work.join("release.json"), &value, 0o600)
                 .map_err(|error| failed(&error))?;
-            remove_for_good(&whole).map_err(|error| failed(&error))?;
+            remove::tree(&whole).map_err(|error| failed(&error))?;
             fs::rename(&work, &whole).map_err(|error| failed(&error))?;
             whole
                 .parent()
@@ -320,18 +321,4 @@ pub async fn blocking<T: Send + 'static>(
                 format!("The agent's own work broke off: {error}."),
             ))
         })
-}
-
-/// Removes a directory tree, also one whose directories are read-only. None there is fine.
-pub fn remove_for_good(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            tree::make_writable(path)?;
-            fs::remove_dir_all(path)
-        }
-        // A writer that was just told to stop may add one more file.
-        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => fs::remove_dir_all(path),
-        other => other,
-    }
 }

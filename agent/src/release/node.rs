@@ -167,7 +167,7 @@ async fn install(
             Ok(()) => return Ok(name),
             Err(fault) => {
                 tracing::warn!(%fault, "a cache of node modules could not be used");
-                super::remove_for_good(&modules)
+                crate::remove::tree(&modules)
                     .map_err(|error| Fault::io("remove", &modules, &error))?;
             }
         }

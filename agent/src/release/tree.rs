@@ -15,8 +15,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
-/// Deepest directory: beyond it paths exceed what the system takes.
-const DEEPEST: usize = 512;
+/// Deepest directory: far more than any build needs, and two descriptors for each.
+const DEEPEST: usize = 128;
 
 /// Makes `directory`, which only root and the application's group may enter.
 pub fn make_private(directory: &Path, user: Option<&User>) -> Result<(), Fault> {
@@ -127,18 +127,6 @@ fn walk_open(directory: OwnedFd, walk: &Walk<'_>, depth: usize) -> io::Result<()
     }
     if !sealing {
         take(&directory, 0)?;
-    }
-    Ok(())
-}
-
-/// Makes the directories of a tree writable for their owner, so that it can be removed.
-pub fn make_writable(directory: &Path) -> io::Result<()> {
-    fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            make_writable(&entry.path())?;
-        }
     }
     Ok(())
 }

@@ -175,6 +175,12 @@ pub trait Runtime: Send + Sync + 'static {
     /// it runs.
     fn remove<'a>(&'a self, id: &'a InstanceId) -> BoxFuture<'a, Result<(), RuntimeError>>;
 
+    /// Removes what was left of removed instances. Blocks.
+    ///
+    /// # Errors
+    /// Something of them is still there.
+    fn sweep(&self) -> std::io::Result<()>;
+
     /// Every instance known, as last seen; quick. `Waiting` and `Failed` for want of a release are
     /// the caller's to report: an instance never started is not in here.
     fn observe(&self) -> Vec<InstanceReport>;

@@ -11,6 +11,7 @@ use super::recover::{self, MARK};
 use super::{InstanceSpec, Runtime, RuntimeError, Workload, port, tail};
 use crate::fences::Fences;
 use crate::fences::users::User;
+use crate::remove;
 use crate::shim::spec::{self, Backoff, LogBounds, Program, ShimSpec, VERSION, files};
 use crate::shim::wire::{Op, Stage, Status};
 use beanpole_daemon::clock::now;
@@ -196,10 +197,16 @@ impl ProcessRuntime {
             let Some(id) = name.to_str().and_then(|name| InstanceId::new(name).ok()) else {
                 continue;
             };
+            let path = entry.path();
+            let status = recover::last_status(&path);
+            let has_spec = path.join(files::SPEC).exists();
+            if status.is_none() && !has_spec {
+                // Never started, or removed by halves.
+                remove::set_aside(&path).map_err(failed("remove", &path))?;
+                continue;
+            }
             let instance = self.instance_or_new(&id);
-            let status = recover::last_status(&instance.directory);
             let stopped = status.as_ref().is_none_or(|s| s.stage == Stage::Stopped);
-            let has_spec = instance.directory.join(files::SPEC).exists();
             self.note(&instance, |known| known.status = status);
             // A full disk may have kept its state from being written: then the socket tells.
             let socket = instance.directory.join(files::SOCKET).exists();
@@ -524,16 +531,16 @@ impl ProcessRuntime {
     async fn remove_one(&self, id: &InstanceId) -> Result<(), RuntimeError> {
         self.stop_one(id, Duration::ZERO).await?;
         let directory = self.inner.settings.directory.join(id.as_str());
-        let path = directory.clone();
-        let removed = tokio::task::spawn_blocking(move || fs::remove_dir_all(&path)).await;
-        match removed {
-            Ok(Err(error)) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(failed("remove", &directory)(error));
-            }
-            _ => {}
-        }
+        let aside = remove::set_aside(&directory).map_err(failed("remove", &directory))?;
         lock(&self.inner.instances).remove(id);
         self.inner.changed.send_modify(|n| *n += 1);
+        // What is left then, or when the agent ends before, is removed by the next sweep.
+        if let Some(aside) = aside {
+            let removed = tokio::task::spawn_blocking(move || remove::tree(&aside)).await;
+            if let Ok(Err(error)) = removed {
+                tracing::warn!(instance = %id, %error, "what it left is not all removed yet");
+            }
+        }
         Ok(())
     }
 }
@@ -564,13 +571,13 @@ fn prepare(directory: &Path, spec: &ShimSpec) -> Result<(), RuntimeError> {
     if spec.private_tmp {
         let private = directory.join(files::PRIVATE);
         // What an earlier incarnation left in its /tmp is of no use to this one.
-        let _ = fs::remove_dir_all(&private);
+        remove::tree(&private).map_err(failed("remove", &private))?;
         make(&private, 0o700)?;
         make(&private.join("tmp"), 0o1777)?;
     } else {
         // Beside the home directory, not in it: there its user could put a link in its place.
         let tmp = directory.join(files::TMP);
-        let _ = fs::remove_dir_all(&tmp);
+        remove::tree(&tmp).map_err(failed("remove", &tmp))?;
         make(&tmp, 0o700)?;
         theirs.push(tmp);
     }
@@ -677,6 +684,10 @@ impl Runtime for ProcessRuntime {
     fn observe(&self) -> Vec<InstanceReport> {
         let instances: Vec<Arc<Instance>> = lock(&self.inner.instances).values().cloned().collect();
         instances.iter().filter_map(|one| one.report()).collect()
+    }
+
+    fn sweep(&self) -> io::Result<()> {
+        remove::aside(&self.inner.settings.directory)
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

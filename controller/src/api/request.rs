@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use beanpole_daemon::clock;
+use beanpole_daemon::connections::Connection;
 use beanpole_protocol::RequestId;
 use beanpole_protocol::api::Page;
 use beanpole_protocol::options::nearest;
@@ -90,7 +91,13 @@ pub(super) async fn guard(State(app): State<App>, mut request: Request, next: Ne
     });
     let open = !is_guarded(request.uri().path());
     let answer = async {
-        if open || has_token(&app, request.headers()) {
+        let known = has_token(&app, request.headers());
+        if let Some(connection) = request.extensions().get::<Arc<Connection>>()
+            && known
+        {
+            connection.works();
+        }
+        if open || known {
             next.run(request).await
         } else {
             unauthorised()
