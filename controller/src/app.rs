@@ -14,9 +14,15 @@ use beanpole_store::{Store, StoreError};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
-use tokio::sync::{Notify, watch};
+use std::time::Duration;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
+
+/// Uploads, downloads and backups at a time.
+pub(crate) const TRANSFERS: usize = 64;
+/// How long another one waits for its place.
+const TRANSFER_WAIT: Duration = Duration::from_secs(20);
 
 /// Cheap to clone: clones are the same controller.
 #[derive(Clone)]
@@ -38,6 +44,9 @@ pub(crate) struct Shared {
     pub(crate) news: watch::Sender<u64>,
     /// Told when a bundle may have become unneeded.
     pub(crate) unneeded: Notify,
+    /// Uploads, downloads and backups under way. Each holds a thread that may wait for its caller, and
+    /// every other call needs such a thread, too.
+    pub(crate) transfers: Arc<Semaphore>,
     /// Wakes the engine's thread. A wake carries no data and one that waits is enough.
     pub(crate) wakes: SyncSender<()>,
 }
@@ -60,6 +69,21 @@ impl Deref for App {
 impl App {
     pub(crate) fn new(shared: Shared) -> Self {
         Self(Arc::new(shared))
+    }
+
+    /// A place among the transfers, after a wait if need be.
+    pub(crate) async fn transfer(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        let place = Arc::clone(&self.transfers).acquire_owned();
+        match tokio::time::timeout(TRANSFER_WAIT, place).await {
+            Ok(Ok(place)) => Ok(place),
+            _ => Err(Problem::new(
+                503,
+                "too-many-transfers",
+                "Too many uploads and downloads at once",
+                format!("{TRANSFERS} uploads, downloads and backups are under way, and none of them ended within {} s.", TRANSFER_WAIT.as_secs()),
+            )
+            .hint("Try again when some of them are over.")),
+        }
     }
 
     /// Lets the engine look at everything again.
@@ -122,6 +146,18 @@ impl App {
 /// A failure of the store as users meet it; the cause goes to the log.
 pub(crate) fn store_problem(error: StoreError) -> Problem {
     tracing::error!(error = &error as &dyn std::error::Error, "the store failed");
+    if let StoreError::Full { dir, .. } = &error {
+        return Problem::new(
+            507,
+            "disk-full",
+            "The controller's disk is full",
+            format!("Nothing was changed: {error}."),
+        )
+        .hint(format!(
+            "Make room on the disk of {}; it goes on by itself then.",
+            dir.display()
+        ));
+    }
     Problem::internal("The controller could not read or write its records.")
         .hint("Look at the controller's log and at the free space of its disk.")
 }

@@ -135,6 +135,11 @@ pub enum ControllerError {
         /// Why.
         source: io::Error,
     },
+    /// A record could not be written, and the database answers nothing any more.
+    #[error(
+        "the database could not write its records, and answers nothing before it is opened anew"
+    )]
+    Broken,
     /// The engine ended, which it never should.
     #[error("the engine ended: {0}")]
     Engine(String),
@@ -143,6 +148,12 @@ pub enum ControllerError {
 impl ControllerError {
     /// What to type next, where that is known. `data` is its data directory.
     pub fn hint(&self, data: &Path) -> Option<String> {
+        if matches!(self, Self::Broken) {
+            return Some(format!(
+                "Look at the disk of {} (df, dmesg) and start the controller again; what was acknowledged is there",
+                data.display()
+            ));
+        }
         let Self::Store(StoreError::Damaged { dir, backup, .. }) = self else {
             return None;
         };

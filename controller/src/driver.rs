@@ -30,6 +30,9 @@ pub(crate) fn spawn(app: App, wakes: Receiver<()>) -> std::io::Result<JoinHandle
                             error = &error as &dyn std::error::Error,
                             "the engine's turn failed"
                         );
+                        if app.store.is_broken() {
+                            return;
+                        }
                         AFTER_FAILURE
                     }
                 };

@@ -1,6 +1,6 @@
 //! Putting the controller together, and taking it apart in order.
 
-use crate::app::{App, Expects, Shared};
+use crate::app::{App, Expects, Shared, TRANSFERS};
 use crate::auth::Tokens;
 use crate::links::{LOCAL_PROXY, Links};
 use crate::listen::Api;
@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 /// How often the records are saved to an automatic backup, if they changed.
@@ -107,6 +107,7 @@ async fn watch_engine(
     stopped.abort();
     match joined {
         Ok(Ok(())) if told => Ok(()),
+        Ok(Ok(())) if app.store.is_broken() => Err(ControllerError::Broken),
         Ok(Ok(())) => Err(ControllerError::Engine("nobody told it to".to_owned())),
         Ok(Err(panic)) => Err(ControllerError::Engine(
             panic
@@ -189,6 +190,7 @@ fn assemble(
         stop,
         news: watch::Sender::new(0),
         unneeded: Notify::new(),
+        transfers: Arc::new(Semaphore::new(TRANSFERS)),
         wakes,
     });
     Ok((app, woken, incoming))

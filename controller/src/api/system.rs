@@ -77,8 +77,9 @@ async fn openapi() -> Response {
 #[utoipa::path(post, path = "/v1/backup", tag = "system", responses(
     (status = 200, description = "The backup", content_type = "application/octet-stream"),
 ))]
-async fn back_up(State(app): State<App>) -> Response {
-    let stream = bundles::written_by(move |out| {
+async fn back_up(State(app): State<App>) -> Answer<Response> {
+    let place = app.transfer().await?;
+    let stream = bundles::written_by(place, move |out| {
         let saved = backup::write(&app.store, &app.blobs, out).map_err(io::Error::other)?;
         tracing::info!(
             records = saved.records,
@@ -87,9 +88,9 @@ async fn back_up(State(app): State<App>) -> Response {
         );
         Ok(())
     });
-    (
+    Ok((
         [(header::CONTENT_TYPE, "application/octet-stream")],
         Body::from_stream(stream),
     )
-        .into_response()
+        .into_response())
 }

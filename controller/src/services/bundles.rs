@@ -12,6 +12,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio_stream::wrappers::ReceiverStream;
@@ -34,6 +35,13 @@ fn problem(error: BlobError) -> Problem {
             format!("The content has the SHA-256 {found}, not {expected}."),
         )
         .hint("Upload it again; if that does not help, the file changed while it was read."),
+        BlobError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => Problem::new(
+            507,
+            "disk-full",
+            "The controller's disk is full",
+            "There is no room for the bundle on the controller's disk. Nothing of it was kept.",
+        )
+        .hint("Make room below the controller's data directory: delete versions that nobody needs (beanpole versions delete LABEL) or other files."),
         BlobError::Io { .. } => {
             tracing::error!(error = &error as &dyn std::error::Error, "a bundle failed");
             Problem::new(
@@ -81,12 +89,14 @@ pub(crate) async fn upload<E: std::fmt::Display>(
     if announced.is_some_and(|size| size > limit) {
         return Err(too_big(limit));
     }
+    let place = app.transfer().await?;
     let (pieces, mut ready) = mpsc::channel::<Bytes>(PIECES_WAITING);
     let expected = digest.clone();
     let (whole, is_whole) = tokio::sync::oneshot::channel::<()>();
     let work = app.clone();
     let writing = tokio::spawn(async move {
         work.blocking(move |app| {
+            let _place = place;
             let mut writer = app.blobs.writer().map_err(problem)?;
             while let Some(piece) = ready.blocking_recv() {
                 writer.write(&piece).map_err(problem)?;
@@ -160,15 +170,17 @@ pub(crate) async fn download(
         })
         .await?;
     let size = reader.size();
+    let place = app.transfer().await?;
     Ok((
         size,
-        written_by(move |out| io::copy(&mut reader, out).map(|_| ())),
+        written_by(place, move |out| io::copy(&mut reader, out).map(|_| ())),
     ))
 }
 
 /// What `write` writes, on a thread that may block, as a stream. It breaks off, instead of ending,
 /// unless `write` came to its end.
 pub(crate) fn written_by(
+    place: OwnedSemaphorePermit,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()> + Send + 'static,
 ) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
     let (pieces, ready) = mpsc::channel(PIECES_WAITING);
@@ -176,6 +188,7 @@ pub(crate) fn written_by(
     let complete = Arc::new(AtomicBool::new(false));
     let came_to_its_end = Arc::clone(&complete);
     tokio::task::spawn_blocking(move || {
+        let _place = place;
         let mut out = Channel { pieces, runtime };
         let mut buffered = io::BufWriter::with_capacity(PIECE, &mut out);
         match write(&mut buffered).and_then(|()| buffered.flush()) {
@@ -224,6 +237,11 @@ impl Write for Channel {
 mod tests {
     use super::*;
 
+    fn place() -> OwnedSemaphorePermit {
+        let places = Arc::new(tokio::sync::Semaphore::new(1));
+        places.try_acquire_owned().expect("a place")
+    }
+
     async fn read(stream: impl Stream<Item = io::Result<Bytes>>) -> (Vec<u8>, bool) {
         let mut stream = std::pin::pin!(stream);
         let mut content = Vec::new();
@@ -240,16 +258,16 @@ mod tests {
     async fn only_what_was_written_to_its_end_ends() {
         let long = vec![7; 3 * PIECE * PIECES_WAITING];
         let sent = long.clone();
-        let (content, whole) = read(written_by(move |out| out.write_all(&sent))).await;
+        let (content, whole) = read(written_by(place(), move |out| out.write_all(&sent))).await;
         assert!(whole);
         assert_eq!(content, long);
-        let (_, whole) = read(written_by(move |out| {
+        let (_, whole) = read(written_by(place(), move |out| {
             out.write_all(&long)?;
             Err(io::Error::other("the disk failed"))
         }))
         .await;
         assert!(!whole, "an error is no end");
-        let (_, whole) = read(written_by(|_| panic!("a bug"))).await;
+        let (_, whole) = read(written_by(place(), |_| panic!("a bug"))).await;
         assert!(!whole, "a panic is no end");
     }
 }

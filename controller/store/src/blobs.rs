@@ -7,6 +7,7 @@
 //! a blob somebody was just told of ([`Blobs::touch`], [`BlobWriter::finish`]) stays for a grace
 //! time, and that none goes while a backup reads ([`Blobs::hold`]).
 
+use crate::space;
 use beanpole_protocol::Digest;
 use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
@@ -168,13 +169,16 @@ impl Blobs {
             .mode(0o600)
             .open(&path)
             .map_err(BlobError::io(&path))?;
-        Ok(BlobWriter {
+        let mut writer = BlobWriter {
             blobs: self,
             file,
             path,
             hash: Sha256::new(),
             size: 0,
-        })
+            unlooked: 0,
+        };
+        writer.room()?;
+        Ok(writer)
     }
 
     /// The file of a blob with its size in bytes, for those who verify what they send elsewhere;
@@ -279,7 +283,12 @@ pub struct BlobWriter<'a> {
     path: PathBuf,
     hash: Sha256,
     size: u64,
+    /// Bytes since the last look at the free space.
+    unlooked: u64,
 }
+
+/// Bytes between two looks at the free space.
+const LOOK_EVERY: u64 = 4 << 20;
 
 impl BlobWriter<'_> {
     /// Appends `bytes`.
@@ -291,9 +300,25 @@ impl BlobWriter<'_> {
             });
         }
         self.hash.update(bytes);
+        self.unlooked += bytes.len() as u64;
+        if self.unlooked >= LOOK_EVERY {
+            self.room()?;
+        }
         self.file
             .write_all(bytes)
             .map_err(BlobError::io(&self.path))
+    }
+
+    fn room(&mut self) -> Result<(), BlobError> {
+        self.unlooked = 0;
+        match space::free(&self.file) {
+            Ok(free) if free < space::LEFT_BY_BUNDLES + LOOK_EVERY => {
+                let full = io::Error::from(io::ErrorKind::StorageFull);
+                Err(BlobError::io(&self.path)(full))
+            }
+            // A file system that cannot say: the write itself tells.
+            _ => Ok(()),
+        }
     }
 
     /// Whether what was written has the digest `expected`.

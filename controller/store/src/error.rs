@@ -49,6 +49,17 @@ pub enum StoreError {
         /// Why.
         source: io::Error,
     },
+    /// There is no room for another record. Nothing was written.
+    #[error(
+        "the disk of {} is full: {} MiB are free, and the records need {} MiB",
+        dir.display(), free >> 20, crate::space::LEFT_BY_RECORDS >> 20
+    )]
+    Full {
+        /// The store's directory.
+        dir: PathBuf,
+        /// What is free, in bytes.
+        free: u64,
+    },
     /// The database under the store failed.
     #[error("the database failed: {0}")]
     Backend(String),

@@ -23,6 +23,7 @@ mod error;
 mod lock;
 mod migrate;
 mod recover;
+mod space;
 mod store;
 
 pub use error::{Holder, StoreError};

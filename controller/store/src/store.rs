@@ -145,6 +145,12 @@ impl Store {
         self.inner.commits.load(Ordering::Acquire)
     }
 
+    /// Whether a write failed in a way that leaves nothing to be relied on: end the process, and open
+    /// the store anew.
+    pub fn is_broken(&self) -> bool {
+        self.inner.backend.is_broken()
+    }
+
     /// The record with that key.
     pub fn get<R: Record>(&self, key: &[u8]) -> Result<Option<R>, StoreError> {
         let full = full_key(R::TABLE, key);

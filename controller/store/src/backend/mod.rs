@@ -49,6 +49,11 @@ pub trait Backend: Send + Sync {
 
     /// Applies all of `batch` or nothing. When it returns `Ok`, a power loss does not undo it.
     fn commit(&self, batch: Vec<Write>) -> Result<(), StoreError>;
+
+    /// Whether a write failed in a way that leaves nothing to be relied on before it is opened anew.
+    fn is_broken(&self) -> bool {
+        false
+    }
 }
 
 #[cfg(test)]

@@ -6,12 +6,13 @@
 
 use super::check::{Acknowledged, Check};
 use super::{Backend, Order, Pair, Range, Write};
-use crate::StoreError;
+use crate::{StoreError, space};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Where the check is among the records. Before all of them, and hidden from scans: tables are named
@@ -34,6 +35,10 @@ pub struct Sled {
     /// Of what is in the tree; none when a commit failed and nobody knows what is.
     check: Mutex<Option<Check>>,
     acknowledged: Acknowledged,
+    directory: PathBuf,
+    /// A write failed. sled answers everything with that error from then on, and after a failed sync
+    /// nobody knows what the disk holds.
+    broken: AtomicBool,
 }
 
 /// Why a database did not open.
@@ -106,6 +111,8 @@ impl Sled {
             log,
             check: Mutex::new(Some(found)),
             acknowledged,
+            directory: path.to_owned(),
+            broken: AtomicBool::new(false),
         })
     }
 
@@ -168,6 +175,7 @@ impl Backend for Sled {
         if batch.is_empty() {
             return Ok(());
         }
+        self.room()?;
         let mut held = self.check.lock().unwrap_or_else(PoisonError::into_inner);
         let mut check = match held.take() {
             Some(check) => check,
@@ -192,18 +200,38 @@ impl Backend for Sled {
         }
         check.commits += 1;
         changes.insert(CHECK, check.encode());
-        self.tree.apply_batch(changes).map_err(failed)?;
-        self.tree.flush().map_err(failed)?;
-        self.log
-            .sync_data()
-            .map_err(|error| StoreError::Backend(format!("fdatasync failed: {error}")))?;
+        self.write(changes)
+            .inspect_err(|_| self.broken.store(true, Ordering::Release))?;
         self.acknowledged.set(check.commits);
         *held = Some(check);
         Ok(())
     }
+
+    fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Acquire)
+    }
 }
 
 impl Sled {
+    fn room(&self) -> Result<(), StoreError> {
+        match space::free(&self.log) {
+            Ok(free) if free < space::LEFT_BY_RECORDS => Err(StoreError::Full {
+                dir: self.directory.clone(),
+                free,
+            }),
+            // A file system that cannot say: the write itself tells.
+            _ => Ok(()),
+        }
+    }
+
+    fn write(&self, changes: sled::Batch) -> Result<(), StoreError> {
+        self.tree.apply_batch(changes).map_err(failed)?;
+        self.tree.flush().map_err(failed)?;
+        self.log
+            .sync_data()
+            .map_err(|error| StoreError::Backend(format!("fdatasync failed: {error}")))
+    }
+
     /// The check after a commit that failed: sled may have taken it in all the same.
     fn look_again(&self) -> Result<Check, StoreError> {
         let stored = self.tree.get(CHECK).map_err(failed)?;
