@@ -126,7 +126,10 @@ pub fn access(wanted: &Wanted) -> Result<Access, Failure> {
         .into_iter()
         .chain(places.iter().map(|place| place.join("token")))
         .find(|path| path.exists());
-    let token = token.map(|path| read_token(&path)).transpose()?;
+    let token = match token {
+        Some(path) if may_be_shown(&path, &url)? => Some(read_token(&path)?),
+        _ => None,
+    };
     Ok(Access { url, token, ca })
 }
 
@@ -137,6 +140,52 @@ pub fn record(data: &Path) -> Option<UpRecord> {
         .join(record.pid.to_string())
         .exists()
         .then_some(record)
+}
+
+/// Whether what listens at `url`, on this machine, is run by the owner of the token or by root: any
+/// user may listen on the port of a controller that does not run, and wait for the token.
+fn may_be_shown(token: &Path, url: &str) -> Result<bool, Failure> {
+    let Ok(owner) = std::fs::metadata(token).map(|file| file.uid()) else {
+        // Reading it says why not.
+        return Ok(true);
+    };
+    let listeners = listeners(url);
+    if let Some(other) = listeners.iter().find(|uid| **uid != owner && **uid != 0) {
+        return Err(Failure::new(format!(
+            "What listens at {url} is run by user {other}, not by the owner of {}: it is not shown the token.",
+            token.display()
+        ))
+        .hint("Start the controller (beanpole up), or name the right one: BEANPOLE_URL and BEANPOLE_TOKEN"));
+    }
+    Ok(!listeners.is_empty())
+}
+
+/// The users whose programs listen on the port of `url` where this machine connects to itself.
+fn listeners(url: &str) -> Vec<u32> {
+    let Ok(url) = url.parse::<ureq::http::Uri>() else {
+        return Vec::new();
+    };
+    let usual = if url.scheme_str() == Some("https") {
+        443
+    } else {
+        80
+    };
+    let port = url.port_u16().unwrap_or(usual);
+    let here = |ip: std::net::IpAddr| {
+        let ip = ip.to_canonical();
+        ip.is_loopback() || ip.is_unspecified()
+    };
+    [procfs::net::tcp(), procfs::net::tcp6()]
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|socket| {
+            socket.state == procfs::net::TcpState::Listen
+                && socket.local_address.port() == port
+                && here(socket.local_address.ip())
+        })
+        .map(|socket| socket.uid)
+        .collect()
 }
 
 fn is_local(url: &str) -> bool {
@@ -229,8 +278,13 @@ mod tests {
     #[test]
     fn a_token_found_here_is_shown_to_this_machine_only() {
         let data = with_token(0o600);
-        let local = access(&wanted(&data, "http://127.0.0.1:7700")).expect("local");
+        let ours = std::net::TcpListener::bind("127.0.0.1:0").expect("bind");
+        let url = format!("http://{}", ours.local_addr().expect("address"));
+        let local = access(&wanted(&data, &url)).expect("local");
         assert_eq!(local.token.as_deref(), Some("secret"));
+        drop(ours);
+        let nobody = access(&wanted(&data, &url)).expect("nobody listens");
+        assert_eq!(nobody.token, None);
         for url in [
             "http://10.0.0.1:7700",
             "https://127.0.0.1.example.com",
@@ -239,6 +293,31 @@ mod tests {
             let other = access(&wanted(&data, url)).expect("other");
             assert_eq!(other.token, None, "{url}");
         }
+    }
+
+    #[test]
+    fn a_token_is_not_shown_to_another_user_who_listens_there() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let data = with_token(0o600);
+        let other = std::process::Command::new("setpriv")
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups", "python3", "-c"])
+            .arg("import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen(); print(s.getsockname()[1], flush=True); input()")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn();
+        let mut other = other.expect("setpriv starts");
+        let mut port = String::new();
+        let mut lines = std::io::BufReader::new(other.stdout.take().expect("piped"));
+        std::io::BufRead::read_line(&mut lines, &mut port).expect("a port");
+        let url = format!("http://127.0.0.1:{}", port.trim());
+        let error = access(&wanted(&data, &url))
+            .map(|_| ())
+            .expect_err("refused");
+        let _ = other.kill();
+        let _ = other.wait();
+        assert!(error.message.contains("is run by user 65534"), "{error:?}");
     }
 
     #[test]

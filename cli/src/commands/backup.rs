@@ -3,11 +3,12 @@
 use crate::context::Context;
 use crate::output::bytes;
 use crate::output::errors::Failure;
+use beanpole_daemon::files;
 use clap::Args;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use ureq::http::Method;
 
 /// Pieces in which it is copied, in bytes.
@@ -25,28 +26,33 @@ pub struct Backup {
 
 /// Streams the backup into a temporary file beside `FILE`, then renames it.
 pub fn run(context: &Context, command: &Backup) -> Result<(), Failure> {
+    let to_stdout = command.file.as_os_str() == "-";
+    let target = if to_stdout {
+        None
+    } else {
+        Some(target(&command.file)?)
+    };
     let client = context.client()?;
     let mut reader = client.stream(Method::POST, "/v1/backup", &[])?;
-    if command.file.as_os_str() == "-" {
+    let Some(path) = target else {
         let mut out = io::stdout().lock();
         copy(&mut reader, &mut out).map_err(|failed| failed.tell("standard output"))?;
         return Ok(());
-    }
-    let path = &command.file;
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".part");
-    let part = path.with_file_name(name);
+    };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let part = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
     let written = (|| {
         let mut file = OpenOptions::new()
             .write(true)
-            .create(true)
-            .truncate(true)
+            // Never into a file that somebody else may hold open: it is full of secrets.
+            .create_new(true)
             .mode(0o600)
             .open(&part)
             .map_err(Failed::Writing)?;
         let size = copy(&mut reader, &mut file)?;
         file.sync_all()
-            .and_then(|()| fs::rename(&part, path))
+            .and_then(|()| fs::rename(&part, &path))
+            .and_then(|()| files::sync_directory(directory_of(&path)))
             .map_err(Failed::Writing)?;
         Ok(size)
     })();
@@ -66,6 +72,41 @@ pub fn run(context: &Context, command: &Backup) -> Result<(), Failure> {
             Err(failed.tell(&path.display().to_string()))
         }
     }
+}
+
+/// The file to be replaced or made: where a link leads, never a device or pipe, which a rename would
+/// replace instead of writing to it.
+fn target(file: &Path) -> Result<PathBuf, Failure> {
+    let refused = |what: &str| {
+        Failure::misuse(format!(
+            "{} is {what}, which a backup would replace.",
+            file.display()
+        ))
+        .hint("Name a file; to write elsewhere, use standard output: beanpole backup - > TARGET")
+    };
+    if file.file_name().is_none() {
+        return Err(refused("a directory"));
+    }
+    let path = match fs::symlink_metadata(file) {
+        Ok(found) if found.is_symlink() => fs::canonicalize(file).map_err(|error| {
+            Failure::caused(
+                format!("{} is a link that leads nowhere.", file.display()),
+                &error,
+            )
+        })?,
+        _ => file.to_owned(),
+    };
+    match fs::metadata(&path) {
+        Ok(found) if found.is_dir() => Err(refused("a directory")),
+        Ok(found) if !found.is_file() => Err(refused("a device, pipe or socket")),
+        _ => Ok(path),
+    }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent()
+        .filter(|directory| !directory.as_os_str().is_empty())
+        .unwrap_or(Path::new("."))
 }
 
 /// On which side it failed.
