@@ -107,6 +107,24 @@ fn a_user_with_sudo_is_enough_and_one_without_is_told() {
 }
 
 #[test]
+fn the_login_shell_of_the_admin_may_be_a_c_shell() {
+    let Some(_hosts) = hosts("c_shell", &["h1"]) else {
+        return;
+    };
+    let bed = Bed::up();
+    for user in ["root", "deploy"] {
+        Hosts::on("h1", &format!("usermod --shell /bin/tcsh {user}"));
+        add(&bed, user, "h1", &[]).ok();
+        until_host_is(&bed, "h1", "Ready", 20);
+        // The next one repairs it.
+        Hosts::on(
+            "h1",
+            "systemctl disable --now beanpole-agent.service && rm -r /usr/local/lib/beanpole",
+        );
+    }
+}
+
+#[test]
 fn a_wrong_fingerprint_is_refused_before_anything_is_sent() {
     let Some(_hosts) = hosts("wrong_fingerprint", &["h1"]) else {
         return;
