@@ -280,6 +280,9 @@ impl Host {
         if gone > 0 {
             tracing::info!(gone, "removed bundles that no release needs");
         }
+        if let Some(trees) = self.workshop.fences.cgroups() {
+            trees.remove_ownerless(|owner| self.layout.holds(owner));
+        }
         if let Some(applications) = self.applications() {
             self.workshop.fences.keep_users(&applications);
         }
