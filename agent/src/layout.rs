@@ -1,5 +1,6 @@
 //! Where the agent keeps things: everything below `DATA/agent`.
 
+use crate::fences::cgroups::Owner;
 use beanpole_protocol::agent::ReleaseKey;
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -63,6 +64,21 @@ impl Layout {
     /// Installed dependencies.
     pub fn caches(&self) -> PathBuf {
         self.root.join("cache")
+    }
+
+    /// What runs: a directory for each instance, from before it runs to after its end.
+    pub fn instances(&self) -> PathBuf {
+        self.root.join("instances")
+    }
+
+    /// Whether the owner of a cgroup is here.
+    pub fn holds(&self, owner: &Owner) -> bool {
+        let path = match owner {
+            Owner::Instance(id) => self.instances().join(id.as_str()),
+            Owner::Build(name) => self.builds().join(format!("{name}.pid")),
+        };
+        // What cannot be told counts as here.
+        path.try_exists().unwrap_or(true)
     }
 
     /// Logs of builds, and records of those that run.

@@ -148,10 +148,11 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
     let runtime: Arc<dyn Runtime> = Arc::new(ProcessRuntime::new(
         ProcessSettings {
             shim: config.shim.clone(),
-            ..ProcessSettings::new(layout.root().join("instances"))
+            ..ProcessSettings::new(layout.instances())
         },
         fences.clone(),
     )?);
+    end_ownerless(&fences, &layout).await;
     let adopted = runtime.adopt().await?;
     let workshop = Workshop {
         layout: layout.clone(),
@@ -220,6 +221,21 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
                 .exec(),
             path: program,
         }),
+    }
+}
+
+/// Ends what an earlier agent on this data left in cgroups when it was killed: instances and builds
+/// that are not on disk any more. Nothing is started yet.
+async fn end_ownerless(fences: &fences::Fences, layout: &Layout) {
+    let (fences, layout) = (fences.clone(), layout.clone());
+    let ending = tokio::task::spawn_blocking(move || {
+        let trees = fences.cgroups()?;
+        Some(trees.end_ownerless(|owner| layout.holds(owner)))
+    });
+    if let Ok(Some(gone)) = ending.await
+        && gone > 0
+    {
+        tracing::info!(gone, "removed cgroups that nobody owned");
     }
 }
 

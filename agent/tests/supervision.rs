@@ -175,8 +175,13 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        // Tests end their instances by killing what supervises them, too.
+        let fences = Fences::detect(&self.directory.join("instances"));
+        if let Some(trees) = fences.cgroups() {
+            trees.end_ownerless(|_| false);
+        }
         // The user of its own that this directory had; one with a process stays.
-        Fences::detect(&self.directory.join("instances")).keep_users(&BTreeSet::new());
+        fences.keep_users(&BTreeSet::new());
     }
 }
 

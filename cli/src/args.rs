@@ -125,3 +125,13 @@ pub enum Command {
     #[command(hide = true)]
     DemoApp(demo_app::DemoApp),
 }
+
+impl Command {
+    /// Whether it runs on and on.
+    pub fn is_daemon(&self) -> bool {
+        matches!(
+            self,
+            Self::Up(_) | Self::Controller(_) | Self::Agent(_) | Self::Proxy(_)
+        )
+    }
+}

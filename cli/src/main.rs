@@ -38,6 +38,9 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return misread(&error),
     };
+    if cli.command.is_daemon() {
+        close_inherited();
+    }
     let json = cli.global.json;
     let context = context::Context::new(cli.global);
     let outcome = commands::run(&context, cli.command);
@@ -48,6 +51,13 @@ fn main() -> ExitCode {
             ExitCode::from(failure.exit_code())
         }
     }
+}
+
+/// A daemon goes on when its starter has gone, and must not keep a lock of it.
+#[expect(unsafe_code, reason = "closes descriptors by their numbers")]
+fn close_inherited() {
+    // SAFETY: nothing but reading the command line was done so far, which opens nothing.
+    unsafe { beanpole_daemon::inherited::close_unnamed(std::env::args_os()) };
 }
 
 /// Help and the version go to standard output; what cannot be read is told as every other error.

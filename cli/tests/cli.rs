@@ -5,8 +5,10 @@ mod script;
 
 use script::{Script, environment, operation, problem};
 use serde_json::json;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// One run.
 struct Ran {
@@ -637,4 +639,39 @@ fn properties_are_set_removed_and_printed() {
     let namespace = "aws:elasticbeanstalk:application:environment";
     assert_eq!(body["set"][namespace], json!({"A": "2", "C": "quoted"}));
     assert_eq!(body["remove"][namespace], json!(["B", "D"]));
+}
+
+#[test]
+fn a_daemon_keeps_no_lock_of_the_script_that_started_it() {
+    for supervise in [&[][..], &["--supervise"]] {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let at = |name: &str| directory.path().join(name);
+        // As in a script: `exec 9>lock; flock 9; beanpole agent … &`.
+        let mut daemon = Command::new("sh")
+            .args(["-c", "exec 9>\"$0\"; flock -n 9 && exec \"$@\""])
+            .arg(at("lock"))
+            .args([env!("CARGO_BIN_EXE_beanpole"), "agent"])
+            .args(supervise)
+            .arg("--data")
+            .arg(at("data"))
+            .arg("--socket")
+            .arg(at("agent.sock"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("sh runs");
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while UnixStream::connect(at("agent.sock")).is_err() {
+            assert!(Instant::now() < deadline, "the agent does not answer");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let lock = std::fs::File::open(at("lock")).expect("the shell made it");
+        let free = lock.try_lock().is_ok();
+        let pid = daemon.id().to_string();
+        let told = Command::new("kill").arg(&pid).status().expect("kill runs");
+        assert!(told.success());
+        assert!(daemon.wait().expect("wait").success(), "{supervise:?}");
+        assert!(free, "{supervise:?}");
+    }
 }

@@ -5,6 +5,11 @@ use beanpole_tests::hosts::{self, Hosts};
 use beanpole_tests::wait::{seconds, until_true};
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// Hosts for a test, or none with the reason said.
 pub fn hosts(test: &str, names: &[&'static str]) -> Option<Hosts> {
@@ -102,6 +107,24 @@ fn a_user_with_sudo_is_enough_and_one_without_is_told() {
 }
 
 #[test]
+fn the_login_shell_of_the_admin_may_be_a_c_shell() {
+    let Some(_hosts) = hosts("c_shell", &["h1"]) else {
+        return;
+    };
+    let bed = Bed::up();
+    for user in ["root", "deploy"] {
+        Hosts::on("h1", &format!("usermod --shell /bin/tcsh {user}"));
+        add(&bed, user, "h1", &[]).ok();
+        until_host_is(&bed, "h1", "Ready", 20);
+        // The next one repairs it.
+        Hosts::on(
+            "h1",
+            "systemctl disable --now beanpole-agent.service && rm -r /usr/local/lib/beanpole",
+        );
+    }
+}
+
+#[test]
 fn a_wrong_fingerprint_is_refused_before_anything_is_sent() {
     let Some(_hosts) = hosts("wrong_fingerprint", &["h1"]) else {
         return;
@@ -182,8 +205,94 @@ fn a_host_behind_a_bastion_is_reached_through_it() {
     until_host_is(&bed, "h1", "Ready", 20);
 }
 
+/// The controller's own key, in the hands of a thief with OpenSSH's client.
+struct ControllersKey {
+    file: PathBuf,
+    to: String,
+}
+
+impl ControllersKey {
+    fn of(bed: &Bed, host: &str) -> Self {
+        Self {
+            file: bed.data().join("controller/ssh_ed25519_key"),
+            to: format!("beanpole@{}", Hosts::address(host)),
+        }
+    }
+
+    fn ssh(&self, arguments: &[&str]) -> Command {
+        let mut ssh = Command::new("timeout");
+        ssh.args(["10", "ssh", "-F", "none", "-o", "BatchMode=yes"])
+            .args([
+                "-o",
+                "StrictHostKeyChecking=no",
+                "-o",
+                "UserKnownHostsFile=/dev/null",
+            ])
+            .args([
+                "-o",
+                "ExitOnForwardFailure=yes",
+                "-o",
+                "IdentitiesOnly=yes",
+                "-i",
+            ])
+            .arg(&self.file)
+            .arg(&self.to)
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        ssh
+    }
+
+    #[track_caller]
+    fn is_refused(&self, arguments: &[&str]) {
+        let status = self.ssh(arguments).status().expect("ssh runs");
+        assert!(!status.success(), "{arguments:?}");
+        // `timeout` ends with 124: what it ends was not refused.
+        assert_ne!(status.code(), Some(124), "{arguments:?}");
+    }
+
+    /// What a Unix socket on the host answers first.
+    fn through(&self, socket: &str, request: &str) -> String {
+        let here = tempfile::tempdir().expect("temporary directory");
+        let end = here.path().join("end");
+        let forward = format!("{}:{socket}", end.display());
+        let mut ssh = self.ssh(&["-N", "-L", &forward]).spawn().expect("ssh runs");
+        until_true("ssh listens", seconds(10), || end.exists());
+        let mut stream = UnixStream::connect(&end).expect("connect");
+        let mut answer = [0; 64];
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .expect("bound");
+        let _ = stream.write_all(request.as_bytes());
+        let length = stream.read(&mut answer).unwrap_or(0);
+        beanpole_tests::bed::signal(ssh.id(), rustix::process::Signal::TERM);
+        ssh.wait().expect("it ends");
+        String::from_utf8_lossy(&answer[..length]).into_owned()
+    }
+}
+
 #[test]
-fn the_controllers_key_opens_no_shell() {
+fn an_sshd_that_keeps_the_controllers_key_out_is_told_of() {
+    let Some(_hosts) = hosts("forwarding_off", &["h1"]) else {
+        return;
+    };
+    let bed = Bed::up();
+    let setting = "/etc/ssh/sshd_config.d/forwarding.conf";
+    Hosts::on(
+        "h1",
+        &format!("echo AllowTcpForwarding no >{setting} && systemctl restart ssh"),
+    );
+    add(&bed, "root", "h1", &[])
+        .exits(1)
+        .says("`AllowTcpForwarding no`")
+        .says("`AllowTcpForwarding local`");
+    Hosts::on("h1", &format!("rm {setting} && systemctl restart ssh"));
+    add(&bed, "root", "h1", &[]).ok();
+    until_host_is(&bed, "h1", "Ready", 20);
+}
+
+#[test]
+fn the_controllers_key_opens_the_agents_socket_and_nothing_else() {
     let Some(_hosts) = hosts("restricted_key", &["h1"]) else {
         return;
     };
@@ -200,9 +309,32 @@ fn the_controllers_key_opens_no_shell() {
         "cat $(getent passwd beanpole | cut -d: -f6)/.ssh/authorized_keys",
     );
     assert!(
-        keys.starts_with("restrict,port-forwarding,permitlisten="),
+        keys.starts_with(r#"restrict,port-forwarding,permitopen="[/run/beanpole/agent.sock]:*","#),
         "{keys}"
     );
+    let key = ControllersKey::of(&bed, "h1");
+    let report = key.through(
+        "/run/beanpole/agent.sock",
+        "GET /v1/report HTTP/1.1\r\nHost: a\r\n\r\n",
+    );
+    assert!(report.starts_with("HTTP/1.1 200"), "{report}");
+    let bus = key.through("/run/dbus/system_bus_socket", "\0AUTH EXTERNAL\r\n");
+    assert_eq!(bus, "", "another socket");
+    for refused in [
+        &["-W", "127.0.0.1:22"][..],
+        &["echo in"],
+        &["-T"],
+        &["-s", "sftp"],
+        &["-N", "-R", "0:127.0.0.1:22"],
+    ] {
+        key.is_refused(refused);
+    }
+    // What `authorized_keys` has no word for; the security model has this one.
+    Hosts::on(
+        "h1",
+        "printf 'Match User beanpole\n  AllowStreamLocalForwarding local\n' >>/etc/ssh/sshd_config && systemctl restart ssh",
+    );
+    key.is_refused(&["-N", "-R", "/tmp/listener:127.0.0.1:22"]);
     // The admin's own key was for the bootstrap only: the link does not use it.
     Hosts::on(
         "h1",

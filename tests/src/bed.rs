@@ -5,8 +5,10 @@ use crate::apps::{self, App};
 use crate::http::{self, Answer, Connection};
 use crate::load::Load;
 use crate::wait;
+use beanpole_agent::fences::Fences;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -430,6 +432,12 @@ impl Drop for Bed {
             }
             wait::pause(Duration::from_millis(50));
         }
+        // Nor what their agent would have removed at its next start.
+        let fences = Fences::detect(&self.data().join("agent"));
+        if let Some(trees) = fences.cgroups() {
+            trees.end_ownerless(|_| false);
+        }
+        fences.keep_users(&BTreeSet::new());
     }
 }
 

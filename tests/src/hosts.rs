@@ -1,13 +1,73 @@
 //! Real hosts: containers with systemd (or without), sshd and an address of their own, made by
-//! `tests/hosts/hosts`.
+//! `tests/hosts/hosts`. Their names and addresses are the machine's: one test has them at a time,
+//! whichever run it belongs to.
 
+use crate::wait;
+use std::fs::{File, TryLockError};
+use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// Held by whoever has the test hosts, and says who that is. The script knows it as well.
+const LOCK: &str = "/run/beanpole-test-hosts.lock";
+/// Tells the script that its caller holds them.
+const HELD: &str = "BEANPOLE_HOSTS_HELD";
+/// How long a test waits for another run's to end. Under nextest's own bound for a test.
+const WAIT: Duration = Duration::from_mins(4);
 
 /// Fresh hosts for one test; dropping them removes them.
 pub struct Hosts {
     names: Vec<&'static str>,
+    // After the hosts are gone.
+    _lock: File,
+}
+
+/// Waits until no other test has the hosts.
+#[track_caller]
+fn hold() -> File {
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(LOCK)
+        .unwrap_or_else(|error| panic!("{LOCK}: {error}"));
+    let end = Instant::now() + WAIT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::Error(error)) => panic!("{LOCK}: {error}"),
+            Err(TryLockError::WouldBlock) => {}
+        }
+        if Instant::now() > end {
+            let holder = std::fs::read_to_string(LOCK).unwrap_or_default();
+            panic!(
+                "the test hosts of this machine were in use for {} s: by {}",
+                WAIT.as_secs(),
+                holder.trim()
+            );
+        }
+        wait::pause(Duration::from_millis(20));
+    }
+    let thread = std::thread::current();
+    let said = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| {
+        writeln!(
+            file,
+            "process {}, {}, in {}",
+            std::process::id(),
+            thread.name().unwrap_or("main"),
+            checkout().display()
+        )
+    });
+    said.unwrap_or_else(|error| panic!("{LOCK}: {error}"));
+    file
+}
+
+fn checkout() -> &'static Path {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here)
 }
 
 fn script() -> PathBuf {
@@ -49,14 +109,16 @@ impl Hosts {
     /// Starts these hosts afresh: `h1` to `h8`, `bastion`, `plain` (which systemd does not run).
     ///
     /// # Panics
-    /// When one does not come up.
+    /// When one does not come up, or another run has them for too long.
     #[track_caller]
     pub fn up(names: &[&'static str]) -> Self {
+        let lock = hold();
         let mut command = Command::new(script());
-        command.arg("up").args(names);
+        command.arg("up").args(names).env(HELD, "1");
         run(command).unwrap_or_else(|error| panic!("the hosts do not come up: {error}"));
         Self {
             names: names.to_vec(),
+            _lock: lock,
         }
     }
 
@@ -148,7 +210,7 @@ impl Drop for Hosts {
             return;
         }
         let mut command = Command::new(script());
-        command.arg("down").args(&self.names);
+        command.arg("down").args(&self.names).env(HELD, "1");
         let _ = run(command);
     }
 }

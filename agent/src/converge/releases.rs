@@ -271,6 +271,9 @@ impl Host {
         if gone > 0 {
             tracing::info!(gone, "removed bundles that no release needs");
         }
+        if let Some(trees) = self.workshop.fences.cgroups() {
+            trees.remove_ownerless(|owner| self.layout.holds(owner));
+        }
         // While a file of theirs is left, users stay: the next one with the same number would own it.
         removed?;
         if let Some(applications) = self.applications() {

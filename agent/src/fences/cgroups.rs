@@ -1,10 +1,11 @@
-//! Limits by cgroup, version 1 or 2: one group per instance, `beanpole/ID`, and one per build, at the
-//! top of each tree. At the top, because a group inside the agent's own unit would end with that unit.
+//! Limits by cgroup, version 1 or 2: one group per instance, `beanpole/ID-TAG`, and one per build, at
+//! the top of each tree. At the top, because a group inside the agent's own unit would end with that
+//! unit. The tag is the agent's: several may share a machine, and each clears away its own.
 
 use beanpole_protocol::InstanceId;
 use beanpole_protocol::agent::{Limits, ReleaseKey};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,17 +15,33 @@ use std::time::{Duration, Instant};
 
 /// Everything of ours is below this directory of each tree.
 const PARENT: &str = "beanpole";
+/// What the names of builds' groups begin with.
+const BUILD: &str = "build-";
 /// Where the shims are, outside of the limits of what they supervise.
 const SHIMS: &str = "shims";
 /// The period over which CPU time is shared out, in microseconds; the kernel's own default.
 const PERIOD_US: u64 = 100_000;
 
+/// How long the processes of a group that nobody owns may take to end.
+const END: Duration = Duration::from_secs(10);
+
 /// What limits memory, CPU and processes, by the names of version 2.
 const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
+
+/// Whose a group is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// An instance.
+    Instance(InstanceId),
+    /// A build: `ENVIRONMENT-NUMBER`, as its record is called.
+    Build(String),
+}
 
 /// The trees of this machine that can be used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Cgroups {
+    /// In the names of its groups.
+    tag: String,
     unified: Option<PathBuf>,
     /// Controllers that version 2's tree has not to offer.
     lacks: Vec<String>,
@@ -34,11 +51,15 @@ pub struct Cgroups {
 }
 
 impl Cgroups {
-    /// Finds the trees that this process may make groups in, or says why there is none.
-    pub fn detect() -> Result<Self, String> {
+    /// Finds the trees that this process may make groups in, for the agent of this tag, or says why
+    /// there is none.
+    pub fn detect(tag: &str) -> Result<Self, String> {
         let mounts = fs::read_to_string("/proc/self/mountinfo")
             .map_err(|error| format!("/proc/self/mountinfo: {error}"))?;
-        Self::usable(Self::mounted(&mounts))
+        Self::usable(Self {
+            tag: tag.to_owned(),
+            ..Self::mounted(&mounts)
+        })
     }
 
     /// Those of the trees that were found which groups can be made in.
@@ -60,6 +81,7 @@ impl Cgroups {
                 _ => Some(root),
             }
         };
+        let tag = found.tag;
         let mut cgroups = Self {
             memory: usable(found.memory, &mut why),
             cpu: usable(found.cpu, &mut why),
@@ -77,7 +99,7 @@ impl Cgroups {
         if cgroups == Self::default() {
             Err(why)
         } else {
-            Ok(cgroups)
+            Ok(Self { tag, ..cgroups })
         }
     }
 
@@ -143,14 +165,77 @@ impl Cgroups {
 
     /// The group of an instance, which need not exist.
     pub fn group(&self, id: &InstanceId) -> Group {
-        self.named(id.as_str())
+        self.named(&format!("{id}-{}", self.tag))
     }
 
-    /// The group of a release's build, which need not exist. By the build's record as well: another
-    /// agent on this machine may prepare the same release.
-    pub fn build(&self, key: &ReleaseKey, record: &Path) -> Group {
-        let agent = hex::encode(&Sha256::digest(record.as_os_str().as_encoded_bytes())[..4]);
-        self.named(&format!("build-{}-{}-{agent}", key.environment, key.number))
+    /// The group of a release's build, which need not exist.
+    pub fn build(&self, key: &ReleaseKey) -> Group {
+        let ReleaseKey {
+            environment,
+            number,
+        } = key;
+        self.named(&format!("{BUILD}{environment}-{number}-{}", self.tag))
+    }
+
+    /// Groups of this agent that are there.
+    fn owned(&self) -> Vec<(Owner, Group)> {
+        let mut names = BTreeSet::new();
+        for root in self.roots() {
+            let entries = fs::read_dir(root.join(PARENT)).into_iter().flatten();
+            names.extend(
+                entries
+                    .flatten()
+                    .filter_map(|entry| entry.file_name().into_string().ok()),
+            );
+        }
+        let ending = format!("-{}", self.tag);
+        let owner = |name: &String| {
+            let name = name.strip_suffix(&ending)?;
+            match name.strip_prefix(BUILD) {
+                Some(build) => Some(Owner::Build(build.to_owned())),
+                None => InstanceId::new(name).ok().map(Owner::Instance),
+            }
+        };
+        names
+            .iter()
+            .filter_map(|name| Some((owner(name)?, self.named(name))))
+            .collect()
+    }
+
+    /// Removes groups of this agent whose owner is not there any more, with all that runs in them.
+    /// Only while no instance and no build is started. Blocks. Returns how many have gone.
+    pub fn end_ownerless(&self, is_there: impl Fn(&Owner) -> bool) -> usize {
+        let gone = |(owner, group): &(Owner, Group)| {
+            if is_there(owner) {
+                return false;
+            }
+            let end = Instant::now() + END;
+            while !group.processes().is_empty() && Instant::now() < end {
+                group.kill();
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            let removed = group.remove(Duration::from_millis(200));
+            if let Err(error) = &removed {
+                tracing::warn!(?owner, %error, "a cgroup that nobody owns stays");
+            }
+            removed.is_ok()
+        };
+        self.owned().iter().filter(|one| gone(one)).count()
+    }
+
+    /// Removes those among them that are empty, at any time: a group that is just being made for a
+    /// new owner is not taken for one of them, since its owner comes first.
+    pub fn remove_ownerless(&self, is_there: impl Fn(&Owner) -> bool) -> usize {
+        let gone = |(owner, group): &(Owner, Group)| {
+            !is_there(owner) && group.remove(Duration::ZERO).is_ok()
+        };
+        self.owned().iter().filter(|one| gone(one)).count()
+    }
+
+    fn roots(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.unified, &self.memory, &self.cpu, &self.pids]
+            .into_iter()
+            .flatten()
     }
 
     fn named(&self, name: &str) -> Group {
@@ -168,10 +253,7 @@ impl Cgroups {
     /// Removes everything of ours that is empty. Returns what was removed.
     pub fn remove_all(&self) -> Vec<PathBuf> {
         let mut removed = Vec::new();
-        for root in [&self.unified, &self.memory, &self.cpu, &self.pids]
-            .into_iter()
-            .flatten()
-        {
+        for root in self.roots() {
             let parent = root.join(PARENT);
             for entry in fs::read_dir(&parent).into_iter().flatten().flatten() {
                 let _ = fs::remove_dir(entry.path());
@@ -244,7 +326,8 @@ pub struct Group {
 }
 
 impl Group {
-    fn directories(&self) -> impl Iterator<Item = &PathBuf> {
+    /// Its directories, one in each tree.
+    pub fn directories(&self) -> impl Iterator<Item = &PathBuf> {
         [&self.unified, &self.pids, &self.memory, &self.cpu]
             .into_iter()
             .flatten()
@@ -424,6 +507,7 @@ mod tests {
         let root = tempfile::tempdir().expect("temporary directory");
         fs::write(root.path().join("cgroup.controllers"), controllers).expect("write");
         let found = Cgroups {
+            tag: "tag".to_owned(),
             unified: Some(root.path().to_owned()),
             ..Cgroups::default()
         };
@@ -447,7 +531,11 @@ mod tests {
         let group = trees.group(&id);
         group.create(&limits()).expect("create");
         let read = |file: &str| {
-            let path = root.path().join(PARENT).join(id.as_str()).join(file);
+            let path = root
+                .path()
+                .join(PARENT)
+                .join(format!("{id}-tag"))
+                .join(file);
             fs::read_to_string(path).expect("written")
         };
         assert_eq!(read("memory.max"), "67108864");
@@ -508,5 +596,31 @@ mod tests {
         let directory = group.unified.clone().expect("version 2");
         fs::write(directory.join("memory.events"), events).expect("write");
         assert_eq!(group.oom_kills(), 2);
+    }
+
+    #[test]
+    fn an_agent_removes_its_own_groups_and_no_others() {
+        let (root, found) = unified_tree("memory\n");
+        let trees = Cgroups::usable(found).expect("usable");
+        let (here, gone) = (InstanceId::from_bits(7), InstanceId::from_bits(8));
+        let named = |name: String| root.path().join(PARENT).join(name);
+        let others = named(format!("{gone}-another"));
+        let shims = named("shims".to_owned());
+        let (mine, stray) = (named(format!("{here}-tag")), named(format!("{gone}-tag")));
+        let (build, old_build) = (
+            named("build-e-1-2-tag".into()),
+            named("build-e-1-1-tag".into()),
+        );
+        for directory in [&others, &shims, &mine, &stray, &build, &old_build] {
+            fs::create_dir_all(directory).expect("make");
+        }
+        let owners = [Owner::Instance(here), Owner::Build("e-1-2".to_owned())];
+        assert_eq!(trees.remove_ownerless(|owner| owners.contains(owner)), 2);
+        assert!(!stray.exists() && !old_build.exists());
+        for directory in [&others, &shims, &mine, &build] {
+            assert!(directory.exists(), "{}", directory.display());
+        }
+        assert_eq!(trees.end_ownerless(|_| false), 2);
+        assert!(others.exists() && shims.exists() && !mine.exists());
     }
 }

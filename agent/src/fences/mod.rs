@@ -34,7 +34,7 @@ pub enum FenceError {
 /// The fences that this agent can put up, found out once at its start. An error says why not.
 #[derive(Clone, Debug)]
 pub struct Fences {
-    /// In the names of its users.
+    /// In the names of its users and cgroups.
     tag: String,
     root: bool,
     users: Result<(), String>,
@@ -46,9 +46,9 @@ impl Fences {
     /// Finds out what is possible here for instances whose files are below `data`.
     pub fn detect(data: &Path) -> Self {
         let root = rustix::process::geteuid().is_root();
+        let tag = users::tag_of(&std::path::absolute(data).unwrap_or_else(|_| data.to_owned()));
         let not_root = || "the agent does not run as root".to_owned();
         Self {
-            tag: users::tag_of(&std::path::absolute(data).unwrap_or_else(|_| data.to_owned())),
             root,
             users: if root {
                 reachable(data)
@@ -56,7 +56,7 @@ impl Fences {
                 Err(not_root())
             },
             cgroups: if root {
-                Cgroups::detect()
+                Cgroups::detect(&tag)
             } else {
                 Err(not_root())
             },
@@ -65,6 +65,7 @@ impl Fences {
             } else {
                 Err(not_root())
             },
+            tag,
         }
     }
 

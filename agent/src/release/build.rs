@@ -223,7 +223,7 @@ impl Workshop {
             directory: step.directory.to_owned(),
             environment: environment(site, step, &home),
             user: site.user.clone(),
-            cgroup: cgroup.map(|trees| trees.build(&site.order.key, &site.pid_file)),
+            cgroup: cgroup.map(|trees| trees.build(&site.order.key)),
             limits,
             private_tmp,
         };

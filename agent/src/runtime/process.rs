@@ -197,19 +197,23 @@ impl ProcessRuntime {
             let Some(id) = name.to_str().and_then(|name| InstanceId::new(name).ok()) else {
                 continue;
             };
-            let path = entry.path();
-            let status = recover::last_status(&path);
-            let has_spec = path.join(files::SPEC).exists();
-            if status.is_none() && !has_spec {
-                // Never started, or removed by halves.
-                remove::set_aside(&path).map_err(failed("remove", &path))?;
-                continue;
-            }
-            let instance = self.instance_or_new(&id);
-            let stopped = status.as_ref().is_none_or(|s| s.stage == Stage::Stopped);
-            self.note(&instance, |known| known.status = status);
+            let has_spec = entry.path().join(files::SPEC).exists();
             // A full disk may have kept its state from being written: then the socket tells.
-            let socket = instance.directory.join(files::SOCKET).exists();
+            let socket = entry.path().join(files::SOCKET).exists();
+            let status = recover::last_status(&entry.path());
+            let stopped = status.as_ref().is_none_or(|s| s.stage == Stage::Stopped);
+            let status = match status {
+                // The agent was killed while it made or removed this one.
+                None if !has_spec => {
+                    remove::set_aside(&entry.path()).map_err(failed("remove", &entry.path()))?;
+                    continue;
+                }
+                // The same, a step further on.
+                None if !socket => recover::never_started(&entry.path()),
+                status => status,
+            };
+            let instance = self.instance_or_new(&id);
+            self.note(&instance, |known| known.status = status);
             if has_spec && (!stopped || socket) {
                 self.note(&instance, |known| known.wanted = true);
                 self.watch(&instance);
@@ -530,6 +534,12 @@ impl ProcessRuntime {
 
     async fn remove_one(&self, id: &InstanceId) -> Result<(), RuntimeError> {
         self.stop_one(id, Duration::ZERO).await?;
+        if let Some(instance) = self.instance(id) {
+            // A shim that was killed at its very end leaves a group; without the spec nobody would
+            // know whose that is.
+            let _gate = instance.gate.lock().await;
+            self.clean(&instance).await?;
+        }
         let directory = self.inner.settings.directory.join(id.as_str());
         let aside = remove::set_aside(&directory).map_err(failed("remove", &directory))?;
         lock(&self.inner.instances).remove(id);

@@ -7,8 +7,9 @@
 
 use crate::fences::signal;
 use crate::shim::proc;
-use crate::shim::spec::{ShimSpec, files};
-use crate::shim::wire::Status;
+use crate::shim::spec::{ShimSpec, VERSION, files};
+use crate::shim::wire::{Identity, Stage, Status};
+use beanpole_daemon::clock::now;
 use rustix::process::Signal;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -24,6 +25,25 @@ pub(super) fn last_status(directory: &Path) -> Option<Status> {
     beanpole_daemon::files::read_json(&directory.join(files::STATE)).unwrap_or_else(|error| {
         tracing::warn!(%error, "the state file of an instance is of no use");
         None
+    })
+}
+
+/// For an instance that has a spec and no state: it has stopped before it ran. Seen like this, it is
+/// started or removed as ordered; unseen, it would stay for good.
+pub(super) fn never_started(directory: &Path) -> Option<Status> {
+    let spec: ShimSpec = beanpole_daemon::files::read_json(&directory.join(files::SPEC)).ok()??;
+    Some(Status {
+        v: VERSION,
+        instance: spec.instance,
+        release: spec.release,
+        incarnation: spec.incarnation,
+        shim: Identity { pid: 0, start: 0 },
+        boot_id: proc::boot_id(),
+        stage: Stage::Stopped,
+        since: now(),
+        processes: Vec::new(),
+        lines_lost: 0,
+        others_killed: 0,
     })
 }
 

@@ -212,7 +212,7 @@ async fn a_build_that_is_given_up_leaves_nothing() {
     let script = format!("{ESCAPES} escape one; trap '' TERM; sleep 1000 & wait");
     let mut world = world_with_npm(&script);
     let (bytes, mut order) = built_by_npm();
-    order.prepare_timeout_ms = 1500;
+    order.prepare_timeout_ms = 4000;
     world.send(&bytes).await.expect("blob");
     world.order(&[order.clone()], &[]).await;
     assert_eq!(world.failure().await.code, "build-timeout");

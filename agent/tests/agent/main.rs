@@ -4,10 +4,11 @@ mod builds;
 mod inherited;
 mod world;
 
-use beanpole_agent::fences::users;
+use beanpole_agent::fences::cgroups::Group;
+use beanpole_agent::fences::{Fences, users};
 use beanpole_daemon::http::{CallError, request};
-use beanpole_protocol::agent::{HostOrders, HostReport, InstancePhase, ReleasePhase};
-use beanpole_protocol::{ApplicationName, Generation};
+use beanpole_protocol::agent::{HostOrders, HostReport, InstancePhase, Limits, ReleasePhase};
+use beanpole_protocol::{ApplicationName, Generation, InstanceId};
 use futures::StreamExt;
 use http::Method;
 use std::path::Path;
@@ -248,4 +249,77 @@ async fn a_full_disk_is_reported_and_passes() {
     world.kill();
     let unmounted = Command::new("umount").arg("-l").arg(&disk).status();
     assert!(unmounted.is_ok_and(|status| status.success()));
+}
+
+/// A process in the group of an instance.
+fn stray(group: &Group) -> std::process::Child {
+    group.create(&Limits::default()).expect("group");
+    let mut script = String::new();
+    for directory in group.directories() {
+        script += &format!("echo $$ >{}/cgroup.procs; ", directory.display());
+    }
+    let child = Command::new("sh")
+        .args(["-c", &format!("{script} exec sleep 1000")])
+        .spawn();
+    let child = child.expect("sh runs");
+    let deadline = Instant::now() + LIMIT;
+    while group.processes().is_empty() {
+        assert!(Instant::now() < deadline, "it does not enter its group");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    child
+}
+
+#[tokio::test]
+async fn what_a_killed_agent_left_is_cleared_away_by_the_next_and_others_things_are_not() {
+    let mut world = World::new();
+    let one = bundle(SLEEPER);
+    world.send(&one).await.expect("blob");
+    world.order(&[release(1, &one)], &[instance(1, 1)]).await;
+    let report = world.until("a running instance", |r| runs(r, 1, 1)).await;
+    world.kill();
+    let new = || InstanceId::from_bits(beanpole_daemon::clock::random_bits());
+    let instances = world.data().join("agent/instances");
+    // Killed before an instance's spec was written, and before its shim was started.
+    let (empty, unstarted) = (
+        instances.join(new().as_str()),
+        instances.join(new().as_str()),
+    );
+    std::fs::create_dir_all(empty.join("logs")).expect("make");
+    std::fs::create_dir(&unstarted).expect("make");
+    let spec = instances.join(instance_id().as_str()).join("spec.json");
+    let spec = std::fs::read_to_string(spec).expect("read");
+    let own_name = unstarted.file_name().expect("name").to_string_lossy();
+    let spec = spec.replace(instance_id().as_str(), &own_name);
+    std::fs::write(unstarted.join("spec.json"), spec).expect("write");
+    // Killed after an instance's directory was removed.
+    let fences = world.fences();
+    let elsewhere = tempfile::tempdir().expect("directory");
+    let others = Fences::detect(elsewhere.path());
+    let groups = fences
+        .cgroups()
+        .zip(others.cgroups())
+        .map(|(own, others)| (own.group(&new()), others.group(&new())));
+    let strays = groups
+        .as_ref()
+        .map(|(own, others)| (stray(own), stray(others)));
+    world.start(world.data());
+    let again = world.until("the same instance", |r| runs(r, 1, 1)).await;
+    assert_eq!(pid(&again), pid(&report), "what is ordered goes on");
+    let deadline = Instant::now() + LIMIT;
+    while empty.exists() || unstarted.exists() {
+        assert!(Instant::now() < deadline, "directories of no instance stay");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    if let Some(((own, other), (mut gone, mut stays))) = groups.zip(strays) {
+        gone.wait().expect("it was ended");
+        assert!(own.directories().all(|directory| !directory.exists()));
+        assert!(
+            stays.try_wait().expect("asked").is_none(),
+            "another agent's"
+        );
+        stays.kill().expect("kill");
+        stays.wait().expect("wait");
+        other.remove(LIMIT).expect("remove");
+    }
 }

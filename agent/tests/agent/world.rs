@@ -235,7 +235,11 @@ impl Drop for World {
         });
         let _ = runtime.join();
         self.kill();
-        self.fences().keep_users(&Default::default());
+        let fences = self.fences();
+        if let Some(trees) = fences.cgroups() {
+            trees.end_ownerless(|_| false);
+        }
+        fences.keep_users(&Default::default());
     }
 }
 

@@ -96,6 +96,11 @@ impl Machine {
         }
     }
 
+    /// The file of the controller's key.
+    fn key_file(&self) -> PathBuf {
+        self.root.path().join("controller/ssh_ed25519_key")
+    }
+
     /// An executable whose digest depends on `remark`.
     fn executable(&self, remark: &str) -> PathBuf {
         let path = self.root.path().join(format!("beanpole-{remark}"));
@@ -196,26 +201,49 @@ async fn a_host_is_set_up_repaired_and_renewed_by_the_same_call() {
     assert_eq!(
         line,
         format!(
-            "restrict,port-forwarding,permitlisten=\"localhost:1\" {}\n",
+            "restrict,port-forwarding,permitopen=\"[{}]:*\",permitlisten=\"localhost:1\",command=\"/bin/false\" {}\n",
+            machine.paths.socket().display(),
             machine.key.public_line()
         )
     );
-    let session = ssh::connect(&added.target, &Options::default())
-        .await
-        .expect("the controller's key");
-    let output = session
-        .exec("id", futures::stream::empty(), Duration::from_secs(10))
-        .await
-        .expect("a refusal, politely");
-    assert_ne!(output.status, Some(0), "{output:?}");
+    only_the_agent_answers(&machine, &added.target).await;
 
     // Again: nothing changes, the agent runs on. Through a bastion this time.
     let (supervisor, agent) = (machine.pid("supervisor.pid"), machine.pid("agent.pid"));
-    let bastion = Sshd::start("ed25519");
-    bastion.authorize(machine.key.public_line());
+    let bastion = Sshd::start_for_users();
+    std::fs::set_permissions(
+        bastion.directory.path(),
+        std::fs::Permissions::from_mode(0o711),
+    )
+    .expect("mode");
+    let hop = User::new("hop", &bastion);
+    // From an earlier version: to anywhere.
+    let lines = hop.home.join(".ssh/authorized_keys");
+    let before = std::fs::read_to_string(&lines).expect("read");
+    let old = format!("restrict,port-forwarding {}\n", machine.key.public_line());
+    std::fs::write(&lines, format!("{before}{old}")).expect("write");
     let mut through = admin();
-    through.jump = Some(Arc::new(bastion.target()));
+    let mut over = bastion.target();
+    over.ssh.user.clone_from(&hop.name);
+    through.jump = Some(Arc::new(over));
     let (again, _) = machine.add(through, &first).await;
+    let text = std::fs::read_to_string(&lines).expect("read");
+    assert_eq!(
+        text,
+        format!(
+            "{before}restrict,port-forwarding,permitopen=\"[127.0.0.1]:{}\",permitlisten=\"localhost:1\",command=\"/bin/false\" {}\n",
+            machine.sshd.port,
+            machine.key.public_line()
+        )
+    );
+    let jump = again.target.jump.clone().expect("a bastion");
+    let key = machine.key_file();
+    assert!(ssh_fails(
+        &key,
+        &jump,
+        &["-W", &format!("127.0.0.1:{}", bastion.port)]
+    ));
+    assert!(ssh_fails(&key, &jump, &["true"]));
     assert!(!again.uploaded);
     assert!(again.target.jump.is_some());
     assert_eq!(machine.pid("supervisor.pid"), supervisor);
@@ -236,13 +264,83 @@ async fn a_host_is_set_up_repaired_and_renewed_by_the_same_call() {
     eventually("the key is back", || authorized.exists()).await;
 }
 
+/// Whether OpenSSH's own client, with the key in `key`, is refused what it is told to do.
+fn ssh_fails(key: &Path, to: &Target, arguments: &[&str]) -> bool {
+    let output = Command::new("timeout")
+        .args(["10", "ssh", "-F", "none", "-o", "BatchMode=yes"])
+        .args([
+            "-o",
+            "StrictHostKeyChecking=no",
+            "-o",
+            "UserKnownHostsFile=/dev/null",
+        ])
+        .args([
+            "-o",
+            "ExitOnForwardFailure=yes",
+            "-o",
+            "IdentitiesOnly=yes",
+            "-i",
+        ])
+        .arg(key)
+        .args(["-p", &to.ssh.port.to_string()])
+        .arg(format!("{}@{}", to.ssh.user, to.ssh.address))
+        .args(arguments)
+        .stdin(std::process::Stdio::null())
+        .output()
+        .expect("ssh runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !said.contains("Permission denied"),
+        "the key is let in: {said}"
+    );
+    // `timeout` ends with 124: then it was not refused.
+    !output.status.success() && output.status.code() != Some(124)
+}
+
+/// The agent's socket opens to the controller's key; nothing else does.
+async fn only_the_agent_answers(machine: &Machine, target: &Target) {
+    let session = ssh::connect(target, &Options::default())
+        .await
+        .expect("the controller's key");
+    let agent = machine.paths.socket().display().to_string();
+    session.open_socket(&agent).await.expect("the agent's");
+    let path = machine.root.path().join("other.sock");
+    let _other = std::os::unix::net::UnixListener::bind(&path).expect("bind");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o777)).expect("mode");
+    let other = path.display().to_string();
+    assert!(session.open_socket(&other).await.is_err(), "another socket");
+    let output = session
+        .exec("id", futures::stream::empty(), Duration::from_secs(10))
+        .await
+        .expect("a refusal, politely");
+    assert_ne!(output.status, Some(0), "{output:?}");
+    let key = machine.key_file();
+    let tcp = format!("127.0.0.1:{}", machine.sshd.port);
+    for (what, arguments) in [
+        ("a command", vec!["echo in"]),
+        ("a shell", vec!["-T"]),
+        // Served by sshd itself, without the user's shell.
+        ("file transfer", vec!["-s", "sftp"]),
+        ("TCP", vec!["-W", &tcp]),
+        ("a listener", vec!["-N", "-R", "0:127.0.0.1:1"]),
+    ] {
+        assert!(ssh_fails(&key, target, &arguments), "{what}");
+    }
+}
+
 /// A user of this machine that may log in.
-struct User(String);
+struct User {
+    name: String,
+    home: PathBuf,
+}
 
 impl User {
     fn new(name: &str, sshd: &Sshd) -> Self {
-        let user = Self(format!("bp-{name}-{}", std::process::id()));
         let home = sshd.directory.path().join(name);
+        let user = Self {
+            name: format!("bp-{name}-{}", std::process::id()),
+            home: home.clone(),
+        };
         let status = Command::new("useradd")
             .args([
                 "--create-home",
@@ -253,7 +351,7 @@ impl User {
                 "--home-dir",
             ])
             .arg(&home)
-            .arg(&user.0)
+            .arg(&user.name)
             .status()
             .expect("useradd runs");
         assert!(status.success());
@@ -268,13 +366,18 @@ impl User {
             .arg(&home)
             .status()
             .expect("chmod runs");
+        Command::new("chown")
+            .args(["-R", &user.name])
+            .arg(&home)
+            .status()
+            .expect("chown runs");
         user
     }
 }
 
 impl Drop for User {
     fn drop(&mut self) {
-        let _ = Command::new("userdel").args(["-f", &self.0]).output();
+        let _ = Command::new("userdel").args(["-f", &self.name]).output();
     }
 }
 
@@ -286,7 +389,7 @@ async fn a_user_without_passwordless_sudo_is_told_what_to_do() {
     let machine = Machine::new("nosudo");
     let user = User::new("plain", &machine.sshd);
     let mut admin = machine.sshd.target();
-    admin.ssh.user.clone_from(&user.0);
+    admin.ssh.user.clone_from(&user.name);
     let setup = machine.setup(admin, &machine.executable("any"));
     let error = add_host(&setup, &|_| {}).await.expect_err("no root");
     assert!(
@@ -307,7 +410,7 @@ async fn a_user_of_that_name_who_was_there_before_is_left_alone() {
     }
     let mut machine = Machine::new("taken");
     let user = User::new("person", &machine.sshd);
-    machine.paths.user.clone_from(&user.0);
+    machine.paths.user.clone_from(&user.name);
     let keys = machine
         .sshd
         .directory

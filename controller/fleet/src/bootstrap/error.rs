@@ -1,6 +1,7 @@
 //! Why a host cannot be set up, and what the user does about it.
 
 use super::ExecutablesError;
+use super::keys::{Obstacle, advice};
 use crate::chain;
 use crate::dial::DialError;
 use crate::ssh::{ExecError, SshError};
@@ -88,6 +89,8 @@ pub enum BootstrapError {
         host: String,
         /// The bound.
         within: Duration,
+        /// What its sshd is set to that keeps the key out.
+        obstacles: Vec<Obstacle>,
         /// The last failure.
         source: Box<DialError>,
     },
@@ -138,11 +141,11 @@ impl BootstrapError {
             }
             Self::DoesNotRun { .. } => problem(422, "executable-does-not-run", "The executable does not run there")
                 .hint("Put a statically linked build into the controller's builds directory (`--builds DIR`) and add the host again."),
-            Self::NoAnswer { .. } => problem(504, "agent-silent", "The agent does not answer").hint(
-                "Look at `journalctl -u beanpole-agent` there, or at /var/lib/beanpole/agent.log where systemd does not run. sshd must allow public keys and AllowStreamLocalForwarding for the user `beanpole` (see AllowUsers and DenyUsers).",
+            Self::NoAnswer { obstacles, .. } => problem(504, "agent-silent", "The agent does not answer").hint(
+                advice(obstacles).unwrap_or_else(|| "Look at `journalctl -u beanpole-agent` there, or at /var/lib/beanpole/agent.log where systemd does not run. sshd must let the user `beanpole` in by its key (see AllowUsers and DenyUsers).".to_owned()),
             ),
             Self::Bastion { line, .. } => problem(422, "bastion-refuses", "The bastion does not let the controller in")
-                .hint(format!("Add this line to the user's ~/.ssh/authorized_keys on the bastion, then add the host again: {line}")),
+                .hint(format!("Add this line to the user's ~/.ssh/authorized_keys on the bastion (or its `permitopen` to the line with that key, if there is one), then add the host again: {line}")),
             Self::Damaged { .. } | Self::Exec { .. } | Self::Failed { .. } => {
                 problem(502, "host-setup-failed", "The host could not be set up")
                     .hint("Adding a host again repairs what is there.")

@@ -7,6 +7,7 @@ mod bastion;
 mod elf;
 mod error;
 mod executables;
+mod keys;
 mod progress;
 pub(crate) mod quote;
 mod scripts;
@@ -14,6 +15,7 @@ mod steps;
 
 pub use error::{BootstrapError, ssh_problem};
 pub use executables::{Executables, ExecutablesError};
+pub use keys::Obstacle;
 pub use progress::Progress;
 pub use quote::quoted;
 
@@ -172,7 +174,9 @@ pub async fn add_host(
     host.install(&found, &executable).await?;
     let jump = match &setup.admin.jump {
         None => None,
-        Some(jump) => Some(Arc::new(bastion::authorise(setup, jump).await?)),
+        Some(jump) => Some(Arc::new(
+            bastion::authorise(setup, jump, &setup.admin.ssh).await?,
+        )),
     };
     let target = Target {
         ssh: beanpole_protocol::api::SshAddress {
@@ -189,7 +193,7 @@ pub async fn add_host(
         options: setup.options,
     };
     progress(Progress::Waiting);
-    let report = host.wait(&dialer, &executable).await?;
+    let report = host.wait(&found, &dialer, &executable).await?;
     let mut notes = Vec::new();
     let service = match (found.systemd, found.cron) {
         (true, _) => Service::Systemd,

@@ -151,18 +151,39 @@ else
 fi
 "#;
 
-/// Lets a key into this user's account, once.
+/// What sshd says about itself, for our user.
+pub(super) const ASK_SSHD: &str = r#"
+PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+echo "version $(ssh -V 2>&1 | head -n 1)"
+sshd -T -C "user=$BEANPOLE_USER,host=localhost,addr=127.0.0.1" 2>/dev/null
+"#;
+
+/// Lets the controller's key through this user's account to one more machine. A line of ours from
+/// before becomes this one and keeps the machines that it had; other lines stay as they are.
 pub(super) const AUTHORISE: &str = r#"
 set -eu
 umask 077
 mkdir -p "$HOME/.ssh"
 file="$HOME/.ssh/authorized_keys"
 touch "$file"
-if ! grep -qxF "$AUTHORIZED" "$file"; then
-  # A last line without its end would become one with ours, and neither key would be let in.
-  [ -z "$(tail -c 1 "$file")" ] || echo >>"$file"
-  printf '%s\n' "$AUTHORIZED" >>"$file"
-fi
+# A link to it stays one.
+file=$(readlink -f "$file")
+export START HOP REST KEY
+awk '
+  BEGIN { split(ENVIRON["KEY"], key, " "); hops = ENVIRON["HOP"] "," }
+  index($0, ENVIRON["START"]) == 1 && index($0, key[2]) {
+    count = split($0, options, ",")
+    for (i = 1; i <= count; i++)
+      if (options[i] ~ /^permitopen="[^"]*"$/ && !index("," hops, "," options[i] ","))
+        hops = hops options[i] ","
+    next
+  }
+  { print }
+  END { print ENVIRON["START"] "," hops ENVIRON["REST"] " " ENVIRON["KEY"] }
+' "$file" >"$file.new"
+# Ours is the last: when it is there, so is all before it.
+tail -n 1 "$file.new" | grep -qF "$REST $KEY" || { echo "no room for $file.new" >&2; exit 1; }
+mv -f "$file.new" "$file"
 "#;
 
 /// The agent's systemd unit.
@@ -317,28 +338,55 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_added_once_and_spoils_no_other() {
+    fn a_bastion_gets_one_line_with_every_machine_behind_it_and_no_other_is_spoilt() {
         let home = tempfile::tempdir().expect("temporary directory");
         let keys = home.path().join(".ssh/authorized_keys");
         std::fs::create_dir(home.path().join(".ssh")).expect("make");
-        std::fs::write(&keys, "ssh-ed25519 admin's").expect("write");
-        for _ in 0..2 {
-            let script = command(false, AUTHORISE, &[("AUTHORIZED", "ssh-ed25519 ours")]);
+        // The admin's last line has no end; an earlier version of ours let the key anywhere.
+        let before = "restrict,port-forwarding ssh-ed25519 OURS beanpole-controller\n\
+            restrict,port-forwarding,permitopen=\"c:1\" ssh-ed25519 ANOTHER beanpole-controller\n\
+            ssh-ed25519 admin's";
+        std::fs::write(&keys, before).expect("write");
+        for hop in [
+            "permitopen=\"[a]:22\"",
+            "permitopen=\"[b]:2\"",
+            "permitopen=\"[a]:22\"",
+        ] {
+            let values = [
+                ("START", "restrict,port-forwarding"),
+                ("HOP", hop),
+                ("REST", "permitlisten=\"localhost:1\""),
+                ("KEY", "ssh-ed25519 OURS beanpole-controller"),
+            ];
             let status = Command::new("sh")
-                .args(["-c", &script])
+                .args(["-c", &command(false, AUTHORISE, &values)])
                 .env("HOME", home.path())
                 .status()
                 .expect("sh runs");
             assert!(status.success());
         }
         let text = std::fs::read_to_string(&keys).expect("read");
-        assert_eq!(text, "ssh-ed25519 admin's\nssh-ed25519 ours\n");
+        assert_eq!(
+            text,
+            "restrict,port-forwarding,permitopen=\"c:1\" ssh-ed25519 ANOTHER beanpole-controller\n\
+             ssh-ed25519 admin's\n\
+             restrict,port-forwarding,permitopen=\"[a]:22\",permitopen=\"[b]:2\",permitlisten=\"localhost:1\" \
+             ssh-ed25519 OURS beanpole-controller\n"
+        );
+        assert_eq!(
+            std::fs::read_dir(home.path().join(".ssh"))
+                .expect("list")
+                .count(),
+            1
+        );
     }
 
     #[test]
     fn every_script_is_a_posix_script() {
         let start = start_agent(&Paths::default());
-        for script in [DETECT, DIGEST, UPLOAD, PLACE, INSTALL, AUTHORISE, &start] {
+        for script in [
+            DETECT, DIGEST, UPLOAD, PLACE, INSTALL, ASK_SSHD, AUTHORISE, &start,
+        ] {
             let mut child = Command::new("sh")
                 .args(["-n"])
                 .stdin(Stdio::piped())

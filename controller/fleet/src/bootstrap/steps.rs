@@ -1,6 +1,7 @@
 //! The steps of setting a host up, each over the admin's session: detect, upload, install, wait.
 
-use super::{BootstrapError, HostSetup, Progress, scripts};
+use super::keys::Obstacle;
+use super::{BootstrapError, HostSetup, Progress, keys, scripts};
 use crate::client::Executable;
 use crate::dial::{DialError, Dialer};
 use crate::ssh::{ExecError, Session};
@@ -16,10 +17,6 @@ use tokio::time::Instant;
 const UPLOAD_LIMIT: Duration = Duration::from_mins(15);
 /// The pause between two looks at an agent that is starting.
 const READY_PAUSE: Duration = Duration::from_millis(200);
-/// What the controller's key may do on a host: reach sockets, and listen nowhere (port 1 stands for
-/// nothing and needs root). `permitopen` would shut Unix sockets out as well; `permitlisten` came with
-/// OpenSSH 7.8.
-const ONLY_SOCKETS: &str = r#"restrict,port-forwarding,permitlisten="localhost:1""#;
 /// Bytes that go to the host in one piece.
 const PIECE: usize = 256 * 1024;
 
@@ -253,7 +250,7 @@ impl Host<'_> {
                 });
             }
         }
-        let authorized = format!("{ONLY_SOCKETS} {}", self.setup.controller_key.public_line());
+        let authorized = keys::for_agent(paths, &self.setup.controller_key);
         let by_cron = found.cron && !found.systemd;
         let installed = Installed {
             user: paths.user.clone(),
@@ -295,6 +292,7 @@ impl Host<'_> {
     /// Asks the agent through the restricted key until it answers with the right executable.
     pub(super) async fn wait(
         &self,
+        found: &Found,
         dialer: &Dialer,
         executable: &Executable,
     ) -> Result<HostReport, BootstrapError> {
@@ -326,10 +324,21 @@ impl Host<'_> {
                 return Err(BootstrapError::NoAnswer {
                     host: self.name(),
                     within,
+                    obstacles: self.obstacles(found).await,
                     source: Box::new(failure.unwrap_or(DialError::TimedOut(within))),
                 });
             }
             tokio::time::sleep(READY_PAUSE).await;
         }
+    }
+
+    /// What there keeps the key from the agent's socket, as far as its sshd tells. The protocol does
+    /// not: a socket that is forbidden is refused like one that nobody listens on.
+    async fn obstacles(&self, found: &Found) -> Vec<Obstacle> {
+        let user = ("BEANPOLE_USER", self.setup.paths.user.as_str());
+        self.script("asking sshd", found.sudo, scripts::ASK_SSHD, &[user])
+            .await
+            .map(|said| keys::obstacles(&said))
+            .unwrap_or_default()
     }
 }

@@ -166,6 +166,13 @@ impl Session {
             .await;
     }
 
+    /// Whether the host lets us on to the machine at `to`, and that one answers, within `limit`.
+    pub(crate) async fn reaches(&self, to: &SshAddress, limit: Duration) -> Result<(), SshError> {
+        bounded(to, "connecting", limit, self.open_tcp(to))
+            .await
+            .map(drop)
+    }
+
     async fn open_tcp(&self, to: &SshAddress) -> Result<Box<dyn Stream>, SshError> {
         let channel = self
             .handle
