@@ -306,7 +306,27 @@ pub struct InstanceReport {
     /// Who listens on its port.
     #[serde(default)]
     pub port: PortUse,
+    /// What the kernel killed of it for memory besides those in `processes`.
+    #[serde(default)]
+    pub memory_kills: MemoryKills,
 }
+
+/// Processes of an instance that the kernel killed for memory and that another process of the
+/// application had started. How one of the main processes ends is in its [`ProcessReport`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryKills {
+    /// How many, in this incarnation.
+    pub count: u64,
+    /// When the last one was noticed.
+    pub last_at: Option<Timestamp>,
+    /// What the last one was called, where the kernel's log can be read.
+    pub last_name: Option<String>,
+    /// What all processes of the instance together may use, in bytes.
+    pub limit_bytes: Option<u64>,
+}
+
+/// Ends of a process that a report remembers the times of.
+pub const ENDS_REMEMBERED: usize = 16;
 
 /// Who listens on the port of an instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -354,6 +374,10 @@ pub struct ProcessReport {
     pub restarts: u32,
     /// How it last ended.
     pub last_exit: Option<ExitReport>,
+    /// When it last ended by itself, oldest first: the last [`ENDS_REMEMBERED`] ends of this
+    /// incarnation.
+    #[serde(default)]
+    pub ended_at: Vec<Timestamp>,
     /// Resident memory in bytes, when known.
     #[serde(default)]
     pub memory_bytes: Option<u64>,

@@ -4,7 +4,8 @@
 use crate::rng::Rng;
 use beanpole_protocol::agent::{
     ExitReport, Failure, HostFacts, HostOrders, HostReport, InstanceOrder, InstancePhase,
-    InstanceReport, PortUse, ProcessReport, ReleaseKey, ReleaseOrder, ReleasePhase, ReleaseReport,
+    InstanceReport, MemoryKills, PortUse, ProcessReport, ReleaseKey, ReleaseOrder, ReleasePhase,
+    ReleaseReport,
 };
 use beanpole_protocol::api::Tier;
 use beanpole_protocol::{Generation, HostId, Incarnation, InstanceId, ReleaseNumber, Timestamp};
@@ -402,10 +403,12 @@ impl FakeHost {
                             oom: false,
                             at: now,
                         }),
+                        ended_at: Vec::new(),
                         memory_bytes: None,
                     }],
                     log: vec!["a line".to_owned()],
                     port: PortUse::Unknown,
+                    memory_kills: MemoryKills::default(),
                 })
                 .collect(),
         }

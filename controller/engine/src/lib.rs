@@ -15,6 +15,7 @@ mod apply;
 mod derive;
 mod events;
 mod finish;
+mod health;
 mod kept;
 mod mend;
 mod observed;
