@@ -26,7 +26,7 @@ mod turn;
 mod views;
 mod watch;
 
-pub use events::{Draft, emit};
+pub use events::{Draft, emit, tell_restore};
 pub use kept::{Need, needed_releases};
 pub use observed::{HostObserved, Observed, ProxyObserved};
 pub use turn::Turn;

@@ -525,6 +525,27 @@ impl Record for TableRecord {
     }
 }
 
+/// The records came from a backup, and nobody who follows events was told yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoredRecord {
+    /// When the backup was taken.
+    pub backup_of: String,
+}
+
+impl RestoredRecord {
+    /// Its key.
+    pub fn the_key() -> Vec<u8> {
+        key::join(&[b"restored"])
+    }
+}
+
+impl Record for RestoredRecord {
+    const TABLE: &'static str = "restored";
+    fn key(&self) -> Vec<u8> {
+        Self::the_key()
+    }
+}
+
 /// An event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
