@@ -127,3 +127,25 @@ impl Observed {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_jump_of_the_clock_makes_nobody_silent_and_nobody_heard() {
+        let at = |seconds: u64| Timestamp::from_millis(seconds * 1_000);
+        let (heard, lost) = (HostId::from_bits(1), HostId::from_bits(2));
+        for jumped in [at(100), at(90_000)] {
+            let mut observed = Observed::default();
+            observed.register_host(&lost, at(1_000));
+            observed.register_host(&heard, at(1_059));
+            observed.clock_jumped(at(1_060), jumped);
+            assert_eq!(observed.reach(&heard, jumped, 30_000), Reach::Here);
+            assert!(matches!(
+                observed.reach(&lost, jumped, 30_000),
+                Reach::Lost(since) if jumped.since(since) == Duration::from_mins(1)
+            ));
+        }
+    }
+}
