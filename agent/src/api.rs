@@ -12,6 +12,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch, post, put};
 use beanpole_daemon::http::problem_response;
+use beanpole_daemon::pace::Pace;
 use beanpole_protocol::agent::{HostOrders, HostReport, InstancePhase, UpgradeOrder};
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{Digest, InstanceId};
@@ -24,9 +25,13 @@ use tokio_util::sync::CancellationToken;
 
 /// Longest orders, in bytes: hundreds of instances with their properties are far below.
 const LONGEST_ORDERS: usize = 64 << 20;
-/// Shortest pause between two reports of a watch.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
-/// Longest silence of a watch after that: together at most 5 s.
+/// From one report of a watch to the next in the long run, and how many may come at once: that a
+/// process runs and has its port is what deployments wait for.
+const REPORT_EVERY: Duration = Duration::from_millis(100);
+const REPORTS_AT_ONCE: u32 = 5;
+/// What happens together is told together.
+const GATHER: Duration = Duration::from_millis(5);
+/// Longest silence of a watch before that: together at most 5 s.
 const LONGEST_SILENCE: Duration = Duration::from_millis(4900);
 /// The same while an instance was started lately: a deployment waits for the word that it stays up.
 const SILENCE_AFTER_A_START: Duration = Duration::from_millis(400);
@@ -130,30 +135,36 @@ fn reports(
     stop: CancellationToken,
 ) -> impl Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static {
     let changes = host.changes();
-    let start = (host, changes, stop, None);
-    futures::stream::unfold(start, |(host, mut changes, stop, silence)| async move {
-        if let Some(silence) = silence {
-            tokio::select! {
-                () = stop.cancelled() => return None,
-                () = tokio::time::sleep(SHORTEST_PAUSE) => {}
+    let pace = Pace::new(REPORT_EVERY, REPORTS_AT_ONCE);
+    let start = (host, changes, stop, pace, None);
+    futures::stream::unfold(
+        start,
+        |(host, mut changes, stop, mut pace, silence)| async move {
+            if let Some(silence) = silence {
+                tokio::select! {
+                    () = stop.cancelled() => return None,
+                    changed = changes.changed() => changed.ok()?,
+                    () = tokio::time::sleep(silence) => {}
+                }
+                let now = std::time::Instant::now();
+                let due = pace.next(now).max(now + GATHER);
+                tokio::select! {
+                    () = stop.cancelled() => return None,
+                    () = tokio::time::sleep_until(due.into()) => {}
+                }
             }
-            tokio::select! {
-                () = stop.cancelled() => return None,
-                changed = changes.changed() => changed.ok()?,
-                () = tokio::time::sleep(silence) => {}
-            }
-        }
-        changes.borrow_and_update();
-        let report = host.report().await;
-        let silence = longest_silence(&report);
-        let line = serde_json::to_vec(&report)
-            .map(|mut line| {
-                line.push(b'\n');
-                Bytes::from(line)
-            })
-            .map_err(std::io::Error::other);
-        Some((line, (host, changes, stop, Some(silence))))
-    })
+            changes.borrow_and_update();
+            let report = host.report().await;
+            let silence = longest_silence(&report);
+            let line = serde_json::to_vec(&report)
+                .map(|mut line| {
+                    line.push(b'\n');
+                    Bytes::from(line)
+                })
+                .map_err(std::io::Error::other);
+            Some((line, (host, changes, stop, pace, Some(silence))))
+        },
+    )
 }
 
 fn longest_silence(report: &HostReport) -> Duration {

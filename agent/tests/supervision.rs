@@ -771,7 +771,17 @@ async fn a_child_that_is_killed_for_memory_is_reported_while_the_app_goes_on() {
     let report = world.report(&spec.id).expect("a report");
     assert_eq!(report.phase, InstancePhase::Running);
     assert_eq!(report.processes[0].restarts, 0);
-    assert_eq!(world.status(&spec.id).others_killed, 1);
+    let kills = world
+        .until(&spec.id, "the kill in the report", |report| {
+            report.memory_kills.count == 1
+        })
+        .await
+        .memory_kills;
+    assert_eq!(kills.limit_bytes, Some(24 * 1024 * 1024));
+    assert!(kills.last_at.is_some());
+    if fs::File::open("/dev/kmsg").is_ok() {
+        assert_eq!(kills.last_name.as_deref(), Some("tail"));
+    }
     world.runtime.remove(&spec.id).await.expect("removed");
 }
 

@@ -8,7 +8,7 @@ use crate::observations::Observations;
 use crate::services::hosts;
 use crate::{ControllerConfig, ControllerError, api, driver, free, narrate};
 use beanpole_daemon::clock;
-use beanpole_engine::{Draft, Engine, EngineConfig, emit};
+use beanpole_engine::{Draft, Engine, EngineConfig, emit, tell_restore};
 use beanpole_fleet::bootstrap::Executables;
 use beanpole_fleet::ssh::ControllerKey;
 use beanpole_protocol::event::Severity;
@@ -141,6 +141,7 @@ fn assemble(
         );
         store.update(|tx| emit(tx, draft))?;
     }
+    tell_restore(&store, clock::now())?;
     let blobs_dir = directory.join("blobs");
     backup::sweep(&store, &blobs_dir)?;
     let blobs = Arc::new(Blobs::open(&blobs_dir, config.bundle_limit_bytes)?);

@@ -357,6 +357,47 @@ fn a_backup_is_whole_and_comes_back() {
     );
 }
 
+#[test]
+fn after_a_restore_whoever_follows_events_is_told_at_once_and_misses_none() {
+    let controller = Controller::start();
+    controller.application("shop");
+    let environment = json!({"application": "shop", "name": "shop-prod"});
+    assert_eq!(
+        controller.post("/v1/environments", &environment).status,
+        202
+    );
+    let backup = controller.call("POST", "/v1/backup", &[], b"");
+    // What happens after the backup has numbers that the restored records know nothing of.
+    for name in ["two", "three", "four"] {
+        controller.application(name);
+        let environment = json!({"application": name, "name": format!("{name}-prod")});
+        assert_eq!(
+            controller.post("/v1/environments", &environment).status,
+            202
+        );
+    }
+    let events = controller.get("/v1/events?limit=1000").json();
+    let newest = events["items"].as_array().and_then(|all| all.last());
+    let newest = newest
+        .and_then(|event| event["id"].as_u64())
+        .expect("an event");
+    let target = Controller::restored(&backup.body);
+    for path in [
+        "/v1/events/stream",
+        "/v1/events/stream?environment=shop-prod",
+    ] {
+        let mut stream = target.follow(path, Some(&newest.to_string()));
+        let first = stream.next_event();
+        assert_eq!(first.event, "records-restored", "{path}");
+        let id: u64 = first.id.parse().expect("a number");
+        assert!(id > newest, "{id} was given to another event before");
+    }
+    let restarted = target.restart();
+    let events = restarted.get("/v1/events?environment=shop-prod&limit=1000");
+    let restored = String::from_utf8_lossy(&events.body).into_owned();
+    assert_eq!(restored.matches("records-restored").count(), 1, "told once");
+}
+
 /// An environment that runs its release 7; release N is of version vN.
 fn seven_releases(store: &Store) {
     let environment: EnvironmentRecord = serde_json::from_value(json!({

@@ -165,12 +165,12 @@ impl World<'_> {
         if instance.mode != Some(TargetMode::Serve) {
             return Serving::No;
         }
+        // Nobody will ever say anything of an instance whose host was removed.
+        let Some(host) = self.hosts.get(&instance.host) else {
+            return Serving::No;
+        };
         if !self.web {
-            return match self
-                .hosts
-                .get(&instance.host)
-                .and_then(|host| host.instance(id))
-            {
+            return match host.instance(id) {
                 Some(seen)
                     if seen.incarnation == instance.incarnation
                         && seen.phase == InstancePhase::Running =>
@@ -216,5 +216,34 @@ impl World<'_> {
     /// Whether a host is gone for good or counts as Unreachable.
     pub fn host_lost(&self, host: &HostId) -> bool {
         self.hosts.get(host).is_none_or(HostState::lost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is left of it must not hold up mending for ever.
+    #[test]
+    fn an_instance_whose_host_was_removed_does_not_serve() {
+        let id = InstanceId::from_bits(1);
+        let instance = InstanceState {
+            host: HostId::from_bits(1),
+            release: ReleaseNumber(1),
+            incarnation: Incarnation(1),
+            mode: Some(TargetMode::Serve),
+            routed: Some(Generation(1)),
+            ordered: Some(Generation(1)),
+        };
+        for web in [true, false] {
+            let world = World {
+                environment: EnvironmentId::from_bits(1),
+                instances: [(id.clone(), instance.clone())].into(),
+                hosts: BTreeMap::new(),
+                proxies: vec![ProxyState::new("proxy".to_owned(), None, None)],
+                web,
+            };
+            assert_eq!(world.serving(&id), Serving::No);
+        }
     }
 }

@@ -5,8 +5,8 @@ use beanpole_planner::{
     OTHER_PORTS, Plan, Progress, ProxyState, Reach, Stage, Timeouts, World, next,
 };
 use beanpole_protocol::agent::{
-    ExitReport, Failure, HostFacts, HostReport, InstancePhase, InstanceReport, PortUse,
-    ProcessReport,
+    ExitReport, Failure, HostFacts, HostReport, InstancePhase, InstanceReport, MemoryKills,
+    PortUse, ProcessReport,
 };
 use beanpole_protocol::proxy::{CheckResult, ProxyReport, TargetMode, TargetReport, Traffic};
 use beanpole_protocol::{
@@ -143,10 +143,12 @@ impl Still {
                     oom: false,
                     at: at(0),
                 }),
+                ended_at: Vec::new(),
                 memory_bytes: None,
             }],
             log: vec!["cannot find the database".to_owned()],
             port: self.port,
+            memory_kills: MemoryKills::default(),
         });
         let host = HostReport {
             sequence: 1,

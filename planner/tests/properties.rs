@@ -5,8 +5,8 @@ use beanpole_planner::{
     ProxyState, Reach, Rules, Timeouts, World, apply, next, plan, plan_back,
 };
 use beanpole_protocol::agent::{
-    HostFacts, HostReport, InstancePhase, InstanceReport, PortUse, ProcessReport, ReleaseKey,
-    ReleasePhase, ReleaseReport,
+    HostFacts, HostReport, InstancePhase, InstanceReport, MemoryKills, PortUse, ProcessReport,
+    ReleaseKey, ReleasePhase, ReleaseReport,
 };
 use beanpole_protocol::options::{BatchSize, DeploymentPolicy};
 use beanpole_protocol::proxy::{ProxyReport, TargetMode, TargetReport, Traffic};
@@ -198,10 +198,12 @@ impl Fake {
                 started_at: None,
                 restarts,
                 last_exit: None,
+                ended_at: Vec::new(),
                 memory_bytes: None,
             }],
             log: Vec::new(),
             port: PortUse::Unknown,
+            memory_kills: MemoryKills::default(),
         });
     }
 

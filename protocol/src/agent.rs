@@ -4,7 +4,7 @@
 //! | Call | Meaning |
 //! |---|---|
 //! | `GET /v1/report` | a [`HostReport`] |
-//! | `GET /v1/watch` | a stream of [`HostReport`]s as JSON lines: one at once, one after each change (at most every 100 ms), one at least every 5 s |
+//! | `GET /v1/watch` | a stream of [`HostReport`]s as JSON lines: one at once, one after each change (ten a second in the long run, five at once), one at least every 5 s |
 //! | `PUT /v1/orders` | a [`HostOrders`]; answered after it is on disk. 409 `stale-generation` for an older generation, 409 `generation-reused` for the same one with other content |
 //! | `GET /v1/blobs/{digest}` | a [`BlobStatus`] |
 //! | `PATCH /v1/blobs/{digest}?offset=N&size=TOTAL` | appends raw bytes at `offset`; 409 `wrong-offset` when that is not what the agent holds; the last one verifies the digest (422 `digest-mismatch` drops the blob) |
@@ -306,7 +306,27 @@ pub struct InstanceReport {
     /// Who listens on its port.
     #[serde(default)]
     pub port: PortUse,
+    /// What the kernel killed of it for memory besides those in `processes`.
+    #[serde(default)]
+    pub memory_kills: MemoryKills,
 }
+
+/// Processes of an instance that the kernel killed for memory and that another process of the
+/// application had started. How one of the main processes ends is in its [`ProcessReport`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryKills {
+    /// How many, in this incarnation.
+    pub count: u64,
+    /// When the last one was noticed.
+    pub last_at: Option<Timestamp>,
+    /// What the last one was called, where the kernel's log can be read.
+    pub last_name: Option<String>,
+    /// What all processes of the instance together may use, in bytes.
+    pub limit_bytes: Option<u64>,
+}
+
+/// Ends of a process that a report remembers the times of.
+pub const ENDS_REMEMBERED: usize = 16;
 
 /// Who listens on the port of an instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -354,6 +374,10 @@ pub struct ProcessReport {
     pub restarts: u32,
     /// How it last ended.
     pub last_exit: Option<ExitReport>,
+    /// When it last ended by itself, oldest first: the last [`ENDS_REMEMBERED`] ends of this
+    /// incarnation.
+    #[serde(default)]
+    pub ended_at: Vec<Timestamp>,
     /// Resident memory in bytes, when known.
     #[serde(default)]
     pub memory_bytes: Option<u64>,

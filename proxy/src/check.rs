@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// From one check to the next while a deployment waits for the target.
-const EAGER_INTERVAL: Duration = Duration::from_millis(200);
+const EAGER_INTERVAL: Duration = Duration::from_millis(100);
 /// Least time between checks, whatever asks for them.
 const LEAST_GAP: Duration = Duration::from_millis(20);
 /// Checks of one target that may be under way.
@@ -213,7 +213,8 @@ async fn ask(address: SocketAddr, path: &str) -> io::Result<u16> {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
     };
-    let rest = async {
+    // The answer is known; one that goes on, or keeps the connection open, holds nobody up.
+    let rest = async move {
         let mut sink = [0u8; 4096];
         let mut taken = 0;
         while taken < TAKEN_BODY {
@@ -223,7 +224,7 @@ async fn ask(address: SocketAddr, path: &str) -> io::Result<u16> {
             }
         }
     };
-    let _ = timeout(TAKING_TIME, rest).await;
+    tokio::spawn(timeout(TAKING_TIME, rest));
     Ok(status)
 }
 

@@ -12,6 +12,7 @@ use axum::routing::{get, put};
 use beanpole_daemon::clock;
 use beanpole_daemon::files::{self, ReadError};
 use beanpole_daemon::http::problem_response;
+use beanpole_daemon::pace::Pace;
 use beanpole_protocol::Generation;
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::proxy::{ProxyReport, RoutingTable};
@@ -27,8 +28,12 @@ use tokio_util::sync::CancellationToken;
 
 /// Largest table, in bytes of JSON.
 const LARGEST_TABLE: usize = 64 * 1024 * 1024;
-/// Least time between two reports of one watcher.
-const LEAST_GAP: Duration = Duration::from_millis(100);
+/// From one report of a watcher to the next in the long run, and how many may come at once: a table
+/// in force and a target that is well are what deployments wait for.
+const REPORT_EVERY: Duration = Duration::from_millis(100);
+const REPORTS_AT_ONCE: u32 = 5;
+/// What happens together is told together.
+const GATHER: Duration = Duration::from_millis(5);
 /// Longest time between two reports of one watcher.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 
@@ -200,25 +205,32 @@ async fn report(State(control): State<Arc<Control>>) -> Response {
 struct Watcher {
     control: Arc<Control>,
     changes: watch::Receiver<u64>,
-    last: Option<Instant>,
+    pace: Pace,
+    /// Something was told already.
+    begun: bool,
 }
 
 async fn watch_reports(State(control): State<Arc<Control>>) -> Response {
     let watcher = Watcher {
         changes: control.shared.changes.watch(),
         control,
-        last: None,
+        pace: Pace::new(REPORT_EVERY, REPORTS_AT_ONCE),
+        begun: false,
     };
     let lines = stream::unfold(watcher, |mut watcher| async move {
         let stop = watcher.control.stop.clone();
         stop.run_until_cancelled(async move {
-            if let Some(last) = watcher.last {
+            if watcher.begun {
                 // An error means that the sender is gone, which `stop` tells as well.
                 let _ = timeout(HEARTBEAT, watcher.changes.changed()).await;
-                sleep_until(last + LEAST_GAP).await;
+                sleep_until(
+                    (Instant::now() + GATHER)
+                        .max(watcher.pace.next(std::time::Instant::now()).into()),
+                )
+                .await;
             }
+            watcher.begun = true;
             watcher.changes.mark_unchanged();
-            watcher.last = Some(Instant::now());
             let mut line = serde_json::to_vec(&watcher.control.report()).unwrap_or_default();
             line.push(b'\n');
             (Ok::<_, io::Error>(Bytes::from(line)), watcher)

@@ -405,6 +405,32 @@ fn mode_of_the_first(bed: &Bed) -> String {
 }
 
 #[test]
+fn an_app_that_ends_again_and_again_is_a_warning_though_it_answers() {
+    let bed = Bed::up();
+    bed.serving("shop-prod", 1);
+    for ends in 1..=3 {
+        let _ = beanpole_tests::http::get(bed.http, "shop-prod.localhost", "/exit");
+        until_true("it was started again", seconds(30), || {
+            let status = bed.status("shop-prod");
+            status["instances"][0]["processes"][0]["restarts"].as_u64() >= Some(ends)
+        });
+        until_true("it answers", seconds(30), || {
+            beanpole_tests::http::get(bed.http, "shop-prod.localhost", "/")
+                .is_ok_and(|answer| answer.status == 200)
+        });
+    }
+    until_true("it serves with a warning", seconds(30), || {
+        let status = bed.status("shop-prod");
+        status["instances"][0]["health"] == "Warning" && status["health"] == "Yellow"
+    });
+    bed.run(&["status", "shop-prod"])
+        .ok()
+        .says("process `web` ended and was started again 3 times in the last 15 minutes")
+        .says("by signal 9");
+    bed.run(&["list"]).ok().says("1/1");
+}
+
+#[test]
 fn no_healthy_target_and_unknown_hosts_get_a_page_that_says_so() {
     let bed = Bed::up();
     let app = bed.app("shop");

@@ -4,7 +4,8 @@ use crate::host::{Behaviour, FakeHost};
 use crate::proxy::FakeProxy;
 use beanpole_engine::Observed;
 use beanpole_planner::{Progress, Stage};
-use beanpole_protocol::api::{OperationKind, OperationStatus, Tier};
+use beanpole_protocol::agent::InstancePhase;
+use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus, Tier};
 use beanpole_protocol::options::DeploymentPolicy;
 use beanpole_protocol::proxy::TargetMode;
 use beanpole_protocol::{EnvironmentId, EventId, InstanceId, OperationId, Timestamp};
@@ -14,6 +15,7 @@ use beanpole_store::model::{
     JournalRecord, OperationRecord, ReleaseRecord, TableRecord,
 };
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 #[derive(Default)]
 pub struct Checks {
@@ -23,6 +25,8 @@ pub struct Checks {
     told: EventId,
     event_times: BTreeMap<EnvironmentId, (EventId, Timestamp)>,
     ended: BTreeMap<OperationId, bool>,
+    /// How far the clock jumped ahead in all. No deadline foresees that.
+    pub jumped: Duration,
 }
 
 impl Checks {
@@ -67,12 +71,14 @@ impl Checks {
             .into_iter()
             .map(|record| (record.id.clone(), record))
             .collect();
-        self.never_stopped_while_routed(store, &now, proxies, &environments)?;
+        self.never_stopped_while_routed(store, &now, hosts, proxies, &environments)?;
         self.no_traffic_before_healthy(store, &now, hosts, proxies, &environments)?;
         self.capacity_never_below_floor(store, &now, observed, &environments, at)?;
         self.generations_only_rise(store)?;
         self.events_are_in_order(store, &environments)?;
         self.operations_end_with_one_version(store, &now, &environments, observed)?;
+        nothing_outlives_its_environment(store, &now, &environments)?;
+        operations_end_in_time(store, &environments, at, self.jumped)?;
         Ok(())
     }
 
@@ -97,6 +103,7 @@ impl Checks {
         &self,
         store: &Store,
         now: &BTreeMap<InstanceId, InstanceRecord>,
+        hosts: &[FakeHost],
         proxies: &[FakeProxy],
         environments: &BTreeMap<EnvironmentId, EnvironmentRecord>,
     ) -> Result<(), String> {
@@ -105,6 +112,12 @@ impl Checks {
                 .get(id)
                 .is_none_or(|new| new.incarnation != old.incarnation || (old.run && !new.run));
             if !ended || environments[&old.environment].tier == Tier::Worker {
+                continue;
+            }
+            // What does not run is not stopped: its host was removed, or its port is another's.
+            let host = hosts.iter().find(|host| host.id == old.host);
+            let fake = host.and_then(|host| host.instances.get(id));
+            if fake.is_none_or(|fake| matches!(fake.phase, InstancePhase::Failed(_))) {
                 continue;
             }
             let operation = self.acting(store, &old.environment);
@@ -163,7 +176,7 @@ impl Checks {
             // Reports are late: a machine may have lost its power since. But what it last ran must
             // have been this.
             if fake.is_none_or(|fake| {
-                fake.incarnation != new.incarnation || fake.release != Some(release.tree)
+                fake.ran != new.incarnation || fake.release != Some(release.tree)
             }) {
                 return Err(format!(
                     "{id} is put into service and never ran {}",
@@ -195,15 +208,24 @@ impl Checks {
                 continue;
             }
             let well = |record: &InstanceRecord| {
-                observed.proxies.values().all(|proxy| {
-                    proxy.report.as_ref().is_some_and(|report| {
-                        report.targets.iter().any(|target| {
-                            target.instance == record.id
-                                && target.incarnation == record.incarnation
-                                && target.healthy
+                // Another program's good answers make nothing well.
+                let report = observed.hosts.get(&record.host);
+                let report = report.and_then(|host| host.report.as_ref());
+                let failed = report.is_some_and(|report| {
+                    report.instances.iter().any(|seen| {
+                        seen.id == record.id && matches!(seen.phase, InstancePhase::Failed(_))
+                    })
+                });
+                !failed
+                    && observed.proxies.values().all(|proxy| {
+                        proxy.report.as_ref().is_some_and(|report| {
+                            report.targets.iter().any(|target| {
+                                target.instance == record.id
+                                    && target.incarnation == record.incarnation
+                                    && target.healthy
+                            })
                         })
                     })
-                })
             };
             let serves = |record: &&InstanceRecord| {
                 record.environment == *id && record.mode == Some(TargetMode::Serve) && well(record)
@@ -450,4 +472,99 @@ impl Checks {
             })
             .collect()
     }
+}
+
+/// A terminated environment has no instance.
+fn nothing_outlives_its_environment(
+    store: &Store,
+    now: &BTreeMap<InstanceId, InstanceRecord>,
+    environments: &BTreeMap<EnvironmentId, EnvironmentRecord>,
+) -> Result<(), String> {
+    for (id, record) in now {
+        let environment = &environments[&record.environment];
+        if environment.status == EnvironmentStatus::Terminated {
+            return Err(format!("{id} outlived {}", environment.name));
+        }
+        let release = ReleaseRecord::key_of(&record.environment, record.release);
+        if store
+            .get::<ReleaseRecord>(&release)
+            .expect("memory")
+            .is_none()
+        {
+            return Err(format!("{id} runs a release that was forgotten"));
+        }
+    }
+    Ok(())
+}
+
+/// Every operation ends by the deadline that it was shown with.
+fn operations_end_in_time(
+    store: &Store,
+    environments: &BTreeMap<EnvironmentId, EnvironmentRecord>,
+    at: Timestamp,
+    jumped: Duration,
+) -> Result<(), String> {
+    for id in environments
+        .values()
+        .filter_map(|env| env.operation.as_ref())
+    {
+        let key = OperationRecord::key_of(id);
+        if let Some(operation) = store.get::<OperationRecord>(&key).expect("memory")
+            && at > operation.deadline.after(jumped)
+        {
+            return Err(format!(
+                "{} of {} goes on {} s after its deadline",
+                operation.kind,
+                operation.environment_name,
+                at.since(operation.deadline).as_secs()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The table holds exactly the instances that shall be in it, as they shall be. Looked at after a
+/// whole turn only: a controller that died may have decided and not derived.
+pub fn the_table_says_what_the_records_say(store: &Store) -> Result<(), String> {
+    let records: BTreeMap<InstanceId, InstanceRecord> = store
+        .list::<InstanceRecord>()
+        .expect("memory")
+        .into_iter()
+        .map(|record| (record.id.clone(), record))
+        .collect();
+    let Some(table) = store
+        .get::<TableRecord>(&TableRecord::the_key())
+        .expect("memory")
+    else {
+        return Ok(());
+    };
+    for target in table.table.pools.iter().flat_map(|pool| &pool.targets) {
+        let id = &target.instance;
+        let Some(record) = records.get(id) else {
+            return Err(format!("the table points to {id}, which is gone"));
+        };
+        if target.incarnation != record.incarnation
+            || record.mode != Some(target.mode)
+            || target.address.port() != record.port
+        {
+            return Err(format!("the table has {target:?} for {record:?}"));
+        }
+        if target.mode == TargetMode::Serve && !record.run {
+            return Err(format!("the table points to {id}, which shall not run"));
+        }
+    }
+    Ok(())
+}
+
+/// Hosts hold what is recorded and nothing else; said once everything has come to rest.
+pub fn left_over(store: &Store, hosts: &[FakeHost]) -> Option<String> {
+    let records = store.list::<InstanceRecord>().expect("memory");
+    hosts.iter().find_map(|host| {
+        let stray = host.instances.keys().find(|id| {
+            !records
+                .iter()
+                .any(|record| record.id == **id && record.host == host.id)
+        });
+        stray.map(|id| format!("{id} is left on {}", host.name))
+    })
 }

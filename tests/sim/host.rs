@@ -4,7 +4,8 @@
 use crate::rng::Rng;
 use beanpole_protocol::agent::{
     ExitReport, Failure, HostFacts, HostOrders, HostReport, InstanceOrder, InstancePhase,
-    InstanceReport, PortUse, ProcessReport, ReleaseKey, ReleaseOrder, ReleasePhase, ReleaseReport,
+    InstanceReport, MemoryKills, PortUse, ProcessReport, ReleaseKey, ReleaseOrder, ReleasePhase,
+    ReleaseReport,
 };
 use beanpole_protocol::api::Tier;
 use beanpole_protocol::{Generation, HostId, Incarnation, InstanceId, ReleaseNumber, Timestamp};
@@ -31,6 +32,9 @@ pub enum Behaviour {
 /// What ends sooner than this after each start is never put into service as a new release: the default
 /// of `MinUptime`.
 const MIN_UPTIME_MS: u64 = 5_000;
+
+/// What agents call it when another program has an instance's port.
+const PORT_TAKEN: &str = "port-taken";
 
 impl Behaviour {
     pub fn of(label: &str) -> Self {
@@ -84,6 +88,10 @@ pub struct FakeHost {
     pub link: bool,
     /// Everything takes that many times as long.
     pub slowness: u64,
+    /// Its disk is full: nothing more can be prepared.
+    pub full: bool,
+    /// How far its clock is ahead, in milliseconds.
+    pub ahead: u64,
     pub orders: HostOrders,
     releases: BTreeMap<ReleaseKey, Prepared>,
     pub instances: BTreeMap<InstanceId, Fake>,
@@ -99,6 +107,8 @@ struct Prepared {
 pub struct Fake {
     pub incarnation: Incarnation,
     pub release: Option<ReleaseNumber>,
+    /// The last incarnation whose process really ran.
+    pub ran: Incarnation,
     pub phase: InstancePhase,
     pub behaviour: Behaviour,
     pub port: u16,
@@ -117,6 +127,8 @@ impl FakeHost {
             up: true,
             link: true,
             slowness: 1,
+            full: false,
+            ahead: 0,
             orders: HostOrders::default(),
             releases: BTreeMap::new(),
             instances: BTreeMap::new(),
@@ -161,6 +173,14 @@ impl FakeHost {
                 fake.restarts = 0;
             }
         }
+    }
+
+    /// The disk is replaced by an empty one: the agent knows nothing any more.
+    pub fn wipe(&mut self) {
+        self.orders = HostOrders::default();
+        self.releases.clear();
+        self.instances.clear();
+        self.sequence = 0;
     }
 
     /// One look at everything; true when something changed.
@@ -214,6 +234,15 @@ impl FakeHost {
                 continue;
             }
             let next = match &prepared.phase {
+                ReleasePhase::NeedsBundle if self.full => ReleasePhase::Failed(Failure {
+                    code: "disk-full".to_owned(),
+                    message: "The disk is full.".to_owned(),
+                    log: Vec::new(),
+                }),
+                // Tried again by itself.
+                ReleasePhase::Failed(why) if why.code == "disk-full" && !self.full => {
+                    ReleasePhase::NeedsBundle
+                }
                 ReleasePhase::NeedsBundle => ReleasePhase::Building {
                     command: "make".to_owned(),
                 },
@@ -259,6 +288,7 @@ impl FakeHost {
         let fake = self.instances.entry(order.id.clone()).or_insert(Fake {
             incarnation: Incarnation(0),
             release: None,
+            ran: Incarnation(0),
             phase: InstancePhase::Stopped,
             behaviour,
             port: order.port,
@@ -287,13 +317,14 @@ impl FakeHost {
                 fake.go(InstancePhase::Stopped, now, 0);
                 true
             }
-            InstancePhase::Waiting if !order.run => {
+            InstancePhase::Waiting | InstancePhase::Failed(_) if !order.run => {
                 fake.go(InstancePhase::Stopped, now, 0);
                 true
             }
             _ if outdated => {
                 fake.incarnation = order.incarnation;
                 fake.release = Some(order.release);
+                fake.port = order.port;
                 fake.behaviour = behaviour;
                 fake.restarts = 0;
                 let next = if order.run {
@@ -304,6 +335,20 @@ impl FakeHost {
                 fake.go(next, now, rng.range(50, 500) * slowness);
                 true
             }
+            // Another program has its port, for a while; it answers well.
+            InstancePhase::Waiting if ready && now >= fake.until && rng.chance(20) => {
+                let failure = Failure {
+                    code: PORT_TAKEN.to_owned(),
+                    message: format!("Port {} is taken by another program.", fake.port),
+                    log: Vec::new(),
+                };
+                fake.go(InstancePhase::Failed(failure), now, 20_000);
+                true
+            }
+            InstancePhase::Failed(_) if now >= fake.until => {
+                fake.go(InstancePhase::Waiting, now, 0);
+                true
+            }
             InstancePhase::Waiting if ready && now >= fake.until => {
                 fake.go(
                     InstancePhase::Running,
@@ -311,6 +356,7 @@ impl FakeHost {
                     fake.behaviour.lives_ms().unwrap_or(0),
                 );
                 fake.started = now;
+                fake.ran = fake.incarnation;
                 true
             }
             InstancePhase::Running if fake.behaviour.lives_ms().is_some() && now >= fake.until => {
@@ -338,8 +384,14 @@ impl FakeHost {
         }
         let (id, fake) = self.instances.iter().find(|(_, fake)| {
             fake.port == port
-                && matches!(fake.phase, InstancePhase::Running | InstancePhase::Stopping)
+                && matches!(
+                    fake.phase,
+                    InstancePhase::Running | InstancePhase::Stopping | InstancePhase::Failed(_)
+                )
         })?;
+        if matches!(fake.phase, InstancePhase::Failed(_)) {
+            return Some((id.clone(), fake.incarnation, true));
+        }
         let age = now - fake.started;
         let listens = match fake.behaviour {
             Behaviour::Slow => 8_000,
@@ -357,8 +409,11 @@ impl FakeHost {
         Some((id.clone(), fake.incarnation, good))
     }
 
-    pub fn report(&mut self, now: Timestamp) -> HostReport {
+    pub fn report(&mut self, now: u64) -> HostReport {
         self.sequence += 1;
+        let ahead = self.ahead;
+        let clock = |at: u64| Timestamp::from_millis(at + ahead);
+        let now = clock(now);
         HostReport {
             sequence: self.sequence,
             agent_version: "0".to_owned(),
@@ -379,7 +434,7 @@ impl FakeHost {
                     phase: prepared.phase.clone(),
                     bundle: crate::digest(),
                     bundle_have: 0,
-                    since: Timestamp::from_millis(prepared.since),
+                    since: clock(prepared.since),
                 })
                 .collect(),
             instances: self
@@ -390,7 +445,7 @@ impl FakeHost {
                     release: fake.release,
                     incarnation: fake.incarnation,
                     phase: fake.phase.clone(),
-                    since: Timestamp::from_millis(fake.since),
+                    since: clock(fake.since),
                     processes: vec![ProcessReport {
                         name: "web".to_owned(),
                         pid: None,
@@ -402,10 +457,12 @@ impl FakeHost {
                             oom: false,
                             at: now,
                         }),
+                        ended_at: Vec::new(),
                         memory_bytes: None,
                     }],
                     log: vec!["a line".to_owned()],
                     port: PortUse::Unknown,
+                    memory_kills: MemoryKills::default(),
                 })
                 .collect(),
         }

@@ -1,6 +1,6 @@
 //! The fake world: time, links, faults and users.
 
-use crate::checks::Checks;
+use crate::checks::{self, Checks};
 use crate::host::{Behaviour, FakeHost};
 use crate::proxy::FakeProxy;
 use crate::rng::Rng;
@@ -13,7 +13,8 @@ use beanpole_protocol::{
     ApplicationName, EnvironmentName, HostId, HostName, RequestId, Timestamp, VersionLabel,
 };
 use beanpole_store::model::{
-    ApplicationRecord, EnvironmentRecord, HostRecord, OperationRecord, VersionRecord,
+    ApplicationRecord, EnvironmentRecord, HostOrdersRecord, HostRecord, OperationRecord,
+    VersionRecord,
 };
 use beanpole_store::{Store, StoreError};
 use std::collections::BTreeMap;
@@ -26,6 +27,8 @@ const FAULTS_MS: u64 = 300_000;
 const REST_MS: u64 = 3 * 3_600_000;
 /// When it begins.
 const START_MS: u64 = 1_790_000_000_000;
+/// How far the controller's clock may fall back in all, in milliseconds.
+const MOST_BEHIND_MS: u64 = 600_000;
 
 /// What came of a seed.
 #[derive(Default)]
@@ -47,6 +50,9 @@ enum Message {
 pub struct World {
     rng: Rng,
     pub now: u64,
+    /// How far the controller's clock is ahead, in milliseconds. It begins ahead, to be able to fall
+    /// back.
+    ahead: u64,
     pub store: Store,
     engine: Engine,
     pub observed: Observed,
@@ -84,7 +90,11 @@ impl World {
         let store = Store::in_memory();
         let engine = Engine::new(store.clone(), EngineConfig::default());
         let hosts: Vec<FakeHost> = (0..rng.range(2, 6))
-            .map(|n| FakeHost::new(HostId::from_bits(rng.bits()), format!("host-{n}")))
+            .map(|n| {
+                let mut host = FakeHost::new(HostId::from_bits(rng.bits()), format!("host-{n}"));
+                host.ahead = *rng.pick(&[0, 1_500, 1_000_000]);
+                host
+            })
             .collect();
         let proxies = (0..rng.range(1, 3))
             .map(|n| FakeProxy::new(format!("proxy-{n}")))
@@ -122,6 +132,7 @@ impl World {
         let mut world = Self {
             rng,
             now: START_MS,
+            ahead: MOST_BEHIND_MS,
             store,
             engine,
             observed: Observed::default(),
@@ -143,14 +154,14 @@ impl World {
     }
 
     fn at(&self) -> Timestamp {
-        Timestamp::from_millis(self.now)
+        Timestamp::from_millis(self.now + self.ahead)
     }
 
     /// What the controller does at its start.
     fn register(&mut self) {
         self.observed = Observed::default();
+        let now = self.at();
         for host in &self.hosts {
-            let now = Timestamp::from_millis(self.now);
             self.observed.register_host(&host.id, now);
         }
         for proxy in &self.proxies {
@@ -214,12 +225,25 @@ impl World {
             } else if !self.hosts[n].up && self.rng.chance(12) {
                 self.hosts[n].up = true;
             }
+            if !self.hosts[n].up && self.rng.chance(3) {
+                self.hosts[n].wipe();
+            }
             if self.rng.chance(4) {
                 self.hosts[n].slowness = *self.rng.pick(&[1, 1, 1, 5, 30]);
+            }
+            if self.rng.chance(2) {
+                self.hosts[n].full = true;
+            } else if self.hosts[n].full && self.rng.chance(20) {
+                self.hosts[n].full = false;
             }
         }
         for n in 0..self.proxies.len() {
             if self.rng.chance(2) {
+                self.proxies[n].restart();
+            }
+            if self.proxies[n].up && self.rng.chance(1) {
+                self.proxies[n].up = false;
+            } else if !self.proxies[n].up && self.rng.chance(30) {
                 self.proxies[n].restart();
             }
             if self.rng.chance(2) {
@@ -230,6 +254,60 @@ impl World {
         }
         if self.rng.chance(8) {
             self.restart_controller();
+        }
+        if self.rng.chance(1) {
+            self.jump();
+        }
+        if self.rng.chance(1) {
+            self.forget_host();
+        }
+    }
+
+    /// The controller's clock is set, or its machine was asleep.
+    fn jump(&mut self) {
+        let before = self.at();
+        let by = *self.rng.pick(&[-60_000, -3_000, 3_000, 60_000, 900_000]);
+        self.ahead = self.ahead.saturating_add_signed(by);
+        self.checks.jumped += self.at().since(before);
+        self.observed.clock_jumped(before, self.at());
+        self.woken = true;
+        if self.verbose {
+            println!("{} the clock jumps by {by} ms", self.now - START_MS);
+        }
+    }
+
+    /// A host is forgotten by force, whatever runs there, and added again with nothing on it.
+    fn forget_host(&mut self) {
+        let n = self.rng.range(0, self.hosts.len() as u64) as usize;
+        let old = self.hosts[n].id.clone();
+        let fresh = HostId::from_bits(self.rng.bits());
+        self.hosts[n].wipe();
+        self.hosts[n].id = fresh.clone();
+        self.observed.hosts.remove(&old);
+        let result: Result<(), StoreError> = self.store.update(|tx| {
+            let key = HostRecord::key_of(&old);
+            if let Some(mut record) = tx.get::<HostRecord>(&key)? {
+                tx.delete::<HostRecord>(&key)?;
+                tx.delete::<HostOrdersRecord>(&HostOrdersRecord::key_of(&old))?;
+                record.id = fresh.clone();
+                record.instance_address = crate::address_of(&fresh);
+                tx.put(&record)?;
+            }
+            Ok(())
+        });
+        result.expect("memory");
+        let now = self.at();
+        self.observed.register_host(&fresh, now);
+        // What is under way to or from the old one never arrives.
+        self.messages.retain(|_, message| {
+            !matches!(message, Message::Orders(to, _) | Message::HostReport(to, _) if *to == n)
+        });
+        self.woken = true;
+        if self.verbose {
+            println!(
+                "{} host-{n} is forgotten and comes back empty",
+                self.now - START_MS
+            );
         }
     }
 
@@ -247,6 +325,7 @@ impl World {
             host.up = true;
             host.link = true;
             host.slowness = 1;
+            host.full = false;
         }
         for proxy in &mut self.proxies {
             proxy.link = true;
@@ -447,7 +526,7 @@ impl World {
         for n in 0..self.hosts.len() {
             let changed = self.hosts[n].step(now, &mut self.rng);
             if self.hosts[n].up && self.hosts[n].link && (changed || periodic) {
-                let report = self.hosts[n].report(Timestamp::from_millis(now));
+                let report = self.hosts[n].report(now);
                 self.send(Message::HostReport(n, Box::new(report)));
             }
         }
@@ -459,7 +538,7 @@ impl World {
             }
         }
         self.resend();
-        if self.woken || now >= self.wake_at {
+        if self.woken || self.at().as_millis() >= self.wake_at {
             self.woken = false;
             self.turn()?;
         }
@@ -539,6 +618,12 @@ impl World {
         }
         self.checks
             .after(&self.store, &self.hosts, &self.proxies, &self.observed, at)
+            .and_then(|()| {
+                if dies {
+                    return Ok(());
+                }
+                checks::the_table_says_what_the_records_say(&self.store)
+            })
             .map_err(|what| format!("at {} ms: {what}", self.now - START_MS))?;
         if self.verbose {
             for line in self.checks.news(&self.store) {
@@ -600,7 +685,9 @@ impl World {
             let labels = environment.settings.host_labels();
             for instance in &view.instances {
                 let key = HostRecord::key_of(&instance.host_id);
-                let host: HostRecord = self.store.get(&key).expect("memory").expect("a host");
+                let Some(host) = self.store.get::<HostRecord>(&key).expect("memory") else {
+                    return Some(format!("{} is on a host that was removed", instance.id));
+                };
                 if labels
                     .iter()
                     .any(|(name, value)| host.labels.get(name) != Some(value))
@@ -620,6 +707,6 @@ impl World {
                 }
             }
         }
-        None
+        checks::left_over(&self.store, &self.hosts)
     }
 }

@@ -4,8 +4,8 @@ use super::{Host, State};
 use beanpole_daemon::clock;
 use beanpole_protocol::Timestamp;
 use beanpole_protocol::agent::{
-    HostReport, InstanceOrder, InstancePhase, InstanceReport, PortUse, ReleaseKey, ReleasePhase,
-    ReleaseReport,
+    HostReport, InstanceOrder, InstancePhase, InstanceReport, MemoryKills, PortUse, ReleaseKey,
+    ReleasePhase, ReleaseReport,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -95,6 +95,7 @@ impl State {
                 processes: Vec::new(),
                 log: seen.map(|report| report.log).unwrap_or_default(),
                 port: PortUse::Unknown,
+                memory_kills: MemoryKills::default(),
             };
         }
         if let Some(report) = seen {
@@ -120,6 +121,7 @@ impl State {
             processes: Vec::new(),
             log: Vec::new(),
             port: PortUse::Unknown,
+            memory_kills: MemoryKills::default(),
         }
     }
 

@@ -623,7 +623,11 @@ impl Instance {
             (None, Stage::Supervising) if all_run => (InstancePhase::Running, status.since),
             (None, Stage::Supervising) => (InstancePhase::Restarting, status.since),
         };
-        let well = phase == InstancePhase::Running && now().since(status.since) > YOUNG;
+        let kills = &status.memory_kills;
+        let last_trouble = kills
+            .last_at
+            .map_or(status.since, |at| at.max(status.since));
+        let well = phase == InstancePhase::Running && now().since(last_trouble) > YOUNG;
         let log = if well || phase == InstancePhase::Stopped {
             Vec::new()
         } else {
@@ -647,6 +651,7 @@ impl Instance {
             processes: status.processes.iter().map(process_report).collect(),
             log,
             port,
+            memory_kills: status.memory_kills,
         })
     }
 }
@@ -659,6 +664,7 @@ fn process_report(process: &crate::shim::wire::ProcessStatus) -> ProcessReport {
         started_at: process.started_at,
         restarts: process.restarts,
         last_exit: process.last_exit.clone(),
+        ended_at: process.ended_at.clone(),
         memory_bytes: pid.and_then(resident_bytes),
     }
 }

@@ -12,6 +12,7 @@
 pub mod build;
 mod child;
 mod control;
+mod kernel;
 mod log;
 pub(crate) mod proc;
 pub mod spec;

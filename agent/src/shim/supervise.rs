@@ -3,13 +3,15 @@
 
 use super::child;
 use super::control::{self, Client};
+use super::kernel;
 use super::log::{Lines, Log, Stream};
 use super::proc;
 use super::spec::{Program, ShimSpec, VERSION, files};
 use super::wire::{Identity, Op, ProcessStatus, Stage, Status};
 use crate::sys::{self, Children, Ended};
 use beanpole_daemon::clock::now;
-use beanpole_protocol::agent::ExitReport;
+use beanpole_protocol::Timestamp;
+use beanpole_protocol::agent::{ENDS_REMEMBERED, ExitReport, MemoryKills};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process_group};
 use std::fs;
@@ -43,10 +45,10 @@ pub(super) struct Supervisor {
     doors: Vec<Arc<OwnedFd>>,
     processes: Vec<Process>,
     stop: Option<Stop>,
-    since: beanpole_protocol::Timestamp,
+    since: Timestamp,
     oom_kills: u64,
     /// Those of them that were not the main process of anything.
-    others_killed: u64,
+    memory_kills: MemoryKills,
     /// When to look for more; never without a limit.
     oom_look: Option<Instant>,
     changed: bool,
@@ -55,12 +57,13 @@ pub(super) struct Supervisor {
 struct Process {
     program: Program,
     running: Option<Running>,
-    starts: Option<(Instant, beanpole_protocol::Timestamp)>,
-    started_at: Option<beanpole_protocol::Timestamp>,
+    starts: Option<(Instant, Timestamp)>,
+    started_at: Option<Timestamp>,
     restarts: u32,
     /// Ends in a row, for the pause.
     row: u32,
     last_exit: Option<ExitReport>,
+    ended_at: Vec<Timestamp>,
     log: Log,
     pipes: Vec<Pipe>,
 }
@@ -113,11 +116,18 @@ impl Supervisor {
                     restarts: earlier.map_or(0, |p| p.restarts + u32::from(p.started_at.is_some())),
                     row: 0,
                     last_exit: earlier.and_then(|p| p.last_exit.clone()),
+                    ended_at: earlier.map_or_else(Vec::new, |p| p.ended_at.clone()),
                     log: Log::new(path, spec.logs),
                     pipes: Vec::new(),
                 }
             })
             .collect();
+        let memory_kills = MemoryKills {
+            limit_bytes: spec.limits.memory_bytes,
+            ..earlier
+                .map(|status| status.memory_kills)
+                .unwrap_or_default()
+        };
         Ok(Self {
             spec,
             me,
@@ -130,7 +140,7 @@ impl Supervisor {
             stop: None,
             since: now(),
             oom_kills,
-            others_killed: 0,
+            memory_kills,
             oom_look,
             changed: false,
         })
@@ -217,6 +227,7 @@ impl Supervisor {
         let process = &mut self.processes[index];
         let at = now();
         self.changed = true;
+        self.since = at;
         if process.started_at.is_some() {
             process.restarts += 1;
         }
@@ -244,7 +255,7 @@ impl Supervisor {
                 process.pipes.drain(..spare);
             }
             Err(error) => {
-                process.last_exit = Some(ExitReport {
+                process.end_by_itself(ExitReport {
                     code: Some(126),
                     signal: None,
                     oom: false,
@@ -301,7 +312,7 @@ impl Supervisor {
         let killed = ended.signal == Some(Signal::KILL.as_raw()) || ended.code == Some(137);
         let fresh = self.fresh_kills();
         let oom = killed && fresh > 0;
-        self.others_were_killed(fresh - u64::from(oom));
+        self.others_were_killed(fresh - u64::from(oom), Some(ended.pid));
         self.changed = true;
         let process = &mut self.processes[index];
         // Its last words come before what is said about its end.
@@ -310,12 +321,12 @@ impl Supervisor {
             .running
             .take()
             .map(|running| running.since.elapsed());
-        process.last_exit = Some(ExitReport {
+        let exit = ExitReport {
             code: ended.code,
             signal: ended.signal,
             oom,
             at: now(),
-        });
+        };
         let how = match (ended.code, ended.signal) {
             _ if oom => "was killed by the kernel: it used more memory than it may".to_owned(),
             (Some(code), _) => format!("exited with code {code}"),
@@ -323,9 +334,12 @@ impl Supervisor {
             _ => "ended".to_owned(),
         };
         if stopping {
+            process.last_exit = Some(exit);
             process.log.remark(now(), &how);
             return;
         }
+        self.since = exit.at;
+        process.end_by_itself(exit);
         if ran.is_some_and(|ran| ran.as_millis() >= u128::from(self.spec.backoff.reset_ms)) {
             process.row = 0;
         }
@@ -342,21 +356,27 @@ impl Supervisor {
         if self.oom_look.is_some_and(|at| at <= Instant::now()) {
             self.oom_look = Some(Instant::now() + OOM_LOOK);
             let fresh = self.fresh_kills();
-            self.others_were_killed(fresh);
+            self.others_were_killed(fresh, None);
         }
     }
 
     /// A worker of an app may die of memory again and again while its main process goes on.
-    fn others_were_killed(&mut self, count: u64) {
+    fn others_were_killed(&mut self, count: u64, besides: Option<i32>) {
         if count == 0 {
             return;
         }
-        self.others_killed += count;
+        let name = kernel::last_killed(self.spec.instance.as_str(), besides);
+        let named = name
+            .as_ref()
+            .map_or_else(String::new, |name| format!(" (the last one was `{name}`)"));
+        self.memory_kills.count += count;
+        self.memory_kills.last_at = Some(now());
+        self.memory_kills.last_name = name;
         self.changed = true;
         let most = self.spec.limits.memory_bytes.unwrap_or_default() >> 20;
         let text = format!(
-            "the kernel killed {count} of this instance's processes: together they used more than the \
-             {most} MiB of memory that it may"
+            "the kernel killed {count} of this instance's processes{named}: together they used more \
+             than the {most} MiB of memory that it may"
         );
         for process in &mut self.processes {
             process.log.remark(now(), &text);
@@ -449,7 +469,7 @@ impl Supervisor {
             since: self.since,
             processes: self.processes.iter().map(Process::status).collect(),
             lines_lost: self.processes.iter().map(lost).sum(),
-            others_killed: self.others_killed,
+            memory_kills: self.memory_kills.clone(),
         }
     }
 
@@ -457,9 +477,6 @@ impl Supervisor {
     fn publish(&mut self) {
         if !std::mem::take(&mut self.changed) {
             return;
-        }
-        if self.stop.is_none() {
-            self.since = now();
         }
         let status = self.status();
         save(&status);
@@ -492,6 +509,14 @@ impl Supervisor {
 }
 
 impl Process {
+    /// It ended, and nobody told it to.
+    fn end_by_itself(&mut self, exit: ExitReport) {
+        let spare = (self.ended_at.len() + 1).saturating_sub(ENDS_REMEMBERED);
+        self.ended_at.drain(..spare);
+        self.ended_at.push(exit.at);
+        self.last_exit = Some(exit);
+    }
+
     /// Plans the next start.
     fn pause(&mut self, spec: &ShimSpec, why: &str) {
         self.row = self.row.saturating_add(1);
@@ -547,6 +572,7 @@ impl Process {
             started_at: self.started_at,
             restarts: self.restarts,
             last_exit: self.last_exit.clone(),
+            ended_at: self.ended_at.clone(),
             starts_at: self.starts.map(|(_, at)| at),
         }
     }

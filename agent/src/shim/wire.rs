@@ -7,7 +7,7 @@
 //! | `{"v":1,"op":"stop","grace_ms":10000}` | a [`Status`] at once; the end shows in the state file and by the closed connection |
 //! | anything else | `{"v":1,"error":"…"}` |
 
-use beanpole_protocol::agent::ExitReport;
+use beanpole_protocol::agent::{ExitReport, MemoryKills};
 use beanpole_protocol::{Incarnation, InstanceId, ReleaseNumber, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -64,9 +64,9 @@ pub struct Status {
     /// Log lines lost because the disk was full or failing.
     #[serde(default)]
     pub lines_lost: u64,
-    /// Processes that the kernel killed for memory, besides those in `processes`, in this shim's life.
+    /// What the kernel killed for memory, besides those in `processes`.
     #[serde(default)]
-    pub others_killed: u64,
+    pub memory_kills: MemoryKills,
 }
 
 /// A process that no later one can be taken for: a pid may be given away again, but not with the
@@ -120,6 +120,9 @@ pub struct ProcessStatus {
     pub restarts: u32,
     /// How it last ended.
     pub last_exit: Option<ExitReport>,
+    /// When it ended by itself lately.
+    #[serde(default)]
+    pub ended_at: Vec<Timestamp>,
     /// When it will be started again, while it does not run.
     #[serde(default)]
     pub starts_at: Option<Timestamp>,

@@ -6,7 +6,7 @@ use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::output::table;
 use beanpole_protocol::ApplicationName;
-use beanpole_protocol::api::{Environment, InstanceHealth};
+use beanpole_protocol::api::Environment;
 use clap::Args;
 
 /// List environments
@@ -40,10 +40,10 @@ pub fn run(context: &Context, command: &List) -> Result<(), Failure> {
     let rows = environments
         .iter()
         .map(|environment| {
-            let healthy = environment
+            let serving = environment
                 .instances
                 .iter()
-                .filter(|instance| instance.health == InstanceHealth::Healthy)
+                .filter(|instance| instance.health.serves())
                 .count();
             vec![
                 environment.name.to_string(),
@@ -55,7 +55,7 @@ pub fn run(context: &Context, command: &List) -> Result<(), Failure> {
                     .as_ref()
                     .map(ToString::to_string)
                     .unwrap_or_default(),
-                format!("{healthy}/{}", environment.size),
+                format!("{serving}/{}", environment.size),
                 environment.url.clone().unwrap_or_default(),
             ]
         })

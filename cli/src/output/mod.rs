@@ -72,8 +72,8 @@ impl Paint {
     pub fn of(word: &str) -> Self {
         match word {
             "Green" | "Healthy" | "Ready" | "succeeded" | "done" => Self::Good,
-            "Yellow" | "Updating" | "Launching" | "Draining" | "Pending" | "Aborting"
-            | "Connecting" | "WARN" => Self::Warn,
+            "Yellow" | "Warning" | "Updating" | "Launching" | "Draining" | "Pending"
+            | "Aborting" | "Connecting" | "WARN" => Self::Warn,
             "Red" | "Unhealthy" | "Unreachable" | "KeyChanged" | "failed" | "ERROR" | "FATAL" => {
                 Self::Bad
             }

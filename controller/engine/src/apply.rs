@@ -7,7 +7,7 @@ use beanpole_planner::{
     Action, Batch, ChangeState, Happened, OTHER_PORTS, Plan, Progress, Stage, World, apply,
 };
 use beanpole_protocol::agent::INSTANCE_PORTS as PORTS;
-use beanpole_protocol::api::OperationKind;
+use beanpole_protocol::api::{OperationFailure, OperationKind};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::options::DeploymentPolicy;
 use beanpole_protocol::proxy::TargetMode;
@@ -265,56 +265,60 @@ impl Scene<'_, '_> {
                 );
                 self.say(Severity::Info, "batch-registering", text)
             }
-            (Happened::Drained { instance, cut }, _) if *cut > 0 => {
+            _ => self.tell_of_instance(progress, entry),
+        }
+    }
+
+    fn tell_of_instance(
+        &mut self,
+        progress: &Progress,
+        entry: &Happened,
+    ) -> Result<(), StoreError> {
+        let (severity, code, instance, text) = match entry {
+            Happened::Drained { instance, cut } if *cut > 0 => {
                 let text = format!(
                     "{instance} still had {cut} open requests when its time to finish them was up."
                 );
-                let draft = Draft::new(Severity::Warn, "requests-cut", text, self.now)
-                    .operation(self.operation)
-                    .instance(Some(instance));
-                self.say_draft(draft)
+                (Severity::Warn, "requests-cut", instance, text)
             }
-            (Happened::PortTaken { instance, message }, _) => {
+            Happened::PortTaken { instance, message } => {
                 let before = progress.taken.get(instance).copied().unwrap_or(0);
                 let text = format!(
                     "{message} {instance} gets another port ({} of at most {OTHER_PORTS}).",
                     before + 1
                 );
-                let draft = Draft::new(Severity::Warn, "port-taken", text, self.now)
-                    .operation(self.operation)
-                    .instance(Some(instance));
-                self.say_draft(draft)
+                (Severity::Warn, "port-taken", instance, text)
             }
-            (Happened::InService { instance }, _) => {
+            Happened::InService { instance } => {
                 let text = format!("{instance} is healthy and in service.");
-                let draft = Draft::new(Severity::Info, "instance-in-service", text, self.now)
-                    .operation(self.operation)
-                    .instance(Some(instance));
-                self.say_draft(draft)
+                (Severity::Info, "instance-in-service", instance, text)
             }
-            (Happened::Removed { instance }, _) => {
+            Happened::Removed { instance } => {
                 let text = format!("{instance} is gone.");
-                let draft = Draft::new(Severity::Info, "instance-removed", text, self.now)
-                    .operation(self.operation)
-                    .instance(Some(instance));
-                self.say_draft(draft)
+                (Severity::Info, "instance-removed", instance, text)
             }
-            (Happened::Failed { failure }, _) => {
-                let mut text = match &failure.instance {
-                    Some(id) => format!("[Instance: {id}] {}", failure.message),
-                    None => failure.message.clone(),
-                };
-                if let (Some(probe), Some(answer)) = (&failure.probe, &failure.answer) {
-                    text = format!("{text} {probe} answered: {answer}.");
-                }
-                let draft = Draft::new(Severity::Error, &failure.code, text, self.now)
-                    .operation(self.operation)
-                    .instance(failure.instance.as_ref())
-                    .details(failure.log.clone());
-                self.say_draft(draft)
-            }
-            _ => Ok(()),
+            Happened::Failed { failure } => return self.tell_failure(failure),
+            _ => return Ok(()),
+        };
+        let draft = Draft::new(severity, code, text, self.now)
+            .operation(self.operation)
+            .instance(Some(instance));
+        self.say_draft(draft)
+    }
+
+    fn tell_failure(&mut self, failure: &OperationFailure) -> Result<(), StoreError> {
+        let mut text = match &failure.instance {
+            Some(id) => format!("[Instance: {id}] {}", failure.message),
+            None => failure.message.clone(),
+        };
+        if let (Some(probe), Some(answer)) = (&failure.probe, &failure.answer) {
+            text = format!("{text} {probe} answered: {answer}.");
         }
+        let draft = Draft::new(Severity::Error, &failure.code, text, self.now)
+            .operation(self.operation)
+            .instance(failure.instance.as_ref())
+            .details(failure.log.clone());
+        self.say_draft(draft)
     }
 
     fn tell_batch_started(&mut self, plan: &Plan, batch: &Batch) -> Result<(), StoreError> {

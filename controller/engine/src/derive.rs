@@ -76,55 +76,9 @@ impl Engine {
         turn: &mut Turn,
     ) -> Result<Derived, EngineError> {
         let records = self.records()?;
-        let mut orders_changed: Vec<HostOrdersRecord> = Vec::new();
-        let mut orders_now: BTreeMap<HostId, Generation> = BTreeMap::new();
-        for id in records.hosts.keys() {
-            let stored = self.host_orders(id)?;
-            let mut fresh = records.orders(id);
-            fresh.generation = stored.generation;
-            let held = observed
-                .hosts
-                .get(id)
-                .and_then(|seen| seen.report.as_ref())
-                .map_or(Generation(0), |report| report.generation);
-            // A host that holds a newer generation than was ever given out met a store that was
-            // restored from a backup: outrun it, or it would refuse everything.
-            if fresh != stored || stored.generation.0 == 0 || held > stored.generation {
-                fresh.generation = stored.generation.max(held).next();
-                orders_changed.push(HostOrdersRecord {
-                    host: id.clone(),
-                    orders: fresh.clone(),
-                });
-            }
-            orders_now.insert(id.clone(), fresh.generation);
-        }
-        let stored = self.routing_table()?;
-        let mut table = records.table(&self.config.domain);
-        table.generation = stored.generation;
-        let held = observed
-            .proxies
-            .values()
-            .filter_map(|seen| seen.report.as_ref())
-            .map(|report| report.generation)
-            .max()
-            .unwrap_or_default();
-        let table_changed = table != stored || stored.generation.0 == 0 || held > stored.generation;
-        if table_changed {
-            table.generation = stored.generation.max(held).next();
-        }
-        let mut marked: Vec<InstanceRecord> = Vec::new();
-        for instance in &records.instances {
-            let mut fresh = instance.clone();
-            if fresh.routed.is_none() {
-                fresh.routed = Some(table.generation);
-            }
-            if fresh.ordered.is_none() {
-                fresh.ordered = orders_now.get(&fresh.host).copied();
-            }
-            if fresh != *instance {
-                marked.push(fresh);
-            }
-        }
+        let (orders_changed, orders_now) = self.fresh_orders(&records, observed)?;
+        let (table, table_changed) = self.fresh_table(&records, observed)?;
+        let marked = records.marked(&orders_now, table.generation);
         let derived = Derived {
             // What is written below counts as a change: the next turn derives once more and finds
             // nothing.
@@ -152,6 +106,60 @@ impl Engine {
         turn.hosts_changed = orders_changed.into_iter().map(|r| r.host).collect();
         turn.table_changed = table_changed;
         Ok(derived)
+    }
+
+    /// The orders that differ from what is stored, and the generation of each host's.
+    fn fresh_orders(
+        &self,
+        records: &Records,
+        observed: &Observed,
+    ) -> Result<(Vec<HostOrdersRecord>, BTreeMap<HostId, Generation>), EngineError> {
+        let mut changed: Vec<HostOrdersRecord> = Vec::new();
+        let mut generations: BTreeMap<HostId, Generation> = BTreeMap::new();
+        for id in records.hosts.keys() {
+            let stored = self.host_orders(id)?;
+            let mut fresh = records.orders(id);
+            fresh.generation = stored.generation;
+            let held = observed
+                .hosts
+                .get(id)
+                .and_then(|seen| seen.report.as_ref())
+                .map_or(Generation(0), |report| report.generation);
+            // A host that holds a newer generation than was ever given out met a store that was
+            // restored from a backup: outrun it, or it would refuse everything.
+            if fresh != stored || stored.generation.0 == 0 || held > stored.generation {
+                fresh.generation = stored.generation.max(held).next();
+                changed.push(HostOrdersRecord {
+                    host: id.clone(),
+                    orders: fresh.clone(),
+                });
+            }
+            generations.insert(id.clone(), fresh.generation);
+        }
+        Ok((changed, generations))
+    }
+
+    /// The table, and whether it differs from what is stored.
+    fn fresh_table(
+        &self,
+        records: &Records,
+        observed: &Observed,
+    ) -> Result<(RoutingTable, bool), EngineError> {
+        let stored = self.routing_table()?;
+        let mut table = records.table(&self.config.domain);
+        table.generation = stored.generation;
+        let held = observed
+            .proxies
+            .values()
+            .filter_map(|seen| seen.report.as_ref())
+            .map(|report| report.generation)
+            .max()
+            .unwrap_or_default();
+        let changed = table != stored || stored.generation.0 == 0 || held > stored.generation;
+        if changed {
+            table.generation = stored.generation.max(held).next();
+        }
+        Ok((table, changed))
     }
 
     fn records(&self) -> Result<Records, StoreError> {
@@ -190,6 +198,26 @@ impl Engine {
 }
 
 impl Records {
+    /// The instances whose first orders or table these are.
+    fn marked(
+        &self,
+        orders: &BTreeMap<HostId, Generation>,
+        table: Generation,
+    ) -> Vec<InstanceRecord> {
+        let fresh = self.instances.iter().map(|instance| InstanceRecord {
+            routed: instance.routed.or(Some(table)),
+            ordered: instance
+                .ordered
+                .or_else(|| orders.get(&instance.host).copied()),
+            ..instance.clone()
+        });
+        let old = self.instances.iter();
+        fresh
+            .zip(old)
+            .filter_map(|(fresh, old)| (fresh != *old).then_some(fresh))
+            .collect()
+    }
+
     fn orders(&self, host: &HostId) -> HostOrders {
         let mut wanted: BTreeSet<(EnvironmentId, ReleaseNumber)> = BTreeSet::new();
         let mut instances = Vec::new();

@@ -7,8 +7,9 @@ use beanpole_protocol::{
 };
 use beanpole_store::model::{
     EnvironmentRecord, EventIndexRecord, EventRecord, OperationRecord, OtherEventRecord,
+    RestoredRecord,
 };
-use beanpole_store::{Record as _, StoreError, Tx};
+use beanpole_store::{EVENTS, Record as _, Store, StoreError, Tx};
 use std::time::Duration;
 
 /// An event to be written.
@@ -90,7 +91,7 @@ const OTHER_EVENTS_KEPT: usize = 2_000;
 /// Writes an event that concerns no environment, and forgets the oldest of these beyond a bound.
 pub fn emit(tx: &mut Tx<'_>, draft: Draft) -> Result<EventId, StoreError> {
     let mut event = draft.event;
-    event.id = EventId(tx.counter("events")?);
+    event.id = EventId(tx.counter(EVENTS)?);
     let id = event.id;
     tx.put(&EventRecord(event))?;
     tx.put(&OtherEventRecord { event: id })?;
@@ -117,7 +118,7 @@ pub(crate) fn emit_for(
     event.application = Some(environment.application.clone());
     event.environment = Some(environment.id.clone());
     event.environment_name = Some(environment.name.clone());
-    event.id = EventId(tx.counter("events")?);
+    event.id = EventId(tx.counter(EVENTS)?);
     let id = event.id;
     tx.put(&EventIndexRecord {
         environment: environment.id.clone(),
@@ -127,10 +128,31 @@ pub(crate) fn emit_for(
     Ok(id)
 }
 
+/// After a restore, tells everybody who follows events, of whatever environment: what happened after
+/// the backup is not in these records, and the numbers of events have leapt.
+pub fn tell_restore(store: &Store, now: Timestamp) -> Result<(), StoreError> {
+    store.update(|tx| {
+        let Some(restored) = tx.get::<RestoredRecord>(&RestoredRecord::the_key())? else {
+            return Ok(());
+        };
+        let text = format!(
+            "The controller's records were brought back from a backup of {}. What was done after that \
+             is not known any more; hosts are made to match these records.",
+            restored.backup_of
+        );
+        let draft = Draft::new(Severity::Warn, "records-restored", text, now);
+        emit(tx, draft.clone())?;
+        for mut environment in tx.list::<EnvironmentRecord>()? {
+            emit_for(tx, &mut environment, draft.clone())?;
+            tx.put(&environment)?;
+        }
+        tx.delete::<RestoredRecord>(&restored.key())
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use beanpole_store::Store;
 
     #[test]
     fn events_of_no_environment_are_bounded_and_the_newest_stay() {

@@ -15,6 +15,7 @@ mod apply;
 mod derive;
 mod events;
 mod finish;
+mod health;
 mod kept;
 mod mend;
 mod observed;
@@ -26,7 +27,7 @@ mod views;
 mod watch;
 mod withdraw;
 
-pub use events::{Draft, emit};
+pub use events::{Draft, emit, tell_restore};
 pub use kept::{Need, needed_releases};
 pub use observed::{HostObserved, Observed, ProxyObserved};
 pub use turn::Turn;

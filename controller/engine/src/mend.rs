@@ -1,13 +1,13 @@
 //! Mending: operations that the engine starts by itself, when the instances of an environment at
-//! rest are not what they should be. Their host is drained, without a label that they need, gone or lost for long; it was lost during
-//! a deployment and is back; or they were left out of service.
+//! rest are not what they should be. Their host is drained, without a label that they need, gone or
+//! lost for long; it was lost during a deployment and is back; or they were left out of service.
 
 use crate::events::{Draft, emit_for};
 use crate::finish::pause_mending;
 use crate::read::Repute;
 use crate::services::NewOperation;
 use crate::turn::Turn;
-use crate::{Engine, EngineError, Observed, read};
+use crate::{Call, Engine, EngineError, Observed, read};
 use beanpole_planner::{Goal, Place, Reach, Refusal, World, plan};
 use beanpole_protocol::api::{EnvironmentStatus, OperationKind};
 use beanpole_protocol::event::Severity;
@@ -40,6 +40,12 @@ impl Engine {
             return Ok(());
         }
         let (seed, id_bits, request_bits) = (bits(), bits(), bits());
+        let call = Call {
+            request_id: RequestId::from_bits(request_bits),
+            now,
+            bits: id_bits,
+            observed,
+        };
         let acted = self.store.update(|tx| {
             let key = EnvironmentRecord::key_of(&environment.id);
             let Some(mut environment) = tx.get::<EnvironmentRecord>(&key)? else {
@@ -65,18 +71,11 @@ impl Engine {
             match plan(&world, &goal, &rules, seed) {
                 Ok(plan) => {
                     NewOperation {
-                        kind: OperationKind::Replace,
-                        request_id: RequestId::from_bits(request_bits),
                         to: Some(live),
                         version: Some(release.version),
-                        plan,
-                        no_auto_rollback: false,
-                        settings_before: None,
-                        starting:
-                            "Replacing or restoring instances that are not as they should be."
-                                .to_owned(),
+                        ..NewOperation::new(OperationKind::Replace, plan)
                     }
-                    .write(tx, &mut environment, observed, now, id_bits)?;
+                    .write(tx, &mut environment, &call)?;
                 }
                 Err(refusal) => {
                     if refusal != Refusal::Nothing && environment.mend_failures == 0 {

@@ -1,19 +1,17 @@
 //! How environments, instances, operations and releases look from outside: records joined with what
 //! was last seen.
 
+use crate::health::{colour, health, seen};
 use crate::read::Reader;
 use crate::services::existing;
 use crate::turn::decide;
 use crate::{Engine, Fault, Observed, traffic};
-use beanpole_planner::{Action, ChangeState, Decision, HostState, Reach, Stage, World};
-use beanpole_protocol::agent::{InstancePhase, InstanceReport};
+use beanpole_planner::{Action, ChangeState, Decision, Stage, World};
 use beanpole_protocol::api::{
-    self, Colour, EnvironmentHealth, EnvironmentStatus, InstanceHealth, InstanceProgress,
-    OperationStatus,
+    self, EnvironmentHealth, EnvironmentStatus, InstanceProgress, OperationStatus,
 };
 use beanpole_protocol::options::{OptionSettings, PROPERTIES};
 use beanpole_protocol::problem::Problem;
-use beanpole_protocol::proxy::{TargetMode, TargetReport};
 use beanpole_protocol::{
     ApplicationName, EnvironmentId, EnvironmentName, HostId, HostName, InstanceId, OperationId,
     Timestamp,
@@ -177,37 +175,12 @@ impl Engine {
             .under::<InstanceRecord>(&InstanceRecord::prefix(&environment.id))?;
         records.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
         let instances: Vec<api::Instance> = records
-            .into_iter()
+            .iter()
             .map(|record| {
-                let (health, reason) = health(&world, environment, &record, now);
-                let targets = || {
-                    world
-                        .proxies
-                        .iter()
-                        .filter_map(|proxy| proxy.target(&record.id, record.incarnation))
-                };
-                let host = hosts.get(&record.host);
+                let address = hosts.get(&record.host).map(|host| &host.instance_address);
                 api::Instance {
-                    id: record.id.clone(),
-                    host: host_name(&world, &record.host),
-                    host_id: record.host.clone(),
-                    address: format!(
-                        "{}:{}",
-                        host.map_or("?", |host| host.instance_address.as_str()),
-                        record.port
-                    ),
-                    release: Some(record.release),
                     version: releases.get(&record.release).cloned(),
-                    health,
-                    reason,
-                    processes: seen(&world, &record)
-                        .map(|seen| seen.processes.clone())
-                        .unwrap_or_default(),
-                    last_check: targets()
-                        .filter_map(|target| target.last_check.clone())
-                        .max_by_key(|check| check.at),
-                    in_flight: targets().map(|target| target.in_flight).sum(),
-                    traffic: traffic::sum(targets().map(|target| target.traffic)),
+                    ..view_instance(&world, environment, record, address, now)
                 }
             })
             .collect();
@@ -345,6 +318,41 @@ fn without_values(mut settings: OptionSettings) -> OptionSettings {
     settings
 }
 
+/// An instance, but for the version of its release.
+fn view_instance(
+    world: &World<'_>,
+    environment: &EnvironmentRecord,
+    record: &InstanceRecord,
+    address: Option<&String>,
+    now: Timestamp,
+) -> api::Instance {
+    let (health, reason) = health(world, environment, record, now);
+    let targets = || {
+        world
+            .proxies
+            .iter()
+            .filter_map(|proxy| proxy.target(&record.id, record.incarnation))
+    };
+    api::Instance {
+        id: record.id.clone(),
+        host: host_name(world, &record.host),
+        host_id: record.host.clone(),
+        address: format!("{}:{}", address.map_or("?", String::as_str), record.port),
+        release: Some(record.release),
+        version: None,
+        health,
+        reason,
+        processes: seen(world, record)
+            .map(|seen| seen.processes.clone())
+            .unwrap_or_default(),
+        last_check: targets()
+            .filter_map(|target| target.last_check.clone())
+            .max_by_key(|check| check.at),
+        in_flight: targets().map(|target| target.in_flight).sum(),
+        traffic: traffic::sum(targets().map(|target| target.traffic)),
+    }
+}
+
 fn host_name(world: &World<'_>, host: &HostId) -> HostName {
     HostName::new(world.host_name(host))
         .or_else(|_| HostName::new(host.as_str()))
@@ -400,161 +408,4 @@ fn progress(
         }
     }
     rows
-}
-
-fn seen<'w>(world: &'w World<'_>, record: &InstanceRecord) -> Option<&'w InstanceReport> {
-    world
-        .hosts
-        .get(&record.host)?
-        .instance(&record.id)
-        .filter(|seen| seen.incarnation == record.incarnation)
-}
-
-/// How an instance is, and why it is not well.
-fn health(
-    world: &World<'_>,
-    environment: &EnvironmentRecord,
-    record: &InstanceRecord,
-    now: Timestamp,
-) -> (InstanceHealth, Option<String>) {
-    use InstanceHealth as H;
-    match world.hosts.get(&record.host) {
-        None => return (H::Unknown, Some("its host was removed".to_owned())),
-        Some(HostState {
-            reach: Reach::Lost(since),
-            name,
-            ..
-        }) => {
-            let seconds = now.since(*since).as_secs();
-            let text = format!("host {name} has not been heard of for {seconds} s");
-            return (H::Unknown, Some(text));
-        }
-        Some(_) => {}
-    }
-    if record.mode == Some(TargetMode::Drain) || !record.run {
-        return (H::Draining, None);
-    }
-    let Some(seen) = seen(world, record) else {
-        return match record.mode {
-            Some(TargetMode::Serve) => {
-                (H::Unknown, Some("its agent has not reported it".to_owned()))
-            }
-            _ => (H::Pending, Some("its agent has not begun".to_owned())),
-        };
-    };
-    match &seen.phase {
-        InstancePhase::Running => {}
-        InstancePhase::Failed(failure) => return (H::Unhealthy, Some(failure.message.clone())),
-        InstancePhase::Restarting => {
-            let text = "a process ended and is started again".to_owned();
-            return (H::Unhealthy, Some(text));
-        }
-        InstancePhase::Stopped => return (H::Unhealthy, Some("it does not run".to_owned())),
-        InstancePhase::Waiting | InstancePhase::Stopping => {
-            return (H::Pending, Some("it is being started".to_owned()));
-        }
-    }
-    if !world.web {
-        return match record.mode {
-            Some(TargetMode::Serve) => (H::Healthy, None),
-            _ => (H::Pending, Some("it is being started".to_owned())),
-        };
-    }
-    let check = environment.settings.health_check();
-    let mut answer = None;
-    for proxy in &world.proxies {
-        let Some(target) = proxy.target(&record.id, record.incarnation) else {
-            return match record.mode {
-                Some(TargetMode::Serve) => (
-                    H::Unknown,
-                    Some(format!("proxy {} does not say", proxy.name)),
-                ),
-                _ => (H::Pending, Some("it is not checked yet".to_owned())),
-            };
-        };
-        if !target.healthy {
-            answer = Some((bad(target), target.bad_checks >= check.unhealthy_threshold));
-        }
-    }
-    match (answer, record.mode) {
-        (_, Some(TargetMode::Serve)) if record.withdrawn => {
-            let text = "a process ended, and it does not listen again yet".to_owned();
-            (H::Unhealthy, Some(text))
-        }
-        _ if world.proxies.is_empty() => (H::Unknown, Some("no proxy has reported yet".to_owned())),
-        (None, Some(TargetMode::Serve)) => (H::Healthy, None),
-        (None, _) => (H::Pending, Some("it is not in service yet".to_owned())),
-        (Some((text, true)), _) | (Some((text, false)), Some(TargetMode::Serve)) => {
-            (H::Unhealthy, Some(format!("{} {text}", check.probe)))
-        }
-        (Some((text, false)), _) => (H::Pending, Some(format!("{} {text}", check.probe))),
-    }
-}
-
-fn bad(target: &TargetReport) -> String {
-    target.last_check.as_ref().map_or_else(
-        || "has not been answered yet".to_owned(),
-        |check| format!("answered: {}", check.answer),
-    )
-}
-
-/// The environment's colour, and why it is not Green. While an operation runs, what it does on
-/// purpose does not lower it.
-fn colour(
-    environment: &EnvironmentRecord,
-    instances: &[api::Instance],
-    size: u32,
-    failed: Option<&api::FailedRelease>,
-) -> (Colour, Vec<String>) {
-    let count = |health| instances.iter().filter(|i| i.health == health).count();
-    let healthy = count(InstanceHealth::Healthy);
-    let unknown = count(InstanceHealth::Unknown);
-    let busy = environment.status != EnvironmentStatus::Ready;
-    let mut causes: Vec<String> = Vec::new();
-    let failed = failed.filter(|_| environment.live.is_none() && !busy);
-    if let Some(failed) = failed {
-        let version = failed
-            .version
-            .as_ref()
-            .map_or_else(String::new, |version| format!(" ({version})"));
-        causes.push(format!(
-            "No release is live: release {}{version} failed. {}",
-            failed.release, failed.reason
-        ));
-    } else if environment.live.is_none() && instances.is_empty() {
-        return (Colour::Grey, vec!["No version is deployed yet.".to_owned()]);
-    }
-    for instance in instances {
-        let on_purpose = busy
-            && matches!(
-                instance.health,
-                InstanceHealth::Pending | InstanceHealth::Draining
-            );
-        if instance.health != InstanceHealth::Healthy && !on_purpose {
-            let why = instance.reason.as_ref().map_or_else(String::new, |reason| {
-                // A failure's message is a whole sentence.
-                format!(": {}", reason.trim_end_matches('.'))
-            });
-            causes.push(format!(
-                "{} on {} is {}{why}.",
-                instance.id, instance.host, instance.health
-            ));
-        }
-    }
-    if !busy && instances.len() < size as usize {
-        causes.push(format!(
-            "{} of {size} instances are there.",
-            instances.len()
-        ));
-    }
-    let colour = match healthy {
-        0 if environment.status == EnvironmentStatus::Launching => Colour::Grey,
-        _ if failed.is_some() => Colour::Red,
-        0 if unknown == instances.len() => Colour::Grey,
-        0 if busy && causes.is_empty() => Colour::Grey,
-        0 => Colour::Red,
-        _ if causes.is_empty() => Colour::Green,
-        _ => Colour::Yellow,
-    };
-    (colour, causes)
 }

@@ -12,14 +12,18 @@
 //! digest differs.
 //!
 //! After a restore the generations of orders and tables leap ahead, because agents and proxies may
-//! have seen later ones than the backup holds, and refuse older ones.
+//! have seen later ones than the backup holds, and refuse older ones. So do the numbers of events:
+//! whoever follows them may have seen later ones, and would wait for what comes after those.
 
 use crate::backend::Write as Change;
 use crate::backend::sled::Sled;
 use crate::blobs::{BlobError, BlobWriter, Blobs, digest_of};
 use crate::lock::Lock;
 use crate::migrate::{META, SCHEMA_KEY};
-use crate::store::{JSON, Store, full_key, private_directory, remove_tree};
+use crate::model::RestoredRecord;
+use crate::store::{
+    COUNTERS, EVENTS, JSON, Record as _, Store, full_key, private_directory, remove_tree,
+};
 use crate::{SCHEMA, StoreError, recover};
 use beanpole_protocol::Digest;
 use serde::{Deserialize, Serialize};
@@ -36,7 +40,7 @@ const FORMAT: u64 = 1;
 const BATCH: usize = 256;
 /// The longest line that is read, in bytes. Far above any record.
 const LONGEST_LINE: u64 = 256 * 1024 * 1024;
-/// How far generations leap in a restore.
+/// How far generations and the numbers of events leap in a restore.
 const LEAP: u64 = 1 << 20;
 /// Automatic backups that are kept.
 const AUTOMATIC_KEPT: usize = 24;
@@ -406,7 +410,7 @@ fn read(input: impl Read, database: &Path, blobs: Option<&Blobs>) -> Result<Summ
     let sled = Sled::open(database)?;
     let mut batch = Vec::with_capacity(BATCH);
     let put = |table: &str, key: &[u8], mut value: Value| {
-        leap(table, &mut value);
+        leap(table, key, &mut value);
         let mut bytes = vec![JSON];
         serde_json::to_writer(&mut bytes, &value).map_err(broken)?;
         batch.push(Change {
@@ -423,11 +427,13 @@ fn read(input: impl Read, database: &Path, blobs: Option<&Blobs>) -> Result<Summ
     Ok(summary)
 }
 
-/// Moves the generations of orders and of the table ahead of any that was seen.
-fn leap(table: &str, value: &mut Value) {
+/// Moves the generations of orders and of the table, and the number of the last event, ahead of any
+/// that was seen.
+fn leap(table: &str, key: &[u8], value: &mut Value) {
     let place = match table {
         "host_orders" => "/orders/generation",
         "routing_table" => "/table/generation",
+        COUNTERS if key == EVENTS.as_bytes() => "",
         _ => return,
     };
     if let Some(generation) = value.pointer_mut(place)
@@ -464,6 +470,11 @@ fn parse(
         });
     }
     put(META, SCHEMA_KEY, Value::from(header.schema))?;
+    let restored = RestoredRecord {
+        backup_of: header.created_at,
+    };
+    let value = serde_json::to_value(&restored).map_err(broken)?;
+    put(RestoredRecord::TABLE, &restored.key(), value)?;
     let mut seen = Summary {
         records: 0,
         bundles: 0,

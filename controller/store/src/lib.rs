@@ -29,4 +29,4 @@ mod store;
 pub use error::{Holder, StoreError};
 pub use migrate::SCHEMA;
 pub use recover::Recovery;
-pub use store::{Closing, Record, Store, Tx};
+pub use store::{Closing, EVENTS, Record, Store, Tx};

@@ -224,20 +224,23 @@ pub struct InstanceRecord {
     /// The first orders of its host that say what is wanted of it now.
     #[serde(default)]
     pub ordered: Option<Generation>,
-    /// Which ends of its processes an event has told of.
+    /// Which ends of its processes events have told of.
     #[serde(default)]
-    pub told: Option<RestartsTold>,
+    pub told: Option<EndsTold>,
     /// When it was made.
     pub created_at: Timestamp,
 }
 
 /// How far events have told of the ends of an instance's processes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RestartsTold {
+pub struct EndsTold {
     /// The incarnation that they belong to.
     pub incarnation: Incarnation,
-    /// How many there had been by then.
+    /// How many restarts there had been by then.
     pub restarts: u32,
+    /// How many others the kernel had killed for memory by then.
+    #[serde(default)]
+    pub memory_kills: u64,
     /// When that was told.
     pub at: Timestamp,
 }
@@ -528,6 +531,27 @@ impl TableRecord {
 
 impl Record for TableRecord {
     const TABLE: &'static str = "routing_table";
+    fn key(&self) -> Vec<u8> {
+        Self::the_key()
+    }
+}
+
+/// The records came from a backup, and nobody who follows events was told yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestoredRecord {
+    /// When the backup was taken.
+    pub backup_of: String,
+}
+
+impl RestoredRecord {
+    /// Its key.
+    pub fn the_key() -> Vec<u8> {
+        key::join(&[b"restored"])
+    }
+}
+
+impl Record for RestoredRecord {
+    const TABLE: &'static str = "restored";
     fn key(&self) -> Vec<u8> {
         Self::the_key()
     }

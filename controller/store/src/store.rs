@@ -25,6 +25,8 @@ const BIG_VALUE_BYTES: usize = 64 * 1024;
 pub(crate) const SCAN_CHUNK: usize = 512;
 /// The table of counters.
 pub(crate) const COUNTERS: &str = "counters";
+/// The counter that gives events their numbers.
+pub const EVENTS: &str = "events";
 
 /// Something that is stored: a row of a table.
 pub trait Record: Serialize + DeserializeOwned {

@@ -8,7 +8,7 @@ use beanpole_protocol::agent::{InstancePhase, InstanceReport, PortUse};
 use beanpole_protocol::{InstanceId, Timestamp};
 use std::time::Duration;
 
-/// How long good answers wait for the agent to see the socket. It looks four times a second.
+/// How long good answers wait for the agent to see the socket. It looks many times a second.
 const LISTENER_SEEN_WITHIN: Duration = Duration::from_secs(10);
 
 /// What agents call it when another program has an instance's port.

@@ -141,10 +141,19 @@ pub enum InstanceHealth {
     Pending,
     /// Runs and passes its checks.
     Healthy,
+    /// Like Healthy, but it was lately in trouble again and again.
+    Warning,
     /// Does not run or fails its checks.
     Unhealthy,
     /// Finishing requests before a change.
     Draining,
+}
+
+impl InstanceHealth {
+    /// Whether it answers requests.
+    pub const fn serves(self) -> bool {
+        matches!(self, Self::Healthy | Self::Warning)
+    }
 }
 
 impl std::fmt::Display for InstanceHealth {
@@ -153,6 +162,7 @@ impl std::fmt::Display for InstanceHealth {
             Self::Unknown => "Unknown",
             Self::Pending => "Pending",
             Self::Healthy => "Healthy",
+            Self::Warning => "Warning",
             Self::Unhealthy => "Unhealthy",
             Self::Draining => "Draining",
         })

@@ -14,9 +14,12 @@ const WEB: &str = "web";
 /// Looks in a row that must find a stranger: between two looks at `/proc` a process of the instance
 /// may have been born.
 const SURE_AFTER: u32 = 3;
+/// The pause between these looks.
+const SURE_PAUSE: Duration = Duration::from_millis(250);
 /// How often to look, by how long ago the processes were started: often while a deployment waits, and
 /// rarely at an app that does not listen at all.
-const PACE: [(Duration, Duration); 3] = [
+const PACE: [(Duration, Duration); 4] = [
+    (Duration::from_secs(2), Duration::from_millis(50)),
     (Duration::from_secs(15), Duration::from_millis(250)),
     (Duration::from_mins(2), Duration::from_secs(1)),
     (Duration::MAX, Duration::from_secs(10)),
@@ -66,7 +69,10 @@ impl ProcessRuntime {
                 return;
             }
             let pace = PACE.iter().find(|(until, _)| began.elapsed() < *until);
-            let pause = pace.map_or(PACE[2].1, |(_, pause)| *pause);
+            let mut pause = pace.map_or(PACE[3].1, |(_, pause)| *pause);
+            if strange > 0 {
+                pause = pause.max(SURE_PAUSE);
+            }
             let mut changes = instance.changed.subscribe();
             // A process that ended ends the pause.
             let _ = tokio::time::timeout(pause, async {

@@ -9,8 +9,9 @@ use beanpole_planner::{Goal, Plan, plan};
 use beanpole_protocol::api::{self, OperationKind, PlanView};
 use beanpole_protocol::options::{self, BatchSize, DeploymentPolicy, OptionSettings};
 use beanpole_protocol::problem::Problem;
-use beanpole_protocol::{EnvironmentName, ReleaseNumber};
+use beanpole_protocol::{Digest, EnvironmentName, ReleaseNumber, VersionLabel};
 use beanpole_store::model::{EnvironmentRecord, ReleaseRecord, VersionRecord};
+use beanpole_store::{StoreError, Tx};
 
 /// A deployment worked out, not written.
 pub(super) struct Deployment {
@@ -18,9 +19,54 @@ pub(super) struct Deployment {
     pub(super) plan: Plan,
 }
 
+impl Deployment {
+    /// Makes its release the environment's newest, and the operation that leads to it.
+    pub(super) fn begin(
+        self,
+        tx: &mut Tx<'_>,
+        environment: &mut EnvironmentRecord,
+        kind: OperationKind,
+    ) -> Result<NewOperation, StoreError> {
+        environment.last_release = self.release.number;
+        tx.put(&self.release)?;
+        Ok(NewOperation {
+            to: Some(self.release.number),
+            version: Some(self.release.version),
+            ..NewOperation::new(kind, self.plan)
+        })
+    }
+}
+
+/// What a release is made from.
+pub(super) struct Content {
+    pub(super) version: VersionLabel,
+    pub(super) bundle: Digest,
+    pub(super) bundle_size: u64,
+}
+
+impl From<VersionRecord> for Content {
+    fn from(version: VersionRecord) -> Self {
+        Self {
+            version: version.label,
+            bundle: version.bundle,
+            bundle_size: version.bundle_size,
+        }
+    }
+}
+
+impl From<&ReleaseRecord> for Content {
+    fn from(release: &ReleaseRecord) -> Self {
+        Self {
+            version: release.version.clone(),
+            bundle: release.bundle.clone(),
+            bundle_size: release.bundle_size,
+        }
+    }
+}
+
 /// What a deployment is asked to do.
 pub(super) struct Wish<'r> {
-    pub(super) version: &'r VersionRecord,
+    pub(super) content: Content,
     pub(super) settings: &'r OptionSettings,
     /// An earlier release with the same content, prepared on hosts.
     pub(super) tree: Option<ReleaseNumber>,
@@ -41,21 +87,11 @@ impl Engine {
         let operation = self.store.update(|tx| {
             let mut environment = idle(tx, name)?;
             let (deployment, settings) = self.work_out_deploy(tx, &environment, call, &body)?;
+            let mut new = deployment.begin(tx, &mut environment, OperationKind::Deploy)?;
             let before = std::mem::replace(&mut environment.settings, settings);
-            environment.last_release = deployment.release.number;
-            tx.put(&deployment.release)?;
-            NewOperation {
-                kind: OperationKind::Deploy,
-                request_id: call.request_id.clone(),
-                to: Some(deployment.release.number),
-                version: Some(deployment.release.version),
-                plan: deployment.plan,
-                no_auto_rollback: body.no_auto_rollback,
-                settings_before: (before != environment.settings).then_some(before),
-                starting: "Environment update is starting.".to_owned(),
-            }
-            .write(tx, &mut environment, call.observed, call.now, call.bits)
-            .map_err(Fault::from)
+            new.settings_before = (before != environment.settings).then_some(before);
+            new.no_auto_rollback = body.no_auto_rollback;
+            new.write(tx, &mut environment, call).map_err(Fault::from)
         });
         self.answer(operation, call)
     }
@@ -87,21 +123,10 @@ impl Engine {
         let operation = self.store.update(|tx| {
             let mut environment = idle(tx, name)?;
             let (deployment, settings) = self.work_out_rollback(tx, &environment, call, body)?;
+            let mut new = deployment.begin(tx, &mut environment, OperationKind::Rollback)?;
             let before = std::mem::replace(&mut environment.settings, settings);
-            environment.last_release = deployment.release.number;
-            tx.put(&deployment.release)?;
-            NewOperation {
-                kind: OperationKind::Rollback,
-                request_id: call.request_id.clone(),
-                to: Some(deployment.release.number),
-                version: Some(deployment.release.version),
-                plan: deployment.plan,
-                no_auto_rollback: false,
-                settings_before: (before != environment.settings).then_some(before),
-                starting: "Environment update is starting.".to_owned(),
-            }
-            .write(tx, &mut environment, call.observed, call.now, call.bits)
-            .map_err(Fault::from)
+            new.settings_before = (before != environment.settings).then_some(before);
+            new.write(tx, &mut environment, call).map_err(Fault::from)
         });
         self.answer(operation, call)
     }
@@ -147,14 +172,6 @@ impl Engine {
                 .max_by_key(|release| (release.live_at, release.number))
                 .ok_or_else(|| nothing_before(environment))?,
         };
-        let version = VersionRecord {
-            application: environment.application.clone(),
-            label: target.version.clone(),
-            description: String::new(),
-            bundle: target.bundle.clone(),
-            bundle_size: target.bundle_size,
-            created_at: target.created_at,
-        };
         // How much capacity there is belongs to now, not to the release: going back must not take
         // away the instances that today's traffic needs.
         let mut settings = target.settings.clone();
@@ -164,7 +181,7 @@ impl Engine {
             }
         }
         let wish = Wish {
-            version: &version,
+            content: Content::from(target),
             settings: &settings,
             tree: target.live_at.map(|_| target.tree),
             repute: target.live_at.map_or(Repute::New, |_| Repute::Live),
@@ -172,7 +189,7 @@ impl Engine {
             batch: body.batch,
             reason: format!("rollback to {}", target.number),
         };
-        let deployment = self.work_out(reader, environment, call, &wish)?;
+        let deployment = self.work_out(reader, environment, call, wish)?;
         Ok((deployment, settings))
     }
 
@@ -195,7 +212,7 @@ impl Engine {
         };
         let version = version(reader, &environment.application, &label)?;
         let wish = Wish {
-            version: &version,
+            content: Content::from(version),
             settings: &settings,
             tree: None,
             repute: Repute::New,
@@ -203,7 +220,7 @@ impl Engine {
             batch: body.batch,
             reason: "deploy".to_owned(),
         };
-        let deployment = self.work_out(reader, environment, call, &wish)?;
+        let deployment = self.work_out(reader, environment, call, wish)?;
         Ok((deployment, settings))
     }
 
@@ -213,19 +230,19 @@ impl Engine {
         reader: &impl Reader,
         environment: &EnvironmentRecord,
         call: &Call<'_>,
-        wish: &Wish<'_>,
+        wish: Wish<'_>,
     ) -> Result<Deployment, Fault> {
         let number = environment.last_release.next();
         let release = ReleaseRecord {
             environment: environment.id.clone(),
             number,
             tree: wish.tree.unwrap_or(number),
-            version: wish.version.label.clone(),
-            bundle: wish.version.bundle.clone(),
-            bundle_size: wish.version.bundle_size,
+            version: wish.content.version,
+            bundle: wish.content.bundle,
+            bundle_size: wish.content.bundle_size,
             platform: environment.platform,
             settings: wish.settings.clone(),
-            reason: wish.reason.clone(),
+            reason: wish.reason,
             outcome: None,
             live_at: None,
             created_at: call.now,
@@ -247,5 +264,20 @@ impl Engine {
         let rules = read::rules(wish.settings, environment.tier, wish.repute);
         let plan = plan(&world, &goal, &rules, call.bits.rotate_left(17)).map_err(refused)?;
         Ok(Deployment { release, plan })
+    }
+
+    /// The way to a goal that needs no new release.
+    pub(super) fn way_to(
+        &self,
+        reader: &impl Reader,
+        environment: &EnvironmentRecord,
+        goal: &Goal,
+        repute: Repute,
+        call: &Call<'_>,
+    ) -> Result<Plan, Fault> {
+        let places = matches!(goal, Goal::Scale { .. });
+        let world = self.world(reader, environment, call.observed, call.now, places)?;
+        let rules = read::rules(&environment.settings, environment.tier, repute);
+        Ok(plan(&world, goal, &rules, call.bits).map_err(refused)?)
     }
 }

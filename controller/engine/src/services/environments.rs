@@ -1,12 +1,12 @@
 //! The life of an environment: created, taken down; and giving up what runs on it.
 
-use super::deploy::Wish;
-use super::problems::{bad_option, refused};
+use super::deploy::{Content, Wish};
+use super::problems::bad_option;
 use super::{NewOperation, application, existing, idle, version};
 use crate::events::{Draft, emit_for};
-use crate::read::Repute;
-use crate::{Call, Engine, Fault, read};
-use beanpole_planner::{Goal, Plan, plan};
+use crate::read::{Reader, Repute};
+use crate::{Call, Engine, Fault};
+use beanpole_planner::{Goal, Plan};
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::{self, EnvironmentStatus, OperationKind, Tier};
 use beanpole_protocol::event::Severity;
@@ -31,46 +31,7 @@ impl Engine {
         }
         let operation = self.store.update(|tx| {
             application(tx, &body.application)?;
-            let environments: Vec<EnvironmentRecord> = tx
-                .list::<EnvironmentRecord>()?
-                .into_iter()
-                .filter(|env| env.status != EnvironmentStatus::Terminated)
-                .collect();
-            if environments.iter().any(|env| env.name == body.name) {
-                return Err(Fault::from(
-                    Problem::conflict(
-                        "environment-exists",
-                        format!("There is an environment `{}` already.", body.name),
-                    )
-                    .hint("Choose another name, or `beanpole terminate` it first."),
-                ));
-            }
-            let cname =
-                match (&body.cname, body.tier) {
-                    (_, Tier::Worker) => None,
-                    (Some(cname), Tier::Web) => Some(cname.clone()),
-                    (None, Tier::Web) => {
-                        let name = body.name.as_str().to_lowercase();
-                        Some(Cname::new(name).map_err(|error| {
-                            Problem::invalid("cname-invalid", error.to_string())
-                        })?)
-                    }
-                };
-            if let Some(taken) = environments
-                .iter()
-                .find(|env| cname.is_some() && env.cname == cname)
-            {
-                return Err(Problem::conflict(
-                    "cname-taken",
-                    format!(
-                        "The hostname `{}` belongs to environment `{}`.",
-                        cname.as_ref().map_or("", Cname::as_str),
-                        taken.name
-                    ),
-                )
-                .hint("Give another one with `--cname`.")
-                .into());
-            }
+            let cname = free_names(tx, &body)?;
             let mut environment = EnvironmentRecord {
                 id: EnvironmentId::from_bits(call.bits.rotate_left(40)),
                 name: body.name.clone(),
@@ -92,37 +53,26 @@ impl Engine {
                 terminated_at: None,
                 last_event_at: Timestamp::EPOCH,
             };
-            let mut new = NewOperation {
-                kind: OperationKind::Create,
-                request_id: call.request_id.clone(),
-                to: None,
-                version: None,
-                plan: Plan::default(),
-                no_auto_rollback: false,
-                settings_before: None,
-                starting: "createEnvironment is starting.".to_owned(),
+            let new = match &body.version {
+                None => NewOperation::new(OperationKind::Create, Plan::default()),
+                Some(label) => {
+                    let wish = Wish {
+                        content: Content::from(version(tx, &body.application, label)?),
+                        settings: &body.settings,
+                        tree: None,
+                        repute: Repute::New,
+                        policy: None,
+                        batch: None,
+                        reason: "create".to_owned(),
+                    };
+                    self.work_out(tx, &environment, call, wish)?.begin(
+                        tx,
+                        &mut environment,
+                        OperationKind::Create,
+                    )?
+                }
             };
-            if let Some(label) = &body.version {
-                let version = version(tx, &body.application, label)?;
-                let settings = environment.settings.clone();
-                let wish = Wish {
-                    version: &version,
-                    settings: &settings,
-                    tree: None,
-                    repute: Repute::New,
-                    policy: None,
-                    batch: None,
-                    reason: "create".to_owned(),
-                };
-                let deployment = self.work_out(tx, &environment, call, &wish)?;
-                environment.last_release = deployment.release.number;
-                tx.put(&deployment.release)?;
-                new.to = Some(deployment.release.number);
-                new.version = Some(version.label);
-                new.plan = deployment.plan;
-            }
-            new.write(tx, &mut environment, call.observed, call.now, call.bits)
-                .map_err(Fault::from)
+            new.write(tx, &mut environment, call).map_err(Fault::from)
         });
         self.answer(operation, call)
     }
@@ -135,21 +85,10 @@ impl Engine {
     ) -> Result<api::Operation, Problem> {
         let operation = self.store.update(|tx| {
             let mut environment = idle(tx, name)?;
-            let world = self.world(tx, &environment, call.observed, call.now, false)?;
-            let rules = read::rules(&environment.settings, environment.tier, Repute::Live);
-            let plan = plan(&world, &Goal::Terminate, &rules, call.bits).map_err(refused)?;
-            NewOperation {
-                kind: OperationKind::Terminate,
-                request_id: call.request_id.clone(),
-                to: None,
-                version: None,
-                plan,
-                no_auto_rollback: false,
-                settings_before: None,
-                starting: "terminateEnvironment is starting.".to_owned(),
-            }
-            .write(tx, &mut environment, call.observed, call.now, call.bits)
-            .map_err(Fault::from)
+            let plan = self.way_to(tx, &environment, &Goal::Terminate, Repute::Live, call)?;
+            NewOperation::new(OperationKind::Terminate, plan)
+                .write(tx, &mut environment, call)
+                .map_err(Fault::from)
         });
         self.answer(operation, call)
     }
@@ -202,4 +141,42 @@ impl Engine {
         });
         self.answer(operation, call)
     }
+}
+
+/// The hostname of an environment to be created, when neither that nor its name is taken.
+fn free_names(reader: &impl Reader, body: &api::CreateEnvironment) -> Result<Option<Cname>, Fault> {
+    let environments: Vec<EnvironmentRecord> = reader
+        .all::<EnvironmentRecord>()?
+        .into_iter()
+        .filter(|env| env.status != EnvironmentStatus::Terminated)
+        .collect();
+    if environments.iter().any(|env| env.name == body.name) {
+        return Err(Problem::conflict(
+            "environment-exists",
+            format!("There is an environment `{}` already.", body.name),
+        )
+        .hint("Choose another name, or `beanpole terminate` it first.")
+        .into());
+    }
+    let cname = match (&body.cname, body.tier) {
+        (_, Tier::Worker) => return Ok(None),
+        (Some(cname), Tier::Web) => cname.clone(),
+        (None, Tier::Web) => Cname::new(body.name.as_str().to_lowercase())
+            .map_err(|error| Problem::invalid("cname-invalid", error.to_string()))?,
+    };
+    let taken = environments
+        .iter()
+        .find(|env| env.cname.as_ref() == Some(&cname));
+    if let Some(taken) = taken {
+        return Err(Problem::conflict(
+            "cname-taken",
+            format!(
+                "The hostname `{cname}` belongs to environment `{}`.",
+                taken.name
+            ),
+        )
+        .hint("Give another one with `--cname`.")
+        .into());
+    }
+    Ok(Some(cname))
 }

@@ -1,12 +1,12 @@
 //! An operation, written with its first event.
 
 use crate::events::{Draft, emit_for};
-use crate::{Observed, traffic};
+use crate::{Call, traffic};
 use beanpole_planner::Plan;
 use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::options::OptionSettings;
-use beanpole_protocol::{OperationId, ReleaseNumber, RequestId, Timestamp, VersionLabel};
+use beanpole_protocol::{OperationId, ReleaseNumber, VersionLabel};
 use beanpole_store::model::{EnvironmentRecord, OperationIndexRecord, OperationRecord};
 use beanpole_store::{StoreError, Tx};
 use std::time::Duration;
@@ -18,34 +18,43 @@ const GRACE_MS: u64 = 240_000;
 /// An operation to be written.
 pub(crate) struct NewOperation {
     pub kind: OperationKind,
-    pub request_id: RequestId,
     pub to: Option<ReleaseNumber>,
     pub version: Option<VersionLabel>,
     pub plan: Plan,
     pub no_auto_rollback: bool,
     pub settings_before: Option<OptionSettings>,
-    pub starting: String,
 }
 
 impl NewOperation {
+    /// One that ends with what was live before.
+    pub fn new(kind: OperationKind, plan: Plan) -> Self {
+        Self {
+            kind,
+            to: None,
+            version: None,
+            plan,
+            no_auto_rollback: false,
+            settings_before: None,
+        }
+    }
+
     /// Writes it, its first event and the environment.
     pub fn write(
         self,
         tx: &mut Tx<'_>,
         environment: &mut EnvironmentRecord,
-        observed: &Observed,
-        now: Timestamp,
-        bits: u128,
+        call: &Call<'_>,
     ) -> Result<OperationRecord, StoreError> {
+        let now = call.now;
         let allowed = self.plan.total_ms() * 2 + GRACE_MS;
         let operation = OperationRecord {
-            id: OperationId::from_bits(bits),
+            id: OperationId::from_bits(call.bits),
             environment: environment.id.clone(),
             environment_name: environment.name.clone(),
             application: environment.application.clone(),
             kind: self.kind,
             status: OperationStatus::Running,
-            request_id: self.request_id,
+            request_id: call.request_id.clone(),
             from: environment.live,
             to: self.to,
             version: self.version,
@@ -61,7 +70,7 @@ impl NewOperation {
             entries: 0,
             answers: Default::default(),
             answers_told: 0,
-            traffic: traffic::start(&environment.id, observed),
+            traffic: traffic::start(&environment.id, call.observed),
             started_at: now,
             finished_at: None,
             deadline: now.after(Duration::from_millis(allowed)),
@@ -74,8 +83,9 @@ impl NewOperation {
             OperationKind::Terminate => EnvironmentStatus::Terminating,
             _ => EnvironmentStatus::Updating,
         };
-        let draft = Draft::new(Severity::Info, "operation-starting", self.starting, now)
-            .operation(&operation);
+        let text = starting(self.kind);
+        let draft =
+            Draft::new(Severity::Info, "operation-starting", text, now).operation(&operation);
         emit_for(tx, environment, draft)?;
         for skipped in &operation.plan.skipped {
             let text = format!("{} is left out: {}.", skipped.instance, skipped.reason);
@@ -92,5 +102,21 @@ impl NewOperation {
         tx.put(&operation)?;
         tx.put(environment)?;
         Ok(operation)
+    }
+}
+
+/// The words of the first event, Elastic Beanstalk's where it has some.
+const fn starting(kind: OperationKind) -> &'static str {
+    match kind {
+        OperationKind::Create => "createEnvironment is starting.",
+        OperationKind::Terminate => "terminateEnvironment is starting.",
+        OperationKind::Restart => "restartAppServer is starting.",
+        OperationKind::Replace => {
+            "Replacing or restoring instances that are not as they should be."
+        }
+        OperationKind::Deploy
+        | OperationKind::Rollback
+        | OperationKind::Scale
+        | OperationKind::Configure => "Environment update is starting.",
     }
 }

@@ -1,17 +1,17 @@
 //! The same version otherwise: another number of instances, other settings, started afresh.
 
-use super::deploy::Wish;
-use super::problems::{bad_option, nothing_deployed, refused};
+use super::deploy::{Content, Deployment, Wish};
+use super::problems::{bad_option, nothing_deployed};
 use super::{NewOperation, idle};
 use crate::read::Repute;
 use crate::{Call, Engine, Fault, read};
-use beanpole_planner::{Goal, Plan, plan};
+use beanpole_planner::{Goal, Plan};
 use beanpole_protocol::EnvironmentName;
 use beanpole_protocol::api::{self, OperationKind};
 use beanpole_protocol::options::{self, Change, OptionSettings};
 use beanpole_protocol::problem::Problem;
 use beanpole_store::Tx;
-use beanpole_store::model::{EnvironmentRecord, OperationRecord, VersionRecord};
+use beanpole_store::model::{EnvironmentRecord, InstanceRecord, OperationRecord, ReleaseRecord};
 
 impl Engine {
     /// Changes the number of instances.
@@ -59,28 +59,23 @@ impl Engine {
                 return Err(nothing_deployed(&environment).into());
             };
             let release = read::release(tx, &environment.id, live)?;
-            let world = self.world(tx, &environment, call.observed, call.now, false)?;
+            let instances = InstanceRecord::prefix(&environment.id);
+            let instances = tx.list_prefix::<InstanceRecord>(&instances)?;
             let deployment = environment.settings.deployment();
             let goal = Goal::Restart {
                 policy: deployment.policy,
                 batch: deployment.batch,
             };
             // What a failed deployment left is started again, too, and was never live.
-            let lived = world.instances.values().all(|one| one.release == live);
+            let lived = instances.iter().all(|one| one.release == live);
             let repute = if lived { Repute::Live } else { Repute::New };
-            let rules = read::rules(&environment.settings, environment.tier, repute);
-            let plan = plan(&world, &goal, &rules, call.bits).map_err(refused)?;
+            let plan = self.way_to(tx, &environment, &goal, repute, call)?;
             NewOperation {
-                kind: OperationKind::Restart,
-                request_id: call.request_id.clone(),
                 to: Some(live),
                 version: release.map(|release| release.version),
-                plan,
-                no_auto_rollback: false,
-                settings_before: None,
-                starting: "restartAppServer is starting.".to_owned(),
+                ..NewOperation::new(OperationKind::Restart, plan)
             }
-            .write(tx, &mut environment, call.observed, call.now, call.bits)
+            .write(tx, &mut environment, call)
             .map_err(Fault::from)
         });
         self.answer(operation, call)
@@ -118,60 +113,57 @@ impl Engine {
         settings.validate().map_err(bad_option)?;
         let change = change(&environment.settings, &settings)?;
         let before = std::mem::replace(&mut environment.settings, settings);
-        let mut new = NewOperation {
-            kind,
-            request_id: call.request_id.clone(),
-            to: environment.live,
-            version: None,
-            plan: Plan::default(),
-            no_auto_rollback: false,
-            settings_before: Some(before),
-            starting: "Environment update is starting.".to_owned(),
+        let live = match environment.live {
+            Some(live) => read::release(tx, &environment.id, live)?,
+            None => None,
         };
-        if let Some(live) = environment.live
-            && let Some(release) = read::release(tx, &environment.id, live)?
-        {
-            new.version = Some(release.version.clone());
-            if change == Change::Restart {
-                let version = VersionRecord {
-                    application: environment.application.clone(),
-                    label: release.version.clone(),
-                    description: String::new(),
-                    bundle: release.bundle.clone(),
-                    bundle_size: release.bundle_size,
-                    created_at: release.created_at,
-                };
-                let settings = environment.settings.clone();
-                // Limits alone do not change what is prepared on hosts.
-                let same_tree = settings.properties() == release.settings.properties()
-                    && settings.platform_options() == release.settings.platform_options();
-                let wish = Wish {
-                    version: &version,
-                    settings: &settings,
-                    tree: same_tree.then_some(release.tree),
-                    repute: Repute::New,
-                    policy: None,
-                    batch: None,
-                    reason: "settings".to_owned(),
-                };
-                let deployment = self.work_out(tx, &environment, call, &wish)?;
-                environment.last_release = deployment.release.number;
-                tx.put(&deployment.release)?;
-                new.to = Some(deployment.release.number);
-                new.plan = deployment.plan;
-            } else {
-                let world = self.world(tx, &environment, call.observed, call.now, true)?;
+        let mut new = match &live {
+            None => NewOperation::new(kind, Plan::default()),
+            Some(release) if change == Change::Restart => self
+                .work_out_settings(tx, &environment, release, call)?
+                .begin(tx, &mut environment, kind)?,
+            Some(release) => {
                 let goal = Goal::Scale {
-                    release: live,
+                    release: release.number,
                     tree: release.tree,
                     size: environment.settings.instance_count(),
                 };
-                let rules = read::rules(&environment.settings, environment.tier, Repute::Live);
-                new.plan = plan(&world, &goal, &rules, call.bits).map_err(refused)?;
+                NewOperation {
+                    to: environment.live,
+                    version: Some(release.version.clone()),
+                    ..NewOperation::new(
+                        kind,
+                        self.way_to(tx, &environment, &goal, Repute::Live, call)?,
+                    )
+                }
             }
-        }
-        new.write(tx, &mut environment, call.observed, call.now, call.bits)
-            .map_err(Fault::from)
+        };
+        new.settings_before = Some(before);
+        new.write(tx, &mut environment, call).map_err(Fault::from)
+    }
+
+    /// What is live, as a new release under the environment's settings.
+    fn work_out_settings(
+        &self,
+        tx: &Tx<'_>,
+        environment: &EnvironmentRecord,
+        live: &ReleaseRecord,
+        call: &Call<'_>,
+    ) -> Result<Deployment, Fault> {
+        let settings = &environment.settings;
+        // Limits alone do not change what is prepared on hosts.
+        let same_tree = settings.properties() == live.settings.properties()
+            && settings.platform_options() == live.settings.platform_options();
+        let wish = Wish {
+            content: Content::from(live),
+            settings,
+            tree: same_tree.then_some(live.tree),
+            repute: Repute::New,
+            policy: None,
+            batch: None,
+            reason: "settings".to_owned(),
+        };
+        self.work_out(tx, environment, call, wish)
     }
 }
 

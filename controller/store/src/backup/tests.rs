@@ -78,7 +78,10 @@ fn everything_comes_back_and_generations_leap() {
         .expect("get")
         .expect("there");
     assert_eq!(table.table.generation, Generation(7 + LEAP));
-    assert_eq!(store.update(|tx| tx.counter("events")).expect("counter"), 2);
+    let event = store.update(|tx| tx.counter(EVENTS)).expect("counter");
+    assert_eq!(event, 1 + LEAP + 1, "no number is given to two events");
+    let restored: Option<RestoredRecord> = store.get(&RestoredRecord::the_key()).expect("get");
+    assert!(restored.is_some(), "somebody has to be told");
     let blobs = Blobs::open(&blobs, 1 << 20).expect("blobs");
     let mut content = String::new();
     let mut reader = blobs.reader(&world.digest).expect("open").expect("there");

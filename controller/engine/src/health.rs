@@ -1,0 +1,347 @@
+//! How instances and environments are: the rules of health.
+//!
+//! They follow Elastic Beanstalk's enhanced health: the worst of what is found decides for an
+//! instance, one failure alone does not lower it (three do), and the cause of a bad health stays until
+//! it is good again. What is not published there, the numbers, is chosen in decision 46.
+
+use beanpole_planner::{HostState, Reach, World, how_it_ended};
+use beanpole_protocol::Timestamp;
+use beanpole_protocol::agent::{InstancePhase, InstanceReport, MemoryKills};
+use beanpole_protocol::api::{self, Colour, EnvironmentStatus, InstanceHealth};
+use beanpole_protocol::proxy::{TargetMode, TargetReport};
+use beanpole_store::model::{EnvironmentRecord, InstanceRecord};
+use std::time::Duration;
+
+/// Trouble of an instance that serves again counts for that long. Processes are started again after
+/// half a minute at most, so that one that goes on ending does so many times within it.
+const LATELY: Duration = Duration::from_mins(15);
+
+/// Ends of one process within [`LATELY`] that make an instance Warning. One or two may be chance; EB
+/// lowers an environment after three failures, too.
+const ENDS_THAT_WARN: usize = 3;
+
+pub(crate) fn seen<'w>(
+    world: &'w World<'_>,
+    record: &InstanceRecord,
+) -> Option<&'w InstanceReport> {
+    world
+        .hosts
+        .get(&record.host)?
+        .instance(&record.id)
+        .filter(|seen| seen.incarnation == record.incarnation)
+}
+
+/// How an instance is, and why it is not well.
+pub(crate) fn health(
+    world: &World<'_>,
+    environment: &EnvironmentRecord,
+    record: &InstanceRecord,
+    now: Timestamp,
+) -> (InstanceHealth, Option<String>) {
+    use InstanceHealth as H;
+    match world.hosts.get(&record.host) {
+        None => return (H::Unknown, Some("its host was removed".to_owned())),
+        Some(HostState {
+            reach: Reach::Lost(since),
+            name,
+            ..
+        }) => {
+            let seconds = now.since(*since).as_secs();
+            let text = format!("host {name} has not been heard of for {seconds} s");
+            return (H::Unknown, Some(text));
+        }
+        Some(_) => {}
+    }
+    if record.mode == Some(TargetMode::Drain) || !record.run {
+        return (H::Draining, None);
+    }
+    let Some(seen) = seen(world, record) else {
+        return match record.mode {
+            Some(TargetMode::Serve) => {
+                (H::Unknown, Some("its agent has not reported it".to_owned()))
+            }
+            _ => (H::Pending, Some("its agent has not begun".to_owned())),
+        };
+    };
+    match &seen.phase {
+        InstancePhase::Running => {}
+        InstancePhase::Failed(failure) => return (H::Unhealthy, Some(failure.message.clone())),
+        InstancePhase::Restarting => {
+            let text = "a process ended and is started again".to_owned();
+            return (H::Unhealthy, Some(text));
+        }
+        InstancePhase::Stopped => return (H::Unhealthy, Some("it does not run".to_owned())),
+        InstancePhase::Waiting | InstancePhase::Stopping => {
+            return (H::Pending, Some("it is being started".to_owned()));
+        }
+    }
+    if !world.web {
+        return match record.mode {
+            Some(TargetMode::Serve) => in_service(world, record, seen),
+            _ => (H::Pending, Some("it is being started".to_owned())),
+        };
+    }
+    let check = environment.settings.health_check();
+    let mut answer = None;
+    for proxy in &world.proxies {
+        let Some(target) = proxy.target(&record.id, record.incarnation) else {
+            return match record.mode {
+                Some(TargetMode::Serve) => (
+                    H::Unknown,
+                    Some(format!("proxy {} does not say", proxy.name)),
+                ),
+                _ => (H::Pending, Some("it is not checked yet".to_owned())),
+            };
+        };
+        if !target.healthy {
+            answer = Some((bad(target), target.bad_checks >= check.unhealthy_threshold));
+        }
+    }
+    match (answer, record.mode) {
+        (_, Some(TargetMode::Serve)) if record.withdrawn => {
+            let text = "a process ended, and it does not listen again yet".to_owned();
+            (H::Unhealthy, Some(text))
+        }
+        _ if world.proxies.is_empty() => (H::Unknown, Some("no proxy has reported yet".to_owned())),
+        (None, Some(TargetMode::Serve)) => in_service(world, record, seen),
+        (None, _) => (H::Pending, Some("it is not in service yet".to_owned())),
+        (Some((text, true)), _) | (Some((text, false)), Some(TargetMode::Serve)) => {
+            (H::Unhealthy, Some(format!("{} {text}", check.probe)))
+        }
+        (Some((text, false)), _) => (H::Pending, Some(format!("{} {text}", check.probe))),
+    }
+}
+
+fn bad(target: &TargetReport) -> String {
+    target.last_check.as_ref().map_or_else(
+        || "has not been answered yet".to_owned(),
+        |check| format!("answered: {}", check.answer),
+    )
+}
+
+/// The environment's colour, and why it is not Green. While an operation runs, what it does on
+/// purpose does not lower it.
+pub(crate) fn colour(
+    environment: &EnvironmentRecord,
+    instances: &[api::Instance],
+    size: u32,
+    failed: Option<&api::FailedRelease>,
+) -> (Colour, Vec<String>) {
+    let count = |health| instances.iter().filter(|i| i.health == health).count();
+    let serving = instances.iter().filter(|i| i.health.serves()).count();
+    let unknown = count(InstanceHealth::Unknown);
+    let busy = environment.status != EnvironmentStatus::Ready;
+    let mut causes: Vec<String> = Vec::new();
+    let failed = failed.filter(|_| environment.live.is_none() && !busy);
+    if let Some(failed) = failed {
+        let version = failed
+            .version
+            .as_ref()
+            .map_or_else(String::new, |version| format!(" ({version})"));
+        causes.push(format!(
+            "No release is live: release {}{version} failed. {}",
+            failed.release, failed.reason
+        ));
+    } else if environment.live.is_none() && instances.is_empty() {
+        return (Colour::Grey, vec!["No version is deployed yet.".to_owned()]);
+    }
+    for instance in instances {
+        let on_purpose = busy
+            && matches!(
+                instance.health,
+                InstanceHealth::Pending | InstanceHealth::Draining
+            );
+        if instance.health != InstanceHealth::Healthy && !on_purpose {
+            let why = instance.reason.as_ref().map_or_else(String::new, |reason| {
+                // A failure's message is a whole sentence.
+                format!(": {}", reason.trim_end_matches('.'))
+            });
+            causes.push(format!(
+                "{} on {} is {}{why}.",
+                instance.id, instance.host, instance.health
+            ));
+        }
+    }
+    if !busy && instances.len() < size as usize {
+        causes.push(format!(
+            "{} of {size} instances are there.",
+            instances.len()
+        ));
+    }
+    let colour = match serving {
+        0 if environment.status == EnvironmentStatus::Launching => Colour::Grey,
+        _ if failed.is_some() => Colour::Red,
+        0 if unknown == instances.len() => Colour::Grey,
+        0 if busy && causes.is_empty() => Colour::Grey,
+        0 => Colour::Red,
+        _ if causes.is_empty() => Colour::Green,
+        _ => Colour::Yellow,
+    };
+    (colour, causes)
+}
+
+/// An instance that answers well: it is Healthy, unless it lately was in trouble again and again, or
+/// has too little memory.
+fn in_service(
+    world: &World<'_>,
+    record: &InstanceRecord,
+    seen: &InstanceReport,
+) -> (InstanceHealth, Option<String>) {
+    // By the clock of the host, which the times of the ends are from, too.
+    let report = world.hosts.get(&record.host).and_then(|host| host.report);
+    let host_now = report.map_or(Timestamp::EPOCH, |report| report.now);
+    match lately(seen, host_now) {
+        Some(why) => (InstanceHealth::Warning, Some(why)),
+        None => (InstanceHealth::Healthy, None),
+    }
+}
+
+/// What an instance that serves has lately suffered, when that is more than chance.
+fn lately(seen: &InstanceReport, host_now: Timestamp) -> Option<String> {
+    let recent = |at: &Timestamp| host_now.since(*at) < LATELY;
+    let minutes = LATELY.as_secs() / 60;
+    let worst = seen
+        .processes
+        .iter()
+        .map(|process| {
+            (
+                process.ended_at.iter().filter(|at| recent(at)).count(),
+                process,
+            )
+        })
+        .max_by_key(|(ends, _)| *ends);
+    if let Some((ends, process)) = worst
+        && ends >= ENDS_THAT_WARN
+    {
+        let how =
+            how_it_ended(process).map_or_else(String::new, |how| format!(", the last time {how}"));
+        return Some(format!(
+            "process `{}` ended and was started again {ends} times in the last {minutes} minutes{how}",
+            process.name
+        ));
+    }
+    if seen.memory_kills.last_at.is_some_and(|at| recent(&at)) {
+        return Some(format!(
+            "in the last {minutes} minutes the kernel killed {}, for memory",
+            killed(&seen.memory_kills)
+        ));
+    }
+    let starved = seen.processes.iter().find(|process| {
+        let exit = process.last_exit.as_ref();
+        exit.is_some_and(|exit| exit.oom && recent(&exit.at))
+    });
+    starved.map(|process| {
+        format!(
+            "process `{}` was killed for using too much memory in the last {minutes} minutes",
+            process.name
+        )
+    })
+}
+
+/// What the kernel killed besides the main processes, in words.
+pub(crate) fn killed(kills: &MemoryKills) -> String {
+    let name = kills.last_name.as_ref();
+    let name = name.map_or_else(String::new, |name| format!(" `{name}`"));
+    let times = match kills.count {
+        0 | 1 => String::new(),
+        n => format!(" ({n} such kills so far)"),
+    };
+    format!("a process{name} that the application had started{times}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use beanpole_protocol::agent::{ExitReport, PortUse, ProcessReport};
+    use beanpole_protocol::{Incarnation, InstanceId, ReleaseNumber};
+
+    const NOW: u64 = 100 * 60_000;
+
+    fn at_minute(minute: u64) -> Timestamp {
+        Timestamp::from_millis(minute * 60_000)
+    }
+
+    /// An instance that serves, whose process ended at these minutes; it is minute 100.
+    fn ended(minutes: &[u64]) -> InstanceReport {
+        let ended_at: Vec<Timestamp> = minutes.iter().map(|minute| at_minute(*minute)).collect();
+        InstanceReport {
+            id: InstanceId::from_bits(1),
+            release: Some(ReleaseNumber(1)),
+            incarnation: Incarnation(1),
+            phase: InstancePhase::Running,
+            since: at_minute(99),
+            processes: vec![ProcessReport {
+                name: "web".to_owned(),
+                pid: Some(1),
+                started_at: None,
+                restarts: 0,
+                last_exit: ended_at.last().map(|at| ExitReport {
+                    code: Some(7),
+                    signal: None,
+                    oom: false,
+                    at: *at,
+                }),
+                ended_at,
+                memory_bytes: None,
+            }],
+            log: Vec::new(),
+            port: PortUse::Own,
+            memory_kills: MemoryKills::default(),
+        }
+    }
+
+    fn warning(seen: &InstanceReport) -> Option<String> {
+        lately(seen, Timestamp::from_millis(NOW))
+    }
+
+    #[test]
+    fn an_end_or_two_may_be_chance() {
+        assert_eq!(warning(&ended(&[])), None);
+        assert_eq!(warning(&ended(&[98, 99])), None);
+    }
+
+    #[test]
+    fn ending_again_and_again_is_a_warning_that_says_how_often_and_how() {
+        assert_eq!(
+            warning(&ended(&[87, 90, 95, 99])).as_deref(),
+            Some(
+                "process `web` ended and was started again 4 times in the last 15 minutes, \
+                 the last time with exit code 7"
+            )
+        );
+    }
+
+    #[test]
+    fn after_a_quiet_time_it_is_well_again() {
+        assert_eq!(warning(&ended(&[80, 81, 82, 83, 84])), None);
+        assert_eq!(warning(&ended(&[84, 85, 86])), None, "two are left");
+    }
+
+    #[test]
+    fn too_little_memory_is_a_warning_at_the_first_kill() {
+        let mut main = ended(&[99]);
+        if let Some(exit) = &mut main.processes[0].last_exit {
+            exit.oom = true;
+        }
+        assert_eq!(
+            warning(&main).as_deref(),
+            Some("process `web` was killed for using too much memory in the last 15 minutes")
+        );
+        let mut other = ended(&[]);
+        other.memory_kills = MemoryKills {
+            count: 3,
+            last_at: Some(at_minute(86)),
+            last_name: Some("python".to_owned()),
+            limit_bytes: Some(1 << 29),
+        };
+        assert_eq!(
+            warning(&other).as_deref(),
+            Some(
+                "in the last 15 minutes the kernel killed a process `python` that the application \
+                 had started (3 such kills so far), for memory"
+            )
+        );
+        other.memory_kills.last_at = Some(at_minute(85));
+        assert_eq!(warning(&other), None);
+    }
+}
