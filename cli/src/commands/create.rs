@@ -66,6 +66,8 @@ pub fn run(context: &Context, command: &Create) -> Result<(), Failure> {
     };
     let project = context.project()?;
     let place = project.settings.place(&name);
+    let tier = command.tier.or(place.tier).unwrap_or_default();
+    let platform = command.platform.or(place.platform).unwrap_or_default();
     let mut settings = place.creation_settings();
     if let Some(instances) = command.instances {
         settings.set(ASG, "MinSize", instances.to_string());
@@ -92,6 +94,7 @@ pub fn run(context: &Context, command: &Create) -> Result<(), Failure> {
         Some(from) => {
             let wanted = source::Wanted {
                 from: Some(from.clone()),
+                runs_as: Some((platform, tier)),
                 ..source::Wanted::default()
             };
             let (version, _) = source::make_version(context, &application, &wanted)?;
@@ -106,8 +109,8 @@ pub fn run(context: &Context, command: &Create) -> Result<(), Failure> {
             name,
             cname: command.cname.clone().or(place.cname),
             description: command.description.clone(),
-            tier: command.tier.or(place.tier).unwrap_or_default(),
-            platform: command.platform.or(place.platform).unwrap_or_default(),
+            tier,
+            platform,
             settings,
             version,
         },

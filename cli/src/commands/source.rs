@@ -26,6 +26,8 @@ pub struct Wanted {
     pub label: Option<VersionLabel>,
     /// `--description`.
     pub description: Option<String>,
+    /// What the environment that it is for runs it as.
+    pub runs_as: Option<(Platform, Tier)>,
 }
 
 /// Packs, uploads and names a version; says whether it is new.
@@ -35,6 +37,9 @@ pub fn make_version(
     wanted: &Wanted,
 ) -> Result<(Version, bool), Failure> {
     let (packed, commit) = pack(context, wanted)?;
+    if let Some((platform, tier)) = wanted.runs_as {
+        packed.check_runs(platform, tier)?;
+    }
     let files = packed
         .files
         .map(|files| format!(", {}", plural(files, "file")))

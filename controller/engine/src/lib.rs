@@ -28,6 +28,7 @@ mod watch;
 pub use events::{Draft, emit};
 pub use kept::{Need, needed_releases};
 pub use observed::{HostObserved, Observed, ProxyObserved};
+pub use services::Target;
 pub use turn::Turn;
 
 use beanpole_planner::IllegalTransition;

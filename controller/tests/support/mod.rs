@@ -146,11 +146,25 @@ impl Controller {
 
     /// Uploads a bundle with `content` in it.
     pub fn upload(&self, content: &[u8]) -> String {
-        let bundle = bundle(content);
-        let digest = sha256(&bundle);
-        let reply = self.call("PUT", &format!("/v1/bundles/{digest}"), &[], &bundle);
+        self.upload_bundle(&bundle(content))
+    }
+
+    /// Uploads a bundle as it is.
+    pub fn upload_bundle(&self, bundle: &[u8]) -> String {
+        let digest = sha256(bundle);
+        let reply = self.call("PUT", &format!("/v1/bundles/{digest}"), &[], bundle);
         assert_eq!(reply.status, 201, "{reply:?}");
         digest
+    }
+
+    /// Waits until no operation runs on an environment.
+    pub fn until_ready(&self, environment: &str) {
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        let path = format!("/v1/environments/{environment}");
+        while self.get(&path).json()["status"] != "Ready" {
+            assert!(std::time::Instant::now() < end, "{environment} gets ready");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Waits until a bundle is not here any more.

@@ -7,7 +7,6 @@ use crate::events::{Draft, emit_for};
 use crate::read::Repute;
 use crate::{Call, Engine, Fault, read};
 use beanpole_planner::{Goal, Plan, plan};
-use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::{self, EnvironmentStatus, OperationKind, Tier};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::problem::Problem;
@@ -22,13 +21,6 @@ impl Engine {
         body: api::CreateEnvironment,
     ) -> Result<api::Operation, Problem> {
         body.settings.validate().map_err(bad_option)?;
-        if body.platform == Platform::Docker {
-            return Err(Problem::invalid(
-                "platform-not-available",
-                "The platform `docker` is not available yet.",
-            )
-            .hint("Use `auto`, `procfile`, `node` or `python`."));
-        }
         let operation = self.store.update(|tx| {
             application(tx, &body.application)?;
             let environments: Vec<EnvironmentRecord> = tx

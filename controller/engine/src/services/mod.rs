@@ -14,6 +14,7 @@ use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{ApplicationName, EnvironmentName, VersionLabel};
 use beanpole_store::model::{ApplicationRecord, EnvironmentRecord, OperationRecord, VersionRecord};
 
+pub use deploy::Target;
 pub(crate) use operation::NewOperation;
 
 impl Engine {
