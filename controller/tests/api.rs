@@ -295,7 +295,7 @@ fn a_bundle_that_no_host_could_run_is_refused_before_anything_changes() {
 }
 
 #[test]
-fn a_platform_that_does_not_exist_is_refused_and_not_described() {
+fn a_platform_or_name_that_cannot_be_is_refused_and_not_described() {
     let controller = Controller::start();
     controller.application("shop");
     let body = json!({"application": "shop", "name": "shop-prod", "platform": "docker"});
@@ -303,6 +303,10 @@ fn a_platform_that_does_not_exist_is_refused_and_not_described() {
     assert_eq!(refused.status, 400, "{refused:?}");
     let detail = refused.json()["detail"].to_string();
     assert!(detail.contains("`procfile`"), "{detail}");
+    let reserved = json!({"application": "shop", "name": "x-prod"});
+    controller
+        .post("/v1/environments", &reserved)
+        .expect_problem(400, "environment-name-reserved");
     let schemas = &controller.get("/openapi.json").json()["components"]["schemas"];
     assert!(!schemas["Platform"].to_string().contains("docker"));
 }

@@ -404,7 +404,7 @@ pub const KNOWN: &[OptionSpec] = &[
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OptionError {
     /// No such option.
-    #[error("There is no option `{name}` in namespace `{namespace}`.{}", suggestion.as_ref().map(|s| format!(" Did you mean `{s}`?")).unwrap_or_default())]
+    #[error("There is no option `{}` in namespace `{}`.{}", crate::ids::shown(name), crate::ids::shown(namespace), suggestion.as_ref().map(|s| format!(" Did you mean `{s}`?")).unwrap_or_default())]
     Unknown {
         /// The namespace given.
         namespace: String,
@@ -414,7 +414,10 @@ pub enum OptionError {
         suggestion: Option<String>,
     },
     /// A value that the option does not take.
-    #[error("`{value}` is not a value of option `{name}` ({namespace}): {rule}")]
+    #[error(
+        "`{}` is not a value of option `{name}` ({namespace}): it takes {rule}",
+        crate::ids::shown(value)
+    )]
     Value {
         /// The namespace.
         namespace: String,
@@ -426,7 +429,7 @@ pub enum OptionError {
         rule: String,
     },
     /// Environment properties break EB's limits (guide, "environments-cfg-softwaresettings").
-    #[error("environment property `{name}`: {rule}")]
+    #[error("Environment property `{}`: {rule}", crate::ids::shown(name))]
     Property {
         /// The property; its value may be secret.
         name: String,

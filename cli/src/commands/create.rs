@@ -1,12 +1,12 @@
 //! `beanpole create`: a new environment.
 
-use super::{apps, source};
+use super::{apps, config, source};
 use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::watch;
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::{CreateEnvironment, Operation, Tier};
-use beanpole_protocol::options::{ASG, ENVIRONMENT, PROPERTIES};
+use beanpole_protocol::options::{ASG, ENVIRONMENT, OptionSettings, PROPERTIES};
 use beanpole_protocol::{ApplicationName, Cname, EnvironmentName, VersionLabel};
 use clap::Args;
 use std::path::PathBuf;
@@ -60,6 +60,8 @@ pub struct Create {
 /// Creates the environment and, where it is new, its application.
 pub fn run(context: &Context, command: &Create) -> Result<(), Failure> {
     let name = context.environment(command.environment.as_ref())?;
+    name.check_new()
+        .map_err(|error| Failure::misuse(format!("{error}.")).hint("Choose another name"))?;
     let application = match context.application(command.application.as_ref())? {
         Some(application) => application,
         None => source::application_from_directory(context)?,
@@ -77,14 +79,16 @@ pub fn run(context: &Context, command: &Create) -> Result<(), Failure> {
         settings.set(ENVIRONMENT, "EnvironmentType", "SingleInstance");
         settings.remove(ASG, "MinSize");
     }
+    let mut given = OptionSettings::default();
     for text in &command.properties {
         let (property, value) = source::property(text)?;
-        settings.set(PROPERTIES, property, value);
+        config::set_once(&mut given, PROPERTIES, property, value.to_owned())?;
     }
     for text in &command.options {
-        let (namespace, option, value) = super::config::parse_option(text)?;
-        settings.set(&namespace, &option, value);
+        let (namespace, option, value) = config::parse_option(text)?;
+        config::set_once(&mut given, &namespace, &option, value)?;
     }
+    let settings = settings.overlaid(&given);
     settings
         .validate()
         .map_err(|error| Failure::misuse(error.to_string()))?;

@@ -264,8 +264,10 @@ fn measure(mut file: File, from: String) -> Result<Packed, Failure> {
 
 /// Where a source given on the command line lies.
 pub fn resolve(path: &Path) -> Result<PathBuf, Failure> {
-    path.canonicalize()
-        .map_err(|error| Failure::caused(format!("Cannot deploy from {}.", path.display()), &error))
+    path.canonicalize().map_err(|error| {
+        Failure::caused(format!("Cannot deploy from {}.", path.display()), &error)
+            .hint("Name a directory or a ZIP that is there: --from DIR|ZIP")
+    })
 }
 
 #[cfg(test)]

@@ -21,6 +21,10 @@ impl Engine {
         body: api::CreateEnvironment,
     ) -> Result<api::Operation, Problem> {
         body.settings.validate().map_err(bad_option)?;
+        body.name.check_new().map_err(|error| {
+            Problem::invalid("environment-name-reserved", format!("{error}."))
+                .hint("Choose another name, such as one that begins with the application's.")
+        })?;
         let operation = self.store.update(|tx| {
             application(tx, &body.application)?;
             let environments: Vec<EnvironmentRecord> = tx
@@ -163,6 +167,7 @@ impl Engine {
                     "no-operation",
                     format!("No operation runs on `{name}`."),
                 )
+                .hint(format!("`beanpole events {name}` shows what ran."))
                 .into());
             };
             if operation.kind == OperationKind::Terminate {

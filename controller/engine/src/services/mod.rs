@@ -63,7 +63,7 @@ fn application(reader: &impl Reader, name: &ApplicationName) -> Result<(), Fault
     let found: Option<ApplicationRecord> = reader.one(&ApplicationRecord::key_of(name))?;
     found.map(|_| ()).ok_or_else(|| {
         Problem::not_found("application", name)
-            .hint(format!("Create it with `beanpole init {name}`."))
+            .hint(format!("Create it: beanpole app create {name}"))
             .into()
     })
 }
