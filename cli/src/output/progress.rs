@@ -30,8 +30,7 @@ struct Live {
 
 /// Under the text of the line above, which begins with a spinner and a time.
 const INDENT: &str = "       ";
-/// Columns that redrawn lines leave free: what the terminal itself writes there, such as `^C`, must not
-/// wrap, or the line cannot be taken away any more.
+/// Columns that redrawn lines leave free: one that reached the edge could wrap, and would stay.
 const MARGIN: usize = 3;
 /// Lines that stay are not broken into less.
 const NARROWEST: usize = 30;
