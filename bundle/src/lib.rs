@@ -4,13 +4,22 @@
 //! [`examine`] reads only the directory of the ZIP and decides whether anything in it is unsafe;
 //! [`link_targets`] then looks at where its symbolic links lead. Every refusal names the entry. What
 //! the directory says may still be a lie: whoever unpacks holds each entry to it.
+//!
+//! [`check_runs`] says whether a host could run it at all: [`platform`] and [`procfile`] are what the
+//! agent, too, finds that out with.
+
+mod packed;
+pub mod platform;
+pub mod procfile;
+mod shared;
+
+pub use packed::check_runs;
+pub use shared::Shared;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
 use zip::ZipArchive;
 use zip::result::ZipError;
 
@@ -18,17 +27,35 @@ use zip::result::ZipError;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct Refused {
-    /// Stable: `bundle-unsafe`, `bundle-damaged` or `disk-full`.
+    /// Stable and kebab-case: `bundle-unsafe`, `procfile-invalid`.
     pub code: &'static str,
-    /// A sentence that names the entry.
+    /// A sentence that names the entry or the line.
     pub message: String,
 }
 
 impl Refused {
-    fn new(code: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn new(code: &'static str, message: impl Into<String>) -> Self {
         Self {
             code,
             message: message.into(),
+        }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self.code {
+            "procfile-invalid" => "Mend that line and deploy again; nothing was changed.",
+            "procfile-without-web" => {
+                "Add a line such as `web: ./server --port $PORT`, or deploy to an environment that gets no requests: beanpole create NAME --tier worker"
+            }
+            "no-platform" => {
+                "Put a Procfile with a line such as `web: ./server --port $PORT` at the top of what you deploy."
+            }
+            "package-invalid" => "Mend package.json and deploy again; nothing was changed.",
+            "disk-full" => "Make room on that disk and try again.",
+            _ => {
+                "Make the ZIP again without that; `beanpole deploy --from DIR` makes one of a directory by itself."
+            }
         }
     }
 }
@@ -381,7 +408,8 @@ pub fn link_targets<'c>(
         targets.insert(path, PathBuf::from(target));
     }
     for (path, target) in &targets {
-        if !stays_inside(path, target, &targets) {
+        let beside = path.parent().unwrap_or(Path::new("")).to_owned();
+        if follow(beside, target, &targets).is_none() {
             return Err(unsafe_entry(
                 &path.to_string_lossy(),
                 &format!(
@@ -394,10 +422,10 @@ pub fn link_targets<'c>(
     Ok(targets)
 }
 
-/// Walks a link as the kernel would, with the bundle's root as the ceiling.
-fn stays_inside(link: &Path, target: &Path, links: &BTreeMap<&Path, PathBuf>) -> bool {
-    let mut here: PathBuf = link.parent().unwrap_or(Path::new("")).to_owned();
-    let mut ahead: Vec<PathBuf> = vec![target.to_owned()];
+/// Where `path` leads from `here`, walked as the kernel would, with the bundle's root as the ceiling;
+/// none when it leaves the bundle.
+fn follow(mut here: PathBuf, path: &Path, links: &BTreeMap<&Path, PathBuf>) -> Option<PathBuf> {
+    let mut ahead: Vec<PathBuf> = vec![path.to_owned()];
     // As many links as the kernel follows before ELOOP. A loop leads nowhere, so it is harmless.
     let mut followed = 0;
     while let Some(step) = ahead.pop() {
@@ -413,16 +441,16 @@ fn stays_inside(link: &Path, target: &Path, links: &BTreeMap<&Path, PathBuf>) ->
             Component::CurDir => {}
             Component::ParentDir => {
                 if !here.pop() {
-                    return false;
+                    return None;
                 }
             }
-            Component::RootDir | Component::Prefix(_) => return false,
+            Component::RootDir | Component::Prefix(_) => return None,
             Component::Normal(name) => {
                 let next = here.join(name);
                 if let Some(onward) = links.get(next.as_path()) {
                     followed += 1;
                     if followed > 40 {
-                        return true;
+                        return Some(PathBuf::new());
                     }
                     ahead.push(onward.clone());
                 } else {
@@ -431,71 +459,5 @@ fn stays_inside(link: &Path, target: &Path, links: &BTreeMap<&Path, PathBuf>) ->
             }
         }
     }
-    true
-}
-
-/// How much a reader of the bundle fetches at once.
-const FETCH: usize = 32 * 1024;
-
-/// A file that several readers read, each at its own place.
-#[derive(Clone, Debug)]
-pub struct Shared {
-    file: Arc<File>,
-    at: u64,
-    size: u64,
-    fetched: Vec<u8>,
-    fetched_at: u64,
-}
-
-impl Shared {
-    fn new(file: File, size: u64) -> Self {
-        Self {
-            file: Arc::new(file),
-            at: 0,
-            size,
-            fetched: Vec::new(),
-            fetched_at: 0,
-        }
-    }
-
-    /// What was fetched from the present place on.
-    fn ahead(&self) -> &[u8] {
-        let skipped = self.at.checked_sub(self.fetched_at);
-        skipped
-            .and_then(|skipped| self.fetched.get(usize::try_from(skipped).ok()?..))
-            .unwrap_or_default()
-    }
-}
-
-impl Read for Shared {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.ahead().is_empty() {
-            if buffer.len() >= FETCH {
-                let read = self.file.read_at(buffer, self.at)?;
-                self.at += read as u64;
-                return Ok(read);
-            }
-            self.fetched.resize(FETCH, 0);
-            let read = self.file.read_at(&mut self.fetched, self.at)?;
-            self.fetched.truncate(read);
-            self.fetched_at = self.at;
-        }
-        let ahead = self.ahead();
-        let read = ahead.len().min(buffer.len());
-        buffer[..read].copy_from_slice(&ahead[..read]);
-        self.at += read as u64;
-        Ok(read)
-    }
-}
-
-impl Seek for Shared {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let at = match to {
-            SeekFrom::Start(at) => Some(at),
-            SeekFrom::End(by) => self.size.checked_add_signed(by),
-            SeekFrom::Current(by) => self.at.checked_add_signed(by),
-        };
-        self.at = at.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        Ok(self.at)
-    }
+    Some(here)
 }

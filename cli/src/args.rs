@@ -6,6 +6,7 @@ use crate::commands::{
     scale, setenv, status, terminate, up, version, versions,
 };
 use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 /// The whole command line.
@@ -35,55 +36,59 @@ pub struct Global {
     /// Write no progress, only results and errors
     #[arg(long, short, global = true, help_heading = "Everywhere")]
     pub quiet: bool,
-    /// The controller's URL [default: what `beanpole up` runs here, else http://127.0.0.1:7700]
-    #[arg(
-        long,
-        global = true,
-        env = "BEANPOLE_URL",
-        hide_env_values = true,
-        help_heading = "Everywhere"
-    )]
+    /// The controller's URL [default: what `beanpole up` runs here, else http://127.0.0.1:7700] [env: BEANPOLE_URL]
+    #[arg(long, global = true, help_heading = "Everywhere")]
     pub url: Option<String>,
-    /// The controller's token; others may see it in the process list, so prefer the variable
-    #[arg(
-        long,
-        global = true,
-        env = "BEANPOLE_TOKEN",
-        hide_env_values = true,
-        help_heading = "Everywhere"
-    )]
+    /// The controller's token; others may see it in the process list, so prefer the variable [env: BEANPOLE_TOKEN]
+    #[arg(long, global = true, help_heading = "Everywhere")]
     pub token: Option<String>,
-    /// The file that holds the token
-    #[arg(
-        long,
-        global = true,
-        env = "BEANPOLE_TOKEN_FILE",
-        hide_env_values = true,
-        value_name = "FILE",
-        help_heading = "Everywhere"
-    )]
+    /// The file that holds the token [env: BEANPOLE_TOKEN_FILE]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Everywhere")]
     pub token_file: Option<PathBuf>,
-    /// The data directory of a `beanpole up` on this machine, to find its URL and token
+    /// The data directory of a `beanpole up` on this machine, to find its URL and token [env: BEANPOLE_DATA]
     #[arg(
         long = "data-of-up",
         hide = true,
         global = true,
-        env = "BEANPOLE_DATA",
-        hide_env_values = true,
         value_name = "DIR",
         help_heading = "Everywhere"
     )]
     pub data_of_up: Option<PathBuf>,
-    /// A PEM file with the certificate authority of the controller
-    #[arg(
-        long,
-        global = true,
-        env = "BEANPOLE_CA",
-        hide_env_values = true,
-        value_name = "FILE",
-        help_heading = "Everywhere"
-    )]
+    /// A PEM file with the certificate authority of the controller [env: BEANPOLE_CA]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Everywhere")]
     pub ca: Option<PathBuf>,
+}
+
+/// What a variable says; nothing when it is empty, as `VARIABLE= beanpole …` means in a shell.
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// The data directory of `up`: the one given, else that of `BEANPOLE_DATA`.
+pub fn data(given: Option<PathBuf>) -> Option<PathBuf> {
+    given.or_else(|| variable("BEANPOLE_DATA").map(PathBuf::from))
+}
+
+impl Global {
+    /// With what the environment says where the command line says nothing. Not by clap, which takes
+    /// an empty variable for an empty value.
+    pub fn with_variables(self) -> Self {
+        let text = |name: &str| variable(name).map(|value| value.to_string_lossy().into_owned());
+        let path = |name: &str| variable(name).map(PathBuf::from);
+        Self {
+            url: self.url.or_else(|| text("BEANPOLE_URL")),
+            // A token on the command line comes before a file that the environment names, and
+            // so does a file before a token there.
+            token: match &self.token_file {
+                None => self.token.or_else(|| text("BEANPOLE_TOKEN")),
+                Some(_) => self.token,
+            },
+            token_file: self.token_file.or_else(|| path("BEANPOLE_TOKEN_FILE")),
+            data_of_up: data(self.data_of_up),
+            ca: self.ca.or_else(|| path("BEANPOLE_CA")),
+            ..self
+        }
+    }
 }
 
 /// What to do.

@@ -22,7 +22,7 @@ impl Context {
     pub fn new(global: Global) -> Self {
         Self {
             output: Output::new(global.json, global.quiet),
-            global,
+            global: global.with_variables(),
             client: OnceCell::new(),
             project: OnceCell::new(),
         }

@@ -8,7 +8,11 @@ mod args;
 mod client;
 mod commands;
 mod context;
+#[cfg(test)]
+mod documented;
+mod interrupt;
 mod local;
+mod misread;
 mod output;
 mod project;
 mod watch;
@@ -16,7 +20,6 @@ mod watch;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use output::errors::Failure;
-use output::foreign::{Colours, printable};
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -67,39 +70,20 @@ fn misread(error: &clap::Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let json = std::env::args_os().any(|word| word == "--json");
-    let text = error.render().to_string();
-    let nothing = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
-        || text.starts_with("error: 'beanpole' requires a subcommand");
-    if nothing && !json {
+    let missing = matches!(
+        error.kind(),
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    );
+    let words: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    if missing && !json && words.iter().all(|word| word.starts_with('-')) {
         // No error to explain, but nothing was done either.
-        let _ = match error.kind() {
-            ErrorKind::MissingSubcommand => eprint_help(),
-            _ => error.print(),
-        };
+        let _ = eprint_help();
         return ExitCode::from(2);
     }
-    let text = text.strip_prefix("error: ").unwrap_or(&text);
-    let mut failure = Failure::misuse("");
-    let mut lines = Vec::new();
-    for line in text
-        .lines()
-        .map(str::trim_end)
-        .filter(|line| !line.is_empty())
-    {
-        if let Some(tip) = line.trim_start().strip_prefix("tip: ") {
-            failure.hint = Some(tip.to_owned());
-        } else if line.trim_start().starts_with("[subcommands: ") {
-            // It would name those that are for the agent alone.
-            failure.hint = Some("List the commands: beanpole help".to_owned());
-        } else if !line.starts_with("For more information") {
-            lines.push(line);
-        }
-    }
-    failure.message = lines.join("\n");
-    report(
-        &failure.or_hint("See the options and examples: add --help"),
-        json,
-    );
+    report(&misread::explain(error, &words), json);
     ExitCode::from(2)
 }
 
@@ -114,15 +98,13 @@ fn eprint_help() -> std::io::Result<()> {
     }
 }
 
+/// Tells people on standard error. Under `--json`, programs are told on standard output, too, unless
+/// that holds a whole answer already.
 fn report(failure: &Failure, json: bool) {
+    if json {
+        output::error(failure);
+    }
     let mut err = std::io::stderr().lock();
-    let text = if json {
-        // JSON leaves some control characters as they are.
-        let text = failure.to_json().to_string();
-        format!("{}\n", printable(&text, Colours::None))
-    } else {
-        let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        failure.render(err.is_terminal() && !plain)
-    };
-    let _ = err.write_all(text.as_bytes());
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let _ = err.write_all(failure.render(err.is_terminal() && !plain).as_bytes());
 }

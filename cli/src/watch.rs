@@ -6,7 +6,8 @@
 
 use crate::client::{Client, UNREACHABLE, escape, sse};
 use crate::context::Context;
-use crate::output::errors::{Failure, Kind};
+use crate::interrupt;
+use crate::output::errors::Failure;
 use crate::output::progress::Board;
 use crate::output::{count, duration, plural};
 use beanpole_protocol::OperationId;
@@ -38,7 +39,7 @@ pub fn follow(context: &Context, operation: Operation) -> Result<(), Failure> {
 pub fn wait(context: &Context, operation: Operation) -> Result<Operation, Failure> {
     let client = context.client()?;
     let (sender, notes) = channel();
-    interrupts(sender.clone());
+    interrupt::tell(sender.clone(), Note::Interrupted);
     events(client.clone(), &operation.id, sender);
     let mut board = Board::new(context.output);
     let ended = watch(client, operation, &notes, &mut board);
@@ -103,16 +104,17 @@ fn watch(
 }
 
 fn interrupted(operation: &Operation) -> Failure {
-    let mut failure = Failure::new(format!(
-        "Stopped watching; the {} of {} goes on.",
-        operation.kind, operation.environment_name
+    let name = &operation.environment_name;
+    // By its id: it may have ended by then.
+    let again = format!("Follow it again: beanpole attach {}", operation.id);
+    interrupt::failure(format!(
+        "Stopped watching; the {} of {name} goes on.",
+        operation.kind
     ))
-    .hint(format!(
-        "Follow it again: beanpole attach {}. Give it up: beanpole abort {}",
-        operation.id, operation.environment_name
-    ));
-    failure.kind = Kind::Interrupted;
-    failure
+    .hint(match operation.kind {
+        OperationKind::Terminate => again,
+        _ => format!("{again}. Give it up: beanpole abort {name}"),
+    })
 }
 
 fn events(client: Client, operation: &OperationId, sender: Sender<Note>) {
@@ -122,19 +124,6 @@ fn events(client: Client, operation: &OperationId, sender: Sender<Note>) {
         let _ = sse::follow(&client, &path, None, |event| {
             sender.send(Note::Event(Box::new(event))).is_ok()
         });
-    });
-}
-
-fn interrupts(sender: Sender<Note>) {
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build();
-        if let Ok(runtime) = runtime
-            && runtime.block_on(tokio::signal::ctrl_c()).is_ok()
-        {
-            let _ = sender.send(Note::Interrupted);
-        }
     });
 }
 

@@ -131,6 +131,21 @@ fn misuse_exits_2_and_says_what_to_write() {
         &["scale", "shop-prod"],
         &["scale", "shop-prod", "many"],
         &["create", "x"],
+        &["create", "x-prod"],
+        &["create", "shop-prod", "--cname", "-x"],
+        &["create", "shop-prod", "--instances", "0"],
+        &["create", "shop-prod", "--env", "A=1", "--env", "A=2"],
+        &["rollback", "shop-prod", "--to", "last"],
+        &["config", "shop-prod", "--set", "MemoryMax=1"],
+        &["logs", "shop-prod", "--tail", "99999999"],
+        &["host"],
+        &["host", "ad"],
+        &["host", "add", "web-1", "--agent", "--host-key", "SHA256:x"],
+        &["help", "nope"],
+        &["events", "shop-prod", "--limit", "3"],
+        &["list", "--url", "http://127.0.0.1:99999"],
+        &["up", "--api", "localhost:7700"],
+        &["attach", "x"],
         &["deploy", "shop-prod", "--batch", "0"],
         &["deploy", "shop-prod", "--policy", "Immutible"],
         &["create", "shop-prod", "--platform", "pyton"],
@@ -154,6 +169,54 @@ fn misuse_exits_2_and_says_what_to_write() {
         all.push_str(&format!("$ beanpole {}\n{}\n", case.join(" "), ran.err));
     }
     insta::assert_snapshot!("misuse", all);
+}
+
+#[test]
+fn an_error_under_json_is_one_value_on_standard_output() {
+    for (arguments, code) in [
+        (&["frobnicate"][..], 2),
+        (&["create", "x"], 2),
+        (&["host"], 2),
+        (&["deploy"], 2),
+        (&["list"], 1),
+        (&["restore", "nowhere", "--data", "x"], 1),
+    ] {
+        let ran = offline(&[&["--json"], arguments].concat());
+        assert_eq!(ran.code, code, "{arguments:?}: {}", ran.all());
+        let told: serde_json::Value = serde_json::from_str(&ran.out).expect("JSON");
+        let error = told["error"].as_object().expect("an error");
+        let keys: Vec<&str> = error.keys().map(String::as_str).collect();
+        assert_eq!(
+            keys,
+            ["causes", "code", "details", "hint", "message", "request_id"]
+        );
+        assert!(ran.err.starts_with("error: "), "{}", ran.all());
+    }
+    for arguments in [&["completions", "bash"][..], &["init", "--explain"]] {
+        let ran = offline(&[&["--json"], arguments].concat());
+        serde_json::from_str::<serde_json::Value>(&ran.out).expect("JSON");
+    }
+}
+
+#[test]
+fn an_empty_variable_says_nothing() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_beanpole"));
+    command
+        .arg("list")
+        .current_dir(directory.path())
+        .env_clear();
+    for name in ["URL", "TOKEN", "TOKEN_FILE", "DATA", "CA"] {
+        command.env(format!("BEANPOLE_{name}"), "");
+    }
+    let output = command.output().expect("beanpole runs");
+    let text = String::from_utf8_lossy(&output.stderr);
+    // Another controller may run on this machine, whose token is not found here.
+    assert!(
+        text.contains("Cannot reach the controller at http://127.0.0.1:7700")
+            || text.contains("carries no token"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -247,9 +310,9 @@ fn what_a_terminal_would_obey_never_reaches_it() {
     ] {
         let ran = beanpole(directory.path(), &script.url(), arguments);
         assert!(
-            !ran.err.chars().any(|c| c.is_control() && c != '\n'),
+            !ran.all().chars().any(|c| c.is_control() && c != '\n'),
             "{:?}",
-            ran.err
+            ran.all()
         );
         assert!(ran.err.contains("owned"), "{:?}", ran.err);
     }
@@ -291,8 +354,9 @@ fn a_problem_is_shown_with_its_hint() {
         &script.url(),
         &["status", "shop-prod", "--json"],
     );
-    let error: serde_json::Value = serde_json::from_str(&ran.err).expect("JSON");
+    let error: serde_json::Value = serde_json::from_str(&ran.out).expect("JSON");
     assert_eq!(error["error"]["code"], "environment-not-found");
+    assert!(ran.err.starts_with("error: There is no env"), "{}", ran.err);
     assert!(
         script.requests().iter().all(|r| r.token == "Bearer secret"),
         "the token is sent"

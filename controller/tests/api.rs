@@ -243,6 +243,75 @@ fn an_application_with_an_environment_stays() {
 }
 
 #[test]
+fn a_bundle_that_no_host_could_run_is_refused_before_anything_changes() {
+    let controller = Controller::start();
+    controller.application("shop");
+    let versions = "/v1/applications/shop/versions";
+    // A version has no platform, so it may be anything.
+    for (label, name, content) in [
+        ("good", "Procfile", "web: ./x\n"),
+        ("bad-line", "Procfile", "web: ./x\nworker ./y\n"),
+        ("no-web", "Procfile", "worker: ./y\n"),
+        ("static", "index.html", "hello"),
+    ] {
+        let digest = controller.upload_bundle(&bundle_with(name, content.as_bytes()));
+        let body = json!({"label": label, "bundle": digest});
+        assert_eq!(controller.post(versions, &body).status, 201, "{label}");
+    }
+    for (name, tier) in [("shop-prod", "web"), ("shop-jobs", "worker")] {
+        let body = json!({"application": "shop", "name": name, "tier": tier});
+        assert_eq!(controller.post("/v1/environments", &body).status, 202);
+        controller.until_ready(name);
+    }
+    let before = controller.get("/v1/environments/shop-prod").json();
+    let refusals = [
+        ("bad-line", "procfile-invalid", "Line 2"),
+        ("no-web", "procfile-without-web", "`worker`"),
+        ("static", "no-platform", "nothing says how to run it"),
+    ];
+    for (label, code, says) in refusals {
+        for way in ["deployments", "deployments?plan=true"] {
+            let path = format!("/v1/environments/shop-prod/{way}");
+            let refused = controller.post(&path, &json!({"version": label}));
+            refused.expect_problem(422, code);
+            let detail = refused.json()["detail"].to_string();
+            assert!(detail.contains(says), "{detail}");
+            assert!(refused.json()["hint"].is_string(), "{refused:?}");
+        }
+        let body = json!({"application": "shop", "name": "shop-next", "version": label});
+        controller
+            .post("/v1/environments", &body)
+            .expect_problem(422, code);
+    }
+    let reply = controller.get("/v1/environments/shop-next");
+    reply.expect_problem(404, "environment-not-found");
+    assert_eq!(controller.get("/v1/environments/shop-prod").json(), before);
+    // A worker gets no requests. (Here there is no host for it, which is said after this check.)
+    for (name, label) in [("shop-jobs", "no-web"), ("shop-prod", "good")] {
+        let path = format!("/v1/environments/{name}/deployments");
+        let reply = controller.post(&path, &json!({"version": label}));
+        reply.expect_problem(409, "no-place");
+    }
+}
+
+#[test]
+fn a_platform_or_name_that_cannot_be_is_refused_and_not_described() {
+    let controller = Controller::start();
+    controller.application("shop");
+    let body = json!({"application": "shop", "name": "shop-prod", "platform": "docker"});
+    let refused = controller.post("/v1/environments", &body);
+    assert_eq!(refused.status, 400, "{refused:?}");
+    let detail = refused.json()["detail"].to_string();
+    assert!(detail.contains("`procfile`"), "{detail}");
+    let reserved = json!({"application": "shop", "name": "x-prod"});
+    controller
+        .post("/v1/environments", &reserved)
+        .expect_problem(400, "environment-name-reserved");
+    let schemas = &controller.get("/openapi.json").json()["components"]["schemas"];
+    assert!(!schemas["Platform"].to_string().contains("docker"));
+}
+
+#[test]
 fn lists_come_in_pages() {
     let controller = Controller::start();
     for number in 0..7 {

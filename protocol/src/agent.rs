@@ -105,8 +105,6 @@ pub enum Platform {
     Node,
     /// Python: a virtualenv with `requirements.txt`, then the `Procfile` or gunicorn.
     Python,
-    /// Containers by Docker Engine. Not available yet: an order for it is refused.
-    Docker,
 }
 
 impl Platform {
@@ -117,7 +115,6 @@ impl Platform {
             Self::Procfile => "procfile",
             Self::Node => "node",
             Self::Python => "python",
-            Self::Docker => "docker",
         }
     }
 }

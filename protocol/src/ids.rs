@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 /// Why a text is not an identifier or a name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not a valid {what}: {rule}")]
+#[error("`{}` is not a valid {what}: {rule}", shown(text))]
 pub struct Invalid {
     /// What was expected, as a user calls it: `environment name`.
     pub what: &'static str,
@@ -15,6 +15,20 @@ pub struct Invalid {
     pub text: String,
     /// The rule in words.
     pub rule: &'static str,
+}
+
+/// As much of a wrong text is repeated, in characters: enough to recognise it.
+const SHOWN: usize = 64;
+
+/// What somebody gave, fit for a message: one line, and not a long one.
+pub fn shown(text: &str) -> String {
+    let mut characters = text.chars();
+    let start: String = characters.by_ref().take(SHOWN).collect();
+    let mut shown = start.escape_debug().to_string();
+    if characters.next().is_some() {
+        shown.push('…');
+    }
+    shown
 }
 
 /// A newtype over `String` whose every value satisfies a rule.
@@ -252,6 +266,14 @@ mod tests {
             OperationId::new(OperationId::from_bits(bits).as_str()).expect("operation id");
             RequestId::new(RequestId::from_bits(bits).as_str()).expect("request id");
         }
+    }
+
+    #[test]
+    fn a_long_or_broken_text_is_repeated_in_part_and_on_one_line() {
+        let error = InstanceId::new(format!("a\nb{}", "x".repeat(5000))).expect_err("refused");
+        let text = error.to_string();
+        assert!(text.starts_with("`a\\nbxxx"), "{text}");
+        assert!(text.len() < 200 && text.contains("x…` is not"), "{text}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Names that users choose, with Elastic Beanstalk's limits on them.
 
-use crate::ids::text_type;
+use crate::ids::{Invalid, text_type};
 use serde::{Deserialize, Serialize};
 
 fn label(text: &str, longest: usize) -> bool {
@@ -37,6 +37,21 @@ text_type!(
     EnvironmentName, "environment name", "it must be 4 to 40 letters, digits or hyphens, with no hyphen at an end",
     |text| dns_label(text, 4, 40)
 );
+impl EnvironmentName {
+    /// Whether an environment may be given this name. Keys of `deploy.toml` that begin with `x-` are
+    /// free for other uses, so one of that name could have no section there.
+    pub fn check_new(&self) -> Result<(), Invalid> {
+        if self.as_str().starts_with("x-") {
+            return Err(Invalid {
+                what: "name for a new environment",
+                text: self.as_str().to_owned(),
+                rule: "names that begin with `x-` are kept free in deploy.toml, so it could have no section there",
+            });
+        }
+        Ok(())
+    }
+}
+
 text_type!(
     /// The first label of an environment's hostname. 4 to 63 lower-case letters, digits or hyphens
     /// (EB API, `CheckDNSAvailability`).

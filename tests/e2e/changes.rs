@@ -76,20 +76,8 @@ fn a_rolling_update_and_a_rollback_cost_no_request() {
     let bed = Bed::up();
     let app = bed.serving("shop-prod", 3).version("v2");
     let load = bed.load("shop-prod");
-    bed.run_in(
-        &app.dir,
-        &[
-            "deploy",
-            "shop-prod",
-            "--label",
-            "v2",
-            "--policy",
-            "rolling",
-            "--batch",
-            "1",
-        ],
-    )
-    .ok();
+    bed.deploy_with(&app, "shop-prod", "v2", "--policy rolling --batch 1")
+        .ok();
     assert_live(&bed, "shop-prod", "v2", 3);
     let back = bed.run(&["rollback", "shop-prod"]).ok();
     assert_live(&bed, "shop-prod", "v1", 3);
@@ -116,18 +104,8 @@ pub fn items(list: &Value) -> &Vec<Value> {
 fn all_at_once_changes_every_instance() {
     let bed = Bed::up();
     let app = bed.serving("shop-prod", 2).version("v2");
-    bed.run_in(
-        &app.dir,
-        &[
-            "deploy",
-            "shop-prod",
-            "--label",
-            "v2",
-            "--policy",
-            "all-at-once",
-        ],
-    )
-    .ok();
+    bed.deploy_with(&app, "shop-prod", "v2", "--policy all-at-once")
+        .ok();
     assert_live(&bed, "shop-prod", "v2", 2);
     assert!(bed.get("shop-prod", "/").text().starts_with("v2 "));
 }
@@ -269,19 +247,8 @@ fn an_aborted_deployment_goes_back() {
         .serving("shop-prod", 3)
         .procfile("web: ./testapp v2 --start-delay 4000\n");
     let load = bed.load("shop-prod");
-    bed.run_in(
-        &app.dir,
-        &[
-            "deploy",
-            "shop-prod",
-            "--label",
-            "v2",
-            "--batch",
-            "1",
-            "--detach",
-        ],
-    )
-    .ok();
+    bed.deploy_with(&app, "shop-prod", "v2", "--batch 1 --detach")
+        .ok();
     until_true("the first batch changes", seconds(20), || {
         let status = bed.status("shop-prod");
         items(&status["instances"])

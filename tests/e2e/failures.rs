@@ -111,13 +111,10 @@ fn a_release_that_ends_after_its_first_batch_is_taken_back() {
         .procfile("web: ./testapp broken --lives 5000\n");
     // Long enough for the first batch, too short for two of them.
     set(&bed, "beanpole:instance", "MinUptime", "3");
-    bed.run_in(
-        &app.dir,
-        &["deploy", "shop-prod", "--label", "broken", "--batch", "1"],
-    )
-    .exits(1)
-    .says("ended with exit code 9 after it had come into service")
-    .says("the database went away, giving up");
+    bed.deploy_with(&app, "shop-prod", "broken", "--batch 1")
+        .exits(1)
+        .says("ended with exit code 9 after it had come into service")
+        .says("the database went away, giving up");
     assert_live(&bed, "shop-prod", "v1", 3);
 }
 
@@ -143,19 +140,8 @@ fn a_build_that_fails_touches_no_instance() {
 fn without_auto_rollback_the_failed_batch_stays() {
     let bed = Bed::up();
     let app = impatient(&bed).procfile("web: ./testapp v2 --exit 7\n");
-    bed.run_in(
-        &app.dir,
-        &[
-            "deploy",
-            "shop-prod",
-            "--label",
-            "broken",
-            "--batch",
-            "1",
-            "--no-auto-rollback",
-        ],
-    )
-    .exits(1);
+    bed.deploy_with(&app, "shop-prod", "broken", "--batch 1 --no-auto-rollback")
+        .exits(1);
     let status = bed.status("shop-prod");
     let old = items(&status["instances"])
         .iter()
@@ -281,12 +267,9 @@ fn another_programs_answers_on_its_port_do_not_make_an_app_healthy() {
     let port = port_of_the_first(&bed);
     let stranger = Stranger::waits_for(port);
     let app = app.procfile("web: ./testapp v2 --no-listen\n");
-    bed.run_in(
-        &app.dir,
-        &["deploy", "shop-prod", "--label", "v2", "--no-auto-rollback"],
-    )
-    .exits(1)
-    .says(&format!("Port {port} is taken by another program: "));
+    bed.deploy_with(&app, "shop-prod", "v2", "--no-auto-rollback")
+        .exits(1)
+        .says(&format!("Port {port} is taken by another program: "));
     drop(stranger);
     bed.run_in(&app.dir, &["deploy", "shop-prod", "--version", "v1"])
         .ok();

@@ -37,20 +37,8 @@ fn three_hosts_roll_forward_and_back_without_a_lost_request() {
     on.sort_unstable();
     assert_eq!(on, ALL, "one instance per host");
     let load = bed.load("shop-prod");
-    bed.run_in(
-        &app.dir,
-        &[
-            "deploy",
-            "shop-prod",
-            "--label",
-            "v2",
-            "--policy",
-            "rolling",
-            "--batch",
-            "1",
-        ],
-    )
-    .ok();
+    bed.deploy_with(&app, "shop-prod", "v2", "--policy rolling --batch 1")
+        .ok();
     assert_live(&bed, "shop-prod", "v2", 3);
     bed.run(&["rollback", "shop-prod"]).ok();
     assert_live(&bed, "shop-prod", "v1", 3);
@@ -68,13 +56,10 @@ fn a_failing_release_on_three_hosts_goes_back() {
         .serving("shop-prod", 3)
         .procfile("web: ./testapp v2 --exit 7\n");
     let load = bed.load("shop-prod");
-    bed.run_in(
-        &app.dir,
-        &["deploy", "shop-prod", "--label", "broken", "--batch", "1"],
-    )
-    .exits(1)
-    .says("cannot find the database, giving up")
-    .says("h");
+    bed.deploy_with(&app, "shop-prod", "broken", "--batch 1")
+        .exits(1)
+        .says("cannot find the database, giving up")
+        .says("h");
     assert_live(&bed, "shop-prod", "v1", 3);
     assert_none_failed(&load.stop());
 }

@@ -29,19 +29,8 @@ fn a_controller_killed_in_mid_deployment_goes_on_where_it_was() {
         .serving("shop-prod", 3)
         .procfile("web: ./testapp v2 --start-delay 1500\n");
     let load = bed.load("shop-prod");
-    bed.run_in(
-        &app.dir,
-        &[
-            "deploy",
-            "shop-prod",
-            "--label",
-            "v2",
-            "--batch",
-            "1",
-            "--detach",
-        ],
-    )
-    .ok();
+    bed.deploy_with(&app, "shop-prod", "v2", "--batch 1 --detach")
+        .ok();
     for _ in 0..3 {
         bed.kill_and_await_successor("controller");
     }

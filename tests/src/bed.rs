@@ -321,7 +321,14 @@ impl Bed {
 
     /// `beanpole deploy ENV --label LABEL` in the application's directory.
     pub fn deploy(&self, app: &App, environment: &str, label: &str) -> Ran {
-        self.run_in(&app.dir, &["deploy", environment, "--label", label])
+        self.deploy_with(app, environment, label, "")
+    }
+
+    /// The same with more options, as they are typed: `--batch 1 --detach`.
+    pub fn deploy_with(&self, app: &App, environment: &str, label: &str, options: &str) -> Ran {
+        let mut arguments = vec!["deploy", environment, "--label", label];
+        arguments.extend(options.split_whitespace());
+        self.run_in(&app.dir, &arguments)
     }
 
     /// The hostname of an environment whose CNAME prefix is its name.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 fn page() -> String {
     let mut page = String::from(
-        "# Options\n\nGenerated from `protocol/src/options.rs` by `./dev docs`; do not edit.\n\n\
+        "# Options\n\nGenerated from `protocol/src/options/known.rs` by `./dev docs`; do not edit.\n\n\
          Options are namespaced as Elastic Beanstalk's. Set them in `deploy.toml` or by the JSON \
          API. Environment properties live in `aws:elasticbeanstalk:application:environment`, under \
          any name.\n",

@@ -8,7 +8,6 @@ pub mod build;
 pub mod cache;
 pub mod node;
 pub mod platform;
-pub mod procfile;
 pub mod programs;
 pub mod python;
 pub mod tree;
@@ -201,7 +200,7 @@ impl Workshop {
         (job.progress)(ReleasePhase::Unpacking);
         let tree = work.join("app");
         self.unpack(work, &tree, job, bundle, cancelled).await?;
-        let plan = platform::find(&tree, &job.order)?;
+        let plan = platform::find(&tree, job.order.platform)?;
         let site = build::Site {
             work: work.to_owned(),
             tree: tree.clone(),
@@ -212,9 +211,9 @@ impl Workshop {
             progress: &*job.progress,
         };
         let made = match plan.platform {
-            Platform::Node => node::build(self, &site, &plan).await?,
+            Platform::Node => node::build(self, &site).await?,
             Platform::Python => python::build(self, &site, &plan).await?,
-            Platform::Auto | Platform::Procfile | Platform::Docker => build::Made::default(),
+            Platform::Auto | Platform::Procfile => build::Made::default(),
         };
         let prepared = Prepared {
             platform: plan.platform,

@@ -6,14 +6,12 @@
 
 use super::build::{Made, Site, Step};
 use super::cache::Key;
-use super::platform::{Plan, advice, read_text};
+use super::platform::Tree;
 use super::programs::{self, Program};
 use super::{Fault, Workshop, blocking, tree};
 use serde_json::Value;
 use std::path::Path;
 
-/// Longest `package.json` in bytes.
-const LONGEST: u64 = 4 << 20;
 /// Scripts of the bundle's own package that `npm install` runs.
 const INSTALL_SCRIPTS: &[&str] = &[
     "preinstall",
@@ -34,23 +32,15 @@ const INSTALL_NODE: &str =
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Package {
     present: bool,
-    start_script: bool,
     needs_install: bool,
     reusable: bool,
 }
 
 impl Package {
     fn read(tree: &Path) -> Result<Self, Fault> {
-        let Some(text) = read_text(tree, "package.json", LONGEST)? else {
+        let Some(package) = beanpole_bundle::platform::package(&mut Tree(tree))? else {
             return Ok(Self::default());
         };
-        let package: Value =
-            serde_json::from_str(text.trim_start_matches('\u{feff}')).map_err(|error| {
-                Fault::new(
-                    "package-invalid",
-                    format!("The bundle's package.json is not valid JSON: {error}."),
-                )
-            })?;
         let script = |name: &str| package["scripts"][name].is_string();
         let versions: Vec<&str> = DEPENDENCIES
             .iter()
@@ -63,7 +53,6 @@ impl Package {
         let locked = has_lock(tree);
         Ok(Self {
             present: true,
-            start_script: script("start"),
             needs_install: own_scripts || workspaces || locked || !versions.is_empty(),
             reusable: locked && !own_scripts && !workspaces && !from_path,
         })
@@ -83,8 +72,8 @@ fn has_lock(tree: &Path) -> bool {
         .any(|name| tree.join(name).is_file())
 }
 
-/// Installs and says how to start.
-pub async fn build(workshop: &Workshop, site: &Site<'_>, plan: &Plan) -> Result<Made, Fault> {
+/// Installs what it needs.
+pub async fn build(workshop: &Workshop, site: &Site<'_>) -> Result<Made, Fault> {
     let package = Package::read(&site.tree)?;
     let others = site.user.is_some();
     let node = workshop.require("node", others, INSTALL_NODE)?;
@@ -94,10 +83,6 @@ pub async fn build(workshop: &Workshop, site: &Site<'_>, plan: &Plan) -> Result<
         path: vec![place.join("node_modules/.bin"), node.directory.clone()],
         ..Made::default()
     };
-    if plan.processes.is_empty() {
-        let command = start_command(&site.tree, &package)?;
-        made.processes = Some(vec![("web".to_owned(), command)]);
-    }
     let vendored = site.tree.join("node_modules").is_dir();
     if package.present && package.needs_install && !vendored {
         let npm = workshop.require("npm", others, INSTALL_NODE)?;
@@ -107,25 +92,6 @@ pub async fn build(workshop: &Workshop, site: &Site<'_>, plan: &Plan) -> Result<
     made.environment
         .insert("npm_config_update_notifier".to_owned(), "false".to_owned());
     Ok(made)
-}
-
-fn start_command(tree: &Path, package: &Package) -> Result<String, Fault> {
-    if package.start_script {
-        return Ok("npm start".to_owned());
-    }
-    for script in ["app.js", "server.js"] {
-        if tree.join(script).is_file() {
-            return Ok(format!("node {script}"));
-        }
-    }
-    Err(Fault::new(
-        "no-platform",
-        format!(
-            "Nothing says how to start this Node.js application: it has no Procfile, no `start` \
-             script in package.json, no app.js and no server.js.{}",
-            advice(tree)
-        ),
-    ))
 }
 
 async fn install(

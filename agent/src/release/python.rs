@@ -6,7 +6,7 @@
 use super::build::{Made, Site, Step};
 use super::cache::Key;
 use super::node::{hand_over, take_back};
-use super::platform::{Plan, read_text};
+use super::platform::{Plan, Tree};
 use super::programs;
 use super::{Fault, Workshop, blocking, tree};
 use std::path::Path;
@@ -19,7 +19,8 @@ const INSTALL_PYTHON: &str =
 
 /// Installs and says how to start.
 pub async fn build(workshop: &Workshop, site: &Site<'_>, plan: &Plan) -> Result<Made, Fault> {
-    let requirements = read_text(&site.tree, "requirements.txt", LONGEST)?;
+    let requirements =
+        beanpole_bundle::platform::text(&mut Tree(&site.tree), "requirements.txt", LONGEST)?;
     let gunicorn = plan.processes.is_empty();
     let start = gunicorn.then(|| gunicorn_command(site)).transpose()?;
     let python = workshop.require("python3", site.user.is_some(), INSTALL_PYTHON)?;

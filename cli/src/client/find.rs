@@ -56,6 +56,12 @@ pub fn default_data() -> PathBuf {
     }
 }
 
+/// The data directory that `up` and `restore` use: the one given, else that of `BEANPOLE_DATA`, else
+/// [`default_data`].
+pub fn data_directory(given: Option<PathBuf>) -> PathBuf {
+    crate::args::data(given).unwrap_or_else(default_data)
+}
+
 fn home_data() -> Option<PathBuf> {
     let absolute = |name: &str| {
         std::env::var_os(name)

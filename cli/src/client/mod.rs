@@ -4,13 +4,14 @@ pub mod find;
 pub mod sse;
 
 use crate::output::errors::Failure;
+use beanpole_protocol::ids::shown;
 use beanpole_protocol::problem::Problem;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use ureq::http::{HeaderValue, Method, Request, Response};
+use ureq::http::{HeaderValue, Method, Request, Response, Uri};
 use ureq::{Agent, Body, SendBody};
 
 /// A call that says nothing for so long is given up. The controller answers every call at once;
@@ -80,11 +81,12 @@ impl Client {
 
     fn with_tls(access: Access, tls: ureq::tls::TlsConfig) -> Result<Self, Failure> {
         let base = access.url.trim_end_matches('/').to_owned();
-        if !base.starts_with("http://") && !base.starts_with("https://") {
-            return Err(
-                Failure::misuse(format!("`{base}` is not a controller's URL."))
-                    .hint("Write it as http://127.0.0.1:7700 or https://beanpole.example.com"),
-            );
+        if let Some(why) = wrong_url(&base) {
+            return Err(Failure::misuse(format!(
+                "`{}` is not a controller's URL{why}.",
+                shown(&access.url)
+            ))
+            .hint("Write it as http://127.0.0.1:7700 or https://beanpole.example.com"));
         }
         let agent = Agent::config_builder()
             .http_status_as_error(false)
@@ -150,7 +152,7 @@ impl Client {
         match response.status().as_u16() {
             200..=299 => Ok(true),
             404 => Ok(false),
-            _ => Err(refusal(response)),
+            _ => Err(self.refusal(response)),
         }
     }
 
@@ -160,7 +162,7 @@ impl Client {
         match response.status().as_u16() {
             200..=299 => Ok(true),
             404 => Ok(false),
-            _ => Err(refusal(response)),
+            _ => Err(self.refusal(response)),
         }
     }
 
@@ -227,7 +229,24 @@ impl Client {
         if response.status().is_success() {
             Ok(response)
         } else {
-            Err(refusal(response))
+            Err(self.refusal(response))
+        }
+    }
+
+    /// Why the controller, or what answers in its place, refuses.
+    fn refusal(&self, response: Response<Body>) -> Failure {
+        let failure = refusal(response);
+        match failure.code.as_deref() {
+            Some("path-not-found") => failure.hint(format!(
+                "Is the URL that of a controller of this version? Calls go below {}: beanpole version",
+                self.base
+            )),
+            // The code of a page of the load balancer.
+            Some("unknown-host") => failure.hint(format!(
+                "At {} a load balancer answers, not a controller: its API has another port",
+                self.base
+            )),
+            _ => failure,
         }
     }
 
@@ -266,14 +285,47 @@ impl Client {
             ureq::Error::Io(error) => error,
             error => error,
         };
-        let mut failure =
-            Failure::caused(format!("Cannot reach the controller at {}.", self.base), cause).hint(
-                "Start one on this machine with `beanpole up`, or say where it is: --url URL or BEANPOLE_URL",
-            );
+        let mut failure = Failure::caused(
+            format!("Cannot reach the controller at {}.", self.base),
+            cause,
+        );
         failure.code = Some(UNREACHABLE.to_owned());
         failure.causes.dedup();
-        failure
+        let says = |word: &str| failure.causes.iter().any(|cause| cause.contains(word));
+        let hint = match self.base.split_once("://") {
+            Some(("https", rest)) if says("InvalidContentType") => {
+                format!("What answers there speaks no TLS. Try --url http://{rest}")
+            }
+            Some(("http", rest)) if says("Peer disconnected") => {
+                format!("What answers there may want TLS. Try --url https://{rest}")
+            }
+            _ => "Start one on this machine with `beanpole up`, or say where it is: --url URL or BEANPOLE_URL".to_owned(),
+        };
+        failure.hint(hint)
     }
+}
+
+/// What is wrong with the URL of a controller, as the end of a sentence; none if it may be one.
+fn wrong_url(url: &str) -> Option<&'static str> {
+    if url.contains(['?', '#']) {
+        return Some(": it has no query and no fragment");
+    }
+    let Ok(uri) = url.parse::<Uri>() else {
+        return Some("");
+    };
+    let Some(authority) = uri.authority() else {
+        return Some("");
+    };
+    if !matches!(uri.scheme_str(), Some("http" | "https")) || authority.host().is_empty() {
+        return Some("");
+    }
+    if authority.as_str().contains('@') {
+        return Some(": it has no user and no password");
+    }
+    let port = authority.as_str().strip_prefix(authority.host());
+    let wrong = port.is_some_and(|port| !port.is_empty())
+        && authority.port_u16().is_none_or(|port| port == 0);
+    wrong.then_some(": a port is a number from 1 to 65535")
 }
 
 /// The code of a failure to reach the controller at all.
@@ -339,4 +391,38 @@ pub fn escape(text: &str) -> String {
         }
     }
     escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_that_no_controller_can_have_is_told_apart() {
+        for right in [
+            "http://127.0.0.1:7700",
+            "https://beanpole.example.com",
+            "http://[::1]:7700",
+            "https://example.com/behind/a/proxy",
+        ] {
+            assert_eq!(wrong_url(right), None, "{right}");
+        }
+        for wrong in [
+            "",
+            "foo",
+            "http:",
+            "http://",
+            "127.0.0.1:7700",
+            "ftp://x",
+            "http://[::1",
+            "http://x:99999",
+            "http://x:0",
+            "http://x:",
+            "http://me:secret@x",
+            "http://x?y",
+            "http://x/#y",
+        ] {
+            assert!(wrong_url(wrong).is_some(), "{wrong}");
+        }
+    }
 }

@@ -5,6 +5,7 @@ use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::watch;
 use beanpole_protocol::api::{Environment, Operation};
+use beanpole_protocol::ids::shown;
 use beanpole_protocol::{EnvironmentName, OperationId};
 use clap::Args;
 
@@ -25,7 +26,9 @@ pub fn run(context: &Context, command: &Attach) -> Result<(), Failure> {
         .as_ref()
         .and_then(|text| OperationId::new(text).ok())
     {
-        let operation: Operation = client.get(&format!("/v1/operations/{id}"))?;
+        let operation: Operation = client
+            .get(&format!("/v1/operations/{id}"))
+            .map_err(|failure: Failure| failure.or_hint("See what ran: beanpole events --all"))?;
         return watch::follow(context, operation);
     }
     let named = command
@@ -33,7 +36,13 @@ pub fn run(context: &Context, command: &Attach) -> Result<(), Failure> {
         .as_ref()
         .map(EnvironmentName::new)
         .transpose()
-        .map_err(|error| Failure::misuse(error.to_string()))?;
+        .map_err(|error| {
+            Failure::misuse(format!(
+                "`{}` is neither an environment nor an operation.",
+                shown(&error.text)
+            ))
+            .hint("Name an environment (beanpole list), or an operation as `op-4k2m9x1c7p3q`")
+        })?;
     let name = context.environment(named.as_ref())?;
     let environment: Environment = client.get(&environment_path(&name))?;
     match environment.operation {

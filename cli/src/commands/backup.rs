@@ -35,6 +35,7 @@ pub fn run(context: &Context, command: &Backup) -> Result<(), Failure> {
     let client = context.client()?;
     let mut reader = client.stream(Method::POST, "/v1/backup", &[])?;
     let Some(path) = target else {
+        crate::output::answered();
         let mut out = io::stdout().lock();
         copy(&mut reader, &mut out).map_err(|failed| failed.tell("standard output"))?;
         return Ok(());
@@ -125,6 +126,7 @@ impl Failed {
             .hint("Try again; if it stays so, the controller's log says why"),
             Self::Writing(error) => {
                 Failure::caused(format!("The backup cannot be written to {target}."), error)
+                    .hint("Name a file in a directory that is there and has room, or `-`")
             }
         }
     }

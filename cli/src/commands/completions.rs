@@ -3,7 +3,7 @@
 use crate::args::Cli;
 use crate::context::Context;
 use crate::output::errors::Failure;
-use clap::{Args, CommandFactory};
+use clap::{Args, Command, CommandFactory};
 use clap_complete::Shell;
 use std::io::Write;
 
@@ -18,10 +18,57 @@ pub struct Completions {
     shell: Shell,
 }
 
+/// The command as its help shows it: what is for the agent alone is nothing to complete.
+fn without_hidden(full: &Command) -> Command {
+    Command::new("beanpole")
+        .version(env!("CARGO_PKG_VERSION"))
+        .args(
+            full.get_arguments()
+                .filter(|argument| !argument.is_hide_set()),
+        )
+        .subcommands(
+            full.get_subcommands()
+                .filter(|below| !below.is_hide_set())
+                .cloned(),
+        )
+}
+
 /// Prints the script.
-pub fn run(_context: &Context, command: &Completions) -> Result<(), Failure> {
+pub fn run(context: &Context, command: &Completions) -> Result<(), Failure> {
     let mut script = Vec::new();
-    clap_complete::generate(command.shell, &mut Cli::command(), "beanpole", &mut script);
+    let mut shown = without_hidden(&Cli::command());
+    clap_complete::generate(command.shell, &mut shown, "beanpole", &mut script);
+    if context.output.json {
+        let script = String::from_utf8_lossy(&script);
+        let answer = serde_json::json!({ "shell": command.shell.to_string(), "script": script });
+        return context.output.json(&answer);
+    }
     let _ = std::io::stdout().lock().write_all(&script);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_help_hides_is_not_completed() {
+        let mut shown = without_hidden(&Cli::command());
+        shown.build();
+        let names: Vec<&str> = shown.get_subcommands().map(Command::get_name).collect();
+        assert!(
+            names.contains(&"deploy") && !names.contains(&"shim"),
+            "{names:?}"
+        );
+        let deploy = shown.find_subcommand("deploy").expect("deploy");
+        let options: Vec<_> = deploy
+            .get_arguments()
+            .filter_map(|arg| arg.get_long())
+            .collect();
+        assert!(
+            options.contains(&"batch") && options.contains(&"json"),
+            "{options:?}"
+        );
+        assert!(!options.contains(&"data-of-up"), "{options:?}");
+    }
 }

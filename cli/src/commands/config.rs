@@ -42,8 +42,12 @@ pub fn run(context: &Context, command: &Config) -> Result<(), Failure> {
     let mut change = UpdateSettings::default();
     for text in &command.set {
         let (namespace, option, value) = parse_option(text)?;
-        change.set.set(&namespace, &option, value);
+        set_once(&mut change.set, &namespace, &option, value)?;
     }
+    change
+        .set
+        .validate()
+        .map_err(|error| Failure::misuse(error.to_string()))?;
     for text in &command.remove {
         let (namespace, option) = locate(text)?;
         change.remove.entry(namespace).or_default().push(option);
@@ -92,11 +96,31 @@ fn in_force(settings: &OptionSettings, spec: &OptionSpec) -> String {
 pub fn parse_option(text: &str) -> Result<(String, String, String), Failure> {
     let (option, value) = text.split_once('=').ok_or_else(|| {
         Failure::misuse(format!(
-            "`{text}` is not an option: write [NAMESPACE:]NAME=VALUE"
+            "`{}` is not an option: write [NAMESPACE:]NAME=VALUE",
+            beanpole_protocol::ids::shown(text)
         ))
+        .hint("List them: beanpole config ENV")
     })?;
     let (namespace, name) = locate(option)?;
     Ok((namespace, name, value.to_owned()))
+}
+
+/// Sets an option, unless it was set before: of two values, one would be lost without a word.
+pub fn set_once(
+    settings: &mut OptionSettings,
+    namespace: &str,
+    name: &str,
+    value: String,
+) -> Result<(), Failure> {
+    if settings.get(namespace, name).is_some() {
+        return Err(Failure::misuse(format!(
+            "`{}` is given twice.",
+            beanpole_protocol::ids::shown(name)
+        ))
+        .hint("Leave one of the two out"));
+    }
+    settings.set(namespace, name, value);
+    Ok(())
 }
 
 /// Finds the namespace of an option that is given with or without it.
@@ -113,7 +137,10 @@ fn locate(text: &str) -> Result<(String, String), Failure> {
     {
         return Ok((PROPERTIES.to_owned(), property.to_owned()));
     }
-    let failure = Failure::misuse(format!("There is no option `{text}`."));
+    let failure = Failure::misuse(format!(
+        "There is no option `{}`.",
+        beanpole_protocol::ids::shown(text)
+    ));
     let name = text.rsplit(':').next().unwrap_or(text);
     Err(match nearest(name, KNOWN.iter().map(|spec| spec.name)) {
         Some(near) => failure.hint(format!(

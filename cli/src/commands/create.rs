@@ -1,12 +1,12 @@
 //! `beanpole create`: a new environment.
 
-use super::{apps, source};
+use super::{apps, config, source};
 use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::watch;
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::{CreateEnvironment, Operation, Tier};
-use beanpole_protocol::options::{ASG, ENVIRONMENT, PROPERTIES};
+use beanpole_protocol::options::{ASG, ENVIRONMENT, OptionSettings, PROPERTIES};
 use beanpole_protocol::{ApplicationName, Cname, EnvironmentName, VersionLabel};
 use clap::Args;
 use std::path::PathBuf;
@@ -60,12 +60,16 @@ pub struct Create {
 /// Creates the environment and, where it is new, its application.
 pub fn run(context: &Context, command: &Create) -> Result<(), Failure> {
     let name = context.environment(command.environment.as_ref())?;
+    name.check_new()
+        .map_err(|error| Failure::misuse(format!("{error}.")).hint("Choose another name"))?;
     let application = match context.application(command.application.as_ref())? {
         Some(application) => application,
         None => source::application_from_directory(context)?,
     };
     let project = context.project()?;
     let place = project.settings.place(&name);
+    let tier = command.tier.or(place.tier).unwrap_or_default();
+    let platform = command.platform.or(place.platform).unwrap_or_default();
     let mut settings = place.creation_settings();
     if let Some(instances) = command.instances {
         settings.set(ASG, "MinSize", instances.to_string());
@@ -75,14 +79,16 @@ pub fn run(context: &Context, command: &Create) -> Result<(), Failure> {
         settings.set(ENVIRONMENT, "EnvironmentType", "SingleInstance");
         settings.remove(ASG, "MinSize");
     }
+    let mut given = OptionSettings::default();
     for text in &command.properties {
         let (property, value) = source::property(text)?;
-        settings.set(PROPERTIES, property, value);
+        config::set_once(&mut given, PROPERTIES, property, value.to_owned())?;
     }
     for text in &command.options {
-        let (namespace, option, value) = super::config::parse_option(text)?;
-        settings.set(&namespace, &option, value);
+        let (namespace, option, value) = config::parse_option(text)?;
+        config::set_once(&mut given, &namespace, &option, value)?;
     }
+    let settings = settings.overlaid(&given);
     settings
         .validate()
         .map_err(|error| Failure::misuse(error.to_string()))?;
@@ -92,6 +98,7 @@ pub fn run(context: &Context, command: &Create) -> Result<(), Failure> {
         Some(from) => {
             let wanted = source::Wanted {
                 from: Some(from.clone()),
+                runs_as: Some((platform, tier)),
                 ..source::Wanted::default()
             };
             let (version, _) = source::make_version(context, &application, &wanted)?;
@@ -106,8 +113,8 @@ pub fn run(context: &Context, command: &Create) -> Result<(), Failure> {
             name,
             cname: command.cname.clone().or(place.cname),
             description: command.description.clone(),
-            tier: command.tier.or(place.tier).unwrap_or_default(),
-            platform: command.platform.or(place.platform).unwrap_or_default(),
+            tier,
+            platform,
             settings,
             version,
         },

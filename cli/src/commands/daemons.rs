@@ -25,7 +25,7 @@ pub struct Controller {
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
     /// Where the JSON API listens
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7700")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7700", value_parser = listen_address)]
     pub api: SocketAddr,
     /// The agent on this machine
     #[arg(long, value_name = "SOCKET")]
@@ -45,6 +45,16 @@ pub struct Controller {
     /// End with the process that started it
     #[arg(long, value_name = "PID", hide = true)]
     pub die_with: Option<u32>,
+}
+
+/// Reads an address to listen on. A name would have to be looked up, and may be several.
+pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        format!(
+            "`{}` is not an address to listen on: write IP:PORT, such as 127.0.0.1:8080 or 0.0.0.0:80",
+            text.escape_debug()
+        )
+    })
 }
 
 /// How the controller offers its API: the same for `controller` and `up`.
@@ -158,10 +168,10 @@ pub struct Proxy {
     #[arg(long, value_name = "SOCKET")]
     pub socket: PathBuf,
     /// Where it answers by HTTP; may be given several times
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = listen_address)]
     pub http: Vec<SocketAddr>,
     /// Where it answers by HTTPS; may be given several times
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", value_parser = listen_address)]
     pub https: Vec<SocketAddr>,
     /// The domain below which environments get their hostnames
     #[arg(long, default_value = "localhost")]

@@ -77,6 +77,7 @@ pub fn run(context: &Context, command: &Deploy) -> Result<(), Failure> {
                 git: command.git.clone(),
                 label: command.label.clone(),
                 description: command.description.clone(),
+                runs_as: Some((environment.platform, environment.tier)),
             };
             let (version, new) = source::make_version(context, &environment.application, &wanted)?;
             (version.label, new)

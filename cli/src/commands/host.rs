@@ -3,6 +3,7 @@
 use super::{all, ask, can_ask, host_add};
 use crate::client::escape;
 use crate::context::Context;
+use crate::interrupt;
 use crate::output::errors::Failure;
 use crate::output::{Output, ago, bytes, plural, table};
 use beanpole_daemon::clock;
@@ -95,7 +96,7 @@ enum HostCommand {
         /// Its name
         host: HostName,
         /// The new fingerprint
-        #[arg(long, value_name = "SHA256:…")]
+        #[arg(long, value_name = "SHA256:…", value_parser = host_add::fingerprint)]
         host_key: String,
     },
 }
@@ -326,9 +327,12 @@ fn remove(context: &Context, host: &HostName, yes: bool, force: bool) -> Result<
         }
     }
     let query = if force { "?force=true" } else { "" };
-    let removed: HostRemoved = context
-        .client()?
-        .delete(&format!("{}{query}", path(host)))?;
+    let told = interrupt::failure(format!(
+        "Stopped waiting; the controller goes on removing {host}."
+    ))
+    .hint("See whether it is gone: beanpole host list");
+    let (client, target) = (context.client()?.clone(), format!("{}{query}", path(host)));
+    let removed: HostRemoved = interrupt::unless(told, move || client.delete(&target))?;
     let mut text = format!("Host {host} is removed.");
     match &removed.uninstalled {
         Some(what) => {

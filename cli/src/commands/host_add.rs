@@ -2,9 +2,11 @@
 
 use super::{ask, can_ask};
 use crate::context::Context;
+use crate::interrupt;
 use crate::output::errors::Failure;
 use beanpole_protocol::HostName;
 use beanpole_protocol::api::{AddHost, AdminKey, Host, HostKey, Jump, ProbeHost, SshAddress};
+use beanpole_protocol::ids::shown;
 use beanpole_protocol::options::parse_label;
 use clap::Args;
 use std::collections::BTreeMap;
@@ -29,13 +31,13 @@ pub struct Add {
     #[arg(long, conflicts_with = "identity")]
     agent: bool,
     /// The fingerprint of its key, instead of being asked
-    #[arg(long, value_name = "SHA256:…")]
+    #[arg(long, value_name = "SHA256:…", value_parser = fingerprint)]
     host_key: Option<String>,
     /// A bastion to go through
     #[arg(long, value_name = "[USER@]ADDRESS[:PORT]")]
     jump: Option<SshAddress>,
     /// The fingerprint of the bastion's key, instead of being asked
-    #[arg(long, value_name = "SHA256:…", requires = "jump")]
+    #[arg(long, value_name = "SHA256:…", requires = "jump", value_parser = fingerprint)]
     jump_host_key: Option<String>,
     /// The private key for the bastion [default: that of the host]
     #[arg(long, value_name = "FILE", requires = "jump")]
@@ -79,18 +81,22 @@ pub fn run(context: &Context, command: &Add) -> Result<(), Failure> {
     context
         .output
         .say(format!("Adding {}: installing the agent …", command.ssh));
-    let host: Host = context.client()?.post(
-        "/v1/hosts",
-        &AddHost {
-            name: command.name.clone(),
-            ssh: command.ssh.clone(),
-            jump,
-            admin,
-            host_key,
-            instance_address: command.instance_address.clone(),
-            labels,
-        },
-    )?;
+    let body = AddHost {
+        name: command.name.clone(),
+        ssh: command.ssh.clone(),
+        jump,
+        admin,
+        host_key,
+        instance_address: command.instance_address.clone(),
+        labels,
+    };
+    let told = interrupt::failure(format!(
+        "Stopped waiting; the controller goes on adding {}.",
+        command.ssh
+    ))
+    .hint("See whether it is there: beanpole host list. Adding it again repairs it");
+    let client = context.client()?.clone();
+    let host: Host = interrupt::unless(told, move || client.post("/v1/hosts", &body))?;
     let mut text = format!("Host {} is added ({}).", host.name, host.status);
     for warning in &host.warnings {
         text.push_str(&format!("\nwarning: {warning}"));
@@ -100,15 +106,48 @@ pub fn run(context: &Context, command: &Add) -> Result<(), Failure> {
 
 /// Reads labels, `NAME=VALUE` each.
 pub(super) fn labels(given: &[String]) -> Result<BTreeMap<String, String>, Failure> {
-    given
-        .iter()
-        .map(|label| {
-            parse_label(label).ok_or_else(|| {
-                Failure::misuse(format!("`{label}` is not a label: write NAME=VALUE"))
-                    .hint("Letters, digits and . _ - / only: disk=ssd")
-            })
-        })
-        .collect()
+    let mut labels = BTreeMap::new();
+    for label in given {
+        let (name, value) = read_label(label)?;
+        if labels.insert(name.clone(), value).is_some() {
+            return Err(
+                Failure::misuse(format!("The label `{name}` is given twice."))
+                    .hint("Leave one of the two out"),
+            );
+        }
+    }
+    Ok(labels)
+}
+
+fn read_label(label: &str) -> Result<(String, String), Failure> {
+    parse_label(label).ok_or_else(|| {
+        Failure::misuse(format!(
+            "`{}` is not a label: write NAME=VALUE",
+            shown(label)
+        ))
+        .hint("Letters, digits and . _ - / only: disk=ssd")
+    })
+}
+
+/// Reads a fingerprint of a host key, as `ssh-keygen -l` writes it.
+pub(super) fn fingerprint(text: &str) -> Result<String, String> {
+    let digits = text
+        .strip_prefix("SHA256:")
+        .map(|rest| rest.trim_end_matches('='));
+    let right = digits.is_some_and(|digits| {
+        digits.len() == 43
+            && digits
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/')
+    });
+    if right {
+        Ok(text.to_owned())
+    } else {
+        Err(format!(
+            "`{}` is not a fingerprint: it is SHA256: and 43 characters, as ssh-keygen -l shows it",
+            shown(text)
+        ))
+    }
 }
 
 /// The fingerprint to pin: the one given, else the one that the user confirms.
@@ -163,7 +202,9 @@ fn admin(identity: Option<&Path>, agent: bool) -> Result<AdminKey, Failure> {
 
 fn admin_of(path: &Path) -> Result<AdminKey, Failure> {
     let private_key = std::fs::read_to_string(path).map_err(|error| {
-        Failure::caused(format!("Cannot read the key {}.", path.display()), &error)
+        Failure::caused(format!("Cannot read the key {}.", path.display()), &error).hint(
+            "Name a private key that you may read, such as ~/.ssh/id_ed25519: --identity FILE",
+        )
     })?;
     if private_key.starts_with("ssh-") || private_key.starts_with("ecdsa-") {
         return Err(

@@ -33,6 +33,11 @@ pub struct Init {
 
 /// Writes the file; never over one that is there.
 pub fn run(context: &Context, command: &Init) -> Result<(), Failure> {
+    if command.explain && context.output.json {
+        return context
+            .output
+            .json(&serde_json::json!({ "explained": EXAMPLE }));
+    }
     if command.explain {
         context.output.line(EXAMPLE.trim_end());
         return Ok(());
@@ -47,7 +52,12 @@ pub fn run(context: &Context, command: &Init) -> Result<(), Failure> {
             Failure::misuse("Which application?").hint("Name it: beanpole init --application NAME")
         })?;
     let environment = match &command.environment {
-        Some(environment) => environment.clone(),
+        Some(environment) => {
+            environment.check_new().map_err(|error| {
+                Failure::misuse(format!("{error}.")).hint("Choose another name")
+            })?;
+            environment.clone()
+        }
         None => default_environment(&application)?,
     };
     let platform = detect(&here);
@@ -59,11 +69,14 @@ pub fn run(context: &Context, command: &Init) -> Result<(), Failure> {
         .open(&path)
         .and_then(|mut file| file.write_all(text.as_bytes()));
     if let Err(error) = written {
-        let failure = Failure::caused(format!("Cannot write {}.", path.display()), &error);
         return Err(if error.kind() == std::io::ErrorKind::AlreadyExists {
-            failure.hint("See what else could stand in it: beanpole init --explain")
+            Failure::new(format!(
+                "{} is there already; it is left as it is.",
+                path.display()
+            ))
+            .hint("See what else could stand in it: beanpole init --explain")
         } else {
-            failure
+            Failure::caused(format!("Cannot write {}.", path.display()), &error)
         });
     }
     context.output.result(
@@ -79,7 +92,9 @@ fn default_environment(application: &ApplicationName) -> Result<EnvironmentName,
         .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
         .take(35)
         .collect();
-    EnvironmentName::new(format!("{}-prod", plain.trim_matches('-'))).map_err(|error| {
+    // No environment is called `x-…`.
+    let plain = plain.trim_matches('-').trim_start_matches("x-");
+    EnvironmentName::new(format!("{plain}-prod")).map_err(|error| {
         Failure::misuse(error.to_string()).hint("Name it: beanpole init --environment NAME")
     })
 }
@@ -130,6 +145,11 @@ mod tests {
         let application = ApplicationName::new("My \"shop\"").expect("name");
         let environment = default_environment(&application).expect("environment");
         assert_eq!(environment.as_str(), "My--shop-prod");
+        let own = ApplicationName::new("x-shop").expect("name");
+        assert_eq!(
+            default_environment(&own).expect("environment").as_str(),
+            "shop-prod"
+        );
         let text = render(&application, &environment, Platform::Node);
         let settings = crate::project::settings::parse(&text).expect("settings");
         assert_eq!(settings.application, Some(application));

@@ -32,9 +32,14 @@ pub fn run(context: &Context, command: &List) -> Result<(), Failure> {
         return context.output.json(&environments);
     }
     if environments.is_empty() {
-        context
-            .output
-            .say("There is no environment yet. Make one: beanpole create NAME");
+        let of = command
+            .application
+            .as_ref()
+            .map(|name| format!(" of an application `{name}`"))
+            .unwrap_or_default();
+        context.output.say(format!(
+            "There is no environment{of} yet. Make one: beanpole create NAME"
+        ));
         return Ok(());
     }
     let rows = environments

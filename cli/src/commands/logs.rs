@@ -5,9 +5,11 @@ use crate::client::escape;
 use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::output::foreign::{Colours, printable};
+use beanpole_protocol::api::Environment;
 use beanpole_protocol::{EnvironmentName, InstanceId};
 use clap::Args;
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use ureq::http::Method;
 
@@ -26,7 +28,7 @@ pub struct Logs {
     #[arg(long, short)]
     process: Option<String>,
     /// How many lines per instance, counted from the last one
-    #[arg(long, short = 'n', default_value_t = 100)]
+    #[arg(long, short = 'n', default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=10_000))]
     tail: u32,
     /// Go on with what they write
     #[arg(long, short)]
@@ -59,14 +61,19 @@ pub fn run(context: &Context, command: &Logs) -> Result<(), Failure> {
         Colours::None
     };
     let mut line = Vec::new();
+    let mut nothing = true;
     loop {
         line.clear();
         let count = reader
             .read_until(b'\n', &mut line)
             .map_err(|error| Failure::caused("The log broke off.", &error))?;
         if count == 0 {
+            if nothing && command.tail > 0 {
+                context.output.say(nothing_there(context, command, &name));
+            }
             return Ok(());
         }
+        nothing = false;
         if context.output.json {
             let text = String::from_utf8_lossy(&line);
             context.output.json_line(&as_json(text.trim_end()))?;
@@ -78,6 +85,36 @@ pub fn run(context: &Context, command: &Logs) -> Result<(), Failure> {
             // The reader went away: `| head`.
             return Ok(());
         }
+    }
+}
+
+/// Why no line came, as far as that can be told.
+fn nothing_there(context: &Context, command: &Logs, name: &EnvironmentName) -> String {
+    let environment = context
+        .client()
+        .and_then(|client| client.get::<Environment>(&environment_path(name)));
+    let Ok(environment) = environment else {
+        return "There are no lines.".to_owned();
+    };
+    if environment.instances.is_empty() {
+        return format!("{name} has no instances. Deploy to it: beanpole deploy {name}");
+    }
+    let known: BTreeSet<&str> = environment
+        .instances
+        .iter()
+        .flat_map(|instance| &instance.processes)
+        .map(|process| process.name.as_str())
+        .collect();
+    match &command.process {
+        Some(process) if !known.contains(process.as_str()) => {
+            let known: Vec<&str> = known.into_iter().collect();
+            format!(
+                "{name} has no process `{}`. It has {}.",
+                beanpole_protocol::ids::shown(process),
+                known.join(", ")
+            )
+        }
+        _ => format!("{name} has written no lines yet."),
     }
 }
 

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 pub struct Restore {
     /// What `beanpole backup` wrote
     file: PathBuf,
-    /// The data directory to bring it into [default: that of `beanpole up`]
+    /// The data directory to bring it into [default: that of `beanpole up`] [env: BEANPOLE_DATA]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Do not ask
@@ -28,7 +28,7 @@ pub struct Restore {
 
 /// Verifies and restores.
 pub fn run(context: &Context, command: &Restore) -> Result<(), Failure> {
-    let data = command.data.clone().unwrap_or_else(find::default_data);
+    let data = find::data_directory(command.data.clone());
     let file = File::open(&command.file).map_err(|error| {
         Failure::caused(format!("Cannot read {}.", command.file.display()), &error)
     })?;
@@ -65,7 +65,11 @@ pub fn run(context: &Context, command: &Restore) -> Result<(), Failure> {
                 .hint("Nothing was changed. Try an older backup")
             })?;
     context.output.result(
-        &serde_json::json!({ "data": data, "summary": format!("{summary:?}") }),
+        &serde_json::json!({
+            "data": data,
+            "records": summary.records,
+            "bundles": summary.bundles,
+        }),
         format!(
             "Restored into {}.\nStart it: beanpole up --data {}",
             data.display(),

@@ -1,12 +1,13 @@
 //! `beanpole setenv`: change an environment's properties.
 
-use super::{environment_path, source};
+use super::{config, environment_path, source};
 use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::project::envfile::unquoted;
 use crate::watch;
 use beanpole_protocol::EnvironmentName;
 use beanpole_protocol::api::{Operation, UpdateSettings};
+use beanpole_protocol::ids::shown;
 use beanpole_protocol::options::PROPERTIES;
 use clap::Args;
 use std::io::Read;
@@ -46,7 +47,7 @@ pub fn run(context: &Context, command: &Setenv) -> Result<(), Failure> {
     let mut change = UpdateSettings::default();
     for text in pairs {
         let (property, value) = source::property(text)?;
-        put(&mut change, property, value);
+        put(&mut change, property, value)?;
     }
     if let Some(path) = &command.file {
         for line in read(path)?.lines() {
@@ -56,9 +57,10 @@ pub fn run(context: &Context, command: &Setenv) -> Result<(), Failure> {
             }
             let line = line.strip_prefix("export ").unwrap_or(line);
             let (property, value) = source::property(line)?;
-            put(&mut change, property.trim(), &unquoted(value.trim()));
+            put(&mut change, property.trim(), &unquoted(value.trim()))?;
         }
     }
+    change.remove.retain(|_, names| !names.is_empty());
     if change.set.0.is_empty() && change.remove.is_empty() {
         return Err(Failure::misuse("There is nothing to set.")
             .hint("Write beanpole setenv ENVIRONMENT NAME=VALUE"));
@@ -73,16 +75,19 @@ pub fn run(context: &Context, command: &Setenv) -> Result<(), Failure> {
     watch::finish(context, operation, command.detach)
 }
 
-fn put(change: &mut UpdateSettings, name: &str, value: &str) {
-    if value.is_empty() {
-        change
-            .remove
-            .entry(PROPERTIES.to_owned())
-            .or_default()
-            .push(name.to_owned());
-    } else {
-        change.set.set(PROPERTIES, name, value);
+fn put(change: &mut UpdateSettings, name: &str, value: &str) -> Result<(), Failure> {
+    let removed = change.remove.entry(PROPERTIES.to_owned()).or_default();
+    if removed.iter().any(|removed| removed == name) {
+        return Err(
+            Failure::misuse(format!("`{}` is given twice.", shown(name)))
+                .hint("Leave one of the two out"),
+        );
     }
+    if value.is_empty() && change.set.get(PROPERTIES, name).is_none() {
+        removed.push(name.to_owned());
+        return Ok(());
+    }
+    config::set_once(&mut change.set, PROPERTIES, name, value.to_owned())
 }
 
 fn read(path: &std::path::Path) -> Result<String, Failure> {
@@ -95,6 +100,9 @@ fn read(path: &std::path::Path) -> Result<String, Failure> {
     } else {
         std::fs::read_to_string(path).map(|read| text = read)
     };
-    result.map_err(|error| Failure::caused(format!("Cannot read {}.", path.display()), &error))?;
+    result.map_err(|error| {
+        Failure::caused(format!("Cannot read {}.", path.display()), &error)
+            .hint("Name a file of NAME=VALUE lines, or `-` for standard input")
+    })?;
     Ok(text)
 }

@@ -12,6 +12,7 @@ use crate::project::pack::{self, Packed};
 use crate::project::settings::LabelStyle;
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::{Bundle, CreateVersion, Environment, Tier, Version};
+use beanpole_protocol::ids::shown;
 use beanpole_protocol::{ApplicationName, EnvironmentName, VersionLabel};
 use std::path::{Path, PathBuf};
 
@@ -26,6 +27,8 @@ pub struct Wanted {
     pub label: Option<VersionLabel>,
     /// `--description`.
     pub description: Option<String>,
+    /// What the environment that it is for runs it as.
+    pub runs_as: Option<(Platform, Tier)>,
 }
 
 /// Packs, uploads and names a version; says whether it is new.
@@ -35,6 +38,9 @@ pub fn make_version(
     wanted: &Wanted,
 ) -> Result<(Version, bool), Failure> {
     let (packed, commit) = pack(context, wanted)?;
+    if let Some((platform, tier)) = wanted.runs_as {
+        packed.check_runs(platform, tier)?;
+    }
     let files = packed
         .files
         .map(|files| format!(", {}", plural(files, "file")))
@@ -111,6 +117,9 @@ fn pack(context: &Context, wanted: &Wanted) -> Result<(Packed, Option<git::Commi
         (None, None) => root,
     };
     let from = pack::resolve(&from)?;
+    if wanted.from.is_none() {
+        project.may_hold(&from)?;
+    }
     let packed = if from.is_dir() {
         context.output.say(format!("Packing {} …", from.display()));
         pack::directory(&from, &source.ignore, limit)?
@@ -222,6 +231,7 @@ pub fn property(text: &str) -> Result<(&str, &str), Failure> {
         .ok_or_else(|| {
             // The text may be a secret given in the wrong place: it is not repeated.
             Failure::misuse("An environment property is written NAME=VALUE.")
+                .hint("For example LOG_LEVEL=debug; NAME= removes one")
         })
 }
 
@@ -229,7 +239,8 @@ pub fn property(text: &str) -> Result<(&str, &str), Failure> {
 pub fn platform(text: &str) -> Result<Platform, String> {
     if text == "docker" {
         return Err(
-            "`docker` is not available yet. Known: auto, procfile, node, python".to_owned(),
+            "the platform `docker` is not available yet. Known: auto, procfile, node, python"
+                .to_owned(),
         );
     }
     named(text, &["auto", "procfile", "node", "python"], "platform")
@@ -250,9 +261,13 @@ fn named<T: serde::de::DeserializeOwned>(
 ) -> Result<T, String> {
     serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|_| {
         let near = beanpole_protocol::options::nearest(text, known.iter().copied())
-            .map(|near| format!("did you mean `{near}`? "))
+            .map(|near| format!(" Did you mean `{near}`?"))
             .unwrap_or_default();
-        format!("there is no such {what}: {near}Known: {}", known.join(", "))
+        format!(
+            "there is no {what} `{}`.{near} Known: {}",
+            shown(text),
+            known.join(", ")
+        )
     })
 }
 
@@ -269,7 +284,7 @@ mod tests {
     #[test]
     fn an_unknown_platform_suggests_the_nearest() {
         let error = platform("pyton").expect_err("unknown");
-        assert!(error.contains("did you mean `python`?"), "{error}");
+        assert!(error.contains("Did you mean `python`?"), "{error}");
         let error = platform("docker").expect_err("not yet");
         assert!(error.contains("not available yet"), "{error}");
         assert_eq!(tier("WebServer"), Ok(Tier::Web));

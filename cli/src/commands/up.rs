@@ -1,6 +1,6 @@
 //! `beanpole up`: controller, proxy and agent on this machine, from one data directory.
 
-use super::daemons::Offer;
+use super::daemons::{Offer, listen_address};
 use crate::client::find::{self, UpRecord};
 use crate::context::Context;
 use crate::local::children::{Daemon, keep};
@@ -27,22 +27,17 @@ const LOOK: Duration = Duration::from_millis(50);
     after_help = "Examples:\n  beanpole up\n  beanpole up --data ./state --http 0.0.0.0:80 --https 0.0.0.0:443\n  beanpole up --data ./state --api 127.0.0.1:0 --http 127.0.0.1:0 --https 127.0.0.1:0\n\nNo root is needed. Everything is kept in one directory; the token for the CLI is in DIR/token,\nthe addresses are in DIR/up.json. Applications keep running when it stops."
 )]
 pub struct Up {
-    /// Where everything is kept [default: /var/lib/beanpole for root, else ~/.local/share/beanpole]
-    #[arg(
-        long,
-        value_name = "DIR",
-        env = "BEANPOLE_DATA",
-        hide_env_values = true
-    )]
+    /// Where everything is kept [default: /var/lib/beanpole for root, else ~/.local/share/beanpole] [env: BEANPOLE_DATA]
+    #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
     /// Where the JSON API listens; port 0 picks a free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7700")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7700", value_parser = listen_address)]
     pub api: SocketAddr,
     /// Where applications answer by HTTP
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = listen_address)]
     pub http: SocketAddr,
     /// Where applications answer by HTTPS
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8443")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8443", value_parser = listen_address)]
     pub https: SocketAddr,
     /// The domain below which environments get their hostnames
     #[arg(long, default_value = "localhost")]
@@ -97,7 +92,7 @@ pub fn run(context: &Context, command: &Up) -> Result<(), Failure> {
 
 /// Makes the data directory and returns its full path.
 fn prepare(command: &Up) -> Result<PathBuf, Failure> {
-    let data = command.data.clone().unwrap_or_else(find::default_data);
+    let data = find::data_directory(command.data.clone());
     let cannot = |error: std::io::Error| {
         Failure::caused(
             format!("Cannot use the data directory {}.", data.display()),

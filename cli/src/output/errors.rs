@@ -128,7 +128,7 @@ impl Failure {
         printable(&text, colours).into_owned()
     }
 
-    /// As printed on standard error under `--json`: one line.
+    /// As printed on standard output under `--json`: one line.
     pub fn to_json(&self) -> serde_json::Value {
         serde_json::json!({
             "error": {

@@ -11,9 +11,28 @@ use foreign::{Colours, printable};
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The first error of standard output, but for a reader that went away.
 static UNWRITTEN: OnceLock<io::Error> = OnceLock::new();
+
+/// Whether standard output holds a whole answer, to which nothing can be added.
+static ANSWERED: AtomicBool = AtomicBool::new(false);
+
+/// Says that standard output holds, or will hold, something that is whole.
+pub fn answered() {
+    ANSWERED.store(true, Ordering::Relaxed);
+}
+
+/// An error as JSON on standard output, unless there is an answer already.
+pub fn error(failure: &Failure) {
+    if !ANSWERED.swap(true, Ordering::Relaxed) {
+        // JSON leaves some control characters as they are.
+        let text = failure.to_json().to_string();
+        let mut out = std::io::stdout().lock();
+        note(writeln!(out, "{}", printable(&text, Colours::None)));
+    }
+}
 
 fn note(outcome: io::Result<()>) {
     if let Err(error) = outcome
@@ -137,6 +156,7 @@ impl Output {
     pub fn json(self, value: &impl Serialize) -> Result<(), Failure> {
         let text = serde_json::to_string_pretty(value)
             .map_err(|error| Failure::caused("The answer cannot be written as JSON.", &error))?;
+        answered();
         self.line(text);
         Ok(())
     }

@@ -23,7 +23,58 @@ pub struct Board {
 struct Live {
     all: MultiProgress,
     head: ProgressBar,
+    /// What is waited for, in full: the head has no room for it.
+    wait: ProgressBar,
     bars: BTreeMap<InstanceId, ProgressBar>,
+}
+
+/// Under the text of the line above, which begins with a spinner and a time.
+const INDENT: &str = "       ";
+/// Columns that redrawn lines leave free: one that reached the edge could wrap, and would stay.
+const MARGIN: usize = 3;
+/// Lines that stay are not broken into less.
+const NARROWEST: usize = 30;
+/// Where no terminal says how wide it is.
+const USUAL_WIDTH: usize = 80;
+
+/// How wide the terminal is, in columns.
+fn width() -> usize {
+    rustix::termios::tcgetwinsize(std::io::stderr())
+        .map(|size| usize::from(size.ws_col))
+        .ok()
+        .filter(|columns| *columns > 0)
+        .unwrap_or(USUAL_WIDTH)
+}
+
+/// `text` in at most `columns`, the rest as `…`.
+fn cut(text: &str, columns: usize) -> String {
+    if text.chars().count() <= columns {
+        return text.to_owned();
+    }
+    let mut cut: String = text.chars().take(columns.saturating_sub(1)).collect();
+    cut.push('…');
+    cut
+}
+
+/// `text` on lines of at most `columns`, broken between words; all but the first are indented as the
+/// message of an event is. A word that is longer than a line is left whole.
+fn wrapped(text: &str, columns: usize) -> String {
+    let columns = columns.max(NARROWEST);
+    let mut lines = vec![String::new()];
+    let mut used = 0;
+    for word in text.split_inclusive(' ') {
+        let long = word.trim_end().chars().count();
+        if used > 0 && used + long > columns {
+            lines.push("          ".to_owned());
+            used = 10;
+        }
+        if let Some(line) = lines.last_mut() {
+            line.push_str(word);
+        }
+        used += word.chars().count();
+    }
+    let lines: Vec<&str> = lines.iter().map(|line| line.trim_end()).collect();
+    lines.join("\n")
 }
 
 fn style(template: &str) -> ProgressStyle {
@@ -36,11 +87,14 @@ impl Board {
         let live = output.live.then(|| {
             let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
             let head = all.add(ProgressBar::new_spinner());
-            head.set_style(style("{spinner} {elapsed:>4}  {wide_msg}"));
+            head.set_style(style("{spinner} {elapsed:>4}  {msg}"));
             head.enable_steady_tick(TICK);
+            let wait = all.add(ProgressBar::new_spinner());
+            wait.set_style(style("{msg}"));
             Live {
                 all,
                 head,
+                wait,
                 bars: BTreeMap::new(),
             }
         });
@@ -69,7 +123,9 @@ impl Board {
         }
         match &self.live {
             Some(live) => {
-                let _ = live.all.println(printable(text, Colours::None));
+                let _ = live
+                    .all
+                    .println(wrapped(&printable(text, Colours::None), width()));
             }
             None => warn(text),
         }
@@ -83,7 +139,7 @@ impl Board {
                 .get(&progress.instance)
                 .is_none_or(|state| *state != progress.state);
             match &mut self.live {
-                Some(live) => live.show(progress),
+                Some(live) => live.show(progress, operation.waiting.first()),
                 None if changed && progress.state != "pending" && !self.output.quiet => {
                     // A log wants the steps, not what each waits for.
                     let mut step = progress.clone();
@@ -105,15 +161,17 @@ impl Board {
                 .iter()
                 .filter(|progress| matches!(progress.state.as_str(), "done" | "removed"))
                 .count();
-            let waiting = operation.waiting.first().map_or("", String::as_str);
             let message = format!(
-                "{} {}: {done} of {} instances  {waiting}",
+                "{} {}: {done} of {} instances",
                 operation.kind,
                 operation.status,
                 operation.instances.len(),
             );
-            live.head
-                .set_message(printable(&message, Colours::None).into_owned());
+            // The spinner and the time stand before it.
+            let room = width().saturating_sub(MARGIN + INDENT.len() + 1);
+            live.head.set_message(cut(&message, room));
+            let waiting = operation.waiting.first().map_or("", String::as_str);
+            say(&live.wait, waiting);
         }
     }
 
@@ -131,30 +189,42 @@ impl Drop for Board {
     }
 }
 
+/// Puts `text` on the line of `bar`.
+fn say(bar: &ProgressBar, text: &str) {
+    let text = format!("{INDENT}{}", printable(text, Colours::None));
+    bar.set_message(cut(text.trim_end(), width().saturating_sub(MARGIN)));
+    bar.tick();
+}
+
 impl Live {
-    fn show(&mut self, progress: &InstanceProgress) {
+    /// One instance, without what `waiting` says already.
+    fn show(&mut self, progress: &InstanceProgress, waiting: Option<&String>) {
         let all = &self.all;
         let bar = self
             .bars
             .entry(progress.instance.clone())
             .or_insert_with(|| {
                 let bar = all.add(ProgressBar::new_spinner());
-                bar.set_style(style("       {wide_msg}"));
+                bar.set_style(style("{msg}"));
                 bar
-            });
-        let line = progress_line(progress);
-        bar.set_message(printable(&line, Colours::None).into_owned());
-        bar.tick();
+            })
+            .clone();
+        let mut progress = progress.clone();
+        if progress.detail.as_ref() == waiting {
+            progress.detail = None;
+        }
+        say(&bar, &progress_line(&progress));
     }
 }
 
 fn progress_line(progress: &InstanceProgress) -> String {
     let detail = progress.detail.as_deref().unwrap_or_default();
+    // What changes comes first: a narrow terminal shows no more.
     format!(
-        "{} on {:<12} {:<10} {detail}",
+        "{:<10} {} on {}  {detail}",
+        progress.state,
         progress.instance,
         progress.host.as_str(),
-        progress.state
     )
     .trim_end()
     .to_owned()
@@ -232,5 +302,29 @@ impl<R> Drop for Upload<R> {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_broken_between_words_and_indented() {
+        let text = "18:11:28  INFO   Batch 1: De-registering instance(s) from the load balancer";
+        assert_eq!(
+            wrapped(text, 40),
+            "18:11:28  INFO   Batch 1: De-registering\n          instance(s) from the load\n          balancer"
+        );
+        assert_eq!(wrapped(text, 200), text);
+        let long = "x".repeat(50);
+        assert_eq!(wrapped(&long, 40), long);
+        assert_eq!(wrapped("", 40), "");
+    }
+
+    #[test]
+    fn what_has_no_room_ends_in_dots() {
+        assert_eq!(cut("deploy running", 14), "deploy running");
+        assert_eq!(cut("deploy running", 7), "deploy…");
     }
 }

@@ -90,7 +90,8 @@ fn no_git(error: &std::io::Error) -> Failure {
 }
 
 fn refused(stderr: &[u8]) -> Failure {
-    let mut failure = Failure::new("git refused.");
+    let mut failure = Failure::new("git refused.")
+        .hint("Deploy the files as they lie there instead: beanpole deploy --from DIR");
     failure.causes = String::from_utf8_lossy(stderr)
         .lines()
         .map(str::to_owned)

@@ -5,8 +5,10 @@
 
 use super::ignored;
 use crate::output::errors::Failure;
-use beanpole_bundle::UnpackLimits;
+use beanpole_bundle::{Refused, UnpackLimits};
 use beanpole_protocol::Digest;
+use beanpole_protocol::agent::Platform;
+use beanpole_protocol::api::Tier;
 use sha2::{Digest as _, Sha256};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
@@ -31,6 +33,27 @@ pub struct Packed {
     pub files: Option<u64>,
     /// Where it comes from, for people.
     pub from: String,
+}
+
+impl Packed {
+    /// Refuses what the hosts of an environment could not run, before it is sent.
+    pub fn check_runs(&self, platform: Platform, tier: Tier) -> Result<(), Failure> {
+        beanpole_bundle::check_runs(self.reader()?, platform, tier)
+            .map_err(|refused| self.refused(&refused))
+    }
+
+    fn reader(&self) -> Result<File, Failure> {
+        self.file
+            .try_clone()
+            .map_err(|error| Failure::caused("Cannot read the bundle back.", &error))
+    }
+
+    fn refused(&self, refused: &Refused) -> Failure {
+        Failure {
+            code: Some(refused.code.to_owned()),
+            ..Failure::new(format!("{}: {}", self.from, refused.message)).hint(refused.hint())
+        }
+    }
 }
 
 /// Packs the directory `root`, leaving out what its ignore files and `extra` say.
@@ -95,16 +118,8 @@ pub fn archive(path: &Path, limit: u64) -> Result<Packed, Failure> {
 
 /// Refuses what the controller and the hosts would refuse, before it is sent.
 fn examine(packed: &Packed) -> Result<(), Failure> {
-    let file = packed
-        .file
-        .try_clone()
-        .map_err(|error| Failure::caused("Cannot read the bundle back.", &error))?;
-    beanpole_bundle::check(file, &UnpackLimits::default()).map_err(|refused| Failure {
-        code: Some(refused.code.to_owned()),
-        ..Failure::new(format!("{}: {}", packed.from, refused.message)).hint(
-            "Make it again without that; beanpole makes a ZIP of a directory by itself: --from DIR",
-        )
-    })
+    beanpole_bundle::check(packed.reader()?, &UnpackLimits::default())
+        .map_err(|refused| packed.refused(&refused))
 }
 
 /// Takes a ZIP that another program wrote into `file`.
@@ -249,8 +264,10 @@ fn measure(mut file: File, from: String) -> Result<Packed, Failure> {
 
 /// Where a source given on the command line lies.
 pub fn resolve(path: &Path) -> Result<PathBuf, Failure> {
-    path.canonicalize()
-        .map_err(|error| Failure::caused(format!("Cannot deploy from {}.", path.display()), &error))
+    path.canonicalize().map_err(|error| {
+        Failure::caused(format!("Cannot deploy from {}.", path.display()), &error)
+            .hint("Name a directory or a ZIP that is there: --from DIR|ZIP")
+    })
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ mod withdraw;
 pub use events::{Draft, emit, tell_restore};
 pub use kept::{Need, needed_releases};
 pub use observed::{HostObserved, Observed, ProxyObserved};
+pub use services::Target;
 pub use turn::Turn;
 
 use beanpole_planner::IllegalTransition;

@@ -2,7 +2,7 @@
 
 use super::request::{Answer, Asked, Caller, In, Json, Paging, accepted, page_of_all};
 use crate::app::App;
-use crate::services::logs;
+use crate::services::{deployments, logs};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::header;
@@ -88,6 +88,9 @@ async fn create(
     caller: Caller,
     Json(body): Json<CreateEnvironment>,
 ) -> Answer<Response> {
+    let checked = body.clone();
+    app.blocking(move |app| deployments::check_create(app, &checked))
+        .await?;
     let operation = app
         .operate(caller.request_id, move |engine, call| {
             engine.create_environment(call, body)
@@ -181,6 +184,9 @@ async fn deploy(
     Asked(asked): Asked<Deploying>,
     Json(body): Json<Deploy>,
 ) -> Answer<Response> {
+    let (environment, checked) = (name.clone(), body.clone());
+    app.blocking(move |app| deployments::check_deploy(app, &environment, &checked))
+        .await?;
     if !asked.plan {
         let operation = app
             .operate(caller.request_id, move |engine, call| {

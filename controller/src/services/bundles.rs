@@ -3,7 +3,8 @@
 use crate::app::App;
 use beanpole_bundle::{Refused, UnpackLimits};
 use beanpole_protocol::Digest;
-use beanpole_protocol::api::Bundle;
+use beanpole_protocol::agent::Platform;
+use beanpole_protocol::api::{Bundle, Tier};
 use beanpole_protocol::problem::Problem;
 use beanpole_store::blobs::BlobError;
 use bytes::Bytes;
@@ -146,9 +147,22 @@ pub(crate) async fn upload<E: std::fmt::Display>(
 
 /// What no host would unpack is not kept.
 fn refused(refused: Refused) -> Problem {
-    Problem::new(422, refused.code, "The bundle is refused", refused.message).hint(
-        "Make the ZIP again without that; `beanpole deploy` makes one of a directory by itself.",
-    )
+    let hint = refused.hint();
+    Problem::new(422, refused.code, "The bundle is refused", refused.message).hint(hint)
+}
+
+/// Refuses a bundle that the hosts of an environment could not run: better before anything is changed
+/// than on each of them. One that is not here is let through: what needs it says so.
+pub(crate) fn check_runs(
+    app: &App,
+    bundle: &Digest,
+    platform: Platform,
+    tier: Tier,
+) -> Result<(), Problem> {
+    match app.blobs.file(bundle).map_err(problem)? {
+        Some((file, _)) => beanpole_bundle::check_runs(file, platform, tier).map_err(refused),
+        None => Ok(()),
+    }
 }
 
 fn torn() -> Problem {

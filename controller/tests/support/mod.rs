@@ -146,11 +146,25 @@ impl Controller {
 
     /// Uploads a bundle with `content` in it.
     pub fn upload(&self, content: &[u8]) -> String {
-        let bundle = bundle(content);
-        let digest = sha256(&bundle);
-        let reply = self.call("PUT", &format!("/v1/bundles/{digest}"), &[], &bundle);
+        self.upload_bundle(&bundle(content))
+    }
+
+    /// Uploads a bundle as it is.
+    pub fn upload_bundle(&self, bundle: &[u8]) -> String {
+        let digest = sha256(bundle);
+        let reply = self.call("PUT", &format!("/v1/bundles/{digest}"), &[], bundle);
         assert_eq!(reply.status, 201, "{reply:?}");
         digest
+    }
+
+    /// Waits until no operation runs on an environment.
+    pub fn until_ready(&self, environment: &str) {
+        let end = std::time::Instant::now() + Duration::from_secs(20);
+        let path = format!("/v1/environments/{environment}");
+        while self.get(&path).json()["status"] != "Ready" {
+            assert!(std::time::Instant::now() < end, "{environment} gets ready");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Waits until a bundle is not here any more.
@@ -418,12 +432,22 @@ pub fn bundle(content: &[u8]) -> Vec<u8> {
     bundle_with("content", content)
 }
 
+/// The checksum of ZIP.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0xEDB8_8320 & 0_u32.wrapping_sub(crc & 1))
+        })
+    })
+}
+
 /// A ZIP with one file of that name and content.
 pub fn bundle_with(name: &str, content: &[u8]) -> Vec<u8> {
     let length = u32::try_from(content.len()).expect("small").to_le_bytes();
     let name_length = u16::try_from(name.len()).expect("short").to_le_bytes();
     // Version, flags, method, time, date, checksum, both sizes, lengths of the name and of no more.
-    let mut about = vec![20, 0, 0, 8, 0, 0, 0, 0, 0x21, 0, 0, 0, 0, 0];
+    let mut about = vec![20, 0, 0, 8, 0, 0, 0, 0, 0x21, 0];
+    about.extend(crc32(content).to_le_bytes());
     about.extend(length.iter().chain(&length).chain(&name_length));
     about.extend([0, 0]);
     let mut zip = b"PK\x03\x04".to_vec();

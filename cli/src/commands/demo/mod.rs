@@ -9,6 +9,7 @@ mod home;
 mod interrupts;
 mod stage;
 
+use super::daemons::listen_address;
 use crate::client::find::UpRecord;
 use crate::client::{Client, escape};
 use crate::context::Context;
@@ -57,7 +58,7 @@ pub struct Demo {
     #[arg(long)]
     exit: bool,
     /// Where the applications answer; port 0 picks a free one
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080")]
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8080", value_parser = listen_address)]
     http: SocketAddr,
 }
 

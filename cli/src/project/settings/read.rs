@@ -62,7 +62,7 @@ pub fn parse(text: &str) -> Result<Settings, Wrong> {
 
 fn sentence(message: &str) -> String {
     let mut text = message.trim().replace('\n', ", ");
-    if !text.ends_with('.') {
+    if !text.ends_with(['.', '?', '!']) {
         text.push('.');
     }
     text

@@ -6,7 +6,8 @@ use super::{NewOperation, idle, version};
 use crate::read::{self, Reader, Repute};
 use crate::{Call, Engine, Fault};
 use beanpole_planner::{Goal, Plan, plan};
-use beanpole_protocol::api::{self, OperationKind, PlanView};
+use beanpole_protocol::agent::Platform;
+use beanpole_protocol::api::{self, OperationKind, PlanView, Tier};
 use beanpole_protocol::options::{self, BatchSize, DeploymentPolicy, OptionSettings};
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{Digest, EnvironmentName, ReleaseNumber, VersionLabel};
@@ -64,6 +65,17 @@ impl From<&ReleaseRecord> for Content {
     }
 }
 
+/// What a deployment would run, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The version's bundle.
+    pub bundle: Digest,
+    /// The environment's platform.
+    pub platform: Platform,
+    /// The environment's tier.
+    pub tier: Tier,
+}
+
 /// What a deployment is asked to do.
 pub(super) struct Wish<'r> {
     pub(super) content: Content,
@@ -77,6 +89,36 @@ pub(super) struct Wish<'r> {
 }
 
 impl Engine {
+    /// What a deployment of `version` (the live one when absent) would run; none where there is no
+    /// such environment or version, which [`Engine::deploy`] says.
+    pub fn target(
+        &self,
+        name: &EnvironmentName,
+        version: Option<&VersionLabel>,
+    ) -> Result<Option<Target>, Problem> {
+        let found = || {
+            let Some(environment) = read::find_environment(&self.store, name)? else {
+                return Ok(None);
+            };
+            let bundle = match (version, environment.live) {
+                (Some(label), _) => self
+                    .store
+                    .one::<VersionRecord>(&VersionRecord::key_of(&environment.application, label))?
+                    .map(|version| version.bundle),
+                (None, Some(live)) => {
+                    read::release(&self.store, &environment.id, live)?.map(|release| release.bundle)
+                }
+                (None, None) => None,
+            };
+            Ok::<_, Fault>(bundle.map(|bundle| Target {
+                bundle,
+                platform: environment.platform,
+                tier: environment.tier,
+            }))
+        };
+        found().map_err(Problem::from)
+    }
+
     /// Deploys a version.
     pub fn deploy(
         &self,

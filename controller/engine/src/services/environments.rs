@@ -4,10 +4,9 @@ use super::deploy::{Content, Wish};
 use super::problems::bad_option;
 use super::{NewOperation, application, existing, idle, version};
 use crate::events::{Draft, emit_for};
-use crate::read::{Reader, Repute};
+use crate::read::Repute;
 use crate::{Call, Engine, Fault};
 use beanpole_planner::{Goal, Plan};
-use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::{self, EnvironmentStatus, OperationKind, Tier};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::problem::Problem;
@@ -22,13 +21,10 @@ impl Engine {
         body: api::CreateEnvironment,
     ) -> Result<api::Operation, Problem> {
         body.settings.validate().map_err(bad_option)?;
-        if body.platform == Platform::Docker {
-            return Err(Problem::invalid(
-                "platform-not-available",
-                "The platform `docker` is not available yet.",
-            )
-            .hint("Use `auto`, `procfile`, `node` or `python`."));
-        }
+        body.name.check_new().map_err(|error| {
+            Problem::invalid("environment-name-reserved", format!("{error}."))
+                .hint("Choose another name, such as one that begins with the application's.")
+        })?;
         let operation = self.store.update(|tx| {
             application(tx, &body.application)?;
             let cname = free_names(tx, &body)?;
@@ -110,6 +106,7 @@ impl Engine {
                     "no-operation",
                     format!("No operation runs on `{name}`."),
                 )
+                .hint(format!("`beanpole events {name}` shows what ran."))
                 .into());
             };
             if operation.kind == OperationKind::Terminate {

@@ -14,6 +14,7 @@ use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{ApplicationName, EnvironmentName, VersionLabel};
 use beanpole_store::model::{ApplicationRecord, EnvironmentRecord, OperationRecord, VersionRecord};
 
+pub use deploy::Target;
 pub(crate) use operation::NewOperation;
 
 impl Engine {
@@ -62,7 +63,7 @@ fn application(reader: &impl Reader, name: &ApplicationName) -> Result<(), Fault
     let found: Option<ApplicationRecord> = reader.one(&ApplicationRecord::key_of(name))?;
     found.map(|_| ()).ok_or_else(|| {
         Problem::not_found("application", name)
-            .hint(format!("Create it with `beanpole init {name}`."))
+            .hint(format!("Create it: beanpole app create {name}"))
             .into()
     })
 }

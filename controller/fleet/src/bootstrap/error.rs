@@ -187,6 +187,7 @@ pub fn ssh_problem(error: &SshError, detail: String) -> Problem {
             "host-unreachable",
             "The host cannot be reached",
             detail,
-        ),
+        )
+        .hint("Try it from the controller's machine: ssh -p PORT USER@ADDRESS. Another port is written ADDRESS:PORT, a bastion is given with --jump."),
     }
 }

@@ -4,6 +4,9 @@
 //! syntax, also in sub-directories. Dot files and folders are included, because `.ebextensions` and
 //! `.platform` are some. `.git` and `.beanpole` never are.
 
+#[cfg(test)]
+mod against_git;
+
 use crate::output::errors::Failure;
 use ignore::WalkBuilder;
 use ignore::overrides::OverrideBuilder;

@@ -1,0 +1,74 @@
+//! Who listens on an instance's port.
+
+use crate::world::{GRACE, World, kill, pid_of};
+use beanpole_agent::runtime::{Runtime, RuntimeError};
+use beanpole_protocol::agent::{InstancePhase, PortUse};
+use std::net::TcpListener;
+
+#[tokio::test]
+async fn an_app_that_listens_late_is_seen_on_its_port() {
+    let world = World::new();
+    let listens = "import os, socket, time; s = socket.create_server(('', int(os.environ['PORT']))); time.sleep(1000)";
+    let command = format!("sleep 0.4; exec python3 -c \"{listens}\"");
+    let spec = World::spec(41, &[("web", &command), ("worker", "sleep 1000")]);
+    world.runtime.start(spec.clone()).await.expect("started");
+    let report = world.report(&spec.id).expect("report");
+    assert_eq!(report.port, PortUse::Free, "not yet");
+    let report = world
+        .until(&spec.id, "it listens", |report| report.port == PortUse::Own)
+        .await;
+    assert_eq!(report.phase, InstancePhase::Running);
+    // The next process has to show itself anew.
+    kill(pid_of(&report));
+    world
+        .until(&spec.id, "it is gone", |report| {
+            report.port == PortUse::Free
+        })
+        .await;
+    world
+        .until(&spec.id, "it listens again", |report| {
+            report.port == PortUse::Own && report.processes[0].restarts == 1
+        })
+        .await;
+    world.runtime.remove(&spec.id).await.expect("removed");
+}
+
+#[tokio::test]
+async fn a_stranger_on_the_port_is_named_and_not_taken_for_the_app() {
+    let world = World::new();
+    let spec = World::spec(42, &[("web", "sleep 1000")]);
+    world.runtime.start(spec.clone()).await.expect("started");
+    let stranger = TcpListener::bind(("127.0.0.1", spec.port)).expect("the port is free");
+    let report = world
+        .until(&spec.id, "the stranger is seen", |report| {
+            matches!(&report.phase, InstancePhase::Failed(why) if why.code == "port-taken")
+        })
+        .await;
+    assert_eq!(report.port, PortUse::Taken);
+    let InstancePhase::Failed(why) = report.phase else {
+        unreachable!("it failed")
+    };
+    let start = format!("Port {} is taken by", spec.port);
+    assert!(why.message.starts_with(&start), "{}", why.message);
+
+    world.runtime.stop(&spec.id, GRACE).await.expect("stopped");
+    let refused = world.runtime.start(spec.clone()).await;
+    assert!(matches!(refused, Err(RuntimeError::PortTaken(_))));
+    drop(stranger);
+    world.runtime.start(spec.clone()).await.expect("started");
+    let report = world.report(&spec.id).expect("report");
+    assert_eq!(report.phase, InstancePhase::Running);
+    world.runtime.remove(&spec.id).await.expect("removed");
+}
+
+#[tokio::test]
+async fn only_a_web_process_needs_the_port() {
+    let world = World::new();
+    let spec = World::spec(43, &[("worker", "sleep 1000")]);
+    let _stranger = TcpListener::bind(("127.0.0.1", spec.port)).expect("the port is free");
+    world.runtime.start(spec.clone()).await.expect("started");
+    let report = world.report(&spec.id).expect("report");
+    assert_eq!(report.port, PortUse::Unknown);
+    assert_eq!(report.phase, InstancePhase::Running);
+    world.runtime.remove(&spec.id).await.expect("removed");
+}

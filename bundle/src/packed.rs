@@ -1,0 +1,192 @@
+//! Looks into a ZIP without unpacking it.
+
+use crate::platform::{self, Top};
+use crate::{
+    Archive, Contents, Entry, Refused, UnpackLimits, damaged, examine, follow, link_targets, open,
+    shown,
+};
+use beanpole_protocol::agent::Platform;
+use beanpole_protocol::api::Tier;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
+
+/// Refuses a bundle that hosts could not run on `platform` in an environment of `tier`, as far as
+/// that can be told without them.
+pub fn check_runs(file: File, platform: Platform, tier: Tier) -> Result<(), Refused> {
+    let (mut archive, contents) = examine(open(file)?, &UnpackLimits::default())?;
+    let links = link_targets(&mut archive, &contents)?;
+    let mut packed = Packed {
+        archive: archive.clone(),
+        contents: &contents,
+        links,
+    };
+    platform::find(&mut packed, platform)?.suits(tier)
+}
+
+struct Packed<'c> {
+    archive: Archive,
+    contents: &'c Contents,
+    links: BTreeMap<&'c Path, PathBuf>,
+}
+
+impl Packed<'_> {
+    /// The file that `name` leads to.
+    fn entry(&self, name: &str) -> Option<Entry> {
+        let path = follow(PathBuf::new(), Path::new(name), &self.links)?;
+        let files = &self.contents.files;
+        let found = files.iter().find(|(file, _)| *file == path)?;
+        Some(found.1)
+    }
+}
+
+impl Top for Packed<'_> {
+    type Error = Refused;
+
+    fn has_file(&self, name: &str) -> bool {
+        self.entry(name).is_some()
+    }
+
+    fn head(&mut self, name: &str, longest: u64) -> Result<Option<Vec<u8>>, Refused> {
+        let Some(entry) = self.entry(name) else {
+            return Ok(None);
+        };
+        let mut bytes = Vec::new();
+        self.archive
+            .by_index(entry.index)
+            .map_err(|error| damaged(&error))?
+            .take(longest)
+            .read_to_end(&mut bytes)
+            .map_err(|error| damaged(&error.into()))?;
+        Ok(Some(bytes))
+    }
+
+    fn names(&self) -> Vec<(String, bool)> {
+        let top = |path: &Path| match path.components().next() {
+            Some(Component::Normal(name)) => Some(shown(&name.to_string_lossy())),
+            _ => None,
+        };
+        let files = self.contents.files.iter().chain(&self.contents.links);
+        let files = files.filter(|(path, _)| path.components().count() == 1);
+        let names: BTreeSet<(String, bool)> = files
+            .filter_map(|(path, _)| Some((top(path)?, false)))
+            .chain(
+                self.contents
+                    .directories
+                    .iter()
+                    .filter_map(|path| Some((top(path)?, true))),
+            )
+            .collect();
+        names.into_iter().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use zip::ZipWriter;
+    use zip::write::SimpleFileOptions;
+
+    fn zip(write: impl FnOnce(&mut ZipWriter<File>)) -> File {
+        let mut zip = ZipWriter::new(tempfile::tempfile().expect("a file"));
+        write(&mut zip);
+        zip.finish().expect("finish")
+    }
+
+    fn bundle(files: &[(&str, &str)]) -> File {
+        zip(|zip| {
+            for (name, content) in files {
+                zip.start_file(*name, SimpleFileOptions::default())
+                    .expect("start");
+                zip.write_all(content.as_bytes()).expect("write");
+            }
+        })
+    }
+
+    fn refusal(files: &[(&str, &str)], platform: Platform, tier: Tier) -> Refused {
+        check_runs(bundle(files), platform, tier).expect_err("refused")
+    }
+
+    #[test]
+    fn what_hosts_can_run_is_let_through() {
+        let package = r#"{"scripts": {"start": "node x.js"}}"#;
+        for (files, platform) in [
+            (&[("Procfile", "web: ./x\n")][..], Platform::Auto),
+            (&[("Procfile", "web: ./x\n")], Platform::Procfile),
+            (&[("package.json", package)], Platform::Auto),
+            (&[("package.json", "{}"), ("app.js", "")], Platform::Auto),
+            (&[("server.js", "")], Platform::Node),
+            (&[("requirements.txt", "flask\n")], Platform::Auto),
+            (&[("application.py", "")], Platform::Python),
+        ] {
+            check_runs(bundle(files), platform, Tier::Web).expect("runs");
+        }
+        let files = &[("Procfile", "jobs: ./x\n")];
+        check_runs(bundle(files), Platform::Auto, Tier::Worker).expect("a worker needs no web");
+    }
+
+    #[test]
+    fn what_no_host_could_run_is_refused_with_its_reason() {
+        let (auto, web) = (Platform::Auto, Tier::Web);
+        let refused = refusal(&[("Procfile", "web: ./x\nworker ./y\n")], auto, web);
+        assert_eq!(refused.code, "procfile-invalid");
+        assert!(refused.message.contains("Line 2"), "{refused}");
+        let refused = refusal(&[("Procfile", "jobs: ./x\ncron: ./y\n")], auto, web);
+        assert_eq!(refused.code, "procfile-without-web");
+        assert!(refused.message.contains("`jobs`, `cron`"), "{refused}");
+        for (files, platform, says) in [
+            (&[("index.html", "")][..], auto, "no Procfile, package.json"),
+            (
+                &[("package.json", "{}")],
+                Platform::Procfile,
+                "no Procfile at its top",
+            ),
+            (&[("package.json", "{}")], auto, "no `start` script"),
+            (
+                &[("procfile", "web: x")],
+                auto,
+                "the name is written `Procfile`",
+            ),
+            (
+                &[("shop/Procfile", "web: x"), ("__MACOSX/x", "")],
+                auto,
+                "in the folder `shop`",
+            ),
+        ] {
+            let refused = refusal(files, platform, web);
+            assert_eq!(refused.code, "no-platform", "{refused}");
+            assert!(refused.message.contains(says), "{refused}");
+        }
+        let refused = refusal(&[("package.json", "{")], auto, web);
+        assert_eq!(refused.code, "package-invalid");
+    }
+
+    #[test]
+    fn a_link_at_the_top_counts_as_the_file_it_leads_to() {
+        let file = zip(|zip| {
+            let plain = SimpleFileOptions::default();
+            zip.start_file("config/procs", plain).expect("start");
+            zip.write_all(b"web: ./x\n").expect("write");
+            zip.add_symlink("etc", "config", plain).expect("link");
+            zip.add_symlink("Procfile", "etc/procs", plain)
+                .expect("link");
+        });
+        check_runs(file, Platform::Auto, Tier::Web).expect("runs");
+        let loops = zip(|zip| {
+            let plain = SimpleFileOptions::default();
+            zip.add_symlink("Procfile", "Procfile", plain)
+                .expect("link");
+        });
+        let refused = check_runs(loops, Platform::Auto, Tier::Web).expect_err("leads nowhere");
+        assert_eq!(refused.code, "no-platform");
+    }
+
+    #[test]
+    fn a_procfile_longer_than_anybody_writes_is_refused() {
+        let long = format!("web: {}\n", "x".repeat(70_000));
+        let refused = refusal(&[("Procfile", &long)], Platform::Auto, Tier::Web);
+        assert_eq!(refused.code, "bundle-unsafe");
+    }
+}

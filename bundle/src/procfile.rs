@@ -1,0 +1,98 @@
+//! Reads a `Procfile` by Elastic Beanstalk's grammar: every line is `name: command`.
+
+use crate::Refused;
+
+/// Longest `Procfile` in bytes: nobody writes more by hand.
+pub const LONGEST: u64 = 64 * 1024;
+/// Longest name of a process.
+const LONGEST_NAME: usize = 64;
+/// As much of a bad line is repeated, in characters.
+const SHOWN: usize = 80;
+
+/// The processes in a `Procfile`, in its order: name and command line.
+pub fn parse(text: &str) -> Result<Vec<(String, String)>, Refused> {
+    let mut processes: Vec<(String, String)> = Vec::new();
+    for (index, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
+        let line = line.trim_end();
+        if line.trim().is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let refuse = |why: &str| {
+            let shown: String = line.chars().take(SHOWN).collect();
+            Err(invalid(format!(
+                "Line {} of the Procfile, `{}`, {why}. A line is `name: command`.",
+                index + 1,
+                shown.escape_debug()
+            )))
+        };
+        let Some((name, command)) = line.split_once(':') else {
+            return refuse("has no colon");
+        };
+        if name.is_empty()
+            || name.len() > LONGEST_NAME
+            || !name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+        {
+            return refuse(
+                "has a name other than 1 to 64 letters, digits, hyphens and underscores",
+            );
+        }
+        let command = command.trim();
+        if command.is_empty() {
+            return refuse("has no command");
+        }
+        if command.contains('\0') {
+            return refuse("has a NUL character");
+        }
+        if processes.iter().any(|(known, _)| known == name) {
+            return refuse("has a name that an earlier line has");
+        }
+        processes.push((name.to_owned(), command.to_owned()));
+    }
+    if processes.is_empty() {
+        return Err(invalid(
+            "The Procfile names no process. A line is `name: command`, such as `web: ./server`.",
+        ));
+    }
+    Ok(processes)
+}
+
+fn invalid(message: impl Into<String>) -> Refused {
+    Refused::new("procfile-invalid", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_the_order_and_takes_comments_blank_lines_and_carriage_returns() {
+        let text = "\u{feff}web: ./serve --port $PORT\r\n\n# later\nworker_1:  ./work: hard\n";
+        assert_eq!(
+            parse(text).expect("valid"),
+            [
+                ("web".to_owned(), "./serve --port $PORT".to_owned()),
+                ("worker_1".to_owned(), "./work: hard".to_owned()),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_bad_line_is_named() {
+        for (text, line, why) in [
+            ("web: x\nfoo", "Line 2", "no colon"),
+            ("we b: x", "Line 1", "name other than"),
+            ("web:   ", "Line 1", "no command"),
+            ("web: a\nweb: b", "Line 2", "an earlier line"),
+            (": x", "Line 1", "name other than"),
+        ] {
+            let refused = parse(text).expect_err(text);
+            assert_eq!(refused.code, "procfile-invalid");
+            assert!(refused.message.contains(line), "{refused}");
+            assert!(refused.message.contains(why), "{refused}");
+            assert!(refused.message.contains("`name: command`"), "{refused}");
+        }
+        assert!(parse("\n# nothing\n").is_err());
+    }
+}

@@ -1,0 +1,39 @@
+//! Why options are refused.
+
+/// Why option settings are refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OptionError {
+    /// No such option.
+    #[error("There is no option `{}` in namespace `{}`.{}", crate::ids::shown(name), crate::ids::shown(namespace), suggestion.as_ref().map(|s| format!(" Did you mean `{s}`?")).unwrap_or_default())]
+    Unknown {
+        /// The namespace given.
+        namespace: String,
+        /// The name given.
+        name: String,
+        /// A known option of nearly this name.
+        suggestion: Option<String>,
+    },
+    /// A value that the option does not take.
+    #[error(
+        "`{}` is not a value of option `{name}` ({namespace}): it takes {rule}",
+        crate::ids::shown(value)
+    )]
+    Value {
+        /// The namespace.
+        namespace: String,
+        /// The option.
+        name: String,
+        /// What was given.
+        value: String,
+        /// What it takes.
+        rule: String,
+    },
+    /// Environment properties break EB's limits (guide, "environments-cfg-softwaresettings").
+    #[error("Environment property `{}`: {rule}", crate::ids::shown(name))]
+    Property {
+        /// The property; its value may be secret.
+        name: String,
+        /// The limit.
+        rule: String,
+    },
+}

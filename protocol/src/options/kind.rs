@@ -1,0 +1,106 @@
+//! What values options take, and how they are read.
+
+use std::collections::BTreeMap;
+
+/// What values an option takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Any text.
+    Text,
+    /// `true` or `false`, in any case.
+    Bool,
+    /// A whole number within bounds, both included.
+    Number(u64, u64),
+    /// One of these.
+    OneOf(&'static [&'static str]),
+    /// A path that begins with `/`.
+    Path,
+    /// Statuses and ranges: `200`, `200-399`, `200,204`.
+    Statuses,
+    /// Labels: `disk=ssd`, `disk=ssd,zone=a`.
+    Labels,
+}
+
+impl Kind {
+    /// The rule in words, for messages and reference pages.
+    pub fn rule(self) -> String {
+        match self {
+            Self::Text => "any text".to_owned(),
+            Self::Bool => "`true` or `false`".to_owned(),
+            Self::Number(low, high) => format!("a whole number from {low} to {high}"),
+            Self::OneOf(words) => format!("one of {}", words.join(", ")),
+            Self::Path => "a path that begins with `/`, or nothing".to_owned(),
+            Self::Labels => "labels such as `disk=ssd` or `disk=ssd,zone=a`, or nothing".to_owned(),
+            Self::Statuses => "statuses or ranges such as `200`, `200-399` or `200,204`".to_owned(),
+        }
+    }
+
+    pub(super) fn accepts(self, value: &str) -> bool {
+        match self {
+            Self::Text => true,
+            Self::Bool => parse_bool(value).is_some(),
+            Self::Number(low, high) => value
+                .parse::<u64>()
+                .is_ok_and(|number| (low..=high).contains(&number)),
+            Self::OneOf(words) => words.contains(&value),
+            Self::Path => {
+                value.is_empty()
+                    || (value.starts_with('/')
+                        && value.len() <= 1024
+                        && value.bytes().all(|byte| byte.is_ascii_graphic()))
+            }
+            Self::Statuses => parse_statuses(value).is_some(),
+            Self::Labels => parse_labels(value).is_some(),
+        }
+    }
+}
+
+pub(super) fn parse_bool(value: &str) -> Option<bool> {
+    match value.to_ascii_lowercase().as_str() {
+        "true" => Some(true),
+        "false" => Some(false),
+        _ => None,
+    }
+}
+
+pub(super) fn parse_statuses(value: &str) -> Option<Vec<(u16, u16)>> {
+    let ranges = value
+        .split(',')
+        .map(|part| {
+            let (low, high) = part
+                .trim()
+                .split_once('-')
+                .unwrap_or((part.trim(), part.trim()));
+            let (low, high) = (low.trim().parse().ok()?, high.trim().parse().ok()?);
+            (100 <= low && low <= high && high <= 599).then_some((low, high))
+        })
+        .collect::<Option<Vec<(u16, u16)>>>()?;
+    (!ranges.is_empty()).then_some(ranges)
+}
+
+/// Reads one label: `NAME=VALUE`, each of letters, digits and `.`, `_`, `-`, `/`; a value may be empty.
+pub fn parse_label(text: &str) -> Option<(String, String)> {
+    let (name, value) = text.trim().split_once('=')?;
+    let fits = |word: &str| {
+        word.len() <= 63
+            && word
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte))
+    };
+    (!name.is_empty() && fits(name) && fits(value)).then(|| (name.to_owned(), value.to_owned()))
+}
+
+pub(super) fn parse_labels(value: &str) -> Option<BTreeMap<String, String>> {
+    if value.trim().is_empty() {
+        return Some(BTreeMap::new());
+    }
+    let mut labels = BTreeMap::new();
+    for part in value.split(',') {
+        let (name, value) = parse_label(part)?;
+        // A host has one value for a name: asking for two would never be met.
+        if labels.insert(name, value).is_some() {
+            return None;
+        }
+    }
+    Some(labels)
+}

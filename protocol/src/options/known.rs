@@ -1,0 +1,354 @@
+//! Every option that there is.
+
+use super::{
+    APPLICATION, ASG, COMMAND, ENVIRONMENT, INSTANCE, Kind, PLACEMENT, PROCESS, PROXY, PYTHON,
+    RELEASE,
+};
+
+/// What a change of an option does to what runs (EB guide, "command-options-general").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing is interrupted.
+    Nothing,
+    /// Instances restart their processes, by the deployment policy.
+    Restart,
+    /// It cannot change after creation.
+    Fixed,
+}
+
+/// One option.
+#[derive(Clone, Copy, Debug)]
+pub struct OptionSpec {
+    /// Its namespace.
+    pub namespace: &'static str,
+    /// Its name.
+    pub name: &'static str,
+    /// What is in force when nothing is set; empty for none.
+    pub default: &'static str,
+    /// What values it takes.
+    pub kind: Kind,
+    /// What a change does.
+    pub change: Change,
+    /// What it is for, in a sentence or two.
+    pub about: &'static str,
+}
+
+const fn option(
+    namespace: &'static str,
+    name: &'static str,
+    default: &'static str,
+    kind: Kind,
+    change: Change,
+    about: &'static str,
+) -> OptionSpec {
+    OptionSpec {
+        namespace,
+        name,
+        default,
+        kind,
+        change,
+        about,
+    }
+}
+
+/// Every option that Beanpole knows. Defaults are EB's where a comment does not say otherwise.
+pub const KNOWN: &[OptionSpec] = &[
+    option(
+        COMMAND,
+        "DeploymentPolicy",
+        "",
+        Kind::OneOf(&["AllAtOnce", "Rolling"]),
+        Change::Nothing,
+        "How a new release reaches the instances. Without it: Rolling when BatchSize is below 100 %, else AllAtOnce.",
+    ),
+    option(
+        COMMAND,
+        "BatchSizeType",
+        "Percentage",
+        Kind::OneOf(&["Percentage", "Fixed"]),
+        Change::Nothing,
+        "Whether BatchSize is a share of the instances or a number of them.",
+    ),
+    // EB's default is 100; whoever wants every instance to go at once asks for AllAtOnce.
+    option(
+        COMMAND,
+        "BatchSize",
+        "30",
+        Kind::Number(1, 10_000),
+        Change::Nothing,
+        "How many instances change together in a rolling deployment.",
+    ),
+    option(
+        COMMAND,
+        "Timeout",
+        "600",
+        Kind::Number(1, 3_600),
+        Change::Nothing,
+        "Seconds that preparing a release on a host may take. Also StartTimeout, where that is not set.",
+    ),
+    option(
+        COMMAND,
+        "IgnoreHealthCheck",
+        "false",
+        Kind::Bool,
+        Change::Nothing,
+        "Go on to the next batch when instances start but do not become healthy in time.",
+    ),
+    option(
+        ENVIRONMENT,
+        "EnvironmentType",
+        "LoadBalanced",
+        Kind::OneOf(&["LoadBalanced", "SingleInstance"]),
+        Change::Nothing,
+        "Many instances behind the load balancer, or just one.",
+    ),
+    option(
+        ENVIRONMENT,
+        "LoadBalancerType",
+        "application",
+        Kind::OneOf(&["application"]),
+        Change::Fixed,
+        "The kind of load balancer; fixed when the environment is created.",
+    ),
+    option(
+        ASG,
+        "MinSize",
+        "1",
+        Kind::Number(1, 10_000),
+        Change::Nothing,
+        "The number of instances.",
+    ),
+    // EB: 20 s. Own hosts answer in milliseconds; a long-running request still gets its 20 s.
+    option(
+        PROCESS,
+        "DeregistrationDelay",
+        "20",
+        Kind::Number(0, 3_600),
+        Change::Nothing,
+        "Seconds that an instance leaving the load balancer has to finish its requests.",
+    ),
+    option(
+        PROCESS,
+        "HealthCheckPath",
+        "/",
+        Kind::Path,
+        Change::Nothing,
+        "What the health check asks for. With an empty HealthCheckPath a TCP connection is enough.",
+    ),
+    // EB: 15 s, meant for load balancers far away. Own hosts are near: a deployment need not wait.
+    option(
+        PROCESS,
+        "HealthCheckInterval",
+        "1",
+        Kind::Number(1, 300),
+        Change::Nothing,
+        "Seconds from one health check to the next.",
+    ),
+    option(
+        PROCESS,
+        "HealthCheckTimeout",
+        "5",
+        Kind::Number(1, 60),
+        Change::Nothing,
+        "Seconds that the answer to a health check may take.",
+    ),
+    option(
+        PROCESS,
+        "HealthyThresholdCount",
+        "2",
+        Kind::Number(1, 10),
+        Change::Nothing,
+        "Good checks in a row after which an instance gets traffic.",
+    ),
+    option(
+        PROCESS,
+        "UnhealthyThresholdCount",
+        "3",
+        Kind::Number(1, 10),
+        Change::Nothing,
+        "Bad checks in a row after which it gets none.",
+    ),
+    option(
+        PROCESS,
+        "MatcherHTTPCode",
+        "200-399",
+        Kind::Statuses,
+        Change::Nothing,
+        "The statuses of a good check.",
+    ),
+    option(
+        PROCESS,
+        "Protocol",
+        "HTTP",
+        Kind::OneOf(&["HTTP", "TCP"]),
+        Change::Nothing,
+        "HTTP asks for HealthCheckPath, TCP only connects.",
+    ),
+    option(
+        APPLICATION,
+        "Application Healthcheck URL",
+        "",
+        Kind::Path,
+        Change::Nothing,
+        "The older name of HealthCheckPath; HealthCheckPath wins.",
+    ),
+    option(
+        PYTHON,
+        "WSGIPath",
+        "application",
+        Kind::Text,
+        Change::Restart,
+        "The module, or module:callable, that gunicorn runs when there is no Procfile.",
+    ),
+    option(
+        PYTHON,
+        "NumProcesses",
+        "1",
+        Kind::Number(1, 256),
+        Change::Restart,
+        "gunicorn's worker processes per instance.",
+    ),
+    option(
+        PYTHON,
+        "NumThreads",
+        "15",
+        Kind::Number(1, 256),
+        Change::Restart,
+        "gunicorn's threads per worker process.",
+    ),
+    option(
+        INSTANCE,
+        "MemoryMax",
+        "",
+        Kind::Number(16, 4_194_304),
+        Change::Restart,
+        "MiB of memory that one instance may use; more is killed and reported. Needs an agent with root.",
+    ),
+    option(
+        INSTANCE,
+        "CpuMax",
+        "",
+        Kind::Number(1, 1_024_000),
+        Change::Restart,
+        "Thousandths of a core that one instance may use. Needs an agent with root.",
+    ),
+    option(
+        INSTANCE,
+        "ProcessesMax",
+        "512",
+        Kind::Number(1, 4_194_304),
+        Change::Restart,
+        "Processes and threads of one instance. Needs an agent with root.",
+    ),
+    option(
+        INSTANCE,
+        "OpenFilesMax",
+        "",
+        Kind::Number(64, 1_048_576),
+        Change::Restart,
+        "Open files per process; without it the host's own limit.",
+    ),
+    option(
+        INSTANCE,
+        "StopGrace",
+        "10",
+        Kind::Number(0, 3_600),
+        Change::Nothing,
+        "Seconds from SIGTERM to SIGKILL.",
+    ),
+    // EB's gate lasts as long as Timeout, 600 s: on own hosts that is far too long to look at an app
+    // that does not come up.
+    option(
+        INSTANCE,
+        "StartTimeout",
+        "",
+        Kind::Number(1, 3_600),
+        Change::Nothing,
+        "Seconds from the first moment that an instance runs until it has to answer its health checks well. Without it: Timeout where that is set, else 120.",
+    ),
+    // Kubernetes' minReadySeconds is 0 unless set, Nomad's min_healthy_time 10 s, and EB's enhanced health
+    // looks at a batch for 2 minutes. 5 s outlast an app that ends every second or two together with its
+    // first pauses, and a rolling update still takes no longer than people wait for.
+    option(
+        INSTANCE,
+        "MinUptime",
+        "5",
+        Kind::Number(0, 3_600),
+        Change::Nothing,
+        "Seconds that an instance of a new release has to run without a restart before it gets traffic. A release that was live before needs none.",
+    ),
+    option(
+        RELEASE,
+        "Keep",
+        "5",
+        Kind::Number(1, 50),
+        Change::Nothing,
+        "Releases that stay prepared on each host, so that going back is a restart.",
+    ),
+    option(
+        RELEASE,
+        "BuildMemoryMax",
+        "",
+        Kind::Number(64, 4_194_304),
+        Change::Nothing,
+        "MiB of memory that preparing a release may use; more is killed and reported. Without it: half of the host's, at least 512. Needs an agent with root.",
+    ),
+    option(
+        RELEASE,
+        "BuildCpuMax",
+        "",
+        Kind::Number(10, 1_024_000),
+        Change::Nothing,
+        "Thousandths of a core that preparing a release may use. Without it: all cores but one, at least one. Needs an agent with root.",
+    ),
+    option(
+        RELEASE,
+        "BuildProcessesMax",
+        "",
+        Kind::Number(16, 4_194_304),
+        Change::Nothing,
+        "Processes and threads of preparing a release. Without it: 1024. Needs an agent with root.",
+    ),
+    option(
+        PLACEMENT,
+        "HostLabels",
+        "",
+        Kind::Labels,
+        Change::Nothing,
+        "Labels that a host must have to get instances. On a change, instances move off hosts that lack one: their successors serve before they go.",
+    ),
+    option(
+        PROXY,
+        "Algorithm",
+        "round-robin",
+        Kind::OneOf(&["round-robin", "least-connections"]),
+        Change::Nothing,
+        "Which instance gets the next request.",
+    ),
+];
+
+/// The option of that namespace and name.
+pub fn spec(namespace: &str, name: &str) -> Option<&'static OptionSpec> {
+    KNOWN
+        .iter()
+        .find(|known| known.namespace == namespace && known.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_is_a_value_that_its_option_takes() {
+        for known in KNOWN {
+            if !known.default.is_empty() {
+                assert!(
+                    known.kind.accepts(known.default),
+                    "{}:{}",
+                    known.namespace,
+                    known.name
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Configuration options, namespaced as Elastic Beanstalk's, and the typed values read from them.
+//!
+//! Values travel as strings, as in the EB API. [`KNOWN`] is the one list: validation, defaults, the
+//! reference page and `deploy.toml.example` all come from it.
+//!
+//! A map of texts is here; what options there are is in `known`, what values they take in `kind`, how
+//! they are read as values in `typed`.
+
+mod error;
+mod kind;
+mod known;
+mod nearest;
+mod policy;
+mod property;
+mod typed;
+
+pub use error::OptionError;
+pub use kind::{Kind, parse_label};
+pub use known::{Change, KNOWN, OptionSpec, spec};
+pub use nearest::nearest;
+pub use policy::{BatchSize, DeploymentPolicy};
+pub use typed::DeploymentOptions;
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Environment properties live in this namespace; every name is allowed in it.
+pub const PROPERTIES: &str = "aws:elasticbeanstalk:application:environment";
+/// How deployments run.
+pub const COMMAND: &str = "aws:elasticbeanstalk:command";
+/// The process that gets the traffic: health checks and draining.
+pub const PROCESS: &str = "aws:elasticbeanstalk:environment:process:default";
+/// The legacy name of the health check's path.
+pub const APPLICATION: &str = "aws:elasticbeanstalk:application";
+/// Number of instances.
+pub const ASG: &str = "aws:autoscaling:asg";
+/// Load balanced or single instance.
+pub const ENVIRONMENT: &str = "aws:elasticbeanstalk:environment";
+/// Python's own options.
+pub const PYTHON: &str = "aws:elasticbeanstalk:container:python";
+/// Beanpole's own: what an instance may use.
+pub const INSTANCE: &str = "beanpole:instance";
+/// Beanpole's own: how releases are kept and prepared.
+pub const RELEASE: &str = "beanpole:release";
+/// Beanpole's own: how the proxy shares traffic.
+pub const PROXY: &str = "beanpole:proxy";
+/// Beanpole's own: which hosts an environment's instances go to.
+pub const PLACEMENT: &str = "beanpole:placement";
+
+/// Option settings: namespace, name, value.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(transparent)]
+pub struct OptionSettings(pub BTreeMap<String, BTreeMap<String, String>>);
+
+/// Values of environment properties may be secret and are not printed.
+impl std::fmt::Debug for OptionSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut map = f.debug_map();
+        for (namespace, options) in &self.0 {
+            for (name, value) in options {
+                let shown = if namespace == PROPERTIES {
+                    "***"
+                } else {
+                    value
+                };
+                map.entry(&format_args!("{namespace}:{name}"), &shown);
+            }
+        }
+        map.finish()
+    }
+}
+
+impl OptionSettings {
+    /// The value set, if any; never a default.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<&str> {
+        self.0.get(namespace)?.get(name).map(String::as_str)
+    }
+
+    /// Sets a value, without checking it.
+    pub fn set(&mut self, namespace: &str, name: &str, value: impl Into<String>) {
+        self.0
+            .entry(namespace.to_owned())
+            .or_default()
+            .insert(name.to_owned(), value.into());
+    }
+
+    /// Removes a value and says whether it was there.
+    pub fn remove(&mut self, namespace: &str, name: &str) -> bool {
+        let Some(options) = self.0.get_mut(namespace) else {
+            return false;
+        };
+        let was_there = options.remove(name).is_some();
+        if options.is_empty() {
+            self.0.remove(namespace);
+        }
+        was_there
+    }
+
+    /// These settings with `over` laid upon them.
+    pub fn overlaid(&self, over: &Self) -> Self {
+        let mut all = self.clone();
+        for (namespace, options) in &over.0 {
+            for (name, value) in options {
+                all.set(namespace, name, value.clone());
+            }
+        }
+        all
+    }
+
+    /// Checks every option and value.
+    pub fn validate(&self) -> Result<(), OptionError> {
+        for (namespace, options) in &self.0 {
+            for (name, value) in options {
+                if namespace == PROPERTIES {
+                    property::validate(name, value)?;
+                    continue;
+                }
+                let Some(spec) = spec(namespace, name) else {
+                    let suggestion = nearest(name, KNOWN.iter().map(|known| known.name));
+                    return Err(OptionError::Unknown {
+                        namespace: namespace.clone(),
+                        name: name.clone(),
+                        suggestion: suggestion.and_then(|name| {
+                            let known = KNOWN.iter().find(|known| known.name == name)?;
+                            Some(format!("{}:{}", known.namespace, known.name))
+                        }),
+                    });
+                };
+                if !spec.kind.accepts(value) {
+                    return Err(OptionError::Value {
+                        namespace: namespace.clone(),
+                        name: name.clone(),
+                        value: value.clone(),
+                        rule: spec.kind.rule(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The value in force: what is set, else the default. Empty when neither is there.
+    pub fn effective(&self, namespace: &str, name: &str) -> &str {
+        self.get(namespace, name)
+            .unwrap_or_else(|| spec(namespace, name).map_or("", |spec| spec.default))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_option_suggests_the_nearest_one() {
+        let mut settings = OptionSettings::default();
+        settings.set(COMMAND, "BatchSise", "3");
+        let error = settings.validate().expect_err("unknown").to_string();
+        assert_eq!(
+            error,
+            "There is no option `BatchSise` in namespace `aws:elasticbeanstalk:command`. Did you mean `aws:elasticbeanstalk:command:BatchSize`?"
+        );
+    }
+
+    #[test]
+    fn values_of_properties_are_not_printed() {
+        let mut settings = OptionSettings::default();
+        settings.set(PROPERTIES, "PASSWORD", "hunter2");
+        assert!(!format!("{settings:?}").contains("hunter2"));
+        assert!(!format!("{:?}", settings.properties()).contains("hunter2"));
+    }
+}

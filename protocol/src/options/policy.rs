@@ -1,0 +1,143 @@
+//! How deployments go through the instances.
+
+use serde::{Deserialize, Serialize};
+
+/// How a new release reaches the instances.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Serialize,
+    Deserialize,
+    utoipa::ToSchema,
+)]
+pub enum DeploymentPolicy {
+    /// Every instance at once: fast, with an interruption.
+    AllAtOnce,
+    /// Batch after batch, each out of the load balancer while it changes.
+    #[default]
+    Rolling,
+}
+
+impl std::fmt::Display for DeploymentPolicy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::AllAtOnce => "AllAtOnce",
+            Self::Rolling => "Rolling",
+        })
+    }
+}
+
+impl std::str::FromStr for DeploymentPolicy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.to_ascii_lowercase().replace(['-', '_'], "").as_str() {
+            "allatonce" => Ok(Self::AllAtOnce),
+            "rolling" => Ok(Self::Rolling),
+            _ => Err(format!(
+                "`{text}` is not a deployment policy: use `AllAtOnce` or `Rolling`"
+            )),
+        }
+    }
+}
+
+/// How many instances change together. Written `2` or `30%`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum BatchSize {
+    /// A share of the instances at the start, rounded down, at least one. 1 to 100.
+    Percentage(u8),
+    /// A number of instances. At least 1.
+    Fixed(u32),
+}
+
+impl BatchSize {
+    /// The number of instances per batch, for an environment of `instances`.
+    pub fn of(self, instances: u32) -> u32 {
+        match self {
+            Self::Percentage(percent) => {
+                let share = u64::from(instances) * u64::from(percent.min(100)) / 100;
+                u32::try_from(share).unwrap_or(u32::MAX).max(1)
+            }
+            Self::Fixed(count) => count.clamp(1, instances.max(1)),
+        }
+    }
+}
+
+impl std::fmt::Display for BatchSize {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Percentage(percent) => write!(f, "{percent}%"),
+            Self::Fixed(count) => count.fmt(f),
+        }
+    }
+}
+
+impl std::str::FromStr for BatchSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || {
+            format!(
+                "`{text}` is not a batch size: use a number such as `2`, or a share such as `30%`"
+            )
+        };
+        match text.strip_suffix('%') {
+            Some(share) => match share.trim().parse() {
+                Ok(percent @ 1..=100) => Ok(Self::Percentage(percent)),
+                _ => Err(wrong()),
+            },
+            None => match text.trim().parse() {
+                Ok(count @ 1..) => Ok(Self::Fixed(count)),
+                _ => Err(wrong()),
+            },
+        }
+    }
+}
+
+impl utoipa::PartialSchema for BatchSize {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+        utoipa::openapi::ObjectBuilder::new()
+            .schema_type(utoipa::openapi::schema::Type::String)
+            .pattern(Some("^[1-9][0-9]*%?$"))
+            .into()
+    }
+}
+
+impl utoipa::ToSchema for BatchSize {}
+
+impl TryFrom<String> for BatchSize {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<BatchSize> for String {
+    fn from(size: BatchSize) -> Self {
+        size.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batch_sizes_round_down_and_never_to_nothing() {
+        assert_eq!(BatchSize::Percentage(30).of(10), 3);
+        assert_eq!(BatchSize::Percentage(30).of(3), 1);
+        assert_eq!(BatchSize::Percentage(1).of(3), 1);
+        assert_eq!(BatchSize::Fixed(9).of(3), 3);
+        assert_eq!("30%".parse(), Ok(BatchSize::Percentage(30)));
+        assert!("0".parse::<BatchSize>().is_err());
+        assert!("101%".parse::<BatchSize>().is_err());
+    }
+}

@@ -1,0 +1,206 @@
+//! Options as values: what is in force, with its type.
+
+use super::kind::{parse_bool, parse_labels, parse_statuses};
+use super::{
+    APPLICATION, ASG, BatchSize, COMMAND, DeploymentPolicy, ENVIRONMENT, INSTANCE, KNOWN,
+    OptionSettings, PLACEMENT, PROCESS, PROPERTIES, PROXY, PYTHON, RELEASE,
+};
+use crate::agent::{Limits, Properties};
+use crate::proxy::{Algorithm, HealthCheck, Probe};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What StartTimeout is when neither it nor Timeout is set, in seconds: four times what slow starters
+/// need on a small machine.
+const START_TIMEOUT_S: u64 = 120;
+
+/// The options that govern a deployment, as values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeploymentOptions {
+    /// How the release reaches the instances.
+    pub policy: DeploymentPolicy,
+    /// How many change together under Rolling.
+    pub batch: BatchSize,
+    /// For preparing, in milliseconds.
+    pub timeout_ms: u64,
+    /// From the first moment that an instance runs until it has to be healthy, in milliseconds.
+    pub start_timeout_ms: u64,
+    /// How long an instance of a new release has to run without a restart, in milliseconds.
+    pub min_uptime_ms: u64,
+    /// Go on when a batch runs but is not healthy in time.
+    pub ignore_health_check: bool,
+    /// For finishing requests, in milliseconds.
+    pub drain_timeout_ms: u64,
+    /// Releases kept prepared on each host.
+    pub keep_releases: u32,
+}
+
+impl OptionSettings {
+    fn number(&self, namespace: &str, name: &str) -> Option<u64> {
+        self.effective(namespace, name).parse().ok()
+    }
+
+    fn flag(&self, namespace: &str, name: &str) -> bool {
+        parse_bool(self.effective(namespace, name)).unwrap_or(false)
+    }
+
+    /// The environment properties.
+    pub fn properties(&self) -> Properties {
+        Properties(self.0.get(PROPERTIES).cloned().unwrap_or_default())
+    }
+
+    /// How deployments run. EB's rule: no policy and a BatchSize below 100 % mean Rolling.
+    pub fn deployment(&self) -> DeploymentOptions {
+        let size = self.number(COMMAND, "BatchSize").unwrap_or(30);
+        let batch = if self.effective(COMMAND, "BatchSizeType") == "Fixed" {
+            BatchSize::Fixed(u32::try_from(size).unwrap_or(u32::MAX))
+        } else {
+            BatchSize::Percentage(u8::try_from(size.min(100)).unwrap_or(100))
+        };
+        let policy = match self.effective(COMMAND, "DeploymentPolicy") {
+            "AllAtOnce" => DeploymentPolicy::AllAtOnce,
+            "Rolling" => DeploymentPolicy::Rolling,
+            _ if batch == BatchSize::Percentage(100) => DeploymentPolicy::AllAtOnce,
+            _ => DeploymentPolicy::Rolling,
+        };
+        DeploymentOptions {
+            policy,
+            batch,
+            timeout_ms: self.number(COMMAND, "Timeout").unwrap_or(600) * 1_000,
+            start_timeout_ms: self
+                .number(INSTANCE, "StartTimeout")
+                .or_else(|| self.get(COMMAND, "Timeout")?.parse().ok())
+                .unwrap_or(START_TIMEOUT_S)
+                * 1_000,
+            min_uptime_ms: self.number(INSTANCE, "MinUptime").unwrap_or(5) * 1_000,
+            ignore_health_check: self.flag(COMMAND, "IgnoreHealthCheck"),
+            drain_timeout_ms: self.number(PROCESS, "DeregistrationDelay").unwrap_or(20) * 1_000,
+            keep_releases: u32::try_from(self.number(RELEASE, "Keep").unwrap_or(5)).unwrap_or(5),
+        }
+    }
+
+    /// How the load balancer checks instances.
+    pub fn health_check(&self) -> HealthCheck {
+        let path = self
+            .get(PROCESS, "HealthCheckPath")
+            .or_else(|| self.get(APPLICATION, "Application Healthcheck URL"))
+            .unwrap_or("/");
+        let probe = if self.effective(PROCESS, "Protocol") == "TCP" || path.is_empty() {
+            Probe::Tcp
+        } else {
+            Probe::Http {
+                path: path.to_owned(),
+                statuses: parse_statuses(self.effective(PROCESS, "MatcherHTTPCode"))
+                    .unwrap_or_else(|| vec![(200, 399)]),
+            }
+        };
+        let small = |name, default| {
+            self.number(PROCESS, name)
+                .and_then(|n| u32::try_from(n).ok())
+                .unwrap_or(default)
+        };
+        HealthCheck {
+            probe,
+            interval_ms: self.number(PROCESS, "HealthCheckInterval").unwrap_or(1) * 1_000,
+            timeout_ms: self.number(PROCESS, "HealthCheckTimeout").unwrap_or(5) * 1_000,
+            healthy_threshold: small("HealthyThresholdCount", 2),
+            unhealthy_threshold: small("UnhealthyThresholdCount", 3),
+        }
+    }
+
+    /// Who gets the next request.
+    pub fn algorithm(&self) -> Algorithm {
+        match self.effective(PROXY, "Algorithm") {
+            "least-connections" => Algorithm::LeastConnections,
+            _ => Algorithm::RoundRobin,
+        }
+    }
+
+    /// What an instance may use.
+    pub fn limits(&self) -> Limits {
+        Limits {
+            memory_bytes: self
+                .number(INSTANCE, "MemoryMax")
+                .map(|mib| mib * 1024 * 1024),
+            cpu_millis: self.number(INSTANCE, "CpuMax"),
+            pids: self.number(INSTANCE, "ProcessesMax"),
+            open_files: self.number(INSTANCE, "OpenFilesMax"),
+        }
+    }
+
+    /// Labels that a host must have to get instances.
+    pub fn host_labels(&self) -> BTreeMap<String, String> {
+        parse_labels(self.effective(PLACEMENT, "HostLabels")).unwrap_or_default()
+    }
+
+    /// SIGTERM to SIGKILL, in milliseconds.
+    pub fn stop_grace_ms(&self) -> u64 {
+        self.number(INSTANCE, "StopGrace").unwrap_or(10) * 1_000
+    }
+
+    /// How many instances the environment shall have.
+    pub fn instance_count(&self) -> u32 {
+        if self.effective(ENVIRONMENT, "EnvironmentType") == "SingleInstance" {
+            return 1;
+        }
+        self.number(ASG, "MinSize")
+            .and_then(|n| u32::try_from(n).ok())
+            .unwrap_or(1)
+    }
+
+    /// Options of the platform, for the agent: name to value in force.
+    pub fn platform_options(&self) -> BTreeMap<String, String> {
+        KNOWN
+            .iter()
+            .filter(|known| {
+                known.namespace == PYTHON
+                    || known.namespace == RELEASE && known.name.starts_with("Build")
+            })
+            .map(|known| (known, self.effective(known.namespace, known.name)))
+            // Limits that are not set are the agent's to decide.
+            .filter(|(known, value)| known.namespace == PYTHON || !value.is_empty())
+            .map(|(known, value)| (known.name.to_owned(), value.to_owned()))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_below_a_hundred_per_cent_without_a_policy_means_rolling() {
+        let mut settings = OptionSettings::default();
+        assert_eq!(settings.deployment().policy, DeploymentPolicy::Rolling);
+        settings.set(COMMAND, "BatchSize", "100");
+        assert_eq!(settings.deployment().policy, DeploymentPolicy::AllAtOnce);
+    }
+
+    #[test]
+    fn labels_are_pairs_of_plain_words() {
+        let mut settings = OptionSettings::default();
+        settings.set(PLACEMENT, "HostLabels", "disk=ssd, example.org/zone=a");
+        settings.validate().expect("labels");
+        let labels = settings.host_labels();
+        assert_eq!(labels["disk"], "ssd");
+        assert_eq!(labels["example.org/zone"], "a");
+        for wrong in ["disk", "=ssd", "disk=a b", "disk=ssd,disk=hdd", "disk=ssd,"] {
+            settings.set(PLACEMENT, "HostLabels", wrong);
+            assert!(settings.validate().is_err(), "{wrong}");
+        }
+        settings.set(PLACEMENT, "HostLabels", "");
+        settings.validate().expect("none");
+        assert!(settings.host_labels().is_empty());
+    }
+
+    #[test]
+    fn an_instance_has_two_minutes_to_answer_unless_told_otherwise() {
+        let mut settings = OptionSettings::default();
+        assert_eq!(settings.deployment().start_timeout_ms, 120_000);
+        settings.set(COMMAND, "Timeout", "900");
+        assert_eq!(settings.deployment().start_timeout_ms, 900_000);
+        settings.set(INSTANCE, "StartTimeout", "30");
+        assert_eq!(settings.deployment().start_timeout_ms, 30_000);
+        assert_eq!(settings.deployment().timeout_ms, 900_000);
+    }
+}
