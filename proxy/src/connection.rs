@@ -18,6 +18,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -127,8 +128,11 @@ impl ConnState {
     }
 }
 
-/// A whole answer with this status, for a head that no service has seen.
-pub type Refusal = fn(u16) -> Vec<u8>;
+/// Who answers for heads that no service sees.
+pub trait Refuse: std::fmt::Debug + Send + Sync {
+    /// A whole answer with `status` to a head that has been coming for `after`.
+    fn refuse(&self, status: u16, after: Duration) -> Vec<u8>;
+}
 
 /// pingora's socket with a write buffer.
 #[derive(Debug)]
@@ -254,24 +258,26 @@ pub struct Connection {
     head_lines: usize,
     /// How long its first line is, as far as it has come.
     line_bytes: usize,
-    refusal: Refusal,
+    /// When it was first waited for the rest of the head.
+    head_since: Option<Instant>,
+    refuser: Box<dyn Refuse>,
     /// Whether a refusal has taken the place of pingora's own.
     replaced: bool,
 }
 
 impl Connection {
     /// A plain connection.
-    pub fn plain(io: Buffered, refusal: Refusal) -> Self {
-        Self::new(Carrier::Plain(Box::new(io)), false, refusal)
+    pub fn plain(io: Buffered, refuser: Box<dyn Refuse>) -> Self {
+        Self::new(Carrier::Plain(Box::new(io)), false, refuser)
     }
 
     /// A connection whose TLS handshake is done.
-    pub fn tls(io: TlsStream<Buffered>, refusal: Refusal) -> Self {
+    pub fn tls(io: TlsStream<Buffered>, refuser: Box<dyn Refuse>) -> Self {
         let h2 = matches!(io.selected_alpn_proto(), Some(ALPN::H2));
-        Self::new(Carrier::Tls(Box::new(io)), h2, refusal)
+        Self::new(Carrier::Tls(Box::new(io)), h2, refuser)
     }
 
-    fn new(carrier: Carrier, h2: bool, refusal: Refusal) -> Self {
+    fn new(carrier: Carrier, h2: bool, refuser: Box<dyn Refuse>) -> Self {
         Self {
             carrier,
             state: Arc::default(),
@@ -280,7 +286,8 @@ impl Connection {
             head_bytes: 0,
             head_lines: 0,
             line_bytes: 0,
-            refusal,
+            head_since: None,
+            refuser,
             replaced: false,
         }
     }
@@ -308,14 +315,24 @@ impl Connection {
             self.head_bytes = 0;
             self.head_lines = 0;
             self.line_bytes = 0;
+            self.head_since = None;
         }
         if self.head_lines == 0 {
             let end = bytes.iter().position(|byte| *byte == b'\n');
             self.line_bytes += end.unwrap_or(bytes.len());
         }
         self.head_bytes += bytes.len();
-        #[expect(clippy::naive_bytecount, reason = "a head is short: no crate for it")]
-        let lines = bytes.iter().filter(|byte| **byte == b'\n').count();
+        // In pieces whose count fits into a byte: many bytes are looked at at once.
+        let lines: usize = bytes
+            .chunks(255)
+            .map(|piece| {
+                piece
+                    .iter()
+                    .map(|byte| u8::from(*byte == b'\n'))
+                    .sum::<u8>()
+            })
+            .map(usize::from)
+            .sum();
         self.head_lines += lines;
         if self.h2 && self.head_bytes >= PREFACE.len() {
             self.state.begin();
@@ -333,12 +350,17 @@ impl Connection {
         }
     }
 
+    fn refusal(&self, status: u16) -> Vec<u8> {
+        let after = self.head_since.map(|since| since.elapsed());
+        self.refuser.refuse(status, after.unwrap_or_default())
+    }
+
     /// Answers a head that is not over, and reads on for a while without looking.
     fn refuse(&mut self, cx: &mut Context<'_>, status: u16) -> Poll<io::Result<()>> {
         self.state.enter(REFUSED);
         self.head_bytes = 0;
         if !self.h2 {
-            let answer = (self.refusal)(status);
+            let answer = self.refusal(status);
             // Nothing else is in the buffer, and it is larger: there is nothing to wait for. What
             // the socket does not take, the client does not get.
             let _ = self.poll_carrier_write(cx, &answer);
@@ -387,20 +409,16 @@ impl Connection {
         }
     }
 
-    /// pingora answers a head that it refuses itself, with nothing but a status. True when `written`
-    /// belongs to such an answer, in whose place a better one goes.
-    fn replaces(&mut self, cx: &mut Context<'_>, written: &[u8]) -> bool {
+    /// pingora answers a head that it refuses itself, with nothing but a status. True when what is
+    /// written belongs to such an answer, in whose place a better one goes.
+    fn replaces(&mut self, cx: &mut Context<'_>) -> bool {
         if self.replaced {
             return true;
         }
         if self.state.phase() != HEAD || self.h2 {
             return false;
         }
-        let status = match written.strip_prefix(b"HTTP/1.1 ") {
-            Some([b'4', b'0', b'5', ..]) => 405,
-            _ => self.reason(),
-        };
-        let answer = (self.refusal)(status);
+        let answer = self.refusal(self.reason());
         // It fits into the buffer, which is empty.
         self.replaced = !answer.is_empty() && self.poll_carrier_write(cx, &answer).is_ready();
         self.replaced
@@ -450,6 +468,9 @@ impl AsyncRead for Connection {
                 let state = &this.state;
                 state.waker.register(cx.waker());
                 if phase == HEAD {
+                    if this.head_since.is_none() {
+                        this.head_since = Some(Instant::now());
+                    }
                     if state.late.load(Ordering::Relaxed) {
                         return this.refuse(cx, 408);
                     }
@@ -471,7 +492,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if self.replaces(cx, buf) {
+        if self.replaces(cx) {
             return Poll::Ready(Ok(buf.len()));
         }
         self.poll_carrier_write(cx, buf)
@@ -493,8 +514,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let first = bufs.first().map_or(&[][..], |first| &first[..]);
-        if self.replaces(cx, first) {
+        if self.replaces(cx) {
             return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
         }
         match &mut self.carrier {

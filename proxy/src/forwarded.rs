@@ -1,5 +1,6 @@
 //! What an app is told about the client: `X-Forwarded-*`, `Forwarded` (RFC 7239), `X-Request-Id`.
-//! What clients claim about themselves is replaced or dropped, unless they are trusted proxies.
+//! What clients claim about themselves is replaced, unless they are trusted proxies; `head` drops the
+//! rest of it.
 //!
 //! All of it is ready-made per connection ([`Client`]): a request costs no formatting, and its
 //! headers share the bytes.
@@ -23,7 +24,10 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id taken over from a client (as `protocol::RequestId`, plus `_`, `.` and `:`).
 const LONGEST_ID: usize = 64;
 /// How many headers [`Client::introduce`] may add.
-pub const ADDED: usize = 6;
+const ADDED: usize = 6;
+/// Up to how many headers of a request are moved into a map that has the others already. More would
+/// make that map grow: then the others are added to theirs.
+const FEW: usize = 4;
 
 /// A range of addresses: `10.0.0.0/8`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,14 +95,38 @@ impl Client {
         {
             return Ok(asked.clone());
         }
-        let asked = Arc::new(Asked::read(head, |host| self.forwarded(host))?);
+        let mut asked = Asked::read(head, |host| self.forwarded(host))?;
+        asked.told = self.ready_made(&asked);
+        let asked = Arc::new(asked);
         *last = Some(asked.clone());
         Ok(asked)
     }
 
-    /// Tells the app about the client.
-    pub fn introduce(&self, headers: &mut HeaderMap, asked: &Asked) {
-        let (host, forwarded) = (&asked.host, &asked.forwarded);
+    /// Tells the app about the client, and the request's id.
+    pub fn introduce(&self, headers: &mut HeaderMap, asked: &Asked, id: &HeaderValue) {
+        if headers.len() <= FEW
+            && let Some(told) = &asked.told
+            && headers.get(header::HOST) == Some(&asked.host)
+        {
+            let sent = std::mem::replace(headers, told.clone());
+            let mut name = None;
+            for (next, value) in sent {
+                // Without a name it is one more value of the last.
+                if let Some(next) = next {
+                    name = (!told.contains_key(&next)).then_some(next);
+                }
+                if let Some(name) = &name {
+                    headers.append(name.clone(), value);
+                }
+            }
+        } else {
+            headers.reserve(ADDED);
+            self.tell(headers, &asked.host, &asked.forwarded);
+        }
+        headers.insert(REQUEST_ID, id.clone());
+    }
+
+    fn tell(&self, headers: &mut HeaderMap, host: &HeaderValue, forwarded: &HeaderValue) {
         if self.trusted {
             append(headers, FOR, &self.text);
             append(headers, header::FORWARDED, forwarded);
@@ -114,17 +142,22 @@ impl Client {
         }
     }
 
-    /// Takes out of a request what would mislead an app.
-    pub fn clean(&self, headers: &mut HeaderMap) {
-        let mut found: Vec<HeaderName> = Vec::new();
-        for name in headers.keys() {
-            if misleads(name.as_str()) || (!self.trusted && claims(name.as_str())) {
-                found.push(name.clone());
-            }
+    /// All that is told to the app, for requests with few other headers.
+    fn ready_made(&self, asked: &Asked) -> Option<HeaderMap> {
+        if self.trusted {
+            return None;
         }
-        for name in found {
-            headers.remove(name);
-        }
+        let mut told = HeaderMap::with_capacity(ADDED + 1);
+        told.insert(header::HOST, asked.host.clone());
+        self.tell(&mut told, &asked.host, &asked.forwarded);
+        told.insert(REQUEST_ID, HeaderValue::from_static("-"));
+        // A copy has no room to spare: there is one for each connection.
+        Some(told.clone())
+    }
+
+    /// Whether its claims are believed.
+    pub fn is_trusted(&self) -> bool {
+        self.trusted
     }
 
     fn forwarded(&self, host: &str) -> HeaderValue {
@@ -157,53 +190,39 @@ fn append(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
     headers.insert(name, shared(all));
 }
 
-/// Headers that no client has a use for. CGI and its heirs (WSGI, PHP) make `HTTP_X_Y` of both
-/// `X-Y` and `X_Y`, so that the latter could stand in for a header that was checked; and of `Proxy`
-/// they make `HTTP_PROXY`, which many libraries send their own requests through (httpoxy).
-fn misleads(name: &str) -> bool {
-    name == "proxy" || name.as_bytes().contains(&b'_')
-}
-
-/// Headers by which proxies tell of the client. The ones that are set anyway are not among them.
-fn claims(name: &str) -> bool {
-    match name.as_bytes().first() {
-        Some(b'x') => {
-            matches!(
-                name,
-                "x-real-ip" | "x-client-ip" | "x-cluster-client-ip" | "x-original-host"
-            ) || (name.starts_with("x-forwarded-")
-                && !matches!(&name[12..], "for" | "proto" | "host" | "port"))
-        }
-        Some(b't') => name == "true-client-ip",
-        Some(b'c') => name == "cf-connecting-ip",
-        Some(b'f') => name == "fastly-client-ip" || name == "front-end-https",
-        _ => false,
-    }
-}
-
 /// The client's request id if it is sane, else a new one in the shape of a UUID.
 pub fn request_id(headers: &HeaderMap) -> HeaderValue {
-    if let Some(given) = headers.get(REQUEST_ID)
-        && sane(given.as_bytes())
-    {
-        return given.clone();
+    match headers.get(REQUEST_ID) {
+        Some(given) if sane(given.as_bytes()) => given.clone(),
+        _ => new_id(),
     }
-    let bits = next_id().to_be_bytes();
-    let mut text = [b'-'; 36];
-    let mut place = 0;
-    for (index, byte) in bits.into_iter().enumerate() {
-        if matches!(index, 4 | 6 | 8 | 10) {
-            place += 1;
-        }
-        text[place] = DIGITS[usize::from(byte >> 4)];
-        text[place + 1] = DIGITS[usize::from(byte & 15)];
-        place += 2;
-    }
-    let shared = Bytes::copy_from_slice(&text);
-    HeaderValue::from_maybe_shared(shared).unwrap_or(HeaderValue::from_static("-"))
 }
 
-const DIGITS: &[u8; 16] = b"0123456789abcdef";
+/// A new request id.
+pub fn new_id() -> HeaderValue {
+    let bits = next_id();
+    let [a, b, c, d] = [96, 64, 32, 0].map(|shift| digits((bits >> shift) as u32));
+    let mut text = [b'-'; 36];
+    text[..8].copy_from_slice(&a);
+    text[9..13].copy_from_slice(&b[..4]);
+    text[14..18].copy_from_slice(&b[4..]);
+    text[19..23].copy_from_slice(&c[..4]);
+    text[24..28].copy_from_slice(&c[4..]);
+    text[28..].copy_from_slice(&d);
+    // Copies of an owner share its only allocation.
+    HeaderValue::from_maybe_shared(Bytes::from_owner(text)).unwrap_or(HeaderValue::from_static("-"))
+}
+
+/// Eight hexadecimal digits, all at once.
+fn digits(number: u32) -> [u8; 8] {
+    let number = u64::from(number);
+    let pairs = ((number << 16) | number) & 0x0000_ffff_0000_ffff;
+    let bytes = ((pairs << 8) | pairs) & 0x00ff_00ff_00ff_00ff;
+    let nibbles = ((bytes << 4) | bytes) & 0x0f0f_0f0f_0f0f_0f0f;
+    let letters = ((nibbles + 0x0606_0606_0606_0606) >> 4) & 0x0101_0101_0101_0101;
+    let letter_offset = u64::from(b'a' - b'0' - 10);
+    (nibbles + 0x3030_3030_3030_3030 + letters * letter_offset).to_be_bytes()
+}
 
 /// A number that no other request has. Ids are no secrets: a thread draws its beginning at random
 /// and goes on from there in steps that touch all bits (Weyl's sequence, mixed as in MurmurHash).
@@ -234,6 +253,8 @@ fn sane(id: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::head::Seen;
+    use http::Version;
 
     fn headers(headers: &[(&'static str, &'static str)]) -> HeaderMap {
         headers
@@ -254,13 +275,16 @@ mod tests {
 
     fn introduced(client: &Client, host: &'static str, headers: &mut HeaderMap) {
         let asked = client.asks(&head(host));
-        client.introduce(headers, &asked.unwrap_or_else(|why| panic!("{why}")));
+        let asked = asked.unwrap_or_else(|why| panic!("{why}"));
+        client.introduce(headers, &asked, &HeaderValue::from_static("id"));
     }
 
     fn told(trusted: bool, claimed: &[(&'static str, &'static str)]) -> HeaderMap {
         let client = Client::new(IpAddr::from([192, 0, 2, 7]), 8443, true, trusted);
         let mut headers = headers(claimed);
-        client.clean(&mut headers);
+        let seen = Seen::look(&headers, Version::HTTP_11, trusted);
+        seen.unwrap_or_else(|why| panic!("{why}"))
+            .clean(&mut headers);
         introduced(&client, "app.localhost:8443", &mut headers);
         headers
     }
@@ -287,7 +311,37 @@ mod tests {
             told[header::FORWARDED],
             "for=192.0.2.7;host=\"app.localhost:8443\";proto=https"
         );
-        assert_eq!(told.len(), 5, "{told:?}");
+        assert_eq!(told.len(), 6, "{told:?}");
+    }
+
+    #[test]
+    fn what_is_told_does_not_depend_on_how_many_headers_there_are() {
+        let client = Client::new(IpAddr::from([192, 0, 2, 7]), 80, false, false);
+        let sent = [
+            ("x-a", "1"),
+            ("x-a", "2"),
+            ("x-forwarded-for", "1.1.1.1"),
+            ("x-request-id", "theirs"),
+            ("x-b", "3"),
+            ("x-c", "4"),
+            ("x-d", "5"),
+        ];
+        for count in 0..=sent.len() {
+            let mut told = headers(&sent[..count]);
+            told.insert(header::HOST, HeaderValue::from_static("a.localhost"));
+            introduced(&client, "a.localhost", &mut told);
+            assert_eq!(told[header::HOST], "a.localhost");
+            assert_eq!(told[REQUEST_ID], "id");
+            assert_eq!(told[FOR], "192.0.2.7");
+            assert_eq!(told[PROTO], "http");
+            assert_eq!(told[PORT], "80");
+            assert_eq!(told[HOST], "a.localhost");
+            assert!(told.contains_key(header::FORWARDED));
+            let others = sent[..count].iter().filter(|(name, _)| name.len() == 3);
+            assert_eq!(told.len(), 7 + others.count(), "{told:?}");
+            let repeated: Vec<_> = told.get_all("x-a").iter().collect();
+            assert_eq!(repeated, ["1", "2"][..count.min(2)]);
+        }
     }
 
     #[test]
@@ -309,7 +363,7 @@ mod tests {
     fn nobody_may_send_what_misleads() {
         for trusted in [false, true] {
             let told = told(trusted, &[("proxy", "1.1.1.1:80"), ("x_user", "root")]);
-            assert_eq!(told.len(), 5, "{told:?}");
+            assert_eq!(told.len(), 6, "{told:?}");
         }
     }
 
@@ -335,6 +389,7 @@ mod tests {
             [8, 13, 18, 23].map(|place| text.as_bytes()[place])
         };
         assert_eq!(dashes(&made), *b"----");
+        assert_eq!(digits(0x0189_abef), *b"0189abef");
     }
 
     #[test]

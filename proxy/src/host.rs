@@ -2,7 +2,7 @@
 
 use crate::table::normal_host;
 use http::request::Parts;
-use http::{HeaderValue, Version, header};
+use http::{HeaderMap, HeaderValue, Version, header};
 
 /// A host, as requests of one client ask for it.
 pub struct Asked {
@@ -12,6 +12,8 @@ pub struct Asked {
     pub name: String,
     /// What `Forwarded` says of the client and this host.
     pub forwarded: HeaderValue,
+    /// All that the app is told, if it is the same for all requests.
+    pub told: Option<HeaderMap>,
 }
 
 impl Asked {
@@ -34,6 +36,7 @@ impl Asked {
             name: normal_host(host).into_owned(),
             forwarded: forwarded(host),
             host: sent,
+            told: None,
         })
     }
 

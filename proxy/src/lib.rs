@@ -15,7 +15,7 @@
 //! | `connection` | a client's socket, as pingora wants it |
 //! | `listen`, `worker` | from the listening socket to the thread that serves |
 //! | `control` | tables in, reports out |
-//! | `host` | which host a request asks for |
+//! | `head`, `host` | what of a request's head goes on, and which host it asks for |
 //! | `forwarded`, `pages`, `access_log`, `traffic`, `tls` | what their names say |
 
 mod access_log;
@@ -23,6 +23,7 @@ mod check;
 mod connection;
 mod control;
 mod forwarded;
+mod head;
 mod host;
 mod listen;
 mod pages;
@@ -58,11 +59,10 @@ use tokio_util::sync::CancellationToken;
 /// How long calls of the controller may take to end at a stop.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(1);
 
-/// pingora shares timers up to this long among the requests of a thread, and keeps each until it has
-/// run out. With its default of 15 minutes, the minute that every answer may take would leave 6,000
-/// of them behind, to be searched for every request. Longer ones are tokio's, which forgets them with
-/// their request.
-const LONGEST_SHARED_TIMER: Duration = Duration::from_secs(5);
+/// pingora shares timers up to this long (in whole seconds) among the requests of a thread, keeps each
+/// until it has run out, and needs a thread for them that wakes 100 times a second. Longer ones are
+/// tokio's, which forgets them with their request, at less than half the cost.
+const LONGEST_SHARED_TIMER: Duration = Duration::ZERO;
 
 /// How a proxy runs.
 #[derive(Clone, Debug)]

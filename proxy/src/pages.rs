@@ -1,10 +1,9 @@
 //! What the proxy answers itself, where no app does: a page for people, a problem document for
 //! programs, a line for the rest. Nothing of the inside is told: no addresses, no other names.
 
-use crate::forwarded;
 use beanpole_protocol::problem::Problem;
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use std::fmt::Write;
 
 /// Seconds after which trying again may help.
@@ -39,6 +38,10 @@ pub enum Page<'a> {
     TargetTooLong,
     /// The request's head did not come in time.
     HeadTooLate,
+    /// The request's body did not come in time.
+    BodyTooLate,
+    /// Something failed in here.
+    Failed,
     /// Tunnels are not offered.
     NoTunnel,
     /// The request is not valid HTTP.
@@ -48,10 +51,10 @@ pub enum Page<'a> {
     },
 }
 
-/// A whole answer with `status` for a request of which no more is known than that it is refused.
-pub fn refusal(status: u16) -> Vec<u8> {
+/// A whole answer with `status` for a request of which no more is known than that it is refused, and
+/// how long its body is.
+pub fn refusal(status: u16, id: &str) -> (Vec<u8>, usize) {
     let page = match status {
-        405 => Page::NoTunnel,
         408 => Page::HeadTooLate,
         414 => Page::TargetTooLong,
         431 => Page::HeadTooLarge,
@@ -59,8 +62,6 @@ pub fn refusal(status: u16) -> Vec<u8> {
             why: "Its head cannot be read.",
         },
     };
-    let id = forwarded::request_id(&HeaderMap::new());
-    let id = id.to_str().unwrap_or_default();
     let page = page.render("", id);
     let status = StatusCode::from_u16(page.status).unwrap_or(StatusCode::BAD_REQUEST);
     let mut answer = format!(
@@ -71,7 +72,7 @@ pub fn refusal(status: u16) -> Vec<u8> {
     )
     .into_bytes();
     answer.extend_from_slice(&page.body);
-    answer
+    (answer, page.body.len())
 }
 
 /// How the client likes it.
@@ -188,6 +189,20 @@ impl Page<'_> {
                 "The head of the request did not come in time.",
             )
             .hint("Try again."),
+            Self::BodyTooLate => Problem::new(
+                408,
+                "body-too-late",
+                "The request took too long",
+                "The body of the request stayed away for a minute.",
+            )
+            .hint("Try again."),
+            Self::Failed => Problem::new(
+                500,
+                "proxy-failed",
+                "Something went wrong in the load balancer",
+                "The request could not be carried to the application.",
+            )
+            .hint("The log of `beanpole proxy` says more."),
             Self::NoTunnel => Problem::new(
                 405,
                 "no-tunnel",

@@ -4,15 +4,16 @@
 //! anything but the two peers.
 
 use crate::access_log::{AccessLog, Entry};
-use crate::connection::{ConnState, Connection};
+use crate::connection::{ConnState, Connection, Refuse};
 use crate::forwarded::{self, Client, Network};
+use crate::head::Seen;
 use crate::host::{Asked, host_of};
-use crate::pages::{Page, RETRY_AFTER_S, Rendered};
+use crate::pages::{self, Page, RETRY_AFTER_S, Rendered};
 use crate::table::{Pool, Table, normal_host};
 use crate::target::{Changes, InFlight, TargetState};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use http::{HeaderValue, Version, header};
+use http::{HeaderValue, Method, Version, header};
 use pingora_core::modules::http::HttpModules;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
@@ -60,6 +61,9 @@ pub struct Request {
     /// Answered by a page of ours that stands for a failure.
     unanswered: bool,
     connection: Option<Arc<ConnState>>,
+    /// What was found in its head, and whom it is for.
+    seen: Seen,
+    asked: Option<Arc<Asked>>,
 }
 
 /// Where a request goes.
@@ -113,7 +117,7 @@ impl Service {
         if !session.as_downstream_mut().is_body_done() {
             session.as_downstream_mut().set_keepalive(None);
         }
-        let only_head = session.req_header().method == http::Method::HEAD;
+        let only_head = session.req_header().method == Method::HEAD;
         session
             .write_response_header(Box::new(head), only_head)
             .await?;
@@ -156,56 +160,12 @@ impl Service {
         }
         told(&self.new_client(session))
     }
-
-    /// Tells the app who asks. It goes into the request as it came, of which pingora makes a copy
-    /// for each attempt.
-    fn introduce(&self, session: &mut Session, request: &mut Request, asked: &Asked) -> Result<()> {
-        let empty = RequestHeader::from(http::Request::new(()).into_parts().0);
-        let head = std::mem::replace(session.req_header_mut(), empty);
-        // An absolute or odd target would be lost with what pingora keeps besides the parts.
-        let target = head.uri.path_and_query().map(|target| target.as_str());
-        let odd =
-            (target.map(str::as_bytes) != Some(head.raw_path())).then(|| head.raw_path().to_vec());
-        // The spelling of names ends here: they are the same in any case (RFC 9110, section 5.1),
-        // and keeping it costs a second map for each copy.
-        let mut parts = http::request::Parts::from(head);
-        parts.headers.reserve(forwarded::ADDED);
-        self.with_client(session, request.connection.as_deref(), |client| {
-            client.clean(&mut parts.headers);
-            client.introduce(&mut parts.headers, asked);
-        });
-        let id = request
-            .id
-            .get_or_insert_with(|| forwarded::request_id(&parts.headers));
-        parts.headers.insert(forwarded::REQUEST_ID, id.clone());
-        let mut head = RequestHeader::from(parts);
-        if let Some(odd) = odd {
-            head.set_raw_path(&odd)?;
-        }
-        *session.req_header_mut() = head;
-        Ok(())
-    }
 }
 
-/// What is wrong with the framing of a request, if anything; a sentence for people. Two servers that
-/// understand a head differently can be made to see different requests: such heads end here.
-fn fault_of(session: &Session) -> Option<&'static str> {
-    let head = session.req_header();
-    let mut lengths = head.headers.get_all(header::CONTENT_LENGTH).iter();
-    if let Some(length) = lengths.next() {
-        let digits = !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
-        if !digits || lengths.next().is_some() {
-            return Some("Its Content-Length has to be one number, sent once.");
-        }
-    }
-    // pingora has taken the length out by now.
-    if head.headers.contains_key(header::TRANSFER_ENCODING)
-        && let Some(http1) = session.as_downstream().as_http1()
-        && names_length(&http1.get_headers_raw_bytes())
-    {
-        return Some("It has both a Content-Length and a Transfer-Encoding.");
-    }
-    None
+/// Whether a request has a length beside its `Transfer-Encoding`: pingora has taken it out by now.
+fn has_both_lengths(session: &Session) -> bool {
+    let http1 = session.as_downstream().as_http1();
+    http1.is_some_and(|http1| names_length(&http1.get_headers_raw_bytes()))
 }
 
 /// Whether one of a head's lines is a `Content-Length`.
@@ -215,6 +175,43 @@ fn names_length(raw: &[u8]) -> bool {
         line.get(..NAME.len())
             .is_some_and(|name| name.eq_ignore_ascii_case(NAME))
     })
+}
+
+/// Answers and logs the heads of one client that no service sees.
+pub struct Refuser {
+    /// What all workers share.
+    pub shared: Arc<Shared>,
+    /// The client.
+    pub client: IpAddr,
+}
+
+impl std::fmt::Debug for Refuser {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Refuser").finish_non_exhaustive()
+    }
+}
+
+impl Refuse for Refuser {
+    fn refuse(&self, status: u16, after: Duration) -> Vec<u8> {
+        let id = forwarded::new_id();
+        let (answer, bytes) = pages::refusal(status, id.to_str().unwrap_or_default());
+        if let Some(log) = &self.shared.access_log {
+            log.add(&Entry {
+                request_id: id.as_bytes(),
+                client: self.client.to_canonical().to_string().as_bytes(),
+                host: "",
+                method: "",
+                path: "",
+                status: Some(status),
+                bytes,
+                duration: after,
+                environment: None,
+                instance: None,
+                release: None,
+            });
+        }
+        answer
+    }
 }
 
 fn page_head(page: &Rendered, id: HeaderValue) -> Result<ResponseHeader> {
@@ -252,6 +249,8 @@ impl ProxyHttp for Service {
             upgraded: false,
             unanswered: false,
             connection: None,
+            seen: Seen::default(),
+            asked: None,
         }
     }
 
@@ -283,26 +282,37 @@ impl ProxyHttp for Service {
     }
 
     async fn request_filter(&self, session: &mut Session, request: &mut Request) -> Result<bool> {
-        let asked = match fault_of(session) {
-            Some(why) => Err(why),
-            None => self.with_client(session, request.connection.as_deref(), |client| {
-                client.asks(session.req_header())
-            }),
-        };
-        let asked = match asked {
-            Ok(asked) => asked,
-            Err(why) => {
+        let found = self.with_client(session, request.connection.as_deref(), |client| {
+            let head = session.req_header();
+            if head.method == Method::CONNECT {
+                return Err(Page::NoTunnel);
+            }
+            let bad = |why| Page::BadRequest { why };
+            let seen = Seen::look(&head.headers, head.version, client.is_trusted()).map_err(bad)?;
+            if seen.encoded && has_both_lengths(session) {
+                return Err(bad("It has both a Content-Length and a Transfer-Encoding."));
+            }
+            Ok((seen, client.asks(head).map_err(bad)?))
+        });
+        let (seen, asked) = match found {
+            Ok(found) => found,
+            Err(page) => {
                 session.as_downstream_mut().set_keepalive(None);
-                self.answer(session, request, &Page::BadRequest { why })
-                    .await?;
+                self.answer(session, request, &page).await?;
                 return Ok(true);
             }
         };
         match self.choose(&asked.name, None) {
             Way::To(pool, at) => {
+                request.id = Some(if seen.has_id {
+                    forwarded::request_id(&session.req_header().headers)
+                } else {
+                    forwarded::new_id()
+                });
                 request.pool = Some(pool);
                 request.at = Some(at);
-                self.introduce(session, request, &asked)?;
+                request.seen = seen;
+                request.asked = Some(asked);
                 Ok(false)
             }
             Way::UnknownHost => {
@@ -348,18 +358,48 @@ impl ProxyHttp for Service {
         let Some(at) = &request.at else {
             return Error::e_explain(ErrorType::InternalError, "no target was chosen");
         };
-        Ok(at.target().peer(session.is_upgrade_req()))
+        Ok(at.target().peer(request.seen.websocket))
+    }
+
+    /// Tells the app who asks, in the copy of the head that pingora makes for each attempt.
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        upstream: &mut RequestHeader,
+        request: &mut Request,
+    ) -> Result<()> {
+        let empty = RequestHeader::from(http::Request::new(()).into_parts().0);
+        let head = std::mem::replace(upstream, empty);
+        // An absolute or odd target would be lost with what pingora keeps besides the parts.
+        let target = head.uri.path_and_query().map(|target| target.as_str());
+        let odd =
+            (target.map(str::as_bytes) != Some(head.raw_path())).then(|| head.raw_path().to_vec());
+        // The spelling of names ends here: they are the same in any case (RFC 9110, section 5.1),
+        // and keeping it costs a second map.
+        let mut parts = http::request::Parts::from(head);
+        let headers = &mut parts.headers;
+        request.seen.clean(headers);
+        if let (Some(asked), Some(id)) = (&request.asked, &request.id) {
+            self.with_client(session, request.connection.as_deref(), |client| {
+                client.introduce(headers, asked, id);
+            });
+        }
+        *upstream = RequestHeader::from(parts);
+        if let Some(odd) = odd {
+            upstream.set_raw_path(&odd)?;
+        }
+        Ok(())
     }
 
     async fn upstream_response_filter(
         &self,
-        session: &mut Session,
+        _session: &mut Session,
         response: &mut ResponseHeader,
         request: &mut Request,
     ) -> Result<()> {
         let status = response.status;
         if status.as_u16() == 101 {
-            if !session.is_upgrade_req() {
+            if !request.seen.websocket {
                 return Error::e_explain(
                     ErrorType::HTTPStatus(502),
                     "the app switched protocols without being asked",
@@ -462,21 +502,17 @@ impl ProxyHttp for Service {
                 .as_ref()
                 .map(|pool| pool.environment_name.clone());
             let environment = name.as_ref().map(|name| name.as_str());
-            let sent = match (code, environment) {
-                (503, _) => {
-                    self.answer(session, request, &Page::NoTarget { environment })
-                        .await
-                }
-                (502, Some(environment)) => {
-                    self.answer(session, request, &Page::Broken { environment })
-                        .await
-                }
-                (504, Some(environment)) => {
-                    self.answer(session, request, &Page::Late { environment })
-                        .await
-                }
-                _ => session.respond_error(code).await.map(|()| code),
+            let page = match (code, environment) {
+                (503, _) => Page::NoTarget { environment },
+                (502, Some(environment)) => Page::Broken { environment },
+                (504, Some(environment)) => Page::Late { environment },
+                (408, _) => Page::BodyTooLate,
+                (400, _) => Page::BadRequest {
+                    why: "Its body or its head cannot be read.",
+                },
+                _ => Page::Failed,
             };
+            let sent = self.answer(session, request, &page).await;
             if let Err(error) = sent {
                 tracing::debug!(%error, "a client left before its error page");
             }

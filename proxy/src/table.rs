@@ -6,6 +6,7 @@ use beanpole_protocol::proxy::{
     Algorithm, EnvironmentTraffic, RoutingTable, TargetMode, TargetPool, WeightedPool,
 };
 use beanpole_protocol::{EnvironmentId, EnvironmentName, InstanceId};
+use fnv::FnvHashMap;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -19,7 +20,8 @@ const LONGEST_TURN: u64 = 10_000;
 pub struct Table {
     /// As it was given; none before the first.
     pub source: Option<RoutingTable>,
-    routes: HashMap<Box<str>, Arc<Route>>,
+    /// By a quick hash: whoever sends requests has no say in the names.
+    routes: FnvHashMap<Box<str>, Arc<Route>>,
     pools: HashMap<String, Arc<Pool>>,
     targets: BTreeMap<InstanceId, Arc<TargetState>>,
     environments: BTreeMap<EnvironmentId, Arc<Counters>>,

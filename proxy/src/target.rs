@@ -8,7 +8,7 @@ use crate::traffic::Counters;
 use arc_swap::ArcSwap;
 use beanpole_daemon::clock;
 use beanpole_protocol::proxy::{CheckResult, HealthCheck, Target, TargetMode, TargetReport};
-use pingora_core::upstreams::peer::HttpPeer;
+use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -98,6 +98,8 @@ impl TargetState {
         peer.options.read_timeout = Some(ANSWER_TIMEOUT);
         peer.options.write_timeout = Some(ANSWER_TIMEOUT);
         peer.options.idle_timeout = Some(KEPT_IDLE);
+        // `head` does it, for half the cost and without refusing what others serve.
+        peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::preserve();
         let mut upgrade_peer = peer.clone();
         // A read timeout would also cut WebSockets that are silent.
         upgrade_peer.options.read_timeout = None;

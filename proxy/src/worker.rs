@@ -3,8 +3,7 @@
 
 use crate::connection::{Buffered, ConnState, Connection, Patience};
 use crate::listen::Accepted;
-use crate::pages;
-use crate::service::{Service, Shared};
+use crate::service::{Refuser, Service, Shared};
 use pingora_core::apps::{HttpServerOptions, ServerApp};
 use pingora_core::listeners::tls::Acceptor;
 use pingora_core::protocols::Stream;
@@ -151,12 +150,14 @@ impl Worker {
         std::thread::Builder::new()
             .name(format!("proxy-{number}"))
             .spawn(move || {
-                let mut app = http_proxy(&Arc::new(conf), Service(shared));
+                let mut app = http_proxy(&Arc::new(conf), Service(shared.clone()));
                 let mut options = HttpServerOptions::default();
                 options.h2c = true;
+                // Refused by the service, with a page.
+                options.allow_connect_method_proxying = true;
                 options.h2_idle_timeout = Some(H2_IDLE);
                 app.server_options = Some(options);
-                runtime.block_on(carry(Arc::new(app), accepted, stop, limits));
+                runtime.block_on(carry(Arc::new(app), shared, accepted, stop, limits));
                 // What is still there after the drain is cut off with the runtime.
                 runtime.shutdown_background();
                 let _ = ended.send(());
@@ -173,6 +174,7 @@ impl Worker {
 
 async fn carry(
     app: Arc<HttpProxy<Service>>,
+    shared: Arc<Shared>,
     mut accepted: mpsc::Receiver<Accepted>,
     stop: watch::Receiver<bool>,
     limits: Limits,
@@ -194,7 +196,7 @@ async fn carry(
             biased;
             next = accepted.recv() => match next {
                 Some(next) => {
-                    tracker.spawn(serve(app.clone(), next, open.clone(), stop.clone()));
+                    tracker.spawn(serve(app.clone(), shared.clone(), next, open.clone(), stop.clone()));
                 }
                 None => break,
             },
@@ -204,7 +206,13 @@ async fn carry(
     // Accepted before the stop: these are served if they ask for something.
     accepted.close();
     while let Some(next) = accepted.recv().await {
-        tracker.spawn(serve(app.clone(), next, open.clone(), stop.clone()));
+        tracker.spawn(serve(
+            app.clone(),
+            shared.clone(),
+            next,
+            open.clone(),
+            stop.clone(),
+        ));
     }
     open.finish();
     app.cleanup().await;
@@ -223,6 +231,7 @@ async fn carry(
 
 async fn serve(
     app: Arc<HttpProxy<Service>>,
+    shared: Arc<Shared>,
     accepted: Accepted,
     open: Open,
     mut stop: ShutdownWatch,
@@ -241,8 +250,12 @@ async fn serve(
             return;
         }
     };
+    let refuser = Box::new(Refuser {
+        shared,
+        client: peer.ip(),
+    });
     let connection = match tls {
-        None => Connection::plain(io, pages::refusal),
+        None => Connection::plain(io, refuser),
         Some(config) => {
             let acceptor = Acceptor::from_server_config(config);
             let handshake = acceptor.tls_handshake(io);
@@ -252,7 +265,7 @@ async fn serve(
                 _ = stop.wait_for(|stop| *stop) => return,
             };
             match made {
-                Ok(Ok(io)) => Connection::tls(io, pages::refusal),
+                Ok(Ok(io)) => Connection::tls(io, refuser),
                 Ok(Err(error)) => {
                     tracing::debug!(%error, %peer, "no TLS handshake");
                     return;

@@ -222,6 +222,152 @@ async fn headers_that_mislead_or_claim_do_not_reach_the_app() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connection_header_may_name_what_the_proxy_sets_and_needs() {
+    let (_backend, proxy) = serving_proxy().await;
+    let head = format!(
+        "POST /told HTTP/1.1\r\nHost: {HOST}\r\nX-Forwarded-For: 9.9.9.9\r\nX-Hop: 1\r\n\
+         X-Request-Id: theirs\r\nKeep-Alive: timeout=5\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\n\
+         Content-Length: 2\r\nConnection: close, X-Forwarded-For, Host\r\n\
+         Connection: x-hop, \"quoted\", Content-Length, X-Request-Id, Forwarded\r\n\r\nab"
+    );
+    let (status, answer) = refused(&proxy, &head).await;
+    assert_eq!(status, 200, "{answer}");
+    let body = answer.split("\r\n\r\n").nth(1).expect("a body");
+    let told: serde_json::Value = serde_json::from_str(body).expect("JSON");
+    let values = |name: &str| -> Vec<&str> {
+        let headers = told["headers"].as_array().expect("headers").iter();
+        let found = headers.filter(|header| header[0] == name);
+        found.filter_map(|header| header[1].as_str()).collect()
+    };
+    assert_eq!(values("x-forwarded-for"), ["127.0.0.1"]);
+    assert_eq!(values("host"), [HOST]);
+    assert_eq!(values("content-length"), ["2"]);
+    assert_eq!(values("forwarded").len(), 1);
+    assert_eq!(values("x-request-id").len(), 1);
+    for gone in [
+        "x-hop",
+        "connection",
+        "keep-alive",
+        "upgrade",
+        "http2-settings",
+    ] {
+        assert!(values(gone).is_empty(), "{gone}: {body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunked_bodies_reach_the_app_in_one_coding() {
+    let (_backend, proxy) = serving_proxy().await;
+    let head = format!(
+        "POST /echo HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: chunked\r\n\
+         Connection: close, transfer-encoding\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+    );
+    let (status, answer) = refused(&proxy, &head).await;
+    assert_eq!(status, 200, "{answer}");
+    assert!(answer.ends_with("abc"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_refusal_is_a_page_with_an_id_and_none_is_pingoras() {
+    let (_backend, proxy) = serving_proxy().await;
+    let names = "a, ".repeat(11);
+    let host = format!("Host: {HOST}");
+    for (status, head) in [
+        (
+            400,
+            format!("GET / HTTP/1.1\r\n{host}\r\nConnection: {names}\r\n\r\n"),
+        ),
+        (400, "GET / HTTP/1.1\r\n\r\n".to_owned()),
+        (
+            400,
+            format!("GET / HTTP/1.1\r\n{host}\r\nno header\r\n\r\n"),
+        ),
+        (
+            400,
+            format!("GET / HTTP/1.1\r\n{host}\r\nContent-Length: x\r\n\r\n"),
+        ),
+        (400, format!("GET / HTTP/9.1\r\n{host}\r\n\r\n")),
+        (
+            400,
+            format!("GET / HTTP/1.0\r\n{host}\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        ),
+        (
+            400,
+            format!("GET http://u@{HOST}/ HTTP/1.1\r\n{host}\r\n\r\n"),
+        ),
+        (400, format!("GET http://other/ HTTP/1.1\r\n{host}\r\n\r\n")),
+        (
+            400,
+            format!("POST /echo HTTP/1.1\r\n{host}\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"),
+        ),
+        (
+            404,
+            "PURGE / HTTP/1.1\r\nHost: unknown\r\nConnection: close\r\n\r\n".to_owned(),
+        ),
+        (
+            405,
+            format!("CONNECT {HOST}:443 HTTP/1.1\r\n{host}:443\r\n\r\n"),
+        ),
+        (405, format!("CONNECT / HTTP/1.1\r\n{host}\r\n\r\n")),
+        (414, format!("GET /{} HTTP/1.1\r\n", "x".repeat(70_000))),
+    ] {
+        let (got, answer) = refused(&proxy, &head).await;
+        assert_eq!(got, status, "{head:.80}: {answer}");
+        assert!(!answer.contains("Pingora"), "{head:.80}: {answer}");
+        let (fields, page) = answer.split_once("\r\n\r\n").expect("a head");
+        let id = fields.lines().find_map(|line| {
+            let (name, id) = line.split_once(": ")?;
+            name.eq_ignore_ascii_case("x-request-id").then_some(id)
+        });
+        let id = id.unwrap_or_else(|| panic!("no id: {answer}"));
+        assert!(page.contains(&format!("Request {id}")), "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn heads_that_no_app_sees_are_in_the_access_log() {
+    let directory = Arc::new(tempfile::tempdir().expect("temporary directory"));
+    let log = directory.path().join("access.log");
+    let proxy = Proxy::start_in(directory, |config| {
+        config.access_log = Some(log.clone());
+        config.header_timeout = Duration::from_millis(200);
+    })
+    .await;
+    let mut ids = Vec::new();
+    for (status, head) in [
+        (408, "GET / HTTP/1.1\r\n".to_owned()),
+        (414, format!("GET /{} HTTP/1.1\r\n", "x".repeat(70_000))),
+        (
+            431,
+            format!("GET / HTTP/1.1\r\nCookie: {}", "x".repeat(70_000)),
+        ),
+        (400, "GET / HTTP/1.1\r\nno header\r\n\r\n".to_owned()),
+    ] {
+        let (got, answer) = refused(&proxy, &head).await;
+        assert_eq!(got, status, "{answer}");
+        let (_, page) = answer.split_once("\r\n\r\n").expect("a head");
+        let (_, id) = page.trim_end().rsplit_once(' ').expect("an id");
+        ids.push((status, page.len(), id.to_owned()));
+    }
+    let _directory = proxy.stopped().await;
+    let text = std::fs::read_to_string(&log).expect("the log");
+    let lines: Vec<serde_json::Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect();
+    assert_eq!(lines.len(), ids.len(), "{text}");
+    for (status, bytes, id) in ids {
+        let line = lines.iter().find(|line| line["request"] == *id);
+        let line = line.unwrap_or_else(|| panic!("{id} is not in {text}"));
+        assert_eq!(line["status"], status, "{line}");
+        assert_eq!(line["bytes"], bytes, "{line}");
+        assert_eq!(line["client"], "127.0.0.1", "{line}");
+        let late = status == 408;
+        assert_eq!(line["us"].as_u64() > Some(100_000), late, "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_absolute_target_reaches_the_app_as_it_was_sent() {
     let (_backend, proxy) = serving_proxy().await;
     let head =

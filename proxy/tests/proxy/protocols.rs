@@ -165,6 +165,27 @@ async fn heads_that_are_too_large_or_no_http_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_tunnel_over_http2_is_refused_with_a_page() {
+    let proxy = Proxy::start().await;
+    let io = TokioIo::new(tls(&proxy, b"h2").await);
+    let (mut sender, driver) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io)
+        .await
+        .expect("handshake");
+    tokio::spawn(driver);
+    let wanted = Request::builder()
+        .method("CONNECT")
+        .uri("app.localhost:443")
+        .body(Full::<Bytes>::default());
+    let answer = sender.send_request(wanted.expect("request")).await;
+    let (head, body) = answer.expect("an answer").into_parts();
+    assert_eq!(head.status, 405);
+    assert!(head.headers.contains_key("x-request-id"), "{head:?}");
+    assert_eq!(head.headers.get("server"), None);
+    let body = body.collect().await.expect("a body").to_bytes();
+    assert!(String::from_utf8_lossy(&body).contains("no tunnels"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_idle_http2_connection_does_not_delay_a_stop() {
     let backend = Backend::start().await;
     let proxy = Proxy::start().await;

@@ -1,0 +1,221 @@
+//! One look at all headers of a request finds what is ambiguous, what is meant for this hop alone
+//! (RFC 9110, section 7.6.1) and what would mislead an app. pingora can do the second part, at more
+//! than twice the cost of this, and refuses requests with it that others serve.
+
+use http::header::HeaderName;
+use http::{HeaderMap, HeaderValue, Version, header};
+
+/// Most names in the `Connection` headers of a request.
+const MOST_NAMED: usize = 10;
+
+/// What the headers of a request say.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Headers that do not go on to the app.
+    pub ends_here: Vec<HeaderName>,
+    /// Whether its body has a `Transfer-Encoding`.
+    pub encoded: bool,
+    /// Whether it asks for a WebSocket.
+    pub websocket: bool,
+    /// Whether it brings a request id.
+    pub has_id: bool,
+}
+
+impl Seen {
+    /// Looks at `headers`; else what is wrong with them, as a sentence for people. The claims of
+    /// `trusted` proxies go on.
+    pub fn look(
+        headers: &HeaderMap,
+        version: Version,
+        trusted: bool,
+    ) -> Result<Self, &'static str> {
+        let mut seen = Self::default();
+        for name in headers.keys() {
+            match name.as_str() {
+                "content-length" => one_number(headers)?,
+                // It is for this hop, but pingora reads the body by it.
+                "transfer-encoding" => seen.encoded = true,
+                "x-request-id" => seen.has_id = true,
+                "upgrade" => {
+                    seen.ends_here.push(name.clone());
+                    seen.websocket = version == Version::HTTP_11
+                        && headers.get(name).is_some_and(|value| {
+                            value.as_bytes().eq_ignore_ascii_case(b"websocket")
+                        });
+                }
+                "connection" => {
+                    seen.ends_here.push(name.clone());
+                    named(headers, &mut seen.ends_here)?;
+                }
+                text => {
+                    if is_for_one_hop(text) || misleads(text) || (!trusted && claims(text)) {
+                        seen.ends_here.push(name.clone());
+                    }
+                }
+            }
+        }
+        Ok(seen)
+    }
+
+    /// Takes out of `headers` what does not go on.
+    pub fn clean(&self, headers: &mut HeaderMap) {
+        for name in &self.ends_here {
+            headers.remove(name);
+        }
+        if self.encoded {
+            // The length of each piece is pingora's; it says so where there is a body.
+            headers.remove(header::TRANSFER_ENCODING);
+        }
+        if self.websocket {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+            headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        }
+    }
+}
+
+/// Two servers that understand a head differently can be made to see different requests.
+fn one_number(headers: &HeaderMap) -> Result<(), &'static str> {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let digits = lengths.next().is_some_and(|length| {
+        !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit)
+    });
+    if !digits || lengths.next().is_some() {
+        return Err("Its Content-Length has to be one number, sent once.");
+    }
+    Ok(())
+}
+
+/// Adds what the `Connection` headers name. What a proxy sets anew or needs itself may be named
+/// without effect; words that are no names have none either.
+fn named(headers: &HeaderMap, ends_here: &mut Vec<HeaderName>) -> Result<(), &'static str> {
+    let words = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(|word| word.trim_ascii())
+        .filter(|word| !word.is_empty());
+    for (count, word) in words.enumerate() {
+        if count == MOST_NAMED {
+            return Err("Its Connection header names more than ten others.");
+        }
+        if let Ok(name) = HeaderName::from_bytes(word)
+            && !matches!(
+                name,
+                header::HOST | header::CONTENT_LENGTH | header::TRANSFER_ENCODING
+            )
+            && headers.contains_key(&name)
+        {
+            ends_here.push(name);
+        }
+    }
+    Ok(())
+}
+
+fn is_for_one_hop(name: &str) -> bool {
+    matches!(
+        name,
+        "te" | "trailer"
+            | "keep-alive"
+            | "http2-settings"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+    )
+}
+
+/// Headers that no client has a use for. CGI and its heirs (WSGI, PHP) make `HTTP_X_Y` of both
+/// `X-Y` and `X_Y`, so that the latter could stand in for a header that was checked; and of `Proxy`
+/// they make `HTTP_PROXY`, which many libraries send their own requests through (httpoxy).
+fn misleads(name: &str) -> bool {
+    name == "proxy" || name.as_bytes().contains(&b'_')
+}
+
+/// Headers by which proxies tell of the client. The ones that are set anyway are not among them.
+fn claims(name: &str) -> bool {
+    match name.as_bytes().first() {
+        Some(b'x') => {
+            matches!(
+                name,
+                "x-real-ip" | "x-client-ip" | "x-cluster-client-ip" | "x-original-host"
+            ) || (name.starts_with("x-forwarded-")
+                && !matches!(&name[12..], "for" | "proto" | "host" | "port"))
+        }
+        Some(b't') => name == "true-client-ip",
+        Some(b'c') => name == "cf-connecting-ip",
+        Some(b'f') => name == "fastly-client-ip" || name == "front-end-https",
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cleaned(lines: &[(&'static str, &'static str)]) -> Result<HeaderMap, &'static str> {
+        let mut headers: HeaderMap = lines
+            .iter()
+            .map(|(name, value)| {
+                let name = HeaderName::from_static(name);
+                (name, HeaderValue::from_static(value))
+            })
+            .collect();
+        Seen::look(&headers, Version::HTTP_11, false)?.clean(&mut headers);
+        Ok(headers)
+    }
+
+    #[test]
+    fn headers_for_one_hop_end_here() {
+        for name in [
+            "connection",
+            "http2-settings",
+            "keep-alive",
+            "proxy-authenticate",
+            "proxy-authorization",
+            "proxy-connection",
+            "te",
+            "trailer",
+            "transfer-encoding",
+            "upgrade",
+        ] {
+            let left = cleaned(&[(name, "h2c"), ("accept", "*/*")]);
+            let left = left.unwrap_or_else(|why| panic!("{why}"));
+            assert_eq!(left.len(), 1, "{name}: {left:?}");
+        }
+    }
+
+    #[test]
+    fn only_websockets_are_upgraded() {
+        let lines = [
+            ("upgrade", "WebSocket"),
+            ("connection", "x, upgrade"),
+            ("x", "1"),
+        ];
+        let left = cleaned(&lines).unwrap_or_else(|why| panic!("{why}"));
+        assert_eq!(left.len(), 2, "{left:?}");
+        assert_eq!(left["connection"], "Upgrade");
+        assert_eq!(left["upgrade"], "websocket");
+        let mut old = HeaderMap::new();
+        old.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        let seen = Seen::look(&old, Version::HTTP_10, false);
+        assert!(!seen.unwrap_or_else(|why| panic!("{why}")).websocket);
+    }
+
+    #[test]
+    fn what_routes_and_frames_a_request_stays_whoever_names_it() {
+        let lines = [
+            ("connection", "host, content-length, close, (odd), cookie"),
+            ("host", "a"),
+            ("content-length", "1"),
+            ("cookie", "a=b"),
+        ];
+        let left = cleaned(&lines).unwrap_or_else(|why| panic!("{why}"));
+        assert_eq!(left.len(), 2, "{left:?}");
+        assert!(left.contains_key("host") && left.contains_key("content-length"));
+    }
+
+    #[test]
+    fn ten_names_are_enough() {
+        assert!(cleaned(&[("connection", "a,b,c,d,e,f,g,h,i,j")]).is_ok());
+        assert!(cleaned(&[("connection", "a,b,c,d,e,f,g,h,i,j,k")]).is_err());
+    }
+}
