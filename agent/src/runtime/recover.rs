@@ -10,6 +10,7 @@ use crate::shim::proc;
 use crate::shim::spec::{ShimSpec, VERSION, files};
 use crate::shim::wire::{Identity, Stage, Status};
 use beanpole_daemon::clock::now;
+use beanpole_protocol::agent::MemoryKills;
 use rustix::process::Signal;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -43,7 +44,7 @@ pub(super) fn never_started(directory: &Path) -> Option<Status> {
         since: now(),
         processes: Vec::new(),
         lines_lost: 0,
-        others_killed: 0,
+        memory_kills: MemoryKills::default(),
     })
 }
 

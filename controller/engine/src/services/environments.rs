@@ -4,7 +4,7 @@ use super::deploy::{Content, Wish};
 use super::problems::bad_option;
 use super::{NewOperation, application, existing, idle, version};
 use crate::events::{Draft, emit_for};
-use crate::read::Repute;
+use crate::read::{Reader, Repute};
 use crate::{Call, Engine, Fault};
 use beanpole_planner::{Goal, Plan};
 use beanpole_protocol::api::{self, EnvironmentStatus, OperationKind, Tier};
