@@ -326,6 +326,14 @@ pub struct Group {
 }
 
 impl Group {
+    /// Its name, which is the same in every tree; none for a group that is in no tree.
+    pub fn name(&self) -> Option<String> {
+        [&self.unified, &self.memory, &self.cpu, &self.pids]
+            .into_iter()
+            .flatten()
+            .find_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+    }
+
     /// Its directories, one in each tree.
     pub fn directories(&self) -> impl Iterator<Item = &PathBuf> {
         [&self.unified, &self.pids, &self.memory, &self.cpu]

@@ -8,6 +8,7 @@ use super::log::{Lines, Log, Stream};
 use super::proc;
 use super::spec::{Program, ShimSpec, VERSION, files};
 use super::wire::{Identity, Op, ProcessStatus, Stage, Status};
+use crate::fences::cgroups::Group;
 use crate::sys::{self, Children, Ended};
 use beanpole_daemon::clock::now;
 use beanpole_protocol::Timestamp;
@@ -365,7 +366,8 @@ impl Supervisor {
         if count == 0 {
             return;
         }
-        let name = kernel::last_killed(self.spec.instance.as_str(), besides);
+        let group = self.spec.cgroup.as_ref().and_then(Group::name);
+        let name = group.and_then(|group| kernel::last_killed(&group, besides));
         let named = name
             .as_ref()
             .map_or_else(String::new, |name| format!(" (the last one was `{name}`)"));

@@ -207,8 +207,8 @@ fn last_kill(kills: &MemoryKills) -> String {
         )
     });
     format!(
-        "The kernel killed {}, for memory; the application goes on.{most} Give it more (`beanpole \
-         config --set MemoryMax=MIB`) or have it start fewer processes.",
+        "The kernel killed {}, for memory; the application goes on.{most} Give it more \
+         (`beanpole config --set MemoryMax=MIB`) or have it start fewer processes.",
         killed(kills)
     )
 }
