@@ -525,7 +525,10 @@ fn operations_end_in_time(
 
 /// The table holds exactly the instances that shall be in it, as they shall be. Looked at after a
 /// whole turn only: a controller that died may have decided and not derived.
-pub fn the_table_says_what_the_records_say(store: &Store) -> Result<(), String> {
+pub fn the_table_says_what_the_records_say(
+    store: &Store,
+    observed: &Observed,
+) -> Result<(), String> {
     let records: BTreeMap<InstanceId, InstanceRecord> = store
         .list::<InstanceRecord>()
         .expect("memory")
@@ -551,6 +554,17 @@ pub fn the_table_says_what_the_records_say(store: &Store) -> Result<(), String> 
         }
         if target.mode == TargetMode::Serve && !record.run {
             return Err(format!("the table points to {id}, which shall not run"));
+        }
+        let seen = observed
+            .hosts
+            .get(&record.host)
+            .and_then(|host| host.report.as_ref())
+            .and_then(|report| report.instances.iter().find(|seen| seen.id == *id))
+            .filter(|seen| seen.incarnation == record.incarnation);
+        if target.mode == TargetMode::Serve
+            && seen.is_some_and(|seen| seen.phase == InstancePhase::Restarting)
+        {
+            return Err(format!("{id} gets requests while its process does not run"));
         }
     }
     Ok(())

@@ -448,8 +448,8 @@ impl FakeHost {
                     since: clock(fake.since),
                     processes: vec![ProcessReport {
                         name: "web".to_owned(),
-                        pid: None,
-                        started_at: None,
+                        pid: (fake.phase == InstancePhase::Running).then_some(1),
+                        started_at: Some(clock(fake.since)),
                         restarts: fake.restarts,
                         last_exit: (fake.restarts > 0).then_some(ExitReport {
                             code: Some(1),

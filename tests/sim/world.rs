@@ -622,7 +622,7 @@ impl World {
                 if dies {
                     return Ok(());
                 }
-                checks::the_table_says_what_the_records_say(&self.store)
+                checks::the_table_says_what_the_records_say(&self.store, &self.observed)
             })
             .map_err(|what| format!("at {} ms: {what}", self.now - START_MS))?;
         if self.verbose {
