@@ -145,21 +145,7 @@ impl App {
 
 /// A failure of the store as users meet it; the cause goes to the log.
 pub(crate) fn store_problem(error: StoreError) -> Problem {
-    tracing::error!(error = &error as &dyn std::error::Error, "the store failed");
-    if let StoreError::Full { dir, .. } = &error {
-        return Problem::new(
-            507,
-            "disk-full",
-            "The controller's disk is full",
-            format!("Nothing was changed: {error}."),
-        )
-        .hint(format!(
-            "Make room on the disk of {}; it goes on by itself then.",
-            dir.display()
-        ));
-    }
-    Problem::internal("The controller could not read or write its records.")
-        .hint("Look at the controller's log and at the free space of its disk.")
+    error.problem()
 }
 
 /// Why a transaction of a service did not happen.

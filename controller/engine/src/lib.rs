@@ -126,10 +126,7 @@ impl From<Fault> for Problem {
     fn from(fault: Fault) -> Self {
         match fault {
             Fault::Problem(problem) => *problem,
-            Fault::Store(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "the store failed");
-                Self::internal("The controller could not read or write its records.")
-            }
+            Fault::Store(error) => error.problem(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What can go wrong in the store.
 
+use beanpole_protocol::problem::Problem;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -107,6 +108,25 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The same as callers of the API meet it; the cause goes to the log.
+    pub fn problem(&self) -> Problem {
+        tracing::error!(error = self as &dyn std::error::Error, "the store failed");
+        if let Self::Full { dir, .. } = self {
+            return Problem::new(
+                507,
+                "disk-full",
+                "The controller's disk is full",
+                format!("Nothing was changed: {self}."),
+            )
+            .hint(format!(
+                "Make room on the disk of {}; it goes on by itself then.",
+                dir.display()
+            ));
+        }
+        Problem::internal("The controller could not read or write its records.")
+            .hint("Look at the controller's log and at its disk (df, dmesg).")
+    }
+
     pub(crate) fn io(path: &Path, source: io::Error) -> Self {
         Self::Io {
             path: path.to_owned(),
