@@ -1,4 +1,4 @@
-//! A process that is killed while it writes loses nothing that was acknowledged.
+//! What was acknowledged survives: a process that is killed while it writes, and a full disk.
 
 use beanpole_protocol::{Digest, Timestamp};
 use beanpole_store::model::TokenRecord;
@@ -82,4 +82,61 @@ fn a_kill_loses_no_acknowledged_write() {
             last.max(number(&format!("each-{}", last % 500)))
         );
     }
+}
+
+/// A small disk of its own, unmounted whatever happens.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount() -> Self {
+        let disk = Self(tempfile::tempdir().expect("temporary directory"));
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=32m,mode=700", "tmpfs"])
+            .arg(disk.0.path())
+            .status();
+        assert!(mounted.expect("mount").success());
+        disk
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+/// Needs root, for the disk.
+#[test]
+fn a_full_disk_is_noticed_before_it_breaks_the_database() {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: a_full_disk_is_noticed_before_it_breaks_the_database: needs root");
+        return;
+    }
+    let disk = SmallDisk::mount();
+    let dir = disk.0.path().join("store");
+    let store = Store::open(&dir).expect("open");
+    let write = |number| {
+        store.update(|tx| {
+            tx.put(&token("first", number))?;
+            Ok::<_, StoreError>(())
+        })
+    };
+    write(1).expect("there is room");
+    let fill = disk.0.path().join("fill");
+    let mut file = std::fs::File::create(&fill).expect("create");
+    while file.write_all(&[0; 1 << 20]).is_ok() {}
+    let error = write(2).expect_err("no room");
+    assert!(matches!(error, StoreError::Full { .. }), "{error}");
+    assert_eq!(error.problem().code, "disk-full");
+    let number = || {
+        let key = beanpole_store::key::join(&[b"first"]);
+        let found: Option<TokenRecord> = store.get(&key).expect("reads go on");
+        found.expect("it is there").created_at.as_millis()
+    };
+    assert_eq!(number(), 1);
+    assert!(!store.is_broken());
+    std::fs::remove_file(&fill).expect("make room");
+    drop(file);
+    write(3).expect("it goes on");
+    assert_eq!(number(), 3);
 }
