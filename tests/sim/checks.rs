@@ -544,7 +544,7 @@ pub fn the_table_says_what_the_records_say(store: &Store) -> Result<(), String> 
             return Err(format!("the table points to {id}, which is gone"));
         };
         if target.incarnation != record.incarnation
-            || record.mode != Some(target.mode)
+            || record.target_mode() != Some(target.mode)
             || target.address.port() != record.port
         {
             return Err(format!("the table has {target:?} for {record:?}"));

@@ -448,7 +448,7 @@ impl FakeHost {
                     since: clock(fake.since),
                     processes: vec![ProcessReport {
                         name: "web".to_owned(),
-                        pid: None,
+                        pid: (fake.phase == InstancePhase::Running).then_some(1),
                         started_at: None,
                         restarts: fake.restarts,
                         last_exit: (fake.restarts > 0).then_some(ExitReport {
