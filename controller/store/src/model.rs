@@ -536,6 +536,30 @@ impl Record for TableRecord {
     }
 }
 
+/// What the engine's time was, and what the machine's clock said then; there is one while an operation
+/// is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockRecord {
+    /// The engine's time.
+    pub at: Timestamp,
+    /// The machine's.
+    pub wall: Timestamp,
+}
+
+impl ClockRecord {
+    /// Its key.
+    pub fn the_key() -> Vec<u8> {
+        key::join(&[b"clock"])
+    }
+}
+
+impl Record for ClockRecord {
+    const TABLE: &'static str = "clock";
+    fn key(&self) -> Vec<u8> {
+        Self::the_key()
+    }
+}
+
 /// The records came from a backup, and nobody who follows events was told yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RestoredRecord {
