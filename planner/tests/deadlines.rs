@@ -396,8 +396,33 @@ fn open_requests_get_their_drain_time() {
 #[test]
 fn a_stop_that_is_never_confirmed_is_let_go_a_minute_after_the_grace_period() {
     let since = SINCE_START();
-    Still::new(Action::Remove, ChangeState::Stopping { since })
-        .goes_on_after(70, &Happened::Removed { instance: one() });
+    Still::new(Action::Remove, ChangeState::Stopping { since }).goes_on_after(
+        70,
+        &Happened::Removed {
+            instance: one(),
+            unreached: true,
+        },
+    );
+}
+
+#[test]
+fn what_is_on_a_lost_host_is_let_go_at_once_and_counts_as_left_there() {
+    for state in [
+        ChangeState::Drained,
+        ChangeState::Stopping {
+            since: SINCE_START(),
+        },
+    ] {
+        Still::new(Action::Remove, state)
+            .with(|still| still.reach = Reach::Lost(at(0)))
+            .goes_on_after(
+                0,
+                &Happened::Removed {
+                    instance: one(),
+                    unreached: true,
+                },
+            );
+    }
 }
 
 #[test]

@@ -354,7 +354,7 @@ impl Fake {
                 self.undrained(plan, instance);
                 self.want(instance, |wanted| wanted.mode = None);
             }
-            Happened::Removed { instance } => {
+            Happened::Removed { instance, .. } => {
                 self.instances.remove(instance);
             }
             _ => return,

@@ -80,6 +80,7 @@ impl Checks {
         self.events_are_in_order(store, &environments)?;
         self.operations_end_with_one_version(store, &now, &environments, observed)?;
         nothing_outlives_its_environment(store, &now, &environments)?;
+        self.what_runs_on_is_told(store, &now, hosts)?;
         operations_end_in_time(store, &environments, at)?;
         Ok(())
     }
@@ -168,6 +169,36 @@ impl Checks {
                         operation.map(|operation| operation.kind)
                     ));
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// An instance that is forgotten while it runs on is named by the operation that gave it up.
+    fn what_runs_on_is_told(
+        &self,
+        store: &Store,
+        now: &BTreeMap<InstanceId, InstanceRecord>,
+        hosts: &[FakeHost],
+    ) -> Result<(), String> {
+        for (id, old) in &self.instances {
+            let host = hosts.iter().find(|host| host.id == old.host);
+            let runs = host
+                .and_then(|host| host.instances.get(id))
+                .is_some_and(|fake| {
+                    matches!(
+                        fake.phase,
+                        InstancePhase::Running | InstancePhase::Restarting
+                    )
+                });
+            if now.contains_key(id) || !runs {
+                continue;
+            }
+            let operation = self.acting(store, &old.environment);
+            if operation.is_none_or(|operation| {
+                !operation.leftovers.iter().any(|left| left.instance == *id)
+            }) {
+                return Err(format!("{id} is forgotten and runs on, and nobody is told"));
             }
         }
         Ok(())

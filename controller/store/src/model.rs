@@ -9,7 +9,7 @@ use crate::{Record, key};
 use beanpole_planner::{Happened, Plan, Progress};
 use beanpole_protocol::agent::{HostOrders, Platform};
 use beanpole_protocol::api::{
-    EnvironmentStatus, OperationFailure, OperationKind, OperationStatus, SshAddress, Tier,
+    EnvironmentStatus, Leftover, OperationFailure, OperationKind, OperationStatus, SshAddress, Tier,
 };
 use beanpole_protocol::event::Event;
 use beanpole_protocol::options::OptionSettings;
@@ -326,6 +326,9 @@ pub struct OperationRecord {
     /// Requests of the environment, counted while it runs.
     #[serde(default)]
     pub traffic: TrafficMarks,
+    /// Instances that it gave up on hosts that could not be reached.
+    #[serde(default)]
+    pub leftovers: Vec<Leftover>,
     /// When it was accepted.
     pub started_at: Timestamp,
     /// When it ended.
