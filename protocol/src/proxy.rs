@@ -207,6 +207,9 @@ pub struct TargetReport {
     pub healthy: bool,
     /// Good checks in a row, up to now.
     pub good_checks: u32,
+    /// How long ago the first of these was, in milliseconds.
+    #[serde(default)]
+    pub good_for_ms: u64,
     /// Bad checks in a row, up to now.
     pub bad_checks: u32,
     /// The last check.
