@@ -28,7 +28,7 @@ const LONGEST_ORDERS: usize = 64 << 20;
 /// From one report of a watch to the next in the long run, and how many may come at once: that a
 /// process runs and has its port is what deployments wait for.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
-const REPORTS_AT_ONCE: u32 = 5;
+const REPORTS_AT_ONCE: u32 = 20;
 /// What happens together is told together.
 const GATHER: Duration = Duration::from_millis(5);
 /// Longest silence of a watch before that: together at most 5 s.

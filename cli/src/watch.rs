@@ -168,7 +168,12 @@ fn summary(operation: &Operation, environment: Option<&Environment>, took: Durat
             format!("{name} is back on {version} (release {release}), {took}.")
         }
         OperationKind::Create => format!("{name} is created, {took}."),
-        OperationKind::Terminate => format!("{name} is gone, {took}."),
+        OperationKind::Terminate if operation.leftovers.is_empty() => {
+            format!("{name} is gone, {took}.")
+        }
+        OperationKind::Terminate => {
+            format!("{name} is gone but for what could not be reached, {took}.")
+        }
         OperationKind::Scale => {
             let size = environment.map_or(0, |environment| environment.size);
             format!(
@@ -195,6 +200,9 @@ fn summary(operation: &Operation, environment: Option<&Environment>, took: Durat
     }
     if operation.kind == OperationKind::Create && environment.is_some_and(|e| e.version.is_none()) {
         text.push_str(&format!("\nNext: beanpole deploy {name}"));
+    }
+    for left in &operation.leftovers {
+        text.push_str(&format!("\n{left}"));
     }
     if operation.kind != OperationKind::Terminate
         && let Some(url) = environment.and_then(|environment| environment.url.as_deref())

@@ -261,6 +261,60 @@ fn a_rollback_can_be_planned_only() {
     assert_eq!(paths, ["/v1/environments/shop-prod/rollback?plan=true"]);
 }
 
+/// An operation that has ended, on an instance that could not be reached.
+fn terminated_but_for_one() -> serde_json::Value {
+    let mut ended = operation("succeeded", "removed");
+    ended["kind"] = json!("terminate");
+    ended["leftovers"] = json!([{"instance": "i-00000000000000002", "host": "web-2"}]);
+    ended
+}
+
+#[test]
+fn what_a_terminate_could_not_reach_is_named_last() {
+    let script = Script::start(|request, _| match request.path.as_str() {
+        "/v1/environments/shop-prod" if request.method == "GET" => problem(404, "gone", "Gone."),
+        _ => (200, terminated_but_for_one()),
+    });
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let arguments = ["terminate", "shop-prod", "--yes"];
+    let ran = beanpole(directory.path(), &script.url(), &arguments);
+    assert_eq!(ran.code, 0, "{}", ran.all());
+    assert!(
+        ran.out.ends_with(
+            "shop-prod is gone but for what could not be reached, 6.2 s.\n\
+             i-00000000000000002 on web-2 could not be reached: its processes may run on there, with \
+             their settings, and are removed when the host is back.\n"
+        ),
+        "{}",
+        ran.all()
+    );
+    let arguments = ["terminate", "shop-prod", "--yes", "--json"];
+    let ran = beanpole(directory.path(), &script.url(), &arguments);
+    let said: serde_json::Value = serde_json::from_str(&ran.out).expect("JSON");
+    assert_eq!(said["leftovers"], terminated_but_for_one()["leftovers"]);
+}
+
+#[test]
+fn a_host_that_is_forgotten_is_told_with_what_runs_on_there() {
+    let script = Script::start(|_, _| {
+        let left = json!(["i-00000000000000002"]);
+        (
+            200,
+            json!({"name": "web-2", "uninstalled": null, "left": left}),
+        )
+    });
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let arguments = ["host", "remove", "web-2", "--yes", "--force"];
+    let ran = beanpole(directory.path(), &script.url(), &arguments);
+    assert_eq!(ran.code, 0, "{}", ran.all());
+    assert!(
+        ran.out
+            .contains("nobody ends it any more: i-00000000000000002."),
+        "{}",
+        ran.all()
+    );
+}
+
 #[test]
 fn properties_are_printed_so_that_they_can_be_read_back() {
     let key = "-----BEGIN-----\na \"b\"\n-----END-----\n";

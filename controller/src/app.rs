@@ -3,6 +3,7 @@
 use crate::auth::Tokens;
 use crate::links::Links;
 use crate::observations::Observations;
+use crate::time::Time;
 use beanpole_daemon::clock;
 use beanpole_engine::{Call, Engine};
 use beanpole_fleet::bootstrap::Executables;
@@ -33,6 +34,7 @@ pub(crate) struct Shared {
     pub(crate) blobs: Arc<Blobs>,
     pub(crate) engine: Engine,
     pub(crate) observations: Observations,
+    pub(crate) time: Time,
     pub(crate) links: Links,
     pub(crate) tokens: Tokens,
     pub(crate) controller_key: ControllerKey,
@@ -121,10 +123,11 @@ impl App {
         change: impl FnOnce(&Engine, &Call<'_>) -> Result<api::Operation, Problem> + Send + 'static,
     ) -> Result<api::Operation, Problem> {
         self.blocking(move |app| {
+            let _keeps_its_time = app.time.call();
             let observed = app.observations.snapshot();
             let call = Call {
                 request_id,
-                now: clock::now(),
+                now: app.time.now(),
                 bits: clock::random_bits(),
                 observed: &observed,
             };

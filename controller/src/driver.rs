@@ -3,11 +3,11 @@
 use crate::app::App;
 use beanpole_daemon::clock;
 use beanpole_engine::{EngineError, Turn};
-use beanpole_protocol::{HostId, Timestamp};
+use beanpole_protocol::HostId;
 use beanpole_store::model::HostRecord;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The longest sleep between two turns: what nobody announced is found then.
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
@@ -22,9 +22,8 @@ pub(crate) fn spawn(app: App, wakes: Receiver<()>) -> std::io::Result<JoinHandle
         .name("engine".to_owned())
         .spawn(move || {
             publish_all(&app);
-            let mut pace = Pace::new();
             while !app.stop.is_cancelled() {
-                let sleep = match turn(&app, &mut pace) {
+                let sleep = match turn(&app) {
                     Ok(sleep) => sleep,
                     Err(error) => {
                         tracing::error!(
@@ -45,40 +44,27 @@ pub(crate) fn spawn(app: App, wakes: Receiver<()>) -> std::io::Result<JoinHandle
         })
 }
 
-/// Between two turns, the system's clock and the steady one differ by more than this only when the
-/// first was set or the machine was asleep.
-const JUMP: Duration = Duration::from_secs(2);
-
-/// What both clocks said at the last turn.
-struct Pace {
-    wall: Timestamp,
-    steady: Instant,
-}
-
-impl Pace {
-    fn new() -> Self {
-        Self {
-            wall: clock::now(),
-            steady: Instant::now(),
+/// Looks at the clocks. A call under way keeps its time until what it did is on disk.
+fn keep_time(app: &App) -> Result<(), EngineError> {
+    let (pace, reading) = (app.time.pace(), app.time.reading());
+    let _no_calls = pace.is_off(reading).then(|| app.time.no_calls());
+    let kept = app.engine.keep_time(&pace, reading)?;
+    // Reports get their time within such a change, too.
+    app.observations.change(|seen| {
+        if let Some((before, now)) = kept.moved {
+            seen.moved(before, now);
         }
+        app.time.set(kept.pace);
+    });
+    if kept.events {
+        app.tell_news();
     }
-
-    /// What the system's clock would say if it had not jumped since the last turn; none if it has not.
-    fn jumped(&mut self) -> Option<Timestamp> {
-        let last = std::mem::replace(self, Self::new());
-        let due = last.wall.after(self.steady - last.steady);
-        let off = due.since(self.wall).max(self.wall.since(due));
-        (off > JUMP).then_some(due)
-    }
+    Ok(())
 }
 
-fn turn(app: &App, pace: &mut Pace) -> Result<Duration, EngineError> {
-    if let Some(due) = pace.jumped() {
-        tracing::warn!(%due, now = %pace.wall, "the clock has jumped");
-        app.observations
-            .change(|seen| seen.clock_jumped(due, pace.wall));
-    }
-    let now = pace.wall;
+fn turn(app: &App) -> Result<Duration, EngineError> {
+    keep_time(app)?;
+    let now = app.time.now();
     let observed = app.observations.snapshot();
     let Turn {
         hosts_changed,
@@ -97,7 +83,7 @@ fn turn(app: &App, pace: &mut Pace) -> Result<Duration, EngineError> {
         app.tell_news();
     }
     Ok(wake_at
-        .map_or(LONGEST_SLEEP, |at| at.since(clock::now()))
+        .map_or(LONGEST_SLEEP, |at| at.since(app.time.now()))
         .clamp(SHORTEST_SLEEP, LONGEST_SLEEP))
 }
 

@@ -21,6 +21,7 @@ mod narrate;
 mod observations;
 mod services;
 mod start;
+mod time;
 
 pub use config::{ControllerConfig, ControllerError, Tls};
 pub use start::run;

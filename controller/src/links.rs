@@ -223,7 +223,7 @@ impl Incoming {
 }
 
 fn from_host(app: &App, event: LinkEvent) {
-    let LinkEvent { host, at, news } = event;
+    let LinkEvent { host, news, .. } = event;
     match news {
         LinkNews::Connecting
         | LinkNews::OrdersConfirmed { .. }
@@ -277,8 +277,9 @@ fn from_host(app: &App, event: LinkEvent) {
             app.links.change_state(&host, |state| {
                 state.clock_skew_ms = Some(clock_skew_ms);
             });
-            app.observations
-                .change(|seen| seen.host_report(&host, Arc::unwrap_or_clone(report), at));
+            app.observations.change(|seen| {
+                seen.host_report(&host, Arc::unwrap_or_clone(report), app.time.now());
+            });
         }
         LinkNews::OrdersRefused {
             generation,
@@ -302,7 +303,7 @@ fn from_host(app: &App, event: LinkEvent) {
 }
 
 fn from_proxy(app: &App, event: ProxyEvent) {
-    let ProxyEvent { proxy, at, news } = event;
+    let ProxyEvent { proxy, news, .. } = event;
     match news {
         ProxyNews::Connected => {
             tracing::info!(proxy, "proxy connected");
@@ -317,7 +318,7 @@ fn from_proxy(app: &App, event: ProxyEvent) {
         ProxyNews::Report(report) => {
             let report = Arc::unwrap_or_clone(report);
             app.observations
-                .change(|seen| seen.proxy_report(&proxy, report, at));
+                .change(|seen| seen.proxy_report(&proxy, report, app.time.now()));
         }
         // Only a report counts for the engine: it pairs the generation with what is in flight.
         ProxyNews::TableConfirmed { generation } => {

@@ -6,6 +6,7 @@ use crate::links::{LOCAL_PROXY, Links};
 use crate::listen::Api;
 use crate::observations::Observations;
 use crate::services::hosts;
+use crate::time::Time;
 use crate::{ControllerConfig, ControllerError, api, driver, free, narrate};
 use beanpole_daemon::clock;
 use beanpole_engine::{Draft, Engine, EngineConfig, emit, tell_restore};
@@ -155,6 +156,8 @@ fn assemble(
             ..EngineConfig::default()
         },
     );
+    let time = Time::start(|reading| engine.start_time(reading))
+        .map_err(|error| ControllerError::Engine(error.to_string()))?;
     let observations = Observations::default();
     if config.local_agent.is_some() {
         hosts::register_local(&store)?;
@@ -162,7 +165,7 @@ fn assemble(
     let hosts: Vec<HostRecord> = store.list()?;
     observations.change(|seen| {
         for host in &hosts {
-            seen.register_host(&host.id, clock::now());
+            seen.register_host(&host.id, time.now());
         }
         if config.local_proxy.is_some() {
             seen.register_proxy(LOCAL_PROXY);
@@ -175,6 +178,7 @@ fn assemble(
         blobs,
         engine,
         observations,
+        time,
         links,
         tokens,
         controller_key,

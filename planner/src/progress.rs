@@ -116,6 +116,9 @@ pub enum Happened {
     Removed {
         /// Which.
         instance: InstanceId,
+        /// Its host has not said so: what ran may run on there until the host is back.
+        #[serde(default)]
+        unreached: bool,
     },
     /// It passed the gate. Wanted: mode Serve.
     PutIn {
@@ -203,7 +206,7 @@ pub fn apply(
         Happened::StopOrdered { instance } => {
             Some((instance, &[0, 2][..], S::Stopping { since: at }))
         }
-        Happened::Removed { instance } => Some((instance, &[0, 2, 3][..], S::Done)),
+        Happened::Removed { instance, .. } => Some((instance, &[0, 2, 3][..], S::Done)),
         Happened::PutIn {
             instance, forced, ..
         } => Some((

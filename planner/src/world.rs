@@ -67,6 +67,8 @@ pub struct HostState<'a> {
     pub instances: u32,
     /// The sum of their memory limits, in bytes.
     pub promised_memory: u64,
+    /// When its agent said something last.
+    pub heard: Option<Timestamp>,
     /// What its agent said last.
     pub report: Option<&'a HostReport>,
 }

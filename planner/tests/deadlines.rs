@@ -41,6 +41,10 @@ struct Still {
     good_checks: u32,
     in_flight: u32,
     port: PortUse,
+    /// When its host was last heard of.
+    heard: Timestamp,
+    /// How long its answers have been good, by a report of the start.
+    good_for_ms: u64,
 }
 
 fn at(ms: u64) -> Timestamp {
@@ -113,6 +117,8 @@ impl Still {
             good_checks: 9,
             in_flight: 0,
             port: PortUse::Own,
+            heard: at(0),
+            good_for_ms: 0,
         }
     }
 
@@ -166,6 +172,7 @@ impl Still {
             mode: TargetMode::Serve,
             healthy,
             good_checks,
+            good_for_ms: self.good_for_ms,
             bad_checks: if healthy { 0 } else { self.bad_checks },
             last_check: Some(CheckResult {
                 at: at(0),
@@ -225,6 +232,7 @@ impl Still {
                     labels: BTreeMap::new(),
                     instances: 2,
                     promised_memory: 0,
+                    heard: Some(self.heard),
                     report: Some(&host_report),
                 },
             )]
@@ -396,25 +404,73 @@ fn open_requests_get_their_drain_time() {
 #[test]
 fn a_stop_that_is_never_confirmed_is_let_go_a_minute_after_the_grace_period() {
     let since = SINCE_START();
-    Still::new(Action::Remove, ChangeState::Stopping { since })
-        .goes_on_after(70, &Happened::Removed { instance: one() });
+    Still::new(Action::Remove, ChangeState::Stopping { since }).goes_on_after(
+        70,
+        &Happened::Removed {
+            instance: one(),
+            unreached: true,
+        },
+    );
+}
+
+#[test]
+fn what_is_on_a_lost_host_is_let_go_at_once_and_counts_as_left_there() {
+    for state in [
+        ChangeState::Drained,
+        ChangeState::Stopping {
+            since: SINCE_START(),
+        },
+    ] {
+        Still::new(Action::Remove, state)
+            .with(|still| still.reach = Reach::Lost(at(0)))
+            .goes_on_after(
+                0,
+                &Happened::Removed {
+                    instance: one(),
+                    unreached: true,
+                },
+            );
+    }
+}
+
+/// Its answers have been good for that long by a report of the start, and its host calls its port free in
+/// one that came that much later.
+fn unseen(good_for_ms: u64, heard_ms: u64) -> Still {
+    checking().with(|still| {
+        still.good_checks = 2;
+        still.port = PortUse::Free;
+        still.good_for_ms = good_for_ms;
+        still.heard = at(heard_ms);
+    })
+}
+
+fn is_put_in() -> Happened {
+    Happened::PutIn {
+        instance: one(),
+        forced: false,
+        restarts: Some(0),
+    }
 }
 
 #[test]
 fn good_answers_from_an_unseen_listener_have_to_do_after_ten_seconds() {
-    checking()
-        .with(|still| {
-            still.good_checks = 2;
-            still.port = PortUse::Free;
-        })
-        .goes_on_after(
-            10,
-            &Happened::PutIn {
-                instance: one(),
-                forced: false,
-                restarts: Some(0),
-            },
-        );
+    unseen(9_000, 10_000).goes_on_after(10, &is_put_in());
+}
+
+#[test]
+fn good_answers_that_have_just_begun_wait_for_the_agent_to_find_a_stranger() {
+    let message = unseen(0, 1_999).fails_after(120, "unhealthy");
+    assert!(message.contains("not seen it listen"), "{message}");
+    unseen(0, 2_000).goes_on_after(10, &is_put_in());
+    unseen(1_500, 499).fails_after(120, "unhealthy");
+    unseen(1_500, 500).goes_on_after(10, &is_put_in());
+}
+
+#[test]
+fn an_agent_that_looks_less_often_gets_longer_to_find_a_stranger() {
+    let later = |heard_ms| unseen(0, heard_ms).with(|still| still.up_ms = 120_000);
+    later(11_999).fails_after(120, "unhealthy");
+    later(12_000).goes_on_after(10, &is_put_in());
 }
 
 #[test]

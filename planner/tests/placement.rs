@@ -62,6 +62,7 @@ fn world<'a>(report: &'a HostReport, hosts: &[&[(&str, &str)]], instances: u128)
                     labels: labels(own),
                     instances: u32::from(n <= instances),
                     promised_memory: 0,
+                    heard: None,
                     report: Some(report),
                 };
                 (host(n), state)

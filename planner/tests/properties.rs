@@ -158,6 +158,7 @@ impl Fake {
                         labels: BTreeMap::new(),
                         instances: counts.get(id).copied().unwrap_or(0),
                         promised_memory: 0,
+                        heard: None,
                         report: Some(report),
                     };
                     (id.clone(), state)
@@ -217,6 +218,7 @@ impl Fake {
             mode,
             healthy,
             good_checks: if healthy { GOOD_CHECKS } else { 0 },
+            good_for_ms: 0,
             bad_checks: u32::from(!healthy),
             last_check: None,
             in_flight: 0,
@@ -354,7 +356,7 @@ impl Fake {
                 self.undrained(plan, instance);
                 self.want(instance, |wanted| wanted.mode = None);
             }
-            Happened::Removed { instance } => {
+            Happened::Removed { instance, .. } => {
                 self.instances.remove(instance);
             }
             _ => return,

@@ -4,7 +4,7 @@
 //! | Call | Meaning |
 //! |---|---|
 //! | `GET /v1/report` | a [`HostReport`] |
-//! | `GET /v1/watch` | a stream of [`HostReport`]s as JSON lines: one at once, one after each change (ten a second in the long run, five at once), one at least every 5 s |
+//! | `GET /v1/watch` | a stream of [`HostReport`]s as JSON lines: one at once, one after each change (ten a second in the long run, twenty at once), one at least every 5 s |
 //! | `PUT /v1/orders` | a [`HostOrders`]; answered after it is on disk. 409 `stale-generation` for an older generation, 409 `generation-reused` for the same one with other content |
 //! | `GET /v1/blobs/{digest}` | a [`BlobStatus`] |
 //! | `PATCH /v1/blobs/{digest}?offset=N&size=TOTAL` | appends raw bytes at `offset`; 409 `wrong-offset` when that is not what the agent holds; the last one verifies the digest (422 `digest-mismatch` drops the blob) |

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `PUT /v1/table` | a [`RoutingTable`]; answered after it is in force for every new request and on disk. 409 `stale-generation`, 409 `generation-reused` as for an agent's orders, 422 `invalid-table` changes nothing |
 //! | `GET /v1/report` | a [`ProxyReport`] |
-//! | `GET /v1/watch` | a stream of [`ProxyReport`]s as JSON lines: one at once, one after each change of a target's state (ten a second in the long run, five at once), one at least every 2 s |
+//! | `GET /v1/watch` | a stream of [`ProxyReport`]s as JSON lines: one at once, one after each change of a target's state (ten a second in the long run, twenty at once), one at least every 2 s |
 
 use crate::{
     ApplicationName, EnvironmentId, EnvironmentName, Generation, Incarnation, InstanceId,
@@ -207,6 +207,9 @@ pub struct TargetReport {
     pub healthy: bool,
     /// Good checks in a row, up to now.
     pub good_checks: u32,
+    /// How long ago the first of these was, in milliseconds.
+    #[serde(default)]
+    pub good_for_ms: u64,
     /// Bad checks in a row, up to now.
     pub bad_checks: u32,
     /// The last check.

@@ -11,7 +11,7 @@ use beanpole_protocol::proxy::{CheckResult, HealthCheck, Target, TargetMode, Tar
 use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -83,6 +83,8 @@ struct Health {
     /// Healthy only by what an earlier run of the proxy knew: the first bad check ends it.
     assumed: bool,
     good: u32,
+    /// When the first of these was.
+    good_since: Option<Instant>,
     bad: u32,
     last: Option<CheckResult>,
 }
@@ -243,6 +245,7 @@ impl TargetState {
         let before = (health.healthy, health.ejected, health.good, health.bad);
         if good {
             health.good = health.good.saturating_add(1);
+            health.good_since.get_or_insert_with(Instant::now);
             health.bad = 0;
             health.ejected = false;
             if health.good >= plan.healthy_threshold {
@@ -252,6 +255,7 @@ impl TargetState {
         } else {
             health.bad = health.bad.saturating_add(1);
             health.good = 0;
+            health.good_since = None;
             health.ejected |= eject;
             if health.assumed || health.bad >= plan.unhealthy_threshold {
                 health.healthy = false;
@@ -289,6 +293,9 @@ impl TargetState {
             mode: self.mode(),
             healthy: health.healthy && !health.ejected,
             good_checks: health.good,
+            good_for_ms: health.good_since.map_or(0, |since| {
+                u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+            }),
             bad_checks: health.bad,
             last_check: health.last.clone(),
             in_flight: self.in_flight(),

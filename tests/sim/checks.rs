@@ -25,8 +25,10 @@ pub struct Checks {
     told: EventId,
     event_times: BTreeMap<EnvironmentId, (EventId, Timestamp)>,
     ended: BTreeMap<OperationId, bool>,
-    /// How far the clock jumped ahead in all. No deadline foresees that.
-    pub jumped: Duration,
+    /// What the world's time and the engine's were at the last turn, while something was under way.
+    times: Option<(u64, Timestamp)>,
+    /// The controller was started again since.
+    restarted: bool,
 }
 
 impl Checks {
@@ -78,7 +80,37 @@ impl Checks {
         self.events_are_in_order(store, &environments)?;
         self.operations_end_with_one_version(store, &now, &environments, observed)?;
         nothing_outlives_its_environment(store, &now, &environments)?;
-        operations_end_in_time(store, &environments, at, self.jumped)?;
+        self.what_runs_on_is_told(store, &now, hosts)?;
+        operations_end_in_time(store, &environments, at)?;
+        Ok(())
+    }
+
+    /// A controller that was started again looked away for a moment.
+    pub fn restarted(&mut self) {
+        self.restarted = true;
+    }
+
+    /// While something is under way, the engine's time goes on as the world's, whatever is done to the
+    /// controller's clock: no deadline comes early or late by it.
+    pub fn time_is_steady(&mut self, world: u64, at: Timestamp) -> Result<(), String> {
+        let restarted = std::mem::take(&mut self.restarted);
+        let last = self.times.take();
+        if !self.operations.is_empty() {
+            self.times = Some((world, at));
+        }
+        let Some((then, before)) = last.filter(|_| !self.operations.is_empty()) else {
+            return Ok(());
+        };
+        let due = before.after(Duration::from_millis(world - then));
+        let off = due.since(at).max(at.since(due));
+        // It does not know the moments since it last recorded its time, and counts some for the restart.
+        let most = Duration::from_secs(if restarted { 20 } else { 0 });
+        if off > most {
+            return Err(format!(
+                "the time of what is under way went from {before} to {at} in {} ms",
+                world - then
+            ));
+        }
         Ok(())
     }
 
@@ -137,6 +169,36 @@ impl Checks {
                         operation.map(|operation| operation.kind)
                     ));
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// An instance that is forgotten while it runs on is named by the operation that gave it up.
+    fn what_runs_on_is_told(
+        &self,
+        store: &Store,
+        now: &BTreeMap<InstanceId, InstanceRecord>,
+        hosts: &[FakeHost],
+    ) -> Result<(), String> {
+        for (id, old) in &self.instances {
+            let host = hosts.iter().find(|host| host.id == old.host);
+            let runs = host
+                .and_then(|host| host.instances.get(id))
+                .is_some_and(|fake| {
+                    matches!(
+                        fake.phase,
+                        InstancePhase::Running | InstancePhase::Restarting
+                    )
+                });
+            if now.contains_key(id) || !runs {
+                continue;
+            }
+            let operation = self.acting(store, &old.environment);
+            if operation.is_none_or(|operation| {
+                !operation.leftovers.iter().any(|left| left.instance == *id)
+            }) {
+                return Err(format!("{id} is forgotten and runs on, and nobody is told"));
             }
         }
         Ok(())
@@ -502,7 +564,6 @@ fn operations_end_in_time(
     store: &Store,
     environments: &BTreeMap<EnvironmentId, EnvironmentRecord>,
     at: Timestamp,
-    jumped: Duration,
 ) -> Result<(), String> {
     for id in environments
         .values()
@@ -510,7 +571,7 @@ fn operations_end_in_time(
     {
         let key = OperationRecord::key_of(id);
         if let Some(operation) = store.get::<OperationRecord>(&key).expect("memory")
-            && at > operation.deadline.after(jumped)
+            && at > operation.deadline
         {
             return Err(format!(
                 "{} of {} goes on {} s after its deadline",

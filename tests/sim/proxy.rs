@@ -175,6 +175,7 @@ impl FakeProxy {
                         mode: target.mode,
                         healthy: seen.is_some_and(|seen| seen.healthy),
                         good_checks: seen.map_or(0, |seen| seen.good),
+                        good_for_ms: 0,
                         bad_checks: seen.map_or(0, |seen| seen.bad),
                         last_check: seen.and_then(|seen| seen.last.clone()),
                         in_flight: seen.map_or(0, |seen| seen.in_flight),

@@ -4,7 +4,7 @@ use crate::checks::{self, Checks};
 use crate::host::{Behaviour, FakeHost};
 use crate::proxy::FakeProxy;
 use crate::rng::Rng;
-use beanpole_engine::{Call, Engine, EngineConfig, Observed};
+use beanpole_engine::{Call, Engine, EngineConfig, Observed, Pace, Reading};
 use beanpole_protocol::agent::{HostOrders, HostReport};
 use beanpole_protocol::api::{self, EnvironmentStatus, Tier};
 use beanpole_protocol::options::{self, BatchSize, DeploymentPolicy, OptionSettings};
@@ -18,6 +18,7 @@ use beanpole_store::model::{
 };
 use beanpole_store::{Store, StoreError};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// From one look at the world to the next, in milliseconds.
 const TICK_MS: u64 = 250;
@@ -28,7 +29,7 @@ const REST_MS: u64 = 3 * 3_600_000;
 /// When it begins.
 const START_MS: u64 = 1_790_000_000_000;
 /// How far the controller's clock may fall back in all, in milliseconds.
-const MOST_BEHIND_MS: u64 = 600_000;
+const MOST_BEHIND_MS: u64 = 100 * 3_600_000;
 
 /// What came of a seed.
 #[derive(Default)]
@@ -53,6 +54,8 @@ pub struct World {
     /// How far the controller's clock is ahead, in milliseconds. It begins ahead, to be able to fall
     /// back.
     ahead: u64,
+    /// The engine's time.
+    pace: Pace,
     pub store: Store,
     engine: Engine,
     pub observed: Observed,
@@ -68,6 +71,14 @@ pub struct World {
     turns: u64,
     checks: Checks,
     verbose: bool,
+}
+
+/// What the controller's clocks say: the steady one is the world's.
+fn reading(now: u64, ahead: u64) -> Reading {
+    Reading {
+        wall: Timestamp::from_millis(now + ahead),
+        steady: Duration::from_millis(now),
+    }
 }
 
 pub fn run(seed: u64) -> Outcome {
@@ -129,10 +140,14 @@ impl World {
                 })
             })
             .expect("memory");
+        let pace = engine
+            .start_time(reading(START_MS, MOST_BEHIND_MS))
+            .expect("memory");
         let mut world = Self {
             rng,
             now: START_MS,
             ahead: MOST_BEHIND_MS,
+            pace,
             store,
             engine,
             observed: Observed::default(),
@@ -154,7 +169,11 @@ impl World {
     }
 
     fn at(&self) -> Timestamp {
-        Timestamp::from_millis(self.now + self.ahead)
+        self.pace.now(self.reading().steady)
+    }
+
+    fn reading(&self) -> Reading {
+        reading(self.now, self.ahead)
     }
 
     /// What the controller does at its start.
@@ -255,7 +274,7 @@ impl World {
         if self.rng.chance(8) {
             self.restart_controller();
         }
-        if self.rng.chance(1) {
+        if self.rng.chance(3) {
             self.jump();
         }
         if self.rng.chance(1) {
@@ -265,11 +284,10 @@ impl World {
 
     /// The controller's clock is set, or its machine was asleep.
     fn jump(&mut self) {
-        let before = self.at();
-        let by = *self.rng.pick(&[-60_000, -3_000, 3_000, 60_000, 900_000]);
+        let by = *self.rng.pick(&[
+            -3_600_000, -60_000, -3_000, 3_000, 60_000, 900_000, 7_200_000,
+        ]);
         self.ahead = self.ahead.saturating_add_signed(by);
-        self.checks.jumped += self.at().since(before);
-        self.observed.clock_jumped(before, self.at());
         self.woken = true;
         if self.verbose {
             println!("{} the clock jumps by {by} ms", self.now - START_MS);
@@ -314,6 +332,8 @@ impl World {
     /// The controller dies and is started again: what is in the store is all it knows.
     fn restart_controller(&mut self) {
         self.engine = Engine::new(self.store.clone(), EngineConfig::default());
+        self.pace = self.engine.start_time(self.reading()).expect("memory");
+        self.checks.restarted();
         self.register();
         self.messages.clear();
         self.woken = true;
@@ -601,8 +621,19 @@ impl World {
 
     fn turn(&mut self) -> Result<(), String> {
         let commits = self.store.commits();
+        let kept = self
+            .engine
+            .keep_time(&self.pace, self.reading())
+            .map_err(|error| format!("the time was not kept: {error:?}"))?;
+        if let Some((before, now)) = kept.moved {
+            self.observed.moved(before, now);
+        }
+        self.pace = kept.pace;
         self.checks.before(&self.store);
         let at = self.at();
+        self.checks
+            .time_is_steady(self.now, at)
+            .map_err(|what| format!("at {} ms: {what}", self.now - START_MS))?;
         // Now and then the controller dies between two transactions.
         let dies = self.faulty && self.rng.chance(10);
         let transactions = if dies { self.rng.range(1, 3) } else { u64::MAX };

@@ -345,5 +345,12 @@ fn remove(context: &Context, host: &HostName, yes: bool, force: bool) -> Result<
         }
         None => text.push_str("\nIt could not be asked: what Beanpole put on it is still there."),
     }
+    if !removed.left.is_empty() {
+        let ids: Vec<&str> = removed.left.iter().map(|id| id.as_str()).collect();
+        text.push_str(&format!(
+            "\nRuns on there, with its settings, and nobody ends it any more: {}.\nIf the machine is back: beanpole host add it again, or erase it.",
+            ids.join(", ")
+        ));
+    }
     context.output.result(&removed, text)
 }

@@ -7,11 +7,11 @@ use beanpole_planner::{
     Action, Batch, ChangeState, Happened, OTHER_PORTS, Plan, Progress, Stage, World, apply,
 };
 use beanpole_protocol::agent::INSTANCE_PORTS as PORTS;
-use beanpole_protocol::api::{OperationFailure, OperationKind};
+use beanpole_protocol::api::{Leftover, OperationFailure, OperationKind};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::options::DeploymentPolicy;
 use beanpole_protocol::proxy::TargetMode;
-use beanpole_protocol::{HostId, Incarnation, InstanceId, Timestamp};
+use beanpole_protocol::{HostId, HostName, Incarnation, InstanceId, Timestamp};
 use beanpole_store::model::{EnvironmentRecord, InstanceRecord, JournalRecord, OperationRecord};
 use beanpole_store::{StoreError, Tx};
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,6 +57,13 @@ impl Scene<'_, '_> {
     /// Records one entry.
     pub fn record(&mut self, world: &World<'_>, entry: &Happened) -> Result<(), EngineError> {
         let (plan, progress, back) = self.under_way();
+        if let Happened::Removed {
+            instance,
+            unreached: true,
+        } = entry
+        {
+            self.note_leftover(world, &plan, instance);
+        }
         self.tell(world, &plan, &progress, entry)?;
         self.want(world, &plan, entry)?;
         let progress = apply(progress, self.now, entry)?;
@@ -74,6 +81,19 @@ impl Scene<'_, '_> {
             entry: entry.clone(),
         })?;
         Ok(())
+    }
+
+    /// Notes an instance whose host did not say that it is gone.
+    fn note_leftover(&mut self, world: &World<'_>, plan: &Plan, id: &InstanceId) {
+        let change = plan.changes().find(|(_, change)| change.instance == *id);
+        if let Some((_, change)) = change
+            && let Ok(host) = HostName::new(world.host_name(&change.host))
+        {
+            self.operation.leftovers.push(Leftover {
+                instance: id.clone(),
+                host,
+            });
+        }
     }
 
     /// Changes what is wanted of an instance.
@@ -98,7 +118,7 @@ impl Scene<'_, '_> {
                 record.routed = None;
                 record.ordered = None;
             }),
-            Happened::Removed { instance } => {
+            Happened::Removed { instance, .. } => {
                 let key = InstanceRecord::key_of(&self.environment.id, instance);
                 self.tx.delete::<InstanceRecord>(&key)
             }
@@ -293,9 +313,27 @@ impl Scene<'_, '_> {
                 let text = format!("{instance} is healthy and in service.");
                 (Severity::Info, "instance-in-service", instance, text)
             }
-            Happened::Removed { instance } => {
+            Happened::Removed {
+                instance,
+                unreached: false,
+            } => {
                 let text = format!("{instance} is gone.");
                 (Severity::Info, "instance-removed", instance, text)
+            }
+            Happened::Removed {
+                instance,
+                unreached: true,
+            } => {
+                let text = match self
+                    .operation
+                    .leftovers
+                    .iter()
+                    .find(|l| l.instance == *instance)
+                {
+                    Some(left) => left.to_string(),
+                    None => format!("{instance} could not be reached."),
+                };
+                (Severity::Warn, "instance-left", instance, text)
             }
             Happened::Failed { failure } => return self.tell_failure(failure),
             _ => return Ok(()),

@@ -112,7 +112,10 @@ impl Engine {
                 }
                 K::Restart => "restartAppServer completed successfully.".to_owned(),
                 K::Replace => "The environment's instances are complete again.".to_owned(),
-                K::Terminate => "terminateEnvironment completed successfully.".to_owned(),
+                K::Terminate => match unreached(scene.operation) {
+                    None => "terminateEnvironment completed successfully.".to_owned(),
+                    Some(text) => format!("terminateEnvironment completed. {text}"),
+                },
             };
             return scene.say(Severity::Info, "operation-succeeded", last);
         }
@@ -220,6 +223,21 @@ fn drop_operations(tx: &mut Tx<'_>, operations: &[OperationIndexRecord]) -> Resu
     Ok(())
 }
 
+/// A sentence on what could not be reached.
+fn unreached(operation: &OperationRecord) -> Option<String> {
+    let names: Vec<String> = operation
+        .leftovers
+        .iter()
+        .map(|left| format!("{} on {}", left.instance, left.host))
+        .collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "Could not be reached, may run on, and is removed when its host is back: {}.",
+            names.join(", ")
+        )
+    })
+}
+
 /// How it ended, in a sentence or two.
 fn message(operation: &OperationRecord, environment: &EnvironmentRecord) -> String {
     let why = operation.failure.as_ref().map_or_else(
@@ -235,7 +253,10 @@ fn message(operation: &OperationRecord, environment: &EnvironmentRecord) -> Stri
             (OperationKind::Deploy | OperationKind::Rollback, Some(version), Some(to)) => {
                 format!("Version {version} is live as release {to}.")
             }
-            _ => "Done.".to_owned(),
+            _ => match unreached(operation) {
+                None => "Done.".to_owned(),
+                Some(text) => format!("Done. {text}"),
+            },
         },
         OperationStatus::RolledBack => {
             format!("{why} The environment is back on {stands}.")

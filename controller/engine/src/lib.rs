@@ -19,6 +19,7 @@ mod health;
 mod kept;
 mod mend;
 mod observed;
+mod pace;
 mod read;
 mod services;
 mod traffic;
@@ -30,6 +31,7 @@ mod withdraw;
 pub use events::{Draft, emit, tell_restore};
 pub use kept::{Need, needed_releases};
 pub use observed::{HostObserved, Observed, ProxyObserved};
+pub use pace::{Kept, Pace, Reading};
 pub use services::Target;
 pub use turn::Turn;
 

@@ -60,19 +60,6 @@ impl Observed {
         self.proxies.entry(proxy.to_owned()).or_default();
     }
 
-    /// The clock was set, or the machine was asleep: it says `now` and was to say `before`. Nobody
-    /// has been silent for longer by that; else everything would be Unreachable after a night's sleep,
-    /// and the first host that is heard of would get the instances of all others.
-    pub fn clock_jumped(&mut self, before: Timestamp, now: Timestamp) {
-        let hosts = self.hosts.values_mut().map(|host| &mut host.last_seen);
-        let proxies = self.proxies.values_mut().map(|proxy| &mut proxy.last_seen);
-        for at in hosts.chain(proxies).flatten() {
-            let silent = before.since(*at);
-            let millis = u64::try_from(silent.as_millis()).unwrap_or(u64::MAX);
-            *at = Timestamp::from_millis(now.as_millis().saturating_sub(millis));
-        }
-    }
-
     /// Takes a host's report in.
     pub fn host_report(&mut self, host: &HostId, report: HostReport, now: Timestamp) {
         let seen = self.hosts.entry(host.clone()).or_default();
@@ -124,28 +111,6 @@ impl Observed {
             Reach::Silent(seen)
         } else {
             Reach::Here
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_jump_of_the_clock_makes_nobody_silent_and_nobody_heard() {
-        let at = |seconds: u64| Timestamp::from_millis(seconds * 1_000);
-        let (heard, lost) = (HostId::from_bits(1), HostId::from_bits(2));
-        for jumped in [at(100), at(90_000)] {
-            let mut observed = Observed::default();
-            observed.register_host(&lost, at(1_000));
-            observed.register_host(&heard, at(1_059));
-            observed.clock_jumped(at(1_060), jumped);
-            assert_eq!(observed.reach(&heard, jumped, 30_000), Reach::Here);
-            assert!(matches!(
-                observed.reach(&lost, jumped, 30_000),
-                Reach::Lost(since) if jumped.since(since) == Duration::from_mins(1)
-            ));
         }
     }
 }

@@ -169,6 +169,7 @@ impl Engine {
         observed: &'o Observed,
         now: Timestamp,
     ) -> HostState<'o> {
+        let seen = observed.hosts.get(&host.id);
         HostState {
             name: host.name.to_string(),
             reach: observed.reach(&host.id, now, self.config.unreachable_after_ms),
@@ -176,10 +177,8 @@ impl Engine {
             labels: host.labels.clone(),
             instances: 0,
             promised_memory: 0,
-            report: observed
-                .hosts
-                .get(&host.id)
-                .and_then(|seen| seen.report.as_ref()),
+            heard: seen.and_then(|seen| seen.last_seen),
+            report: seen.and_then(|seen| seen.report.as_ref()),
         }
     }
 }

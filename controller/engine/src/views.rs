@@ -303,6 +303,7 @@ impl Engine {
             started_at: operation.started_at,
             finished_at: operation.finished_at,
             deadline: operation.deadline,
+            leftovers: operation.leftovers.clone(),
             requests_served: marks.served,
             requests_failed: marks.failed,
         })

@@ -69,7 +69,7 @@ async fn list(
         .blocking(move |app| {
             let observed = app.observations.snapshot();
             app.engine
-                .environments(application.as_ref(), &observed, clock::now())
+                .environments(application.as_ref(), &observed, app.time.now())
         })
         .await?;
     let paging = Paging {
@@ -110,7 +110,7 @@ async fn get(
     let found = app
         .blocking(move |app| {
             let observed = app.observations.snapshot();
-            app.engine.environment(&name, &observed, clock::now())
+            app.engine.environment(&name, &observed, app.time.now())
         })
         .await?;
     Ok(axum::Json(found))
@@ -238,7 +238,7 @@ async fn planned(
             let observed = app.observations.snapshot();
             let call = Call {
                 request_id: caller.request_id,
-                now: clock::now(),
+                now: app.time.now(),
                 bits: clock::random_bits(),
                 observed: &observed,
             };
@@ -330,7 +330,7 @@ async fn health(
         .blocking(move |app| {
             let observed = app.observations.snapshot();
             app.engine
-                .environment_health(&name, &observed, clock::now())
+                .environment_health(&name, &observed, app.time.now())
         })
         .await?;
     Ok(axum::Json(found))
@@ -403,7 +403,8 @@ async fn operations(
     let items = app
         .blocking(move |app| {
             let observed = app.observations.snapshot();
-            app.engine.operations(&name, limit, &observed, clock::now())
+            app.engine
+                .operations(&name, limit, &observed, app.time.now())
         })
         .await?;
     Ok(axum::Json(Page { items, next: None }))
@@ -420,7 +421,7 @@ async fn operation(
     let found = app
         .blocking(move |app| {
             let observed = app.observations.snapshot();
-            app.engine.operation(&id, &observed, clock::now())
+            app.engine.operation(&id, &observed, app.time.now())
         })
         .await?;
     Ok(axum::Json(found))

@@ -30,7 +30,7 @@ pub(crate) async fn stream(
         .blocking(move |app| {
             let observed = app.observations.snapshot();
             app.engine
-                .environment(&environment, &observed, clock::now())
+                .environment(&environment, &observed, app.time.now())
         })
         .await?;
     let mut instances = view.instances;

@@ -9,7 +9,7 @@ use crate::{Record, key};
 use beanpole_planner::{Happened, Plan, Progress};
 use beanpole_protocol::agent::{HostOrders, Platform};
 use beanpole_protocol::api::{
-    EnvironmentStatus, OperationFailure, OperationKind, OperationStatus, SshAddress, Tier,
+    EnvironmentStatus, Leftover, OperationFailure, OperationKind, OperationStatus, SshAddress, Tier,
 };
 use beanpole_protocol::event::Event;
 use beanpole_protocol::options::OptionSettings;
@@ -326,6 +326,9 @@ pub struct OperationRecord {
     /// Requests of the environment, counted while it runs.
     #[serde(default)]
     pub traffic: TrafficMarks,
+    /// Instances that it gave up on hosts that could not be reached.
+    #[serde(default)]
+    pub leftovers: Vec<Leftover>,
     /// When it was accepted.
     pub started_at: Timestamp,
     /// When it ended.
@@ -531,6 +534,30 @@ impl TableRecord {
 
 impl Record for TableRecord {
     const TABLE: &'static str = "routing_table";
+    fn key(&self) -> Vec<u8> {
+        Self::the_key()
+    }
+}
+
+/// What the engine's time was, and what the machine's clock said then; there is one while an operation
+/// is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockRecord {
+    /// The engine's time.
+    pub at: Timestamp,
+    /// The machine's.
+    pub wall: Timestamp,
+}
+
+impl ClockRecord {
+    /// Its key.
+    pub fn the_key() -> Vec<u8> {
+        key::join(&[b"clock"])
+    }
+}
+
+impl Record for ClockRecord {
+    const TABLE: &'static str = "clock";
     fn key(&self) -> Vec<u8> {
         Self::the_key()
     }

@@ -3,13 +3,20 @@
 use super::failure::{restarts, unheard};
 use super::proxies::last_answer;
 use super::{Bound, Step, Turn};
-use crate::{Change, Gate, Happened, Reach};
+use crate::{Change, Gate, Happened, HostState, Reach};
 use beanpole_protocol::agent::{InstancePhase, InstanceReport, PortUse};
 use beanpole_protocol::{InstanceId, Timestamp};
 use std::time::Duration;
 
 /// How long good answers wait for the agent to see the socket. It looks many times a second.
 const LISTENER_SEEN_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long good answers of a port that its agent still calls free have to last after that: by then it
+/// would have found another program there, which takes it three looks. It looks less often at an
+/// instance that started longer ago than [`YOUNG`].
+const STRANGER_FOUND_WITHIN: Duration = Duration::from_secs(2);
+const YOUNG: Duration = Duration::from_mins(2);
+const STRANGER_FOUND_WITHIN_LATER: Duration = Duration::from_secs(12);
 
 /// What agents call it when another program has an instance's port.
 const PORT_TAKEN: &str = "port-taken";
@@ -79,7 +86,7 @@ impl Turn<'_, '_> {
                 .or_else(|| Self::unsettled(id, seen, said_at, up_ms)),
             Gate::Settle { for_ms } => Self::unsettled(id, seen, said_at, for_ms),
         };
-        let waiting = waiting.or_else(|| self.unseen(id, seen, bound));
+        let waiting = waiting.or_else(|| self.unseen(id, host, seen, bound));
         let Some(text) = waiting else {
             self.entries.push(Happened::PutIn {
                 instance: id.clone(),
@@ -124,16 +131,53 @@ impl Turn<'_, '_> {
 
     /// Good answers from a port on which its host has not seen the instance listen may be those of
     /// another program. Its agent is about to say; for a listener that it cannot see, the answers have
-    /// to do.
-    fn unseen(&mut self, id: &InstanceId, seen: &InstanceReport, bound: Bound) -> Option<String> {
-        let patience = bound.since.after(LISTENER_SEEN_WITHIN);
-        if !self.world.web || seen.port != PortUse::Free || self.now >= patience {
+    /// to do, once a report says that the port still counts as free after they have lasted.
+    fn unseen(
+        &mut self,
+        id: &InstanceId,
+        host: &HostState<'_>,
+        seen: &InstanceReport,
+        bound: Bound,
+    ) -> Option<String> {
+        if !self.world.web || seen.port != PortUse::Free {
             return None;
         }
-        self.wake_at(patience);
+        let patience = bound.since.after(LISTENER_SEEN_WITHIN);
+        if self.now < patience {
+            self.wake_at(patience);
+        } else {
+            let said_at = host.report.map_or(Timestamp::EPOCH, |report| report.now);
+            let sure = if said_at.since(seen.since) < YOUNG {
+                STRANGER_FOUND_WITHIN
+            } else {
+                STRANGER_FOUND_WITHIN_LATER
+            };
+            let answered = self.answered_since(id);
+            if host
+                .heard
+                .is_some_and(|heard| heard >= answered.after(sure))
+            {
+                return None;
+            }
+        }
         Some(format!(
             "Waiting for {id}: its host has not seen it listen on its port yet."
         ))
+    }
+
+    /// When the last of the proxies got its first good answer, by the time here.
+    fn answered_since(&self, id: &InstanceId) -> Timestamp {
+        self.world
+            .proxies
+            .iter()
+            .zip(self.targets(id))
+            .map(|(proxy, target)| {
+                let said = proxy.last_seen.unwrap_or(self.now).as_millis();
+                let lasted = target.map_or(0, |target| target.good_for_ms);
+                Timestamp::from_millis(said.saturating_sub(lasted))
+            })
+            .max()
+            .unwrap_or(self.now)
     }
 
     /// How long it still has to stay up, by its host's own clock: a report that says how long it ran

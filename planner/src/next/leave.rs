@@ -25,6 +25,7 @@ impl Turn<'_, '_> {
                 _ => {
                     self.entries.push(Happened::Removed {
                         instance: id.clone(),
+                        unreached: false,
                     });
                     return Ok(());
                 }
@@ -128,7 +129,11 @@ impl Turn<'_, '_> {
                 forced: true,
                 restarts: None,
             }),
-            Action::Remove if lost_host => self.entries.push(Happened::Removed { instance }),
+            Action::Remove if lost_host => self.entries.push(Happened::Removed {
+                instance,
+                // One whose host was removed has nowhere to come back to.
+                unreached: self.world.hosts.contains_key(&change.host),
+            }),
             Action::Remove => self.entries.push(Happened::StopOrdered { instance }),
             _ if lost_host => return Err(self.host_lost(change)),
             _ => self.entries.push(Happened::Switched { instance }),
@@ -154,6 +159,7 @@ impl Turn<'_, '_> {
         if gone || self.late(bound) || self.world.host_lost(&change.host) {
             self.entries.push(Happened::Removed {
                 instance: id.clone(),
+                unreached: !gone,
             });
         } else {
             let seconds = self.now.since(since).as_secs();

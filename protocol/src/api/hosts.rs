@@ -1,7 +1,7 @@
 //! Hosts, and how they are reached.
 
 use crate::agent::{HostFacts, Uninstalled};
-use crate::{HostId, HostName, Timestamp};
+use crate::{HostId, HostName, InstanceId, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -239,4 +239,8 @@ pub struct HostRemoved {
     pub name: HostName,
     /// What its agent removed; absent when it could not be asked (`--force`).
     pub uninstalled: Option<Uninstalled>,
+    /// Instances that run on there, as far as is known, when it could not be asked: nobody removes
+    /// them any more.
+    #[serde(default)]
+    pub left: Vec<InstanceId>,
 }

@@ -119,10 +119,34 @@ pub struct Operation {
     pub finished_at: Option<Timestamp>,
     /// When it is given up if it has not ended.
     pub deadline: Timestamp,
+    /// Instances that it gave up on hosts that could not be reached. They are removed when the hosts are
+    /// back.
+    #[serde(default)]
+    pub leftovers: Vec<Leftover>,
     /// Requests of the environment answered meanwhile.
     pub requests_served: u64,
     /// Requests that got no answer from the app meanwhile.
     pub requests_failed: u64,
+}
+
+/// An instance that was given up on a host that did not say that it is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Leftover {
+    /// Which instance.
+    pub instance: InstanceId,
+    /// Its host's name.
+    pub host: HostName,
+}
+
+impl std::fmt::Display for Leftover {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} on {} could not be reached: its processes may run on there, with their settings, and are \
+             removed when the host is back.",
+            self.instance, self.host
+        )
+    }
 }
 
 /// A plan, for people and clients.

@@ -71,7 +71,7 @@ impl ProcessRuntime {
             let pace = PACE.iter().find(|(until, _)| began.elapsed() < *until);
             let mut pause = pace.map_or(PACE[3].1, |(_, pause)| *pause);
             if strange > 0 {
-                pause = pause.max(SURE_PAUSE);
+                pause = SURE_PAUSE;
             }
             let mut changes = instance.changed.subscribe();
             // A process that ended ends the pause.

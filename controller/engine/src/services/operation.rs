@@ -70,6 +70,7 @@ impl NewOperation {
             entries: 0,
             answers: Default::default(),
             answers_told: 0,
+            leftovers: Vec::new(),
             traffic: traffic::start(&environment.id, call.observed),
             started_at: now,
             finished_at: None,

@@ -84,8 +84,8 @@ pub(crate) async fn add(app: &App, request_id: RequestId, body: AddHost) -> Resu
         .blocking(move |app| {
             let again = known.is_some();
             save(app, &request_id, &record, again)?;
-            let now = clock::now();
             app.observations.change(|seen| {
+                let now = app.time.now();
                 seen.register_host(&record.id, now);
                 seen.host_report(&record.id, added.report, now);
             });

@@ -2,7 +2,6 @@
 
 use super::local::LOCAL;
 use crate::app::App;
-use beanpole_daemon::clock;
 use beanpole_fleet::bootstrap::Paths;
 use beanpole_protocol::api::{Host, HostStatus};
 use beanpole_store::model::{HostRecord, InstanceRecord};
@@ -21,7 +20,7 @@ pub(super) fn view(app: &App, host: &HostRecord, instances: &[InstanceRecord]) -
     let connected = seen.is_some_and(|seen| seen.connected);
     let last_seen = seen.and_then(|seen| seen.last_seen);
     let quiet = last_seen
-        .is_none_or(|at| clock::now().since(at) >= Duration::from_millis(UNREACHABLE_AFTER_MS));
+        .is_none_or(|at| app.time.now().since(at) >= Duration::from_millis(UNREACHABLE_AFTER_MS));
     let status = if state.shown_key.is_some() {
         HostStatus::KeyChanged
     } else if report.is_none() && !quiet {
