@@ -13,9 +13,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch, post, put};
 use beanpole_daemon::http::problem_response;
 use beanpole_daemon::pace::Pace;
-use beanpole_protocol::agent::{HostOrders, HostReport, InstancePhase, UpgradeOrder};
+use beanpole_protocol::agent::{Claim, HostOrders, HostReport, InstancePhase, UpgradeOrder};
 use beanpole_protocol::problem::Problem;
-use beanpole_protocol::{Digest, InstanceId};
+use beanpole_protocol::{ControllerId, Digest, InstanceId};
 use futures::{Stream, StreamExt};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -87,6 +87,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/report", get(report))
         .route("/v1/watch", get(watch))
         .route("/v1/orders", put(take_orders))
+        .route("/v1/owner", put(take_claim))
         .route("/v1/blobs/{digest}", get(blob_status).merge(patch(append)))
         .route("/v1/instances/{id}/logs", get(instance_logs))
         .route("/v1/upgrade", post(take_upgrade))
@@ -188,6 +189,21 @@ async fn take_orders(State(agent): Shared, body: Bytes) -> Answer {
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
+async fn take_claim(State(agent): Shared, body: Bytes) -> Answer {
+    let claim: Claim = parse(&body)?;
+    let host = Arc::clone(&agent.host);
+    tokio::task::spawn_blocking(move || host.claim(&claim))
+        .await
+        .map_err(|error| Problem::internal(error.to_string()))??;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Whose call it is.
+#[derive(Deserialize)]
+struct Caller {
+    controller: Option<ControllerId>,
+}
+
 async fn blob_status(State(agent): Shared, Path(digest): Path<String>) -> Answer {
     let digest: Digest = parameter(&digest)?;
     json(&agent.host.blobs.status(&digest))
@@ -248,7 +264,8 @@ async fn instance_logs(
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response())
 }
 
-async fn take_upgrade(State(agent): Shared, body: Bytes) -> Answer {
+async fn take_upgrade(State(agent): Shared, Query(caller): Query<Caller>, body: Bytes) -> Answer {
+    agent.host.admit(caller.controller.as_ref())?;
     let order: UpgradeOrder = parse(&body)?;
     let program = upgrade::install(&agent.host.blobs, &agent.installation, &order).await?;
     tracing::info!(version = order.version, program = %program.display(), "upgraded, starting afresh");
@@ -257,7 +274,8 @@ async fn take_upgrade(State(agent): Shared, body: Bytes) -> Answer {
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-async fn take_uninstall(State(agent): Shared) -> Answer {
+async fn take_uninstall(State(agent): Shared, Query(caller): Query<Caller>) -> Answer {
+    agent.host.admit(caller.controller.as_ref())?;
     let uninstalled = uninstall::run(&agent.host, &agent.installation).await;
     tracing::info!(
         removed = uninstalled.removed.len(),

@@ -13,13 +13,16 @@ use crate::blobs::Blobs;
 use crate::facts::Facts;
 use crate::layout::Layout;
 use crate::orders;
+use crate::owner;
 use crate::release::Prepared;
 use crate::release::Workshop;
 use crate::runtime::Runtime;
-use beanpole_daemon::clock;
-use beanpole_protocol::agent::{Failure, HostOrders, ReleaseKey, ReleasePhase};
+use beanpole_daemon::{clock, files};
+use beanpole_protocol::agent::{Claim, Failure, HostOrders, Owner, ReleaseKey, ReleasePhase};
 use beanpole_protocol::problem::Problem;
-use beanpole_protocol::{Digest, Incarnation, InstanceId, ReleaseNumber, Timestamp};
+use beanpole_protocol::{
+    AgentId, ControllerId, Digest, Incarnation, InstanceId, ReleaseNumber, Timestamp,
+};
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -41,14 +44,24 @@ pub struct Host {
     pub facts: Facts,
     /// SHA-256 of the agent's own executable, once known.
     pub digest: OnceLock<Digest>,
+    id: AgentId,
     state: Mutex<State>,
     wake: Notify,
     changed: watch::Sender<u64>,
     sequence: AtomicU64,
 }
 
+/// Which agent this is, and whose host.
+pub struct Whose {
+    /// The agent's own id.
+    pub agent: AgentId,
+    /// The controller that it obeys, if one has spoken yet.
+    pub owner: Option<Owner>,
+}
+
 /// What the agent holds in memory.
 struct State {
+    owner: Option<Owner>,
     orders: Arc<HostOrders>,
     releases: BTreeMap<ReleaseKey, Release>,
     troubles: BTreeMap<InstanceId, Trouble>,
@@ -119,6 +132,16 @@ fn disk_pause_after(attempts: u32) -> Duration {
     Duration::from_secs(10 << attempts.min(5)).min(Duration::from_mins(5))
 }
 
+/// Why orders, or whose they are, did not get to the disk.
+fn not_written(error: &std::io::Error) -> Problem {
+    let detail = format!("The orders could not be written: {error}.");
+    if error.kind() == std::io::ErrorKind::StorageFull {
+        let title = "The host has no room for its orders";
+        return Problem::new(507, "disk-full", title, detail);
+    }
+    Problem::internal(detail)
+}
+
 impl Host {
     /// The host with the orders it holds on disk.
     pub fn new(
@@ -128,6 +151,7 @@ impl Host {
         runtime: Arc<dyn Runtime>,
         facts: Facts,
         orders: HostOrders,
+        whose: Whose,
     ) -> Self {
         Self {
             layout,
@@ -136,7 +160,9 @@ impl Host {
             runtime,
             facts,
             digest: OnceLock::new(),
+            id: whose.agent,
             state: Mutex::new(State {
+                owner: whose.owner,
                 orders: Arc::new(orders),
                 releases: BTreeMap::new(),
                 troubles: BTreeMap::new(),
@@ -172,21 +198,20 @@ impl Host {
                 "This host is being uninstalled and takes no orders.",
             ));
         }
-        if !orders::check(&state.orders, &new)? {
+        let who = new.controller.as_ref();
+        owner::admit(state.owner.as_ref(), who.map(|who| &who.id))?;
+        let changed = orders::check(&state.orders, &new)?;
+        // First: orders of one controller in the hands of another would be ended by it.
+        if let Some(who) = who
+            && let Some(owner) = owner::succeed(state.owner.as_ref(), who)
+        {
+            self.belong(&mut state, owner)?;
+        }
+        if !changed {
             return Ok(());
         }
         // Under the lock, so that what is on disk and what is in force change in the same order.
-        orders::store(&self.layout.orders(), &new).map_err(|error| {
-            if error.kind() == std::io::ErrorKind::StorageFull {
-                return Problem::new(
-                    507,
-                    "disk-full",
-                    "The host has no room for its orders",
-                    format!("The orders could not be written: {error}."),
-                );
-            }
-            Problem::internal(format!("The orders could not be written: {error}."))
-        })?;
+        orders::store(&self.layout.orders(), &new).map_err(|error| not_written(&error))?;
         tracing::info!(
             generation = new.generation.0,
             releases = new.releases.len(),
@@ -197,6 +222,36 @@ impl Host {
         drop(state);
         self.wake();
         self.touch();
+        Ok(())
+    }
+
+    /// Makes the host a controller's own, if it is nobody's, its own already, or taken over.
+    pub fn claim(&self, claim: &Claim) -> Result<(), Problem> {
+        let mut state = self.state();
+        if let Some(owner) = owner::claimed(state.owner.as_ref(), claim)? {
+            self.belong(&mut state, owner)?;
+        }
+        drop(state);
+        self.touch();
+        Ok(())
+    }
+
+    /// Whether this host does what a controller says.
+    pub fn admit(&self, controller: Option<&ControllerId>) -> Result<(), Problem> {
+        owner::admit(self.state().owner.as_ref(), controller)
+    }
+
+    /// Under the lock, so that what is on disk and what is in force change in the same order.
+    fn belong(&self, state: &mut State, owner: Owner) -> Result<(), Problem> {
+        files::write_json(&self.layout.owner(), &owner, 0o600)
+            .map_err(|error| not_written(&error))?;
+        match &state.owner {
+            Some(before) if before.controller.id != owner.controller.id => {
+                tracing::warn!(from = %before.controller, to = %owner.controller, "this host was taken over");
+            }
+            _ => tracing::info!(controller = %owner.controller, "this host's controller"),
+        }
+        state.owner = Some(owner);
         Ok(())
     }
 

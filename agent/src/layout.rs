@@ -51,6 +51,16 @@ impl Layout {
         self.root.join("orders.json")
     }
 
+    /// Whose host this is.
+    pub fn owner(&self) -> PathBuf {
+        self.root.join("owner.json")
+    }
+
+    /// The agent's own id.
+    pub fn identity(&self) -> PathBuf {
+        self.root.join("identity.json")
+    }
+
     /// Bundles.
     pub fn blobs(&self) -> PathBuf {
         self.root.join("blobs")

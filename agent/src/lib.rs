@@ -13,6 +13,7 @@ pub mod fences;
 pub mod layout;
 pub mod logs;
 pub mod orders;
+pub mod owner;
 pub mod release;
 mod remove;
 pub mod runtime;
@@ -22,7 +23,7 @@ pub mod uninstall;
 pub mod upgrade;
 
 use crate::api::{Agent, Ending};
-use crate::converge::Host;
+use crate::converge::{Host, Whose};
 use crate::layout::Layout;
 use crate::release::Workshop;
 use crate::runtime::Runtime;
@@ -101,6 +102,11 @@ pub enum AgentError {
     /// The orders on disk cannot be read. Running on without them would stop every app.
     #[error("the orders on disk cannot be read: move the file away to start without orders")]
     Orders(#[source] files::ReadError),
+    /// Whose host this is cannot be read. Nobody's would be the next controller's.
+    #[error(
+        "whose host this is cannot be read: move the file away to let the next controller have it"
+    )]
+    Owner(#[source] files::ReadError),
     /// No such group.
     #[error("there is no group `{0}` on this host")]
     NoGroup(String),
@@ -142,6 +148,8 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
     )
     .await?;
     let orders = orders::load(&layout.orders()).map_err(AgentError::Orders)?;
+    let owner = owner::load(&layout.owner()).map_err(AgentError::Owner)?;
+    let id = owner::identity(&layout.identity()).map_err(io_error("write", &layout.identity()))?;
     let executable = std::env::current_exe().unwrap_or_default();
     let installation = uninstall::Installation::of(&executable, &data_dir, &config.socket);
     let fences = fences::Fences::detect(layout.root());
@@ -172,6 +180,7 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
         runtime,
         facts::Facts::new(layout.root(), fences, installation.clone()),
         orders,
+        Whose { agent: id, owner },
     ));
     host.recover()
         .map_err(io_error("read", &layout.releases()))?;

@@ -8,6 +8,7 @@ use beanpole_daemon::clock;
 use beanpole_engine::{Call, Engine};
 use beanpole_fleet::bootstrap::Executables;
 use beanpole_fleet::ssh::ControllerKey;
+use beanpole_protocol::agent::ControllerIdentity;
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{RequestId, api};
 use beanpole_store::blobs::Blobs;
@@ -37,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) time: Time,
     pub(crate) links: Links,
     pub(crate) tokens: Tokens,
+    pub(crate) identity: ControllerIdentity,
     pub(crate) controller_key: ControllerKey,
     pub(crate) executables: Executables,
     /// Whether an agent, and a proxy, on this machine belong to this controller.

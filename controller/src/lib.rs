@@ -15,6 +15,7 @@ mod auth;
 mod config;
 mod driver;
 mod free;
+mod identity;
 mod links;
 mod listen;
 mod narrate;

@@ -6,9 +6,9 @@ use beanpole_fleet::{
     AgentClient, BundleSource, Dialer, HostLink, HostLinkConfig, LinkEvent, LinkNews, ProxyEvent,
     ProxyLink, ProxyLinkConfig, ProxyNews, Pushes,
 };
-use beanpole_protocol::agent::HostOrders;
+use beanpole_protocol::agent::{FOREIGN_CONTROLLER, HostOrders, HostReport, Owner};
 use beanpole_protocol::proxy::RoutingTable;
-use beanpole_protocol::{Digest, HostId};
+use beanpole_protocol::{AgentId, Digest, HostId};
 use beanpole_store::blobs::{BlobError, Blobs};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -37,6 +37,8 @@ pub(crate) struct LinkState {
     pub(crate) clock_skew_ms: Option<i64>,
     /// Why its agent refuses its orders.
     pub(crate) refused: Option<String>,
+    /// What its agent last said of itself that records know.
+    noted: Option<(Option<AgentId>, Option<Owner>)>,
 }
 
 struct Host {
@@ -137,9 +139,12 @@ impl Links {
         let host = hosts.entry(id.clone()).or_default();
         host.state.trouble = None;
         host.state.shown_key = None;
+        host.state.refused = None;
+        host.state.noted = None;
         host.link = Some(HostLink::spawn(
             HostLinkConfig {
                 host: id.clone(),
+                controller: app.identity.id.clone(),
                 dialer,
                 orders: host.orders.subscribe(),
                 bundles: Arc::clone(&self.bundles),
@@ -225,9 +230,11 @@ impl Incoming {
 fn from_host(app: &App, event: LinkEvent) {
     let LinkEvent { host, news, .. } = event;
     match news {
-        LinkNews::Connecting
-        | LinkNews::OrdersConfirmed { .. }
-        | LinkNews::BundleProgress { .. } => return,
+        LinkNews::Connecting | LinkNews::BundleProgress { .. } => return,
+        LinkNews::OrdersConfirmed { .. } => {
+            app.links.change_state(&host, |state| state.refused = None);
+            return;
+        }
         LinkNews::Connected { .. } => {
             let was = app.links.change_state(&host, |state| {
                 state.trouble = None;
@@ -277,8 +284,16 @@ fn from_host(app: &App, event: LinkEvent) {
             app.links.change_state(&host, |state| {
                 state.clock_skew_ms = Some(clock_skew_ms);
             });
+            note_whose(app, &host, &report);
+            let ours = report.is_of(&app.identity.id);
             app.observations.change(|seen| {
-                seen.host_report(&host, Arc::unwrap_or_clone(report), app.time.now());
+                let at = app.time.now();
+                if ours {
+                    seen.host_is_ours(&host);
+                    seen.host_report(&host, Arc::unwrap_or_clone(report), at);
+                } else {
+                    seen.host_taken(&host, at);
+                }
             });
         }
         LinkNews::OrdersRefused {
@@ -286,6 +301,14 @@ fn from_host(app: &App, event: LinkEvent) {
             problem,
         } => {
             tracing::warn!(%host, %generation, %problem, "the agent refuses its orders");
+            match problem.code.as_str() {
+                // Its reports say whose it is.
+                FOREIGN_CONTROLLER => return,
+                "generation-reused" => app
+                    .observations
+                    .change(|seen| seen.generation_reused(&host, generation)),
+                _ => {}
+            }
             let refused = Some(problem.to_string());
             app.links
                 .change_state(&host, |state| state.refused = refused);
@@ -300,6 +323,24 @@ fn from_host(app: &App, event: LinkEvent) {
         }
     }
     app.wake();
+}
+
+/// Has the records follow what a host's agent says of itself and of whose it is.
+fn note_whose(app: &App, host: &HostId, report: &HostReport) {
+    let taken = report
+        .owner
+        .clone()
+        .filter(|owner| owner.controller.id != app.identity.id);
+    let said = (report.agent.clone(), taken);
+    let news = app.links.change_state(host, |state| {
+        let news = state.noted.as_ref() != Some(&said);
+        state.noted = Some(said.clone());
+        news
+    });
+    if news == Some(true) {
+        let (agent, taken) = said;
+        hosts::note_whose(app, host, agent, taken);
+    }
 }
 
 fn from_proxy(app: &App, event: ProxyEvent) {

@@ -7,7 +7,7 @@ use crate::listen::Api;
 use crate::observations::Observations;
 use crate::services::hosts;
 use crate::time::Time;
-use crate::{ControllerConfig, ControllerError, api, driver, free, narrate};
+use crate::{ControllerConfig, ControllerError, api, driver, free, identity, narrate};
 use beanpole_daemon::clock;
 use beanpole_engine::{Draft, Engine, EngineConfig, emit, tell_restore};
 use beanpole_fleet::bootstrap::Executables;
@@ -147,10 +147,12 @@ fn assemble(
     backup::sweep(&store, &blobs_dir)?;
     let blobs = Arc::new(Blobs::open(&blobs_dir, config.bundle_limit_bytes)?);
     let tokens = Tokens::prepare(&store, &config.data.join("token"))?;
+    let identity = identity::load_or_make(&store, &directory)?;
     let controller_key = ControllerKey::load_or_create(&directory)?;
     let engine = Engine::new(
         store.clone(),
         EngineConfig {
+            controller: Some(identity.clone()),
             domain: config.domain.clone(),
             http_port: config.http_port,
             ..EngineConfig::default()
@@ -166,6 +168,9 @@ fn assemble(
     observations.change(|seen| {
         for host in &hosts {
             seen.register_host(&host.id, time.now());
+            if host.taken.is_some() {
+                seen.host_taken(&host.id, time.now());
+            }
         }
         if config.local_proxy.is_some() {
             seen.register_proxy(LOCAL_PROXY);
@@ -181,6 +186,7 @@ fn assemble(
         time,
         links,
         tokens,
+        identity,
         controller_key,
         executables: Executables {
             own: std::fs::read_link("/proc/self/exe")

@@ -3,7 +3,7 @@
 //! Spread first: the host with the fewest instances of the environment, then with the fewest in all,
 //! then with the most memory left; ties break by name, so that the same input gives the same answer.
 
-use crate::{HostState, World};
+use crate::{HostState, Reach, World};
 use beanpole_protocol::HostId;
 use std::collections::BTreeMap;
 
@@ -59,6 +59,9 @@ pub enum Lack {
     /// It counts as Unreachable.
     #[error("is unreachable")]
     Unreachable,
+    /// It is another controller's.
+    #[error("belongs to another controller now")]
+    Taken,
     /// It was not heard of since the controller started.
     #[error("is not connected")]
     NotConnected,
@@ -157,6 +160,9 @@ pub fn place(
 /// Memory left on a host after `new` instances there, or what the host lacks.
 fn room(world: &World<'_>, id: &HostId, new: u32, needs: &Place) -> Result<u64, Lack> {
     let host = &world.hosts[id];
+    if let Reach::Taken(_) = host.reach {
+        return Err(Lack::Taken);
+    }
     if host.draining {
         return Err(Lack::Draining);
     }

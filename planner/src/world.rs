@@ -50,6 +50,8 @@ pub enum Reach {
     Silent(Timestamp),
     /// Not heard of for so long that it counts as Unreachable.
     Lost(Timestamp),
+    /// Another controller's since then: it does nothing for this one any more.
+    Taken(Timestamp),
 }
 
 /// A host.
@@ -125,7 +127,7 @@ impl<'a> ProxyState<'a> {
 impl HostState<'_> {
     /// Whether it counts as Unreachable.
     pub fn lost(&self) -> bool {
-        matches!(self.reach, Reach::Lost(_))
+        matches!(self.reach, Reach::Lost(_) | Reach::Taken(_))
     }
 
     /// What the agent says of an instance.

@@ -160,6 +160,8 @@ impl Still {
             sequence: 1,
             agent_version: String::new(),
             agent_digest: None,
+            agent: None,
+            owner: None,
             now: at(self.up_ms),
             generation: Generation(4),
             facts: HostFacts::default(),

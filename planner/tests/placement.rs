@@ -78,6 +78,8 @@ fn report() -> HostReport {
         sequence: 1,
         agent_version: String::new(),
         agent_digest: None,
+        agent: None,
+        owner: None,
         now: Timestamp::EPOCH,
         generation: Generation(1),
         facts: HostFacts {

@@ -5,25 +5,70 @@
 //! |---|---|
 //! | `GET /v1/report` | a [`HostReport`] |
 //! | `GET /v1/watch` | a stream of [`HostReport`]s as JSON lines: one at once, one after each change (ten a second in the long run, twenty at once), one at least every 5 s |
-//! | `PUT /v1/orders` | a [`HostOrders`]; answered after it is on disk. 409 `stale-generation` for an older generation, 409 `generation-reused` for the same one with other content |
+//! | `PUT /v1/orders` | a [`HostOrders`]; answered after it is on disk. 409 `foreign-controller` from another controller than the host's own, 409 `stale-generation` for an older generation, 409 `generation-reused` for the same one with other content |
+//! | `PUT /v1/owner` | a [`Claim`]: the host belongs to that controller from now on; 409 `foreign-controller` when it belongs to another and is not taken over |
 //! | `GET /v1/blobs/{digest}` | a [`BlobStatus`] |
 //! | `PATCH /v1/blobs/{digest}?offset=N&size=TOTAL` | appends raw bytes at `offset`; 409 `wrong-offset` when that is not what the agent holds; the last one verifies the digest (422 `digest-mismatch` drops the blob) |
 //! | `GET /v1/instances/{id}/logs?tail=N&process=P&follow=true` | plain text, lines `TIME PROCESS STREAM LINE` |
-//! | `POST /v1/upgrade` | [`UpgradeOrder`]: installs an executable sent as a blob and restarts the agent, not the apps |
-//! | `POST /v1/uninstall` | stops every app, removes everything this host got from Beanpole, answers [`Uninstalled`], ends the agent |
+//! | `POST /v1/upgrade?controller=ID` | [`UpgradeOrder`]: installs an executable sent as a blob and restarts the agent, not the apps |
+//! | `POST /v1/uninstall?controller=ID` | stops every app, removes everything this host got from Beanpole, answers [`Uninstalled`], ends the agent |
+//!
+//! A host belongs to one controller: the first that orders anything, or that claims it. Upgrades and
+//! uninstalls are refused like orders (409 `foreign-controller`) when they come from another, or do not
+//! say from which.
 
 use crate::{
-    ApplicationName, Digest, EnvironmentId, EnvironmentName, Generation, Incarnation, InstanceId,
-    ReleaseNumber, Timestamp, VersionLabel,
+    AgentId, ApplicationName, ControllerId, Digest, EnvironmentId, EnvironmentName, Generation,
+    Incarnation, InstanceId, ReleaseNumber, Timestamp, VersionLabel,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+
+/// The code of every refusal of a controller that is not the host's own.
+pub const FOREIGN_CONTROLLER: &str = "foreign-controller";
+
+/// A controller, as its hosts know it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ControllerIdentity {
+    /// Its id, made once; a backup carries it along.
+    pub id: ControllerId,
+    /// The name of its machine, for people.
+    pub name: String,
+}
+
+impl std::fmt::Display for ControllerIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.id, self.name)
+    }
+}
+
+/// Whose a host is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Owner {
+    /// Its controller.
+    pub controller: ControllerIdentity,
+    /// Since when, by the host's clock.
+    pub since: Timestamp,
+}
+
+/// Makes a host the controller's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// The controller.
+    pub controller: ControllerIdentity,
+    /// Also when the host belongs to another one.
+    #[serde(default)]
+    pub take_over: bool,
+}
 
 /// Everything that one host shall hold. What is not in it goes away.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostOrders {
     /// Rises with every change of content.
     pub generation: Generation,
+    /// Whose orders these are; absent from controllers of before there were ids.
+    #[serde(default)]
+    pub controller: Option<ControllerIdentity>,
     /// Releases to keep prepared.
     pub releases: Vec<ReleaseOrder>,
     /// Instances to hold.
@@ -169,6 +214,12 @@ pub struct HostReport {
     /// SHA-256 of the agent's executable.
     #[serde(default)]
     pub agent_digest: Option<Digest>,
+    /// Which agent this is, by whatever address it is reached.
+    #[serde(default)]
+    pub agent: Option<AgentId>,
+    /// Whose host this is, once a controller said so.
+    #[serde(default)]
+    pub owner: Option<Owner>,
     /// The agent's clock when it wrote this.
     pub now: Timestamp,
     /// The orders it holds on disk.
@@ -179,6 +230,15 @@ pub struct HostReport {
     pub releases: Vec<ReleaseReport>,
     /// Instances, one entry per instance ordered or not yet gone.
     pub instances: Vec<InstanceReport>,
+}
+
+impl HostReport {
+    /// Whether the host belongs to that controller, or to nobody yet.
+    pub fn is_of(&self, controller: &ControllerId) -> bool {
+        self.owner
+            .as_ref()
+            .is_none_or(|owner| owner.controller.id == *controller)
+    }
 }
 
 /// The TCP ports that instances get.

@@ -137,6 +137,16 @@ text_type!(
     |text| prefixed(text, "h-", 10, lower_alnum)
 );
 text_type!(
+    /// A controller, for the hosts that it commands: `c-` and ten lower-case letters or digits.
+    ControllerId, "controller id", "it must be `c-` followed by ten lower-case letters or digits",
+    |text| prefixed(text, "c-", 10, lower_alnum)
+);
+text_type!(
+    /// A host's agent, by whatever address it is reached: `a-` and ten lower-case letters or digits.
+    AgentId, "agent id", "it must be `a-` followed by ten lower-case letters or digits",
+    |text| prefixed(text, "a-", 10, lower_alnum)
+);
+text_type!(
     /// An operation on an environment (a deployment, a scaling, …): `op-` and twelve lower-case
     /// letters or digits.
     OperationId, "operation id", "it must be `op-` followed by twelve lower-case letters or digits",
@@ -173,6 +183,20 @@ impl HostId {
     /// Makes an id from 128 random bits.
     pub fn from_bits(bits: u128) -> Self {
         Self(format!("h-{}", spell(bits, 10, ALNUM)))
+    }
+}
+
+impl ControllerId {
+    /// Makes an id from 128 random bits.
+    pub fn from_bits(bits: u128) -> Self {
+        Self(format!("c-{}", spell(bits, 10, ALNUM)))
+    }
+}
+
+impl AgentId {
+    /// Makes an id from 128 random bits.
+    pub fn from_bits(bits: u128) -> Self {
+        Self(format!("a-{}", spell(bits, 10, ALNUM)))
     }
 }
 
@@ -263,6 +287,8 @@ mod tests {
             EnvironmentId::new(EnvironmentId::from_bits(bits).as_str()).expect("environment id");
             InstanceId::new(InstanceId::from_bits(bits).as_str()).expect("instance id");
             HostId::new(HostId::from_bits(bits).as_str()).expect("host id");
+            ControllerId::new(ControllerId::from_bits(bits).as_str()).expect("controller id");
+            AgentId::new(AgentId::from_bits(bits).as_str()).expect("agent id");
             OperationId::new(OperationId::from_bits(bits).as_str()).expect("operation id");
             RequestId::new(RequestId::from_bits(bits).as_str()).expect("request id");
         }

@@ -17,8 +17,8 @@ pub mod proxy;
 pub mod time;
 
 pub use ids::{
-    Digest, EnvironmentId, EventId, Generation, HostId, Incarnation, InstanceId, OperationId,
-    ReleaseNumber, RequestId,
+    AgentId, ControllerId, Digest, EnvironmentId, EventId, Generation, HostId, Incarnation,
+    InstanceId, OperationId, ReleaseNumber, RequestId,
 };
 pub use names::{ApplicationName, Cname, EnvironmentName, HostName, VersionLabel};
 pub use time::Timestamp;

@@ -87,6 +87,108 @@ fn a_host_is_added_as_root_and_tells_its_facts() {
     until_host_is(&bed, "h1", "Ready", 20);
 }
 
+/// Everything on a host that belongs to one controller.
+const WHOSE: &str = r"cat /var/lib/beanpole-ssh/.ssh/authorized_keys /var/lib/beanpole/installed.json \
+    /var/lib/beanpole/agent/o*.json; readlink /usr/local/lib/beanpole/current; \
+    ls /usr/local/lib/beanpole; pgrep -l 'beanpole|web'";
+
+#[test]
+fn a_host_of_another_controller_is_left_alone_until_it_is_taken_over() {
+    let Some(_hosts) = hosts("take_over", &["h1"]) else {
+        return;
+    };
+    let first = Bed::up();
+    add(&first, "root", "h1", &[]).ok();
+    until_host_is(&first, "h1", "Ready", 20);
+    first.run(&["host", "drain", "local"]).ok();
+    first.serving("shop-prod", 1);
+    let owner = || {
+        let text = Hosts::on("h1", "cat /var/lib/beanpole/agent/owner.json");
+        let owner: Value = serde_json::from_str(&text).expect("an owner");
+        owner["controller"]["id"]
+            .as_str()
+            .expect("an id")
+            .to_owned()
+    };
+    let id = owner();
+    let before = Hosts::on("h1", WHOSE);
+    let load = first.load("shop-prod");
+
+    // The same machine by a second address.
+    Hosts::on(
+        "h1",
+        "printf 'Port 22\nPort 2222\n' >/etc/ssh/sshd_config.d/port.conf && systemctl restart ssh",
+    );
+    let second_address = format!("root@{}:2222", Hosts::address("h1"));
+    let (key, fingerprint) = (Hosts::key(), Hosts::fingerprint("h1"));
+    let key = key.to_str().expect("plain text");
+    let by_second_address = |bed: &Bed, name: &str| {
+        bed.run(&[
+            "host",
+            "add",
+            &second_address,
+            "--name",
+            name,
+            "--identity",
+            key,
+            "--host-key",
+            &fingerprint,
+        ])
+    };
+    by_second_address(&first, "again")
+        .exits(1)
+        .says("is the host `h1` already")
+        .says("--name h1");
+
+    let second = Bed::up();
+    add(&second, "root", "h1", &[])
+        .exits(1)
+        .says(&id)
+        .says("1 instance of shop-prod")
+        .says("--take-over");
+    assert_eq!(Hosts::on("h1", WHOSE), before, "nothing was changed");
+    crate::changes::assert_none_failed(&load.stop());
+    // Under its own name the second address is a change of address.
+    by_second_address(&first, "h1").ok();
+    assert_eq!(show(&first, "h1")["address"], second_address.as_str());
+
+    add(&second, "root", "h1", &["--take-over"])
+        .ok()
+        .says("taken over from")
+        .says("shop-prod");
+    until_host_is(&second, "h1", "Ready", 20);
+    assert_ne!(owner(), id);
+    until_host_is(&first, "h1", "TakenOver", 30);
+    first
+        .run(&["host", "show", "h1"])
+        .ok()
+        .says(&owner())
+        .says("host remove h1 --force");
+    until_true("an event tells it", seconds(10), || {
+        first
+            .run(&["events", "--all"])
+            .ok()
+            .out
+            .contains("belongs to the controller")
+    });
+    // What it held is served elsewhere, and the second one's work stays as it is.
+    second.run(&["host", "drain", "local"]).ok();
+    second.serving("blog-prod", 1);
+    let orders = || Hosts::on("h1", "cat /var/lib/beanpole/agent/orders.json");
+    let held = orders();
+    first.run(&["host", "resume", "local"]).ok();
+    until_true("shop-prod is well again", seconds(60), || {
+        first.status("shop-prod")["health"] == "Green"
+    });
+    first.get("shop-prod", "/").text();
+    first.run(&["restart", "shop-prod"]).ok();
+    first
+        .run(&["host", "remove", "h1", "--force", "--yes"])
+        .ok();
+    assert_eq!(orders(), held, "nobody fights over it");
+    second.get("blog-prod", "/").text();
+}
+
 #[test]
 fn a_user_with_sudo_is_enough_and_one_without_is_told() {
     let Some(_hosts) = hosts("sudo", &["h1", "h2"]) else {

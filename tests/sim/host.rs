@@ -418,6 +418,8 @@ impl FakeHost {
             sequence: self.sequence,
             agent_version: "0".to_owned(),
             agent_digest: None,
+            agent: None,
+            owner: None,
             now,
             generation: self.orders.generation,
             facts: HostFacts {

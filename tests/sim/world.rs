@@ -130,6 +130,8 @@ impl World {
                         labels: [("zone".to_owned(), zone.to_owned())].into(),
                         draining: false,
                         removing: false,
+                        agent: None,
+                        taken: None,
                         added_at: Timestamp::from_millis(START_MS),
                     })?;
                 }

@@ -57,6 +57,8 @@ impl Host {
             sequence: self.sequence.fetch_add(1, Ordering::Relaxed) + 1,
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             agent_digest: self.digest.get().cloned(),
+            agent: Some(self.id.clone()),
+            owner: state.owner.clone(),
             now: clock::now(),
             generation: orders.generation,
             facts,

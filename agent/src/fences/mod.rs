@@ -146,19 +146,27 @@ impl Fences {
     }
 
     /// Removes the users that this agent made for applications other than these, once none of their
-    /// processes lives. Call it only while nothing is started or prepared for others.
-    pub fn keep_users(&self, applications: &BTreeSet<ApplicationName>) {
+    /// processes lives; whether none of them is left. Call it only while nothing is started or
+    /// prepared for others.
+    pub fn keep_users(&self, applications: &BTreeSet<ApplicationName>) -> bool {
         if self.users.is_err() {
-            return;
+            return true;
         }
         let needed = applications
             .iter()
             .map(|application| users::name_for(&self.tag, application))
             .collect();
         match users::remove_others(&self.tag, &needed) {
-            Ok(names) if names.is_empty() => {}
-            Ok(names) => tracing::info!(?names, "removed users that no application needs"),
-            Err(error) => tracing::warn!(%error, "users that no application needs stay"),
+            Ok((names, left)) => {
+                if !names.is_empty() {
+                    tracing::info!(?names, "removed users that no application needs");
+                }
+                left == 0
+            }
+            Err(error) => {
+                tracing::warn!(%error, "users that no application needs stay");
+                false
+            }
         }
     }
 

@@ -14,6 +14,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// What our users' names begin with.
 const PREFIX: &str = "bp-";
@@ -158,7 +159,16 @@ fn with_line(text: &str, line: &str) -> String {
     format!("{text}{gap}{line}\n")
 }
 
-fn lock(etc: &Path) -> Result<File, FenceError> {
+/// What keeps others from the files. The system's lock belongs to a process, whose threads it does
+/// not keep apart.
+struct Lock {
+    _file: File,
+    _thread: MutexGuard<'static, ()>,
+}
+
+fn lock(etc: &Path) -> Result<Lock, FenceError> {
+    static THREADS: Mutex<()> = Mutex::new(());
+    let thread = THREADS.lock().unwrap_or_else(PoisonError::into_inner);
     let path = etc.join(".pwd.lock");
     let locked = OpenOptions::new()
         .write(true)
@@ -170,7 +180,11 @@ fn lock(etc: &Path) -> Result<File, FenceError> {
             rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::LockExclusive)?;
             Ok(file)
         });
-    locked.map_err(|source| FenceError::Io { path, source })
+    let file = locked.map_err(|source| FenceError::Io { path, source })?;
+    Ok(Lock {
+        _file: file,
+        _thread: thread,
+    })
 }
 
 /// Replaces a file whole, keeping owner and mode.
@@ -204,20 +218,25 @@ pub fn remove_all() -> Result<Vec<String>, FenceError> {
 }
 
 /// Removes the users of the agent with this tag whose names are not in `needed`, but for those with a
-/// process. Returns their names; needs root.
-pub fn remove_others(tag: &str, needed: &BTreeSet<String>) -> Result<Vec<String>, FenceError> {
+/// process. Returns their names, and how many stay; needs root.
+pub fn remove_others(
+    tag: &str,
+    needed: &BTreeSet<String>,
+) -> Result<(Vec<String>, usize), FenceError> {
     let own = format!("{PREFIX}{tag}-");
     let superfluous = |user: &User| user.name.starts_with(&own) && !needed.contains(&user.name);
     let etc = Path::new("/etc");
     let candidates: Vec<User> = ours(etc)?.into_iter().filter(superfluous).collect();
     if candidates.is_empty() {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), 0));
     }
     let busy = uids_in_use();
-    remove_in(etc, |user| {
+    let removed = remove_in(etc, |user| {
         // The next user with this number must not inherit what this one left.
         superfluous(user) && !busy.contains(&user.uid) && remove_strays(user.uid)
-    })
+    })?;
+    let left = candidates.len().saturating_sub(removed.len());
+    Ok((removed, left))
 }
 
 /// Every user that some process has, in any of the ways to have one.

@@ -7,8 +7,11 @@ mod world;
 use beanpole_agent::fences::cgroups::Group;
 use beanpole_agent::fences::{Fences, users};
 use beanpole_daemon::http::{CallError, request};
-use beanpole_protocol::agent::{HostOrders, HostReport, InstancePhase, Limits, ReleasePhase};
-use beanpole_protocol::{ApplicationName, Generation, InstanceId};
+use beanpole_protocol::agent::{
+    Claim, ControllerIdentity, FOREIGN_CONTROLLER, HostOrders, HostReport, InstancePhase, Limits,
+    ReleasePhase,
+};
+use beanpole_protocol::{ApplicationName, ControllerId, Generation, InstanceId};
 use futures::StreamExt;
 use http::Method;
 use std::path::Path;
@@ -167,6 +170,66 @@ async fn old_orders_and_a_second_agent_are_refused() {
     let said = String::from_utf8_lossy(&second.stderr);
     let holder = world.agent.as_ref().expect("agent").id();
     assert!(said.contains(&format!("process {holder}")), "{said}");
+}
+
+#[tokio::test]
+async fn another_controllers_word_counts_for_nothing_until_it_takes_the_host_over() {
+    let mut world = World::new();
+    let controller = |bits| ControllerIdentity {
+        id: ControllerId::from_bits(bits),
+        name: format!("machine-{bits}"),
+    };
+    let orders = |bits, generation| HostOrders {
+        generation: Generation(generation),
+        controller: Some(controller(bits)),
+        ..HostOrders::default()
+    };
+    // A host of before there were ids is its own controller's from the next orders on.
+    world.order(&[], &[]).await;
+    let id = world.report().await.agent.expect("an id");
+    world.put(&orders(1, 10)).await.expect("the first one");
+    let owner = world.report().await.owner.expect("an owner");
+    assert_eq!(owner.controller, controller(1));
+
+    let refused = |result: Result<(), CallError>| {
+        let error = result.expect_err("another's");
+        assert!(
+            matches!(&error, CallError::Refused(p) if p.status == 409 && p.code == FOREIGN_CONTROLLER),
+            "{error}"
+        );
+    };
+    refused(world.put(&orders(2, 11)).await);
+    refused(world.put(&orders(2, 10)).await);
+    let nobodys = HostOrders {
+        generation: Generation(12),
+        ..HostOrders::default()
+    };
+    refused(world.put(&nobodys).await);
+    let claim = |take_over| Claim {
+        controller: controller(2),
+        take_over,
+    };
+    refused(world.call(Method::PUT, "/v1/owner", &claim(false)).await);
+    let stranger = format!("/v1/uninstall?controller={}", controller(2).id);
+    refused(world.call(Method::POST, &stranger, &()).await);
+    refused(world.call(Method::POST, "/v1/uninstall", &()).await);
+
+    // All of it lasts through the agent's end.
+    world.kill();
+    world.start(world.data());
+    let report = world.report().await;
+    assert_eq!((report.agent, report.owner), (Some(id), Some(owner)));
+    assert_eq!(report.generation, Generation(10));
+    refused(world.put(&orders(2, 11)).await);
+
+    let taken = world.call(Method::PUT, "/v1/owner", &claim(true)).await;
+    taken.expect("taken over");
+    refused(world.put(&orders(1, 12)).await);
+    world.put(&orders(2, 12)).await.expect("its own");
+    // For the end of this test, which speaks for nobody.
+    let file = world.data().join("agent/owner.json");
+    world.kill();
+    std::fs::remove_file(file).expect("remove");
 }
 
 #[tokio::test]

@@ -20,6 +20,8 @@ use tokio::net::UnixStream;
 use zip::write::{SimpleFileOptions, ZipWriter};
 
 pub const LIMIT: Duration = Duration::from_mins(1);
+/// How long what was killed may take to be gone.
+const ENDING: Duration = Duration::from_secs(15);
 
 /// The agent's executable, built beside this test.
 pub fn program() -> PathBuf {
@@ -139,6 +141,7 @@ impl World {
         self.generation += 1;
         let orders = HostOrders {
             generation: Generation(self.generation),
+            controller: None,
             releases: releases.to_vec(),
             instances: instances.to_vec(),
         };
@@ -146,10 +149,17 @@ impl World {
     }
 
     pub async fn put(&self, orders: &HostOrders) -> Result<(), CallError> {
+        self.call(Method::PUT, "/v1/orders", orders).await
+    }
+
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: &(impl serde::Serialize + Sync),
+    ) -> Result<(), CallError> {
         let mut connection = self.connect().await;
-        connection
-            .call(Method::PUT, "/v1/orders", Some(orders), LIMIT)
-            .await
+        connection.call(method, path, Some(body), LIMIT).await
     }
 
     pub async fn send(&self, bundle: &[u8]) -> Result<BlobStatus, CallError> {
@@ -239,7 +249,14 @@ impl Drop for World {
         if let Some(trees) = fences.cgroups() {
             trees.end_ownerless(|_| false);
         }
-        fences.keep_users(&Default::default());
+        // A user stays while a process of its own is ending: a build's, killed with the agent.
+        let deadline = Instant::now() + ENDING;
+        while !fences.keep_users(&Default::default()) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+            if let Some(trees) = fences.cgroups() {
+                trees.end_ownerless(|_| false);
+            }
+        }
     }
 }
 

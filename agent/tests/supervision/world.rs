@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 pub const LIMIT: Duration = Duration::from_secs(20);
 pub const GRACE: Duration = Duration::from_secs(5);
+/// How long what was killed may take to be gone.
+const ENDING: Duration = Duration::from_secs(10);
 
 /// The shim's executable, built beside this test.
 pub fn shim_program() -> PathBuf {
@@ -178,8 +180,14 @@ impl Drop for World {
         if let Some(trees) = fences.cgroups() {
             trees.end_ownerless(|_| false);
         }
-        // The user of its own that this directory had; one with a process stays.
-        fences.keep_users(&BTreeSet::new());
+        // The user of its own that this directory had; one with a process stays until that is gone.
+        let end = Instant::now() + ENDING;
+        while !fences.keep_users(&BTreeSet::new()) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+            if let Some(trees) = fences.cgroups() {
+                trees.end_ownerless(|_| false);
+            }
+        }
     }
 }
 

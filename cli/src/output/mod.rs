@@ -93,9 +93,8 @@ impl Paint {
             "Green" | "Healthy" | "Ready" | "succeeded" | "done" => Self::Good,
             "Yellow" | "Warning" | "Updating" | "Launching" | "Draining" | "Pending"
             | "Aborting" | "Connecting" | "WARN" => Self::Warn,
-            "Red" | "Unhealthy" | "Unreachable" | "KeyChanged" | "failed" | "ERROR" | "FATAL" => {
-                Self::Bad
-            }
+            "Red" | "Unhealthy" | "Unreachable" | "KeyChanged" | "TakenOver" | "failed"
+            | "ERROR" | "FATAL" => Self::Bad,
             _ => Self::Dim,
         }
     }

@@ -40,11 +40,11 @@ impl Derived {
     fn holds(&self, commits: u64, observed: &Observed) -> bool {
         self.commits == commits
             && self.orders.iter().all(|(host, given)| {
-                let report = observed
-                    .hosts
-                    .get(host)
-                    .and_then(|seen| seen.report.as_ref());
-                report.is_none_or(|report| report.generation <= *given)
+                observed.hosts.get(host).is_none_or(|seen| {
+                    let report = seen.report.as_ref();
+                    report.is_none_or(|report| report.generation <= *given)
+                        && seen.reused.is_none_or(|reused| reused < *given)
+                })
             })
             && observed.proxies.values().all(|seen| {
                 seen.report
@@ -120,14 +120,18 @@ impl Engine {
             let stored = self.host_orders(id)?;
             let mut fresh = records.orders(id);
             fresh.generation = stored.generation;
-            let held = observed
-                .hosts
-                .get(id)
+            fresh.controller.clone_from(&self.config.controller);
+            let seen = observed.hosts.get(id);
+            let held = seen
                 .and_then(|seen| seen.report.as_ref())
                 .map_or(Generation(0), |report| report.generation);
-            // A host that holds a newer generation than was ever given out met a store that was
-            // restored from a backup: outrun it, or it would refuse everything.
-            if fresh != stored || stored.generation.0 == 0 || held > stored.generation {
+            let reused = seen.and_then(|seen| seen.reused);
+            // A host that holds a newer generation than was ever given out, or other orders of the
+            // last one, met a store that was restored from a backup, or another run of this
+            // controller: outrun it, or it would refuse everything.
+            let behind = held > stored.generation || reused >= Some(stored.generation);
+            let held = held.max(reused.unwrap_or_default());
+            if fresh != stored || stored.generation.0 == 0 || behind {
                 fresh.generation = stored.generation.max(held).next();
                 changed.push(HostOrdersRecord {
                     host: id.clone(),
@@ -268,6 +272,7 @@ impl Records {
             .collect();
         HostOrders {
             generation: Generation(0),
+            controller: None,
             releases,
             instances,
         }
@@ -333,5 +338,65 @@ impl Records {
             });
         }
         table
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::EngineConfig;
+    use beanpole_protocol::agent::ControllerIdentity;
+    use beanpole_protocol::{ControllerId, HostName, Timestamp};
+    use beanpole_store::Store;
+
+    fn host(id: &HostId) -> HostRecord {
+        HostRecord {
+            id: id.clone(),
+            name: HostName::new("h1").expect("a name"),
+            local: false,
+            ssh: None,
+            jump: None,
+            host_key: None,
+            fingerprint: None,
+            instance_address: "127.0.0.1".to_owned(),
+            labels: BTreeMap::new(),
+            draining: false,
+            removing: false,
+            agent: None,
+            taken: None,
+            added_at: Timestamp::EPOCH,
+        }
+    }
+
+    #[test]
+    fn orders_that_a_host_has_with_other_content_are_stepped_over_once() {
+        let store = Store::in_memory();
+        let id = HostId::from_bits(1);
+        store.update(|tx| tx.put(&host(&id))).expect("memory");
+        let controller = ControllerIdentity {
+            id: ControllerId::from_bits(1),
+            name: "here".to_owned(),
+        };
+        let engine = Engine::new(
+            store,
+            EngineConfig {
+                controller: Some(controller.clone()),
+                ..EngineConfig::default()
+            },
+        );
+        let mut observed = Observed::default();
+        let turn = |observed: &Observed| {
+            engine
+                .turn(observed, Timestamp::from_millis(1), &mut || 1)
+                .expect("a turn");
+            engine.host_orders(&id).expect("orders")
+        };
+        let first = turn(&observed);
+        assert_eq!(first.controller, Some(controller));
+        assert_eq!(turn(&observed).generation, first.generation);
+        observed.generation_reused(&id, first.generation);
+        let second = turn(&observed);
+        assert!(second.generation > first.generation);
+        assert_eq!(turn(&observed).generation, second.generation);
     }
 }

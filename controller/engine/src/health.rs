@@ -42,6 +42,14 @@ pub(crate) fn health(
     match world.hosts.get(&record.host) {
         None => return (H::Unknown, Some("its host was removed".to_owned())),
         Some(HostState {
+            reach: Reach::Taken(_),
+            name,
+            ..
+        }) => {
+            let text = format!("host {name} belongs to another controller now");
+            return (H::Unknown, Some(text));
+        }
+        Some(HostState {
             reach: Reach::Lost(since),
             name,
             ..

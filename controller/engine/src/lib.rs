@@ -36,7 +36,7 @@ pub use services::Target;
 pub use turn::Turn;
 
 use beanpole_planner::IllegalTransition;
-use beanpole_protocol::agent::HostOrders;
+use beanpole_protocol::agent::{ControllerIdentity, HostOrders};
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::proxy::RoutingTable;
 use beanpole_protocol::{HostId, RequestId, Timestamp};
@@ -48,6 +48,8 @@ use std::sync::{Arc, Mutex};
 /// What an [`Engine`] needs to be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineConfig {
+    /// Whose orders these are, for hosts.
+    pub controller: Option<ControllerIdentity>,
     /// Environments answer at `CNAME.domain`.
     pub domain: String,
     /// The proxies' HTTP port, for URLs; 80 when absent.
@@ -69,6 +71,7 @@ pub struct EngineConfig {
 impl Default for EngineConfig {
     fn default() -> Self {
         Self {
+            controller: None,
             domain: "localhost".to_owned(),
             http_port: None,
             unreachable_after_ms: 30_000,

@@ -118,6 +118,9 @@ impl Engine {
                 _ if host.draining => {
                     away.insert(instance.host.clone());
                 }
+                Reach::Taken(_) => {
+                    away.insert(instance.host.clone());
+                }
                 Reach::Lost(since) if now.since(since) >= patience => {
                     away.insert(instance.host.clone());
                 }

@@ -3,7 +3,7 @@
 use beanpole_planner::Reach;
 use beanpole_protocol::agent::HostReport;
 use beanpole_protocol::proxy::ProxyReport;
-use beanpole_protocol::{HostId, Timestamp};
+use beanpole_protocol::{Generation, HostId, Timestamp};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -35,6 +35,10 @@ pub struct HostObserved {
     pub last_seen: Option<Timestamp>,
     /// What its agent said last.
     pub report: Option<HostReport>,
+    /// Since when it belongs to another controller. What it reports is not ours to act on.
+    pub taken: Option<Timestamp>,
+    /// A generation of which it holds orders with other content than ours.
+    pub reused: Option<Generation>,
 }
 
 /// What was last seen of a proxy.
@@ -75,6 +79,25 @@ impl Observed {
         seen.report = Some(report);
     }
 
+    /// Notes that a host belongs to another controller: for this one it is lost, from now on and
+    /// whatever it reports, until [`Observed::host_is_ours`].
+    pub fn host_taken(&mut self, host: &HostId, now: Timestamp) {
+        let seen = self.hosts.entry(host.clone()).or_default();
+        seen.taken.get_or_insert(now);
+    }
+
+    /// Notes that a host is this controller's own.
+    pub fn host_is_ours(&mut self, host: &HostId) {
+        self.hosts.entry(host.clone()).or_default().taken = None;
+    }
+
+    /// Notes that a host holds other orders of this generation than ours: they came from this
+    /// controller before its records were restored, or from another run of it. The next turn steps
+    /// over them.
+    pub fn generation_reused(&mut self, host: &HostId, generation: Generation) {
+        self.hosts.entry(host.clone()).or_default().reused = Some(generation);
+    }
+
     /// Takes a proxy's report in.
     pub fn proxy_report(&mut self, proxy: &str, report: ProxyReport, now: Timestamp) {
         let seen = self.proxies.entry(proxy.to_owned()).or_default();
@@ -101,6 +124,9 @@ impl Observed {
 
     /// Whether a host can be reached.
     pub fn reach(&self, host: &HostId, now: Timestamp, unreachable_after_ms: u64) -> Reach {
+        if let Some(since) = self.hosts.get(host).and_then(|host| host.taken) {
+            return Reach::Taken(since);
+        }
         let Some(seen) = self.hosts.get(host).and_then(|host| host.last_seen) else {
             return Reach::Silent(now);
         };
@@ -112,5 +138,24 @@ impl Observed {
         } else {
             Reach::Here
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_of_another_controller_is_lost_whatever_it_reports() {
+        let at = Timestamp::from_millis;
+        let host = HostId::from_bits(1);
+        let mut observed = Observed::default();
+        observed.register_host(&host, at(1));
+        observed.host_taken(&host, at(5));
+        observed.host_taken(&host, at(9));
+        observed.host_connected(&host, true);
+        assert_eq!(observed.reach(&host, at(10), 30_000), Reach::Taken(at(5)));
+        observed.host_is_ours(&host);
+        assert_eq!(observed.reach(&host, at(10), 30_000), Reach::Here);
     }
 }

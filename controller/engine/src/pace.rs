@@ -236,7 +236,10 @@ impl Observed {
     /// by that; else everything would be Unreachable after a night's sleep, and the first host that is
     /// heard of would get the instances of all others.
     pub fn moved(&mut self, before: Timestamp, now: Timestamp) {
-        let hosts = self.hosts.values_mut().map(|host| &mut host.last_seen);
+        let hosts = self
+            .hosts
+            .values_mut()
+            .flat_map(|host| [&mut host.last_seen, &mut host.taken]);
         let proxies = self.proxies.values_mut().map(|proxy| &mut proxy.last_seen);
         for at in hosts.chain(proxies).flatten() {
             *at = moved(*at, before, now);

@@ -59,6 +59,7 @@ async fn push(sshd: &Sshd, blobs: &Arc<Blobs>, digest: &beanpole_protocol::Diges
     let link = HostLink::spawn(
         HostLinkConfig {
             host: HostId::from_bits(1),
+            controller: beanpole_protocol::ControllerId::from_bits(1),
             dialer: Dialer::ssh(sshd.target(), agent.socket.display().to_string()),
             orders,
             bundles: Arc::clone(blobs) as _,

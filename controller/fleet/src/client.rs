@@ -5,7 +5,7 @@ use crate::dial::{DialError, Transport};
 use crate::push::{BundleSource, PushError, Pushes};
 use beanpole_daemon::http::{CallError, request};
 use beanpole_protocol::agent::{HostReport, Uninstalled, UpgradeOrder};
-use beanpole_protocol::{Digest, InstanceId};
+use beanpole_protocol::{ControllerId, Digest, InstanceId};
 use bytes::Bytes;
 use futures::Stream;
 use http::Method;
@@ -82,6 +82,7 @@ pub struct AgentClient {
     pub(crate) transport: watch::Receiver<Option<Transport>>,
     pub(crate) report: watch::Receiver<Option<Arc<HostReport>>>,
     pub(crate) pushes: Arc<Pushes>,
+    pub(crate) controller: ControllerId,
 }
 
 impl AgentClient {
@@ -158,8 +159,9 @@ impl AgentClient {
             version: executable.version.clone(),
         };
         let mut connection = transport.open().await?;
+        let path = format!("/v1/upgrade?controller={}", self.controller);
         let answer = connection
-            .call::<serde_json::Value>(Method::POST, "/v1/upgrade", Some(&order), limit)
+            .call::<serde_json::Value>(Method::POST, &path, Some(&order), limit)
             .await;
         match answer {
             // The agent may be gone before its answer is.
@@ -183,7 +185,12 @@ impl AgentClient {
     pub async fn uninstall(&self) -> Result<Uninstalled, ClientError> {
         let mut connection = self.transport()?.open().await?;
         Ok(connection
-            .call(Method::POST, "/v1/uninstall", None::<&()>, UNINSTALL_LIMIT)
+            .call(
+                Method::POST,
+                &format!("/v1/uninstall?controller={}", self.controller),
+                None::<&()>,
+                UNINSTALL_LIMIT,
+            )
             .await?)
     }
 }

@@ -10,7 +10,7 @@ use beanpole_daemon::clock;
 use beanpole_daemon::http::{CallError, Connection};
 use beanpole_protocol::agent::{HostOrders, HostReport, ReleasePhase};
 use beanpole_protocol::problem::Problem;
-use beanpole_protocol::{Digest, Generation, HostId, Timestamp};
+use beanpole_protocol::{ControllerId, Digest, Generation, HostId, Timestamp};
 use futures::StreamExt;
 use http::Method;
 use std::collections::{HashMap, HashSet};
@@ -40,6 +40,8 @@ const FIRST_PUSH_PAUSE: Duration = Duration::from_millis(250);
 pub struct HostLinkConfig {
     /// The host, for events.
     pub host: HostId,
+    /// This controller, to tell its own host from one that another has taken over.
+    pub controller: ControllerId,
     /// How to reach its agent.
     pub dialer: Dialer,
     /// What the host shall hold. Generation 0 means that nothing is known yet: it is not pushed.
@@ -151,6 +153,7 @@ impl HostLink {
             transport,
             report,
             pushes: Arc::clone(&config.pushes),
+            controller: config.controller.clone(),
         };
         let link = Link {
             config,
@@ -430,6 +433,8 @@ impl Link {
             let needed = reports
                 .borrow_and_update()
                 .as_deref()
+                // What another controller's releases need is not here.
+                .filter(|report| report.is_of(&self.config.controller))
                 .map(needed_bundles)
                 .unwrap_or_default();
             failed.retain(|digest, _| needed.contains(digest));

@@ -3,15 +3,25 @@
 
 mod common;
 
+use beanpole_daemon::files;
 use beanpole_daemon::supervise::{self, Supervised};
 use beanpole_fleet::bootstrap::{
-    BootstrapError, Executables, HostAdded, HostSetup, Paths, Progress, Service, add_host,
+    BootstrapError, Executables, HostAdded, HostSetup, Paths, Progress, Service, Standing, add_host,
 };
 use beanpole_fleet::chain;
 use beanpole_fleet::ssh::{self, ControllerKey, Options, Target};
-use beanpole_protocol::Digest;
+use beanpole_protocol::agent::{
+    ControllerIdentity, FOREIGN_CONTROLLER, HostOrders, InstanceOrder, Limits, Platform,
+    Properties, ReleaseKey, ReleaseOrder,
+};
+use beanpole_protocol::problem::Problem;
+use beanpole_protocol::{
+    AgentId, ApplicationName, ControllerId, Digest, EnvironmentId, EnvironmentName, Generation,
+    Incarnation, InstanceId, ReleaseNumber, VersionLabel,
+};
 use common::{FakeAgent, Sshd, eventually, sshd_available};
 use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -61,10 +71,18 @@ async fn stand_in() {
         .await;
 }
 
+fn identity(bits: u128) -> ControllerIdentity {
+    ControllerIdentity {
+        id: ControllerId::from_bits(bits),
+        name: format!("machine-{bits}"),
+    }
+}
+
 struct Machine {
     sshd: Sshd,
     root: tempfile::TempDir,
     paths: Paths,
+    controller: ControllerIdentity,
     key: ControllerKey,
 }
 
@@ -92,6 +110,7 @@ impl Machine {
             sshd,
             root,
             paths,
+            controller: identity(1),
             key,
         }
     }
@@ -122,14 +141,19 @@ impl Machine {
         };
         HostSetup {
             paths: self.paths.clone(),
-            ..HostSetup::new(admin, self.key.clone(), executables)
+            ..HostSetup::new(
+                admin,
+                self.controller.clone(),
+                self.key.clone(),
+                executables,
+            )
         }
     }
 
     async fn add(&self, admin: Target, executable: &Path) -> (HostAdded, Vec<Progress>) {
         let steps = Mutex::new(Vec::new());
         let progress = |step| steps.lock().expect("lock").push(step);
-        match add_host(&self.setup(admin, executable), &progress).await {
+        match add_host(&self.setup(admin, executable), &progress, &|_| Ok(())).await {
             Ok(added) => (added, steps.into_inner().expect("lock")),
             Err(error) => panic!(
                 "{}\nsshd: {}\nagent: {}",
@@ -165,7 +189,16 @@ impl Drop for Machine {
             }
         }
         self.sshd.stop();
-        let _ = Command::new("userdel").arg(&self.paths.user).output();
+        // Another test may have the files of users locked.
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        let gone = || {
+            let removed = Command::new("userdel").arg(&self.paths.user).output();
+            // 6: there is no such user.
+            removed.is_ok_and(|it| matches!(it.status.code(), Some(0 | 6)))
+        };
+        while !gone() && std::time::Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 }
 
@@ -391,7 +424,9 @@ async fn a_user_without_passwordless_sudo_is_told_what_to_do() {
     let mut admin = machine.sshd.target();
     admin.ssh.user.clone_from(&user.name);
     let setup = machine.setup(admin, &machine.executable("any"));
-    let error = add_host(&setup, &|_| {}).await.expect_err("no root");
+    let error = add_host(&setup, &|_| {}, &|_| Ok(()))
+        .await
+        .expect_err("no root");
     assert!(
         matches!(error, BootstrapError::NeedsRoot { .. }),
         "{error:?}"
@@ -418,7 +453,9 @@ async fn a_user_of_that_name_who_was_there_before_is_left_alone() {
         .join("person/.ssh/authorized_keys");
     let before = std::fs::read_to_string(&keys).expect("keys");
     let setup = machine.setup(machine.sshd.target(), &machine.executable("any"));
-    let error = add_host(&setup, &|_| {}).await.expect_err("taken");
+    let error = add_host(&setup, &|_| {}, &|_| Ok(()))
+        .await
+        .expect_err("taken");
     assert!(
         matches!(error, BootstrapError::UserTaken { .. }),
         "{error:?}"
@@ -441,11 +478,131 @@ async fn an_executable_that_does_not_run_there_is_not_installed() {
     )
     .expect("write");
     let setup = machine.setup(machine.sshd.target(), &broken);
-    let error = add_host(&setup, &|_| {}).await.expect_err("does not run");
+    let error = add_host(&setup, &|_| {}, &|_| Ok(()))
+        .await
+        .expect_err("does not run");
     assert!(
         matches!(error, BootstrapError::DoesNotRun { .. }),
         "{error:?}"
     );
     assert!(error.to_string().contains("GLIBC_9.99"), "{error}");
     assert!(!machine.paths.lib.join("current").exists());
+}
+
+/// All files below some directories, with their content.
+fn content(directories: &[&Path]) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut found = Vec::new();
+    let mut left: Vec<PathBuf> = directories.iter().map(|path| path.to_path_buf()).collect();
+    while let Some(path) = left.pop() {
+        if path.is_symlink() {
+            let to = std::fs::read_link(&path).expect("link");
+            found.push((path, to.into_os_string().into_encoded_bytes()));
+        } else if path.is_dir() {
+            let entries = std::fs::read_dir(&path).expect("list");
+            left.extend(entries.map(|entry| entry.expect("entry").path()));
+        } else if let Ok(bytes) = std::fs::read(&path) {
+            found.push((path, bytes));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[tokio::test]
+async fn a_host_of_another_controller_is_left_as_it_is_until_it_is_taken_over() {
+    if !sshd_available() {
+        return;
+    }
+    let machine = Machine::new("owned");
+    let executable = machine.executable("first");
+    machine.add(machine.sshd.target(), &executable).await;
+    let mut orders = HostOrders {
+        generation: Generation(7),
+        ..HostOrders::default()
+    };
+    orders.instances.push(InstanceOrder {
+        id: InstanceId::from_bits(1),
+        environment: EnvironmentId::from_bits(1),
+        release: ReleaseNumber(1),
+        incarnation: Incarnation(1),
+        run: true,
+        port: 20_000,
+        stop_grace_ms: 1000,
+        limits: Limits::default(),
+    });
+    orders.releases.push(ReleaseOrder {
+        key: ReleaseKey {
+            environment: EnvironmentId::from_bits(1),
+            number: ReleaseNumber(1),
+        },
+        application: ApplicationName::new("shop").expect("name"),
+        environment_name: EnvironmentName::new("shop-prod").expect("name"),
+        version: VersionLabel::new("v1").expect("label"),
+        bundle: Digest::new("0".repeat(64)).expect("digest"),
+        bundle_size: 1,
+        platform: Platform::Procfile,
+        properties: Properties::default(),
+        options: BTreeMap::new(),
+        prepare_timeout_ms: 1000,
+    });
+    let agent = machine.paths.data.join("agent");
+    files::write_json(&agent.join("orders.json"), &orders, 0o600).expect("write");
+    let id = AgentId::from_bits(9);
+    files::write_json(&agent.join("identity.json"), &id, 0o644).expect("write");
+
+    // Another controller, with another key and a newer executable.
+    let newer = machine.executable("second");
+    let mut other = machine.setup(machine.sshd.target(), &newer);
+    other.controller = identity(2);
+    other.controller_key =
+        ControllerKey::load_or_create(&machine.root.path().join("other")).expect("key");
+    let paths = &machine.paths;
+    let all = || content(&[&paths.lib, &paths.home, &paths.data, &paths.run]);
+    let before = all();
+    let error = add_host(&other, &|_| {}, &|_| Ok(()))
+        .await
+        .expect_err("another's");
+    let problem = error.problem();
+    assert_eq!((problem.status, &*problem.code), (409, FOREIGN_CONTROLLER));
+    for what in [
+        identity(1).id.as_str(),
+        "machine-1",
+        "1 instance of shop-prod",
+    ] {
+        assert!(problem.detail.contains(what), "{}", problem.detail);
+    }
+    assert!(
+        problem
+            .hint
+            .is_some_and(|hint| hint.contains("--take-over"))
+    );
+    // Its own controller may find that it knows the machine by another name.
+    let own = machine.setup(machine.sshd.target(), &newer);
+    let seen = Mutex::new(None);
+    let known = |standing: &Standing| {
+        *seen.lock().expect("lock") = Some(standing.clone());
+        Err(Problem::conflict("host-exists", "It is the host `h1`."))
+    };
+    let error = add_host(&own, &|_| {}, &known).await.expect_err("known");
+    assert_eq!(error.problem().code, "host-exists");
+    let standing = seen.into_inner().expect("lock").expect("asked");
+    assert_eq!((standing.agent, standing.our_key), (Some(id), Some(true)));
+    assert_eq!(all(), before, "nothing was changed");
+
+    other.take_over = true;
+    let added = add_host(&other, &|_| {}, &|_| Ok(()))
+        .await
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
+    let owner = added.report.owner.expect("an owner");
+    assert_eq!(owner.controller, identity(2));
+    let from = added.taken_from.expect("taken over");
+    assert!(from.contains("machine-1"), "{from}");
+    assert!(added.notes[0].contains("shop-prod"), "{:?}", added.notes);
+    // Now it is the first one that is refused, and the second repairs its own.
+    add_host(&own, &|_| {}, &|_| Ok(()))
+        .await
+        .expect_err("no more");
+    other.take_over = false;
+    let again = add_host(&other, &|_| {}, &|_| Ok(())).await.expect("own");
+    assert_eq!(again.taken_from, None);
 }

@@ -5,8 +5,8 @@ mod common;
 use beanpole_fleet::{
     Dialer, Executable, HostLink, HostLinkConfig, LinkEvent, LinkNews, LogQuery, Pushes,
 };
-use beanpole_protocol::agent::HostOrders;
-use beanpole_protocol::{Generation, HostId, InstanceId};
+use beanpole_protocol::agent::{ControllerIdentity, FOREIGN_CONTROLLER, HostOrders, Owner};
+use beanpole_protocol::{ControllerId, Generation, HostId, InstanceId, Timestamp};
 use common::{Blobs, FakeAgent, PATIENCE, Sshd, eventually, noise, sshd_available};
 use futures::StreamExt;
 use sha2::{Digest as _, Sha256};
@@ -28,6 +28,7 @@ impl Fixture {
         let link = HostLink::spawn(
             HostLinkConfig {
                 host: HostId::from_bits(1),
+                controller: ControllerId::from_bits(1),
                 dialer,
                 orders: receiver,
                 bundles: Arc::clone(blobs) as _,
@@ -129,6 +130,42 @@ async fn orders_are_pushed_and_pushed_again_after_a_cut() {
     assert_eq!(problem.code, "stale-generation");
     link.order(10);
     link.confirmed(10).await;
+    link.link.stop().await;
+}
+
+#[tokio::test]
+async fn a_host_of_another_controller_refuses_orders_and_gets_no_bundles() {
+    let agent = FakeAgent::start().await;
+    let blobs = Blobs::new();
+    let digest = blobs.add(&noise(1000));
+    agent.state.lock().expect("lock").owner = Some(Owner {
+        controller: ControllerIdentity {
+            id: ControllerId::from_bits(2),
+            name: "elsewhere".to_owned(),
+        },
+        since: Timestamp::EPOCH,
+    });
+    agent.need(&digest);
+    let dialer = Dialer::local(&agent.socket);
+    let mut link = Fixture::start(dialer, &Arc::new(blobs), &Pushes::new(None, 4));
+    link.connected().await;
+    link.order(1);
+    let news = link
+        .until("the refusal", |news| {
+            matches!(news, LinkNews::OrdersRefused { .. })
+        })
+        .await;
+    let LinkNews::OrdersRefused { problem, .. } = news else {
+        unreachable!("matched above")
+    };
+    assert_eq!(problem.code, FOREIGN_CONTROLLER);
+    assert!(agent.state.lock().expect("lock").patches.is_empty());
+    // Once it is ours again, it gets what it needs.
+    agent.state.lock().expect("lock").owner = None;
+    agent.tell();
+    eventually("the bundle", || agent.is_complete(&digest)).await;
+    link.order(2);
+    link.confirmed(2).await;
     link.link.stop().await;
 }
 

@@ -7,7 +7,7 @@
 
 use crate::{Record, key};
 use beanpole_planner::{Happened, Plan, Progress};
-use beanpole_protocol::agent::{HostOrders, Platform};
+use beanpole_protocol::agent::{HostOrders, Owner, Platform};
 use beanpole_protocol::api::{
     EnvironmentStatus, Leftover, OperationFailure, OperationKind, OperationStatus, SshAddress, Tier,
 };
@@ -15,9 +15,9 @@ use beanpole_protocol::event::Event;
 use beanpole_protocol::options::OptionSettings;
 use beanpole_protocol::proxy::{RoutingTable, TargetMode};
 use beanpole_protocol::{
-    ApplicationName, Cname, Digest, EnvironmentId, EnvironmentName, EventId, Generation, HostId,
-    HostName, Incarnation, InstanceId, OperationId, ReleaseNumber, RequestId, Timestamp,
-    VersionLabel,
+    AgentId, ApplicationName, Cname, ControllerId, Digest, EnvironmentId, EnvironmentName, EventId,
+    Generation, HostId, HostName, Incarnation, InstanceId, OperationId, ReleaseNumber, RequestId,
+    Timestamp, VersionLabel,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -466,6 +466,12 @@ pub struct HostRecord {
     /// It is being removed.
     #[serde(default)]
     pub removing: bool,
+    /// Its agent's own id, once known: the same by every address.
+    #[serde(default)]
+    pub agent: Option<AgentId>,
+    /// The other controller that it belongs to now.
+    #[serde(default)]
+    pub taken: Option<Owner>,
     /// When it was added.
     pub added_at: Timestamp,
 }
@@ -558,6 +564,27 @@ impl ClockRecord {
 
 impl Record for ClockRecord {
     const TABLE: &'static str = "clock";
+    fn key(&self) -> Vec<u8> {
+        Self::the_key()
+    }
+}
+
+/// The controller itself; there is one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControllerRecord {
+    /// Its id, by which hosts know whose they are. A restored controller is the same one.
+    pub id: ControllerId,
+}
+
+impl ControllerRecord {
+    /// Its key.
+    pub fn the_key() -> Vec<u8> {
+        key::join(&[b"controller"])
+    }
+}
+
+impl Record for ControllerRecord {
+    const TABLE: &'static str = "controller";
     fn key(&self) -> Vec<u8> {
         Self::the_key()
     }

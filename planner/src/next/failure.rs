@@ -140,6 +140,7 @@ impl Turn<'_, '_> {
         let name = self.world.host_name(&change.host);
         let why = match self.world.hosts.get(&change.host).map(|host| host.reach) {
             Some(Reach::Lost(since) | Reach::Silent(since)) => unheard(since, self.now),
+            Some(Reach::Taken(_)) => TAKEN.to_owned(),
             Some(Reach::Here) => "lost the instance".to_owned(),
             None => "was removed".to_owned(),
         };
@@ -164,6 +165,9 @@ pub fn how_it_ended(process: &ProcessReport) -> Option<String> {
         _ => None,
     }
 }
+
+/// What became of a host, to be read after its name.
+pub(super) const TAKEN: &str = "belongs to another controller now";
 
 pub(super) fn lost(name: &str, instance: Option<&InstanceId>, why: &str) -> Box<OperationFailure> {
     Box::new(OperationFailure {

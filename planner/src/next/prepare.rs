@@ -1,6 +1,6 @@
 //! Getting a release ready on hosts, while nothing that runs is touched.
 
-use super::failure::{host_name, lost, prepare_failed, unheard};
+use super::failure::{TAKEN, host_name, lost, prepare_failed, unheard};
 use super::{Step, Turn};
 use crate::Reach;
 use beanpole_protocol::agent::ReleasePhase;
@@ -37,6 +37,9 @@ impl Turn<'_, '_> {
             };
             if let Reach::Lost(since) = host.reach {
                 return Err(lost(&name, None, &unheard(since, self.now)));
+            }
+            if let Reach::Taken(_) = host.reach {
+                return Err(lost(&name, None, TAKEN));
             }
             all = false;
             let how = match host.reach {

@@ -146,6 +146,9 @@ pub struct AddHost {
     pub admin: AdminKey,
     /// The fingerprint that the user confirmed, `SHA256:…`.
     pub host_key: String,
+    /// Take it over when it belongs to another controller: all that runs there ends and is removed.
+    #[serde(default)]
+    pub take_over: bool,
     /// The address at which the proxy reaches its instances; the SSH address if absent.
     #[serde(default)]
     pub instance_address: Option<String>,
@@ -187,6 +190,8 @@ pub enum HostStatus {
     Unreachable,
     /// It shows another key than the pinned one.
     KeyChanged,
+    /// It belongs to another controller now.
+    TakenOver,
 }
 
 impl std::fmt::Display for HostStatus {
@@ -197,6 +202,7 @@ impl std::fmt::Display for HostStatus {
             Self::Draining => "Draining",
             Self::Unreachable => "Unreachable",
             Self::KeyChanged => "KeyChanged",
+            Self::TakenOver => "TakenOver",
         })
     }
 }

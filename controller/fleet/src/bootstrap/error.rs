@@ -5,6 +5,7 @@ use super::keys::{Obstacle, advice};
 use crate::chain;
 use crate::dial::DialError;
 use crate::ssh::{ExecError, SshError};
+use beanpole_protocol::agent::FOREIGN_CONTROLLER;
 use beanpole_protocol::problem::Problem;
 use std::time::Duration;
 
@@ -58,6 +59,27 @@ pub enum BootstrapError {
         user: String,
         /// That user's home directory.
         home: String,
+    },
+    /// It belongs to another controller.
+    #[error("{host} belongs to {whose}, and holds {holds}; nothing was changed there")]
+    Foreign {
+        /// The host.
+        host: String,
+        /// Which controller, and since when.
+        whose: String,
+        /// What would end.
+        holds: String,
+    },
+    /// The caller will not have this host.
+    #[error("{}", .0.detail)]
+    NotAdmitted(Box<Problem>),
+    /// Its agent does not take the controller for its own.
+    #[error("the agent on {host} does not take this controller for its own")]
+    NotClaimed {
+        /// The host.
+        host: String,
+        /// Why.
+        source: Box<DialError>,
     },
     /// There is nothing to install on such a machine.
     #[error(transparent)]
@@ -113,12 +135,15 @@ impl BootstrapError {
             Self::Ssh { source, .. } => source.is_permanent(),
             Self::NeedsRoot { .. }
             | Self::UserTaken { .. }
+            | Self::Foreign { .. }
+            | Self::NotAdmitted(_)
             | Self::Executable(_)
             | Self::DoesNotRun { .. }
             | Self::Bastion { .. } => true,
             Self::Exec { .. }
             | Self::Failed { .. }
             | Self::Damaged { .. }
+            | Self::NotClaimed { .. }
             | Self::NoAnswer { .. } => false,
         }
     }
@@ -135,6 +160,9 @@ impl BootstrapError {
             Self::UserTaken { user, .. } => problem(409, "user-taken", "The user's name is taken").hint(format!(
                 "Beanpole logs in as a user `{user}` of its own. Rename the other one there, then add the host again: usermod -l NEW {user}"
             )),
+            Self::Foreign { .. } => problem(409, FOREIGN_CONTROLLER, "The host belongs to another controller")
+                .hint("Remove it there first: beanpole host remove NAME. If that controller is gone, take the host over, which ends and removes all that it holds: beanpole host add … --take-over"),
+            Self::NotAdmitted(problem) => (**problem).clone(),
             Self::Executable(error) => {
                 problem(422, "no-executable", "There is nothing to install on such a machine")
                     .hint(error.hint())
@@ -146,7 +174,7 @@ impl BootstrapError {
             ),
             Self::Bastion { line, .. } => problem(422, "bastion-refuses", "The bastion does not let the controller in")
                 .hint(format!("Add this line to the user's ~/.ssh/authorized_keys on the bastion (or its `permitopen` to the line with that key, if there is one), then add the host again: {line}")),
-            Self::Damaged { .. } | Self::Exec { .. } | Self::Failed { .. } => {
+            Self::Damaged { .. } | Self::NotClaimed { .. } | Self::Exec { .. } | Self::Failed { .. } => {
                 problem(502, "host-setup-failed", "The host could not be set up")
                     .hint("Adding a host again repairs what is there.")
             }

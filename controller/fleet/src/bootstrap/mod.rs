@@ -11,6 +11,7 @@ mod keys;
 mod progress;
 pub(crate) mod quote;
 mod scripts;
+mod standing;
 mod steps;
 
 pub use error::{BootstrapError, ssh_problem};
@@ -18,11 +19,13 @@ pub use executables::{Executables, ExecutablesError};
 pub use keys::Obstacle;
 pub use progress::Progress;
 pub use quote::quoted;
+pub use standing::Standing;
 
 use crate::client::Executable;
 use crate::dial::Dialer;
 use crate::ssh::{self, ControllerKey, HostKey, Options, Target};
-use beanpole_protocol::agent::HostReport;
+use beanpole_protocol::agent::{ControllerIdentity, HostReport};
+use beanpole_protocol::problem::Problem;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,6 +90,10 @@ impl Paths {
 pub struct HostSetup {
     /// The way in for the admin: root, or a user with passwordless sudo.
     pub admin: Target,
+    /// Whose the host shall be.
+    pub controller: ControllerIdentity,
+    /// Also when it belongs to another controller: all that runs there ends.
+    pub take_over: bool,
     /// The key that the host shall let the controller in by.
     pub controller_key: ControllerKey,
     /// What to install.
@@ -101,9 +108,16 @@ pub struct HostSetup {
 
 impl HostSetup {
     /// With the usual paths and bounds.
-    pub fn new(admin: Target, controller_key: ControllerKey, executables: Executables) -> Self {
+    pub fn new(
+        admin: Target,
+        controller: ControllerIdentity,
+        controller_key: ControllerKey,
+        executables: Executables,
+    ) -> Self {
         Self {
             admin,
+            controller,
+            take_over: false,
             controller_key,
             executables,
             paths: Paths::default(),
@@ -141,14 +155,18 @@ pub struct HostAdded {
     pub executable: Executable,
     /// Whether it was uploaded, rather than there already.
     pub uploaded: bool,
+    /// The controller that it was taken over from, as people are told.
+    pub taken_from: Option<String>,
     /// What the user should know, a sentence each.
     pub notes: Vec<String>,
 }
 
-/// Sets the host up, or repairs it.
+/// Sets the host up, or repairs it. `admit` is asked once the host has said which it is, before
+/// anything is changed there.
 pub async fn add_host(
     setup: &HostSetup,
     progress: &(dyn Fn(Progress) + Send + Sync),
+    admit: &(dyn Fn(&Standing) -> Result<(), Problem> + Send + Sync),
 ) -> Result<HostAdded, BootstrapError> {
     progress(Progress::Connecting);
     let session = ssh::connect(&setup.admin, &setup.options)
@@ -168,6 +186,18 @@ pub async fn add_host(
         systemd: found.systemd,
         sudo: found.sudo,
     });
+    let standing = host.standing(&found).await?;
+    admit(&standing).map_err(|problem| BootstrapError::NotAdmitted(Box::new(problem)))?;
+    let taken_from = standing.of_another(setup);
+    if let Some(whose) = &taken_from
+        && !setup.take_over
+    {
+        return Err(BootstrapError::Foreign {
+            host: setup.admin.ssh.to_string(),
+            whose: whose.clone(),
+            holds: standing.holds(),
+        });
+    }
     let executable = setup.executables.find(&found.kernel, &found.arch).await?;
     let uploaded = host.upload(&found, &executable, progress).await?;
     progress(Progress::Installing);
@@ -193,8 +223,15 @@ pub async fn add_host(
         options: setup.options,
     };
     progress(Progress::Waiting);
-    let report = host.wait(&found, &dialer, &executable).await?;
+    host.wait(&found, &dialer, &executable).await?;
+    let report = host.claim(&dialer).await?;
     let mut notes = Vec::new();
+    if let Some(whose) = &taken_from {
+        notes.push(format!(
+            "It was taken over from {whose}. What it held for that one is ended and removed: {}.",
+            standing.holds()
+        ));
+    }
     let service = match (found.systemd, found.cron) {
         (true, _) => Service::Systemd,
         (false, true) => Service::Cron,
@@ -219,6 +256,7 @@ pub async fn add_host(
         service,
         executable,
         uploaded,
+        taken_from,
         notes,
     })
 }

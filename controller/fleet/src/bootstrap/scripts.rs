@@ -46,6 +46,20 @@ if [ "$(id -u)" != 0 ]; then
 fi
 "#;
 
+/// Says which host this is and whose, from what an agent left. The agent writes its files with an
+/// indentation of two, and no text in them has a line end. Needs root.
+pub(super) const STANDING: &str = r#"
+agent="$DATA/agent"
+flat() { tr -d '\n' <"$1"; echo; }
+[ ! -f "$agent/identity.json" ] || { printf agent=; flat "$agent/identity.json"; }
+[ ! -f "$agent/owner.json" ] || { printf owner=; flat "$agent/owner.json"; }
+[ ! -f "$HOME_DIR/.ssh/authorized_keys" ] || { printf key=; flat "$HOME_DIR/.ssh/authorized_keys"; }
+if [ -f "$agent/orders.json" ]; then
+  sed -n 's/^      "environment_name": "\([^"]*\)".*/environment=\1/p' "$agent/orders.json" | sort -u
+  echo "instances=$(grep -c '^      "incarnation": ' "$agent/orders.json")"
+fi
+"#;
+
 /// Prints the SHA-256 of `$FILE`, or nothing if there is none.
 pub(super) const DIGEST: &str = r#"
 [ -f "$FILE" ] || exit 0
@@ -385,7 +399,7 @@ mod tests {
     fn every_script_is_a_posix_script() {
         let start = start_agent(&Paths::default());
         for script in [
-            DETECT, DIGEST, UPLOAD, PLACE, INSTALL, ASK_SSHD, AUTHORISE, &start,
+            DETECT, STANDING, DIGEST, UPLOAD, PLACE, INSTALL, ASK_SSHD, AUTHORISE, &start,
         ] {
             let mut child = Command::new("sh")
                 .args(["-n"])

@@ -1,12 +1,13 @@
 //! The steps of setting a host up, each over the admin's session: detect, upload, install, wait.
 
 use super::keys::Obstacle;
-use super::{BootstrapError, HostSetup, Progress, keys, scripts};
+use super::{BootstrapError, HostSetup, Progress, Standing, keys, scripts};
 use crate::client::Executable;
 use crate::dial::{DialError, Dialer};
 use crate::ssh::{ExecError, Session};
-use beanpole_protocol::agent::{HostReport, Installed};
+use beanpole_protocol::agent::{Claim, HostReport, Installed};
 use bytes::Bytes;
+use http::Method;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,6 +18,8 @@ use tokio::time::Instant;
 const UPLOAD_LIMIT: Duration = Duration::from_mins(15);
 /// The pause between two looks at an agent that is starting.
 const READY_PAUSE: Duration = Duration::from_millis(200);
+/// How long the agent may take to write down whose it is.
+const CLAIM_LIMIT: Duration = Duration::from_secs(15);
 /// Bytes that go to the host in one piece.
 const PIECE: usize = 256 * 1024;
 
@@ -113,6 +116,20 @@ impl Host<'_> {
             cron: get("cron") == "yes",
             sudo: !root,
         })
+    }
+
+    /// Finds out which host this is and whose. Nothing is changed there.
+    pub(super) async fn standing(&self, found: &Found) -> Result<Standing, BootstrapError> {
+        let data = self.setup.paths.data.display().to_string();
+        let home = self.setup.paths.home.display().to_string();
+        let values = [("DATA", data.as_str()), ("HOME_DIR", home.as_str())];
+        let said = self
+            .script("asking whose it is", found.sudo, scripts::STANDING, &values)
+            .await?;
+        Ok(Standing::read(
+            &said,
+            self.setup.controller_key.public_line(),
+        ))
     }
 
     /// Where this version's executable lies on the host.
@@ -295,7 +312,7 @@ impl Host<'_> {
         found: &Found,
         dialer: &Dialer,
         executable: &Executable,
-    ) -> Result<HostReport, BootstrapError> {
+    ) -> Result<(), BootstrapError> {
         let within = self.setup.ready_within;
         let deadline = Instant::now() + within;
         loop {
@@ -314,7 +331,7 @@ impl Host<'_> {
                         .as_ref()
                         .is_none_or(|digest| *digest == executable.digest) =>
                 {
-                    return Ok(report);
+                    return Ok(());
                 }
                 // The old one, on its way out.
                 Ok(_) => None,
@@ -330,6 +347,28 @@ impl Host<'_> {
             }
             tokio::time::sleep(READY_PAUSE).await;
         }
+    }
+
+    /// Makes the host the controller's own: from here on its agent does nothing for another.
+    pub(super) async fn claim(&self, dialer: &Dialer) -> Result<HostReport, BootstrapError> {
+        let claim = Claim {
+            controller: self.setup.controller.clone(),
+            take_over: self.setup.take_over,
+        };
+        let claimed = async {
+            let transport = dialer.dial().await?;
+            let mut connection = transport.open().await?;
+            connection
+                .call::<serde_json::Value>(Method::PUT, "/v1/owner", Some(&claim), CLAIM_LIMIT)
+                .await?;
+            let report = connection.get("/v1/report", CLAIM_LIMIT).await?;
+            transport.close().await;
+            Ok::<_, DialError>(report)
+        };
+        claimed.await.map_err(|source| BootstrapError::NotClaimed {
+            host: self.name(),
+            source: Box::new(source),
+        })
     }
 
     /// What there keeps the key from the agent's socket, as far as its sshd tells. The protocol does

@@ -6,12 +6,12 @@ use axum::body::Body;
 use axum::extract::{Path as UrlPath, Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
-use beanpole_daemon::{clock, http::problem_response, socket};
+use beanpole_daemon::{clock, files, http::problem_response, socket};
 use beanpole_fleet::BundleSource;
 use beanpole_fleet::ssh::{ControllerKey, Credential, HostKey, Target};
 use beanpole_protocol::agent::{
-    BlobStatus, HostFacts, HostOrders, HostReport, ReleaseKey, ReleasePhase, ReleaseReport,
-    Uninstalled, UpgradeOrder,
+    BlobStatus, Claim, FOREIGN_CONTROLLER, HostFacts, HostOrders, HostReport, Owner, ReleaseKey,
+    ReleasePhase, ReleaseReport, Uninstalled, UpgradeOrder,
 };
 use beanpole_protocol::api::SshAddress;
 use beanpole_protocol::problem::Problem;
@@ -340,6 +340,7 @@ pub struct FakeAgent {
 #[derive(Default)]
 pub struct FakeState {
     pub orders: HostOrders,
+    pub owner: Option<Owner>,
     /// Every generation that was put, in order.
     pub puts: Vec<Generation>,
     /// `(offset, bytes received)` of every PATCH.
@@ -374,11 +375,14 @@ impl FakeAgent {
             socket: path.to_owned(),
             directory: None,
         };
+        agent.state.lock().expect("lock").owner =
+            files::read_json(&agent.owner_file()).expect("owner");
         let listener = socket::bind(path, mode).await.expect("bind");
         let router = Router::new()
             .route("/v1/report", get(report))
             .route("/v1/watch", get(watch_reports))
             .route("/v1/orders", put(orders))
+            .route("/v1/owner", put(claim))
             .route("/v1/blobs/{digest}", get(blob).patch(append))
             .route("/v1/instances/{id}/logs", get(logs))
             .route("/v1/upgrade", post(upgrade))
@@ -396,6 +400,11 @@ impl FakeAgent {
 
     pub fn tell(&self) {
         self.changed.send_modify(|n| *n += 1);
+    }
+
+    /// Where a real agent keeps it.
+    fn owner_file(&self) -> PathBuf {
+        self.keep.join("agent/owner.json")
     }
 
     fn blob_path(&self, digest: &Digest) -> PathBuf {
@@ -436,6 +445,8 @@ impl FakeAgent {
             sequence: state.sequence,
             agent_version: "0.1.0".to_owned(),
             agent_digest: state.digest.clone(),
+            agent: None,
+            owner: state.owner.clone(),
             now: clock::now(),
             generation: state.orders.generation,
             facts: HostFacts::default(),
@@ -477,7 +488,11 @@ async fn orders(
         let mut state = agent.state.lock().expect("lock");
         state.puts.push(orders.generation);
         let held = &state.orders;
-        if orders.generation < held.generation {
+        let theirs = orders.controller.as_ref().map(|theirs| &theirs.id);
+        let owner = state.owner.as_ref().map(|owner| &owner.controller.id);
+        if owner.is_some() && owner != theirs {
+            Some(Problem::conflict(FOREIGN_CONTROLLER, "another's"))
+        } else if orders.generation < held.generation {
             Some(Problem::conflict("stale-generation", "older"))
         } else if orders.generation == held.generation && orders != *held {
             Some(Problem::conflict("generation-reused", "other content"))
@@ -491,6 +506,29 @@ async fn orders(
         Some(problem) => problem_response(&problem),
         None => axum::Json(()).into_response(),
     }
+}
+
+async fn claim(State(agent): State<FakeAgent>, axum::Json(claim): axum::Json<Claim>) -> Response {
+    let owner = Owner {
+        controller: claim.controller,
+        since: clock::now(),
+    };
+    {
+        let mut state = agent.state.lock().expect("lock");
+        let other = state
+            .owner
+            .as_ref()
+            .is_some_and(|held| held.controller.id != owner.controller.id);
+        if other && !claim.take_over {
+            return problem_response(&Problem::conflict(FOREIGN_CONTROLLER, "another's"));
+        }
+        let file = agent.owner_file();
+        std::fs::create_dir_all(file.parent().expect("a directory")).expect("make");
+        files::write_json(&file, &owner, 0o600).expect("write");
+        state.owner = Some(owner);
+    }
+    agent.tell();
+    axum::Json(()).into_response()
 }
 
 async fn blob(

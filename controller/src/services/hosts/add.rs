@@ -5,7 +5,7 @@ use super::{all, get, same_place};
 use crate::app::{App, Refused};
 use beanpole_daemon::clock;
 use beanpole_engine::{Draft, emit};
-use beanpole_fleet::bootstrap::{self, HostSetup, Progress};
+use beanpole_fleet::bootstrap::{self, HostSetup, Progress, Standing};
 use beanpole_fleet::chain;
 use beanpole_fleet::ssh::{self, Credential, Target};
 use beanpole_protocol::api::{AddHost, Host, Jump, SshAddress};
@@ -24,11 +24,8 @@ pub(crate) async fn add(app: &App, request_id: RequestId, body: AddHost) -> Resu
                 .hint("Give it a name of its own: --name NAME")
         })?,
     };
-    let known = {
-        let (name, ssh) = (name.clone(), body.ssh.clone());
-        app.blocking(move |app| known_host(app, &name, &ssh))
-            .await?
-    };
+    let hosts = app.blocking(all).await?;
+    let known = known_host(&hosts, &name, &body.ssh)?;
     check_labels(&body.labels)?;
     let jump = jump_target(body.jump.as_ref())?;
     let admin = Target {
@@ -43,14 +40,26 @@ pub(crate) async fn add(app: &App, request_id: RequestId, body: AddHost) -> Resu
             .unwrap_or(&body.ssh.address),
     )
     .await?;
-    let setup = HostSetup::new(admin, app.controller_key.clone(), app.executables.clone());
+    let setup = HostSetup {
+        take_over: body.take_over,
+        ..HostSetup::new(
+            admin,
+            app.identity.clone(),
+            app.controller_key.clone(),
+            app.executables.clone(),
+        )
+    };
     let progress = |step| match step {
         Progress::Uploading { .. } => {
             tracing::debug!(host = %setup.admin.ssh, ?step, "setting up");
         }
         step => tracing::info!(host = %setup.admin.ssh, ?step, "setting up"),
     };
-    let added = bootstrap::add_host(&setup, &progress)
+    let shown = body.host_key.clone();
+    let admit = |standing: &Standing| {
+        is_new_or_known(&hosts, known.as_ref(), &setup.admin.ssh, &shown, standing)
+    };
+    let added = bootstrap::add_host(&setup, &progress, &admit)
         .await
         .map_err(|error| error.problem())?;
     let record = HostRecord {
@@ -76,17 +85,21 @@ pub(crate) async fn add(app: &App, request_id: RequestId, body: AddHost) -> Resu
         },
         draining: known.as_ref().is_some_and(|known| known.draining),
         removing: false,
+        agent: added.report.agent.clone(),
+        taken: None,
         added_at: known
             .as_ref()
             .map_or_else(clock::now, |known| known.added_at),
     };
+    let taken_from = added.taken_from;
     let (record, mut host) = app
         .blocking(move |app| {
             let again = known.is_some();
-            save(app, &request_id, &record, again)?;
+            save(app, &request_id, &record, again, taken_from.as_deref())?;
             app.observations.change(|seen| {
                 let now = app.time.now();
                 seen.register_host(&record.id, now);
+                seen.host_is_ours(&record.id);
                 seen.host_report(&record.id, added.report, now);
             });
             app.links.start_host(app, &record.id, added.dialer);
@@ -101,18 +114,18 @@ pub(crate) async fn add(app: &App, request_id: RequestId, body: AddHost) -> Resu
     Ok(host)
 }
 
-/// The host that is to be repaired, if it is one.
-fn known_host(app: &App, name: &HostName, ssh: &SshAddress) -> Result<Option<HostRecord>, Problem> {
-    let hosts = all(app)?;
+/// The host that is to be repaired, if it is one. One whose agent is known may have moved: it has to
+/// prove that it is the same.
+fn known_host(
+    hosts: &[HostRecord],
+    name: &HostName,
+    ssh: &SshAddress,
+) -> Result<Option<HostRecord>, Problem> {
     if let Some(host) = hosts.iter().find(|host| host.name == *name) {
-        if same_place(host.ssh.as_ref(), ssh) {
+        if same_place(host.ssh.as_ref(), ssh) || (host.agent.is_some() && !host.local) {
             return Ok(Some(host.clone()));
         }
-        return Err(Problem::conflict(
-            "host-exists",
-            format!("There is another host `{name}` already."),
-        )
-        .hint("Choose another name: --name NAME"));
+        return Err(another_of_that_name(name));
     }
     match hosts.iter().find(|host| same_place(host.ssh.as_ref(), ssh)) {
         Some(host) => Err(Problem::conflict(
@@ -124,7 +137,67 @@ fn known_host(app: &App, name: &HostName, ssh: &SshAddress) -> Result<Option<Hos
     }
 }
 
-fn save(app: &App, request_id: &RequestId, host: &HostRecord, again: bool) -> Result<(), Problem> {
+fn another_of_that_name(name: &HostName) -> Problem {
+    Problem::conflict(
+        "host-exists",
+        format!("There is another host `{name}` already."),
+    )
+    .hint("Choose another name: --name NAME")
+}
+
+/// Refuses a machine that is here under another name: two links to one agent would undo each
+/// other's orders. It is known by its agent's id, or, where its agent is of before there were ids, by
+/// our key there and its own.
+fn is_new_or_known(
+    hosts: &[HostRecord],
+    known: Option<&HostRecord>,
+    ssh: &SshAddress,
+    shown: &str,
+    standing: &Standing,
+) -> Result<(), Problem> {
+    if let Some(known) = known
+        && !same_place(known.ssh.as_ref(), ssh)
+        && (standing.agent.is_none() || standing.agent != known.agent)
+    {
+        return Err(another_of_that_name(&known.name));
+    }
+    let other = hosts
+        .iter()
+        .filter(|host| known.is_none_or(|known| known.id != host.id))
+        .find(|host| match (&standing.agent, &host.agent) {
+            (Some(agent), Some(theirs)) => agent == theirs,
+            _ => standing.our_key == Some(true) && host.fingerprint.as_deref() == Some(shown),
+        });
+    let Some(other) = other else { return Ok(()) };
+    let name = &other.name;
+    let (at, hint) = match &other.ssh {
+        None => (
+            "this controller's own machine".to_owned(),
+            "It needs no adding; see it: beanpole host show local".to_owned(),
+        ),
+        Some(at) => (
+            at.to_string(),
+            format!(
+                "To reach it by this address from now on, add it under its name: --name {name}. Or remove that one first: beanpole host remove {name}"
+            ),
+        ),
+    };
+    Err(Problem::conflict(
+        "host-exists",
+        format!(
+            "{ssh} is the host `{name}` already ({at}): its agent is the same. Nothing was changed."
+        ),
+    )
+    .hint(hint))
+}
+
+fn save(
+    app: &App,
+    request_id: &RequestId,
+    host: &HostRecord,
+    again: bool,
+    taken_from: Option<&str>,
+) -> Result<(), Problem> {
     app.store.update(|tx| {
         let hosts: Vec<HostRecord> = tx.list()?;
         if hosts
@@ -143,7 +216,10 @@ fn save(app: &App, request_id: &RequestId, host: &HostRecord, again: bool) -> Re
         } else {
             ("host-added", "added")
         };
-        let message = format!("Host {} {done}.", host.name);
+        let message = match taken_from {
+            None => format!("Host {} {done}.", host.name),
+            Some(whose) => format!("Host {} {done}, taken over from {whose}.", host.name),
+        };
         emit(
             tx,
             Draft::new(Severity::Info, code, message, clock::now())

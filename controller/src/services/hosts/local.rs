@@ -33,6 +33,8 @@ pub(crate) fn register_local(store: &Store) -> Result<(), StoreError> {
             labels: Default::default(),
             draining: false,
             removing: false,
+            agent: None,
+            taken: None,
             added_at: now,
         };
         tx.put(&host)?;

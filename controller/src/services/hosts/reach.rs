@@ -7,9 +7,10 @@ use beanpole_engine::{Draft, emit};
 use beanpole_fleet::Dialer;
 use beanpole_fleet::bootstrap::Paths;
 use beanpole_fleet::ssh::{self, Target};
-use beanpole_protocol::HostId;
+use beanpole_protocol::agent::Owner;
 use beanpole_protocol::api::SshAddress;
 use beanpole_protocol::event::Severity;
+use beanpole_protocol::{AgentId, HostId};
 use beanpole_store::StoreError;
 use beanpole_store::model::{HostRecord, JumpRecord};
 use std::sync::Arc;
@@ -73,6 +74,53 @@ fn pinned(algorithm: Option<&str>, fingerprint: &str) -> ssh::HostKey {
             .map(str::to_owned),
         fingerprint: fingerprint.to_owned(),
     }
+}
+
+/// Writes down which agent a host has, and, with an event, that it belongs to another controller
+/// (`taken`) or to this one again. The disk is not waited for.
+pub(crate) fn note_whose(app: &App, host: &HostId, agent: Option<AgentId>, taken: Option<Owner>) {
+    let (app, host) = (app.clone(), host.clone());
+    tokio::task::spawn_blocking(move || {
+        let written = app.store.update(|tx| {
+            let Some(before) = tx.get::<HostRecord>(&HostRecord::key_of(&host))? else {
+                return Ok(());
+            };
+            let mut record = before.clone();
+            if taken.is_none() && agent.is_some() {
+                record.agent = agent;
+            }
+            record.taken = taken;
+            if record == before {
+                return Ok(());
+            }
+            tx.put(&record)?;
+            let name = &record.name;
+            let now = clock::now();
+            let draft = match (&before.taken, &record.taken) {
+                (None, Some(owner)) => Draft::new(
+                    Severity::Error,
+                    "host-taken-over",
+                    format!("Host {name} belongs to the controller {} now. What it held for this one is lost.", owner.controller),
+                    now,
+                ),
+                (Some(_), None) => Draft::new(
+                    Severity::Info,
+                    "host-ours-again",
+                    format!("Host {name} belongs to this controller again."),
+                    now,
+                ),
+                _ => return Ok(()),
+            };
+            emit(tx, draft.host(Some(&host)))?;
+            Ok::<_, StoreError>(())
+        });
+        match written {
+            Ok(()) => app.tell_news(),
+            Err(error) => {
+                store_problem(error);
+            }
+        }
+    });
 }
 
 /// Tells, by an event, that a host was lost (`Some(why)`) or is back. The disk is not waited for.

@@ -21,7 +21,9 @@ pub(super) fn view(app: &App, host: &HostRecord, instances: &[InstanceRecord]) -
     let last_seen = seen.and_then(|seen| seen.last_seen);
     let quiet = last_seen
         .is_none_or(|at| app.time.now().since(at) >= Duration::from_millis(UNREACHABLE_AFTER_MS));
-    let status = if state.shown_key.is_some() {
+    let status = if host.taken.is_some() {
+        HostStatus::TakenOver
+    } else if state.shown_key.is_some() {
         HostStatus::KeyChanged
     } else if report.is_none() && !quiet {
         HostStatus::Connecting
@@ -33,6 +35,20 @@ pub(super) fn view(app: &App, host: &HostRecord, instances: &[InstanceRecord]) -
         HostStatus::Ready
     };
     let mut warnings = Vec::new();
+    if let Some(owner) = &host.taken {
+        let what_next = if host.local {
+            "If that one is gone: remove agent/owner.json in the data directory of this machine's agent and start it again; what it holds for that one ends then.".to_owned()
+        } else {
+            format!(
+                "Forget it: beanpole host remove {} --force. Or take it back, which ends all that it holds there: beanpole host add … --take-over",
+                host.name
+            )
+        };
+        warnings.push(format!(
+            "It belongs to the controller {} since {}, and does nothing for this one ({}). {what_next}",
+            owner.controller, owner.since, app.identity
+        ));
+    }
     if !connected {
         warnings.extend(state.trouble.clone());
     }
