@@ -1,4 +1,4 @@
-//! The connections of a listener: bounded, and the bound costs nobody who works.
+//! The connections of listeners: bounded, and the bound costs nobody who works.
 //!
 //! Whoever may connect may open connections and leave them: without a bound they take every file
 //! descriptor that the process may have, and nobody else gets in. At the bound, connections that rest
@@ -6,6 +6,7 @@
 //! longest, as nginx does.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,22 +42,35 @@ pub fn room_for(open_files: u64, descriptors: u64, most: usize) -> usize {
     usize::try_from(room).unwrap_or(most).clamp(1, most)
 }
 
-/// The connections of a listener.
+/// What is asked of a connection when there is no room.
+pub trait Member {
+    /// How long it has rested, in a unit that is the same for all; none while it works.
+    fn rested(&self) -> Option<u64>;
+
+    /// Ends it, unless it works by now: then as soon as it rests.
+    fn leave(&self);
+}
+
+/// The connections of one or several listeners.
 #[derive(Debug)]
-pub struct Connections {
+pub struct Connections<M = Seat> {
     most: usize,
-    began: Instant,
-    open: Mutex<Open>,
-}
-
-#[derive(Debug, Default)]
-struct Open {
-    next: u64,
-    seats: HashMap<u64, Arc<Seat>>,
+    open: Mutex<Open<M>>,
 }
 
 #[derive(Debug)]
-struct Seat {
+struct Open<M> {
+    next: u64,
+    /// And whether each was told to leave.
+    members: HashMap<u64, (Arc<M>, bool)>,
+    /// How many were not told to leave.
+    staying: usize,
+}
+
+/// A member for which the time is kept.
+#[derive(Debug)]
+pub struct Seat {
+    began: Instant,
     /// Milliseconds after the beginning, or [`AT_WORK`].
     rests_since: AtomicU64,
     leave: CancellationToken,
@@ -64,73 +78,93 @@ struct Seat {
 
 /// One connection: it counts while this lives.
 #[derive(Debug)]
-pub struct Connection {
-    all: Arc<Connections>,
+pub struct Connection<M: Member = Seat> {
+    all: Arc<Connections<M>>,
     number: u64,
-    seat: Arc<Seat>,
+    member: Arc<M>,
 }
 
 impl Connections {
+    /// One more, that rests; none while there is no room and every other one works.
+    pub fn enter(self: &Arc<Self>) -> Option<Connection> {
+        self.enter_as(&Arc::new(Seat {
+            began: Instant::now(),
+            rests_since: AtomicU64::new(0),
+            leave: CancellationToken::new(),
+        }))
+    }
+}
+
+impl<M: Member> Connections<M> {
     /// At most that many.
     pub fn new(most: usize) -> Arc<Self> {
         Arc::new(Self {
             most,
-            began: Instant::now(),
-            open: Mutex::default(),
+            open: Mutex::new(Open {
+                next: 0,
+                members: HashMap::new(),
+                staying: 0,
+            }),
         })
     }
 
-    fn open(&self) -> MutexGuard<'_, Open> {
+    fn open(&self) -> MutexGuard<'_, Open<M>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn now(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(AT_WORK - 1)
-    }
-
-    /// One more, that rests; none while there is no room and every other one works.
-    pub fn enter(self: &Arc<Self>) -> Option<Connection> {
+    /// `member` as one more; none while there is no room and every other one works.
+    pub fn enter_as(self: &Arc<Self>, member: &Arc<M>) -> Option<Connection<M>> {
         let mut open = self.open();
-        if open.seats.len() >= self.most && !open.make_room() {
+        if open.staying >= self.most && !open.make_room() {
             return None;
         }
         let number = open.next;
         open.next += 1;
-        let seat = Arc::new(Seat {
-            rests_since: AtomicU64::new(self.now()),
-            leave: CancellationToken::new(),
-        });
-        open.seats.insert(number, Arc::clone(&seat));
+        open.staying += 1;
+        open.members.insert(number, (Arc::clone(member), false));
         Some(Connection {
             all: Arc::clone(self),
             number,
-            seat,
+            member: Arc::clone(member),
         })
     }
 
-    /// How many there are.
+    /// Has those leave that have rested the longest; whether any could.
+    pub fn make_room(&self) -> bool {
+        self.open().make_room()
+    }
+
+    /// How many there are that were not told to leave.
     pub fn count(&self) -> usize {
-        self.open().seats.len()
+        self.open().staying
+    }
+
+    /// Does something with all of them.
+    pub fn each(&self, act: impl Fn(&M)) {
+        for (member, _) in self.open().members.values() {
+            act(member);
+        }
     }
 }
 
-impl Open {
-    /// Has those leave that have rested the longest; whether any could.
+impl<M: Member> Open<M> {
     fn make_room(&mut self) -> bool {
-        let mut resting: Vec<(u64, u64)> = self
-            .seats
+        let mut resting: Vec<(Reverse<u64>, u64)> = self
+            .members
             .iter()
-            .map(|(number, seat)| (seat.rests_since.load(Ordering::Relaxed), *number))
-            .filter(|(since, _)| *since != AT_WORK)
+            .filter(|(_, (_, leaves))| !leaves)
+            .filter_map(|(number, (member, _))| Some((Reverse(member.rested()?), *number)))
             .collect();
         if resting.is_empty() {
             return false;
         }
-        let leaving = (self.seats.len() / CLOSED_OF).clamp(1, resting.len());
+        let leaving = (self.staying / CLOSED_OF).clamp(1, resting.len());
         resting.select_nth_unstable(leaving - 1);
         for (_, number) in &resting[..leaving] {
-            if let Some(seat) = self.seats.remove(number) {
-                seat.leave.cancel();
+            if let Some((member, leaves)) = self.members.get_mut(number) {
+                *leaves = true;
+                self.staying -= 1;
+                member.leave();
             }
         }
         tracing::debug!(leaving, "too many connections: closing idle ones");
@@ -138,28 +172,54 @@ impl Open {
     }
 }
 
+impl Seat {
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(AT_WORK - 1)
+    }
+}
+
+impl Member for Seat {
+    fn rested(&self) -> Option<u64> {
+        let since = self.rests_since.load(Ordering::Relaxed);
+        (since != AT_WORK).then(|| self.now().saturating_sub(since))
+    }
+
+    fn leave(&self) {
+        self.leave.cancel();
+    }
+}
+
 impl Connection {
     /// Something was asked: it is not closed before it rests again.
     pub fn works(&self) {
-        self.seat.rests_since.store(AT_WORK, Ordering::Relaxed);
+        self.member.rests_since.store(AT_WORK, Ordering::Relaxed);
     }
 
     /// Everything was answered.
     pub fn rests(&self) {
-        self.seat
-            .rests_since
-            .store(self.all.now(), Ordering::Relaxed);
+        let now = self.member.now();
+        self.member.rests_since.store(now, Ordering::Relaxed);
     }
 
     /// Done when it is to leave, for others to have room.
     pub async fn told_to_leave(&self) {
-        self.seat.leave.cancelled().await;
+        self.member.leave.cancelled().await;
     }
 }
 
-impl Drop for Connection {
+impl<M: Member> Connection<M> {
+    /// As what it entered.
+    pub fn member(&self) -> &Arc<M> {
+        &self.member
+    }
+}
+
+impl<M: Member> Drop for Connection<M> {
     fn drop(&mut self) {
-        self.all.open().seats.remove(&self.number);
+        let mut open = self.all.open();
+        if let Some((_, false)) = open.members.remove(&self.number) {
+            open.staying -= 1;
+        }
     }
 }
 
@@ -168,7 +228,7 @@ mod tests {
     use super::*;
 
     fn told(connection: &Connection) -> bool {
-        connection.seat.leave.is_cancelled()
+        connection.member.leave.is_cancelled()
     }
 
     #[test]
@@ -186,6 +246,8 @@ mod tests {
         assert!(all.enter().is_some() && told(&first));
         drop(third);
         assert!(all.enter().is_some());
+        drop((first, second));
+        assert_eq!(all.count(), 1, "who was told to leave counts no more");
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod http;
 pub mod inherited;
 pub mod logs;
 pub mod pace;
+pub mod rarely;
 pub mod socket;
 pub mod stop;
 pub mod supervise;

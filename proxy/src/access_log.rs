@@ -46,6 +46,8 @@ pub struct Entry<'a> {
     pub instance: Option<&'a str>,
     /// The release that it ran.
     pub release: Option<u64>,
+    /// Why the proxy answered itself.
+    pub why: Option<&'static str>,
 }
 
 #[derive(Default)]
@@ -234,6 +236,7 @@ fn write_line(out: &mut Vec<u8>, time: &str, entry: &Entry<'_>) {
     for (name, text) in [
         ("environment", entry.environment),
         ("instance", entry.instance),
+        ("why", entry.why),
     ] {
         if let Some(text) = text {
             out.extend_from_slice(b",\"");
@@ -300,6 +303,7 @@ mod tests {
             environment: Some("prod"),
             instance: None,
             release: Some(3),
+            why: None,
         }
     }
 

@@ -1,6 +1,8 @@
 //! Active checks: one task per target asks it, in words for people says what came back.
 
+use crate::fault;
 use crate::target::TargetState;
+use beanpole_daemon::rarely::Rarely;
 use beanpole_protocol::proxy::{HealthCheck, Probe, TargetMode};
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::io;
@@ -31,6 +33,9 @@ const TAKEN_BODY: usize = 64 * 1024;
 /// How long that may take.
 const TAKING_TIME: Duration = Duration::from_millis(250);
 
+/// Checks that this machine could not make.
+static NOT_ASKED: Rarely = Rarely::new();
+
 /// Checks `target` at once and then again and again, until it has left the table.
 pub fn start(target: Arc<TargetState>) {
     tokio::spawn(async move {
@@ -59,6 +64,15 @@ async fn run(target: &TargetState) {
         loop {
             tokio::select! {
                 Some((from, outcome)) = asked.next() => {
+                    if outcome.ours {
+                        unheard.retain(|begun| *begun != from);
+                        if let Some(checks) = NOT_ASKED.again() {
+                            tracing::warn!(checks, why = outcome.answer,
+                                "this machine is short of what checks take: targets stay as they were");
+                        }
+                        target.unchecked(format!("not asked: {}", outcome.answer));
+                        continue;
+                    }
                     if outcome.heard {
                         asked.clear();
                         unheard.retain(|begun| *begun > from);
@@ -116,6 +130,8 @@ pub struct Outcome {
     pub good: bool,
     /// Whether something came back, good or bad.
     heard: bool,
+    /// Whether the target was not asked, for want of something here.
+    ours: bool,
     /// What came back, in words.
     pub answer: String,
 }
@@ -144,8 +160,10 @@ pub async fn check(address: SocketAddr, plan: &HealthCheck) -> Outcome {
     let outcome = timeout(limit, asked).await;
     let ms = begun.elapsed().as_millis();
     let heard = outcome.is_ok();
+    let ours = matches!(&outcome, Ok(Err(error)) if fault::is_ours(error));
     let (good, answer) = match (outcome, &plan.probe) {
         (Err(_), _) => (false, format!("no answer within {} ms", plan.timeout_ms)),
+        (Ok(Err(error)), _) if ours => (false, format!("the load balancer has no room ({error})")),
         (Ok(Err(error)), _) => (false, in_words(&error)),
         (Ok(Ok(Some(status))), Probe::Http { statuses, .. }) => {
             let good = statuses
@@ -163,6 +181,7 @@ pub async fn check(address: SocketAddr, plan: &HealthCheck) -> Outcome {
     Outcome {
         good,
         heard,
+        ours,
         answer,
     }
 }

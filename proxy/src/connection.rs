@@ -4,6 +4,7 @@
 //! pingora's own stream from an accepted socket is unbuffered (its `set_buffer` is private), costs
 //! a system call per write, and offers no way to end an upgraded connection.
 
+use beanpole_daemon::connections::Member;
 use futures::task::AtomicWaker;
 use pingora_core::protocols::l4::stream::Stream as L4Stream;
 use pingora_core::protocols::raw_connect::ProxyDigest;
@@ -12,10 +13,12 @@ use pingora_core::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
     TimingDigest, UniqueID, UniqueIDType,
 };
+use pingora_http::ResponseHeader;
 use std::any::Any;
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -36,13 +39,22 @@ const MOST_LINES: usize = 257;
 const LINGER_BYTES: usize = 1024 * 1024;
 
 /// Nothing of a request has come.
-const IDLE: u8 = 0;
+const IDLE: u32 = 0;
 /// A part of a request's head has come.
-const HEAD: u8 = 1;
-/// A request is being answered, or the connection is HTTP/2, which has its own limits.
-const BUSY: u8 = 2;
+const HEAD: u32 = 1;
+/// A request is being answered.
+const BUSY: u32 = 2;
 /// A head was refused; what else the client sends is dropped.
-const REFUSED: u8 = 3;
+const REFUSED: u32 = 3;
+/// The connection is HTTP/2, which has its own limits.
+const H2: u32 = 4;
+/// After how many ticks without a byte or a request an HTTP/2 connection rests. One alone may have
+/// passed between a request's bytes and the request.
+const H2_RESTS: u32 = 2;
+
+const PHASE: u32 = 0b0111;
+const LATE: u32 = 0b1000;
+const TICK: u32 = 0b1_0000;
 
 /// How long a connection may be in its phases, in ticks of [`ConnState::tick`].
 #[derive(Clone, Copy, Debug)]
@@ -58,15 +70,18 @@ pub struct Patience {
 /// What is known of a connection outside of it.
 #[derive(Debug, Default)]
 pub struct ConnState {
-    phase: AtomicU8,
-    /// How many ticks it has been in its phase.
-    ticks: AtomicU32,
-    /// It has been in its phase for too long.
-    late: AtomicBool,
+    /// Its phase, whether it has been in it for too long ([`LATE`]), and for how many ticks
+    /// ([`TICK`] each). In one word: time goes by on another thread than the one that serves, and must
+    /// not be added to a phase that is over.
+    word: AtomicU32,
     /// Whether it has had a request.
     served: AtomicBool,
     /// It ends as soon as it is idle.
     finishing: AtomicBool,
+    /// It ends as soon as no request is under way, even if the head of one is coming.
+    leaving: AtomicBool,
+    /// Requests under way, if it is HTTP/2.
+    streams: AtomicU32,
     watched: AtomicBool,
     closed: AtomicBool,
     waker: AtomicWaker,
@@ -75,19 +90,31 @@ pub struct ConnState {
 }
 
 impl ConnState {
-    fn enter(&self, phase: u8) {
-        self.phase.store(phase, Ordering::Relaxed);
-        self.ticks.store(0, Ordering::Relaxed);
-        self.late.store(false, Ordering::Relaxed);
+    fn enter(&self, phase: u32) {
+        self.word.store(phase, Ordering::Release);
     }
 
-    fn phase(&self) -> u8 {
-        self.phase.load(Ordering::Relaxed)
+    fn phase(&self) -> u32 {
+        self.word.load(Ordering::Relaxed) & PHASE
+    }
+
+    fn is_late(&self) -> bool {
+        self.word.load(Ordering::Relaxed) & LATE != 0
     }
 
     /// A request's head is complete.
     pub fn begin(&self) {
         self.enter(BUSY);
+    }
+
+    /// It is HTTP/2, and something has just happened on it.
+    fn multiplexes(&self) {
+        self.enter(H2);
+    }
+
+    /// Its TLS handshake is done.
+    pub fn greeted(&self) {
+        self.enter(IDLE);
     }
 
     /// The request has been answered; the next may come.
@@ -98,14 +125,20 @@ impl ConnState {
 
     /// Time goes by: ends the connection when it has been in its phase for too long.
     pub fn tick(&self, patience: Patience) {
-        let limit = match self.phase() {
+        let word = self.word.load(Ordering::Acquire);
+        let limit = match word & PHASE {
             IDLE if self.served.load(Ordering::Relaxed) => patience.next,
             IDLE | HEAD => patience.head,
             REFUSED => patience.refused,
+            H2 => u32::MAX,
             _ => return,
         };
-        if self.ticks.fetch_add(1, Ordering::Relaxed) >= limit {
-            self.late.store(true, Ordering::Relaxed);
+        let late = if word / TICK >= limit { LATE } else { 0 };
+        let next = word.checked_add(TICK).unwrap_or(word) | late;
+        let same = self
+            .word
+            .compare_exchange(word, next, Ordering::Relaxed, Ordering::Relaxed);
+        if same.is_ok() && (late != 0 || self.leaving.load(Ordering::Relaxed)) {
             self.waker.wake();
         }
     }
@@ -114,6 +147,21 @@ impl ConnState {
     pub fn finish(&self) {
         self.finishing.store(true, Ordering::SeqCst);
         self.waker.wake();
+    }
+
+    /// Done when a connection that is not served yet is to end.
+    pub async fn unwanted(&self) {
+        poll_fn(|cx| {
+            self.waker.register(cx.waker());
+            let unwanted =
+                self.finishing.load(Ordering::SeqCst) || self.leaving.load(Ordering::SeqCst);
+            if unwanted {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
     }
 
     /// From the next read on, [`ConnState::close`] ends the connection.
@@ -125,6 +173,45 @@ impl ConnState {
     pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.waker.wake();
+    }
+}
+
+impl Member for ConnState {
+    /// In ticks. It costs requests nothing: they keep the phase anyway.
+    fn rested(&self) -> Option<u64> {
+        let word = self.word.load(Ordering::Relaxed);
+        let ticks = word / TICK;
+        let rests = match word & PHASE {
+            BUSY => false,
+            H2 => self.streams.load(Ordering::Relaxed) == 0 && ticks >= H2_RESTS,
+            _ => true,
+        };
+        rests.then_some(u64::from(ticks))
+    }
+
+    fn leave(&self) {
+        self.leaving.store(true, Ordering::SeqCst);
+        self.waker.wake();
+    }
+}
+
+/// A request on an HTTP/2 connection, which does not rest meanwhile.
+pub struct OnStream(Arc<ConnState>);
+
+impl OnStream {
+    /// One more request of the connection whose digest this is.
+    pub fn begin(digest: &ProxyDigest) -> Option<Self> {
+        let state = digest.user_data.as_ref()?;
+        let state = state.downcast_ref::<Arc<ConnState>>()?.clone();
+        state.streams.fetch_add(1, Ordering::Relaxed);
+        Some(Self(state))
+    }
+}
+
+impl Drop for OnStream {
+    fn drop(&mut self) {
+        self.0.multiplexes();
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -258,6 +345,9 @@ pub struct Connection {
     head_lines: usize,
     /// How long its first line is, as far as it has come.
     line_bytes: usize,
+    /// How many blanks and control characters it has; and whether these are too many.
+    line_blanks: usize,
+    line_odd: bool,
     /// When it was first waited for the rest of the head.
     head_since: Option<Instant>,
     refuser: Box<dyn Refuse>,
@@ -267,32 +357,34 @@ pub struct Connection {
 
 impl Connection {
     /// A plain connection.
-    pub fn plain(io: Buffered, refuser: Box<dyn Refuse>) -> Self {
-        Self::new(Carrier::Plain(Box::new(io)), false, refuser)
+    pub fn plain(io: Buffered, state: Arc<ConnState>, refuser: Box<dyn Refuse>) -> Self {
+        Self::new(Carrier::Plain(Box::new(io)), false, state, refuser)
     }
 
     /// A connection whose TLS handshake is done.
-    pub fn tls(io: TlsStream<Buffered>, refuser: Box<dyn Refuse>) -> Self {
+    pub fn tls(io: TlsStream<Buffered>, state: Arc<ConnState>, refuser: Box<dyn Refuse>) -> Self {
         let h2 = matches!(io.selected_alpn_proto(), Some(ALPN::H2));
-        Self::new(Carrier::Tls(Box::new(io)), h2, refuser)
+        Self::new(Carrier::Tls(Box::new(io)), h2, state, refuser)
     }
 
-    fn new(carrier: Carrier, h2: bool, refuser: Box<dyn Refuse>) -> Self {
+    fn new(carrier: Carrier, h2: bool, state: Arc<ConnState>, refuser: Box<dyn Refuse>) -> Self {
         Self {
             carrier,
-            state: Arc::default(),
+            state,
             h2,
             ahead: Vec::new(),
             head_bytes: 0,
             head_lines: 0,
             line_bytes: 0,
+            line_blanks: 0,
+            line_odd: false,
             head_since: None,
             refuser,
             replaced: false,
         }
     }
 
-    /// What is known of it outside.
+    /// What is known of it outside, for requests on HTTP/1.
     pub fn state(&self) -> &Arc<ConnState> {
         &self.state
     }
@@ -315,11 +407,19 @@ impl Connection {
             self.head_bytes = 0;
             self.head_lines = 0;
             self.line_bytes = 0;
+            self.line_blanks = 0;
             self.head_since = None;
         }
         if self.head_lines == 0 {
             let end = bytes.iter().position(|byte| *byte == b'\n');
-            self.line_bytes += end.unwrap_or(bytes.len());
+            let line = &bytes[..end.unwrap_or(bytes.len())];
+            self.line_bytes += line.len();
+            let blank = |byte: &&u8| **byte <= b' ' || **byte == 0x7f;
+            self.line_blanks += line.iter().filter(blank).count();
+            // Two part the method, the target and the version; a CR ends the line (RFC 9112,
+            // section 3). pingora would escape more of them and pass them on.
+            let ends = usize::from(line.last().is_none_or(|byte| *byte == b'\r'));
+            self.line_odd = end.is_some() && self.line_blanks > 2 + ends;
         }
         self.head_bytes += bytes.len();
         // In pieces whose count fits into a byte: many bytes are looked at at once.
@@ -335,7 +435,7 @@ impl Connection {
             .sum();
         self.head_lines += lines;
         if self.h2 && self.head_bytes >= PREFACE.len() {
-            self.state.begin();
+            self.state.multiplexes();
         }
     }
 
@@ -386,7 +486,7 @@ impl Connection {
                 Poll::Ready(_) => {}
                 Poll::Pending => {
                     self.state.waker.register(cx.waker());
-                    if !self.state.late.load(Ordering::Relaxed) {
+                    if !self.state.is_late() && !self.state.leaving.load(Ordering::SeqCst) {
                         return Poll::Pending;
                     }
                 }
@@ -453,10 +553,22 @@ impl AsyncRead for Connection {
         if phase == BUSY {
             return polled;
         }
+        if phase == H2 {
+            if polled.is_ready() {
+                this.state.multiplexes();
+                return polled;
+            }
+            this.state.waker.register(cx.waker());
+            if this.state.leaving.load(Ordering::SeqCst) && this.state.rested().is_some() {
+                // As if the client had left.
+                return Poll::Ready(Ok(()));
+            }
+            return Poll::Pending;
+        }
         match polled {
             Poll::Ready(Ok(())) if buf.filled().len() > before => {
                 this.note_head(&buf.filled()[before..]);
-                if this.head_bytes > LONGEST_HEAD && this.state.phase() == HEAD {
+                if (this.head_bytes > LONGEST_HEAD || this.line_odd) && this.state.phase() == HEAD {
                     buf.set_filled(before);
                     let status = this.reason();
                     return this.refuse(cx, status);
@@ -471,11 +583,15 @@ impl AsyncRead for Connection {
                     if this.head_since.is_none() {
                         this.head_since = Some(Instant::now());
                     }
-                    if state.late.load(Ordering::Relaxed) {
+                    if state.leaving.load(Ordering::SeqCst) {
+                        return this.refuse(cx, 503);
+                    }
+                    if state.is_late() {
                         return this.refuse(cx, 408);
                     }
-                } else if state.late.load(Ordering::Relaxed)
+                } else if state.is_late()
                     || state.finishing.load(Ordering::SeqCst)
+                    || state.leaving.load(Ordering::SeqCst)
                 {
                     // As if the client had left.
                     return Poll::Ready(Ok(()));
@@ -561,7 +677,7 @@ impl Peek for Connection {
                 continue;
             }
             if agrees {
-                self.state.begin();
+                self.state.multiplexes();
             }
             buf.fill(0);
             buf[..ahead.len()].copy_from_slice(&ahead);
@@ -613,7 +729,13 @@ impl GetTimingDigest for Connection {
 }
 
 impl GetProxyDigest for Connection {
+    /// The way by which requests on HTTP/2 find their connection: pingora gives them its digests alone.
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        if self.h2 || self.state.phase() == H2 {
+            let head = ResponseHeader::build(200, Some(0)).ok()?;
+            let state = Box::new(self.state.clone());
+            return Some(Arc::new(ProxyDigest::new(Box::new(head), Some(state))));
+        }
         match &self.carrier {
             Carrier::Plain(io) => io.get_proxy_digest(),
             Carrier::Tls(io) => io.get_proxy_digest(),

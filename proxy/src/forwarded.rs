@@ -19,6 +19,7 @@ const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 /// The header that names a request.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id taken over from a client (as `protocol::RequestId`, plus `_`, `.` and `:`).
@@ -158,6 +159,15 @@ impl Client {
     /// Whether its claims are believed.
     pub fn is_trusted(&self) -> bool {
         self.trusted
+    }
+
+    /// Whether a request with these headers is from somebody on this machine, and not carried by
+    /// a proxy on it.
+    pub fn is_here(&self, headers: &HeaderMap) -> bool {
+        let carried = [FOR, header::FORWARDED, header::VIA, REAL_IP];
+        self.address.is_loopback()
+            && !self.trusted
+            && !carried.iter().any(|name| headers.contains_key(name))
     }
 
     fn forwarded(&self, host: &str) -> HeaderValue {

@@ -14,6 +14,7 @@
 //! | `service` | a request's way, as pingora's callbacks |
 //! | `connection` | a client's socket, as pingora wants it |
 //! | `listen`, `worker` | from the listening socket to the thread that serves |
+//! | `fault` | whether a failure is this machine's own |
 //! | `control` | tables in, reports out |
 //! | `head`, `host` | what of a request's head goes on, and which host it asks for |
 //! | `forwarded`, `pages`, `access_log`, `traffic`, `tls` | what their names say |
@@ -22,6 +23,7 @@ mod access_log;
 mod check;
 mod connection;
 mod control;
+mod fault;
 mod forwarded;
 mod head;
 mod host;
@@ -39,11 +41,13 @@ pub use listen::{ListenError, Scheme};
 pub use tls::{CertificateError, Certificates};
 
 use crate::access_log::AccessLog;
+use crate::connection::ConnState;
 use crate::control::Control;
 use crate::service::Shared;
 use crate::target::Changes;
 use crate::worker::{Limits, Worker};
 use arc_swap::ArcSwap;
+use beanpole_daemon::connections::{Connections, raise_open_files, room_for};
 use beanpole_daemon::files::ReadError;
 use beanpole_daemon::socket::{self, BindError};
 use pingora_timeout::fast_timeout::set_fast_timeout_to_tokio_threshold;
@@ -63,6 +67,11 @@ const CONTROL_PATIENCE: Duration = Duration::from_secs(1);
 /// until it has run out, and needs a thread for them that wakes 100 times a second. Longer ones are
 /// tokio's, which forgets them with their request, at less than half the cost.
 const LONGEST_SHARED_TIMER: Duration = Duration::ZERO;
+
+/// The most connections of clients, unless told otherwise.
+pub const MAX_CONNECTIONS: usize = 50_000;
+/// File descriptors for each: its own, one to a target, one that is kept for the next request.
+const DESCRIPTORS: u64 = 3;
 
 /// How a proxy runs.
 #[derive(Clone, Debug)]
@@ -86,6 +95,8 @@ pub struct ProxyConfig {
     pub header_timeout: Duration,
     /// How long requests in flight have at a stop.
     pub drain: Duration,
+    /// The most connections of clients; fewer where the limit of open files is low.
+    pub max_connections: usize,
     /// Proxies in front whose `X-Forwarded-*` headers are believed.
     pub trusted: Vec<Network>,
 }
@@ -103,6 +114,7 @@ impl ProxyConfig {
             threads: 0,
             header_timeout: Duration::from_mins(1),
             drain: Duration::from_secs(30),
+            max_connections: MAX_CONNECTIONS,
             trusted: Vec::new(),
         }
     }
@@ -201,14 +213,26 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
     let table_path = directory.join("table.json");
     control::restore(&shared, &table_path).map_err(ProxyError::Table)?;
 
+    let room = room(config.max_connections);
+    let connections = Connections::new(room);
     let (stop_workers, stopping) = watch::channel(false);
-    let workers = start_workers(&config, &shared, &stopping)?;
+    let workers = start_workers(&config, &shared, &stopping, room)?;
+    let limits = Limits {
+        head: config.header_timeout,
+    };
+    let timekeeper = tokio::spawn(worker::keep_time(connections.clone(), limits));
     let senders: Vec<_> = workers.iter().map(|w| w.connections.clone()).collect();
-    tracing::info!(listeners = ?addresses, workers = workers.len(), "the proxy serves");
+    tracing::info!(listeners = ?addresses, workers = workers.len(), connections = room, "the proxy serves");
     let accepting = tokio_util::task::TaskTracker::new();
     for (scheme, listener) in listeners {
         let tls = (scheme == Scheme::Https).then(|| tls_config.clone());
-        accepting.spawn(listen::accept(listener, tls, senders.clone(), stop.clone()));
+        accepting.spawn(listen::accept(
+            listener,
+            tls,
+            connections.clone(),
+            senders.clone(),
+            stop.clone(),
+        ));
     }
     drop(senders);
     let control = Control::new(shared, table_path, addresses, stop.clone());
@@ -226,9 +250,11 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
     accepting.close();
     accepting.wait().await;
     let _ = stop_workers.send(true);
+    connections.each(ConnState::finish);
     for worker in workers {
         worker.ended().await;
     }
+    timekeeper.abort();
     let served = match early {
         Some(served) => Ok(served),
         // A call that never ends must not keep the proxy.
@@ -249,24 +275,44 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
     }
 }
 
+/// How many connections of clients there may be.
+fn room(wanted: usize) -> usize {
+    let open_files = raise_open_files();
+    let room = room_for(open_files, DESCRIPTORS, wanted);
+    if room < wanted {
+        tracing::warn!(
+            open_files,
+            connections = room,
+            wanted,
+            "the limit of open files (`ulimit -n`, LimitNOFILE=) allows fewer connections than wanted"
+        );
+    }
+    room
+}
+
 fn start_workers(
     config: &ProxyConfig,
     shared: &Arc<Shared>,
     stopping: &watch::Receiver<bool>,
+    room: usize,
 ) -> Result<Vec<Worker>, ProxyError> {
     let count = match config.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         count => count,
     };
-    let limits = Limits {
-        head: config.header_timeout,
-        drain: config.drain,
-    };
+    let kept = room.div_ceil(count);
     let ca_file: &Path = &tls::certificate_path(&config.data_dir, &config.default_domain);
     (0..count)
         .map(|number| {
             let stopping = stopping.clone();
-            Worker::start(number, shared.clone(), ca_file, stopping, limits)
+            Worker::start(
+                number,
+                shared.clone(),
+                ca_file,
+                stopping,
+                config.drain,
+                kept,
+            )
         })
         .collect::<Result<_, _>>()
         .map_err(ProxyError::System)

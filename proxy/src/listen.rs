@@ -1,5 +1,9 @@
 //! Listeners: bound with an explanation where that fails, accepted from, handed to the workers.
 
+use crate::connection::ConnState;
+use crate::fault;
+use beanpole_daemon::connections::{Connection, Connections};
+use beanpole_daemon::rarely::Rarely;
 use rustls::ServerConfig;
 use std::fmt;
 use std::io;
@@ -14,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 const BACKLOG: u32 = 4096;
 /// Pause after an accept that failed for want of file descriptors or memory.
 const RECOVER: Duration = Duration::from_millis(50);
+/// How often it is looked for room while all connections work: the others wait in the backlog.
+const FULL: Duration = Duration::from_millis(20);
 
 /// A protocol of a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +63,8 @@ pub struct Accepted {
     pub local: SocketAddr,
     /// How to do TLS, if this is a TLS listener.
     pub tls: Option<Arc<ServerConfig>>,
+    /// Its place among all connections.
+    pub place: Connection<ConnState>,
 }
 
 /// Listens on `address`.
@@ -136,22 +144,31 @@ fn holder(port: u16) -> Option<String> {
 }
 
 /// Accepts until `stop` and hands connections to the workers in turn: connections that live long
-/// are so spread evenly, which listeners shared by the kernel do not promise.
+/// are so spread evenly, which listeners shared by the kernel do not promise. Where there is no room, a
+/// connection that rests makes some; while all work, new ones wait.
 pub async fn accept(
     listener: TcpListener,
     tls: Option<Arc<ServerConfig>>,
+    connections: Arc<Connections<ConnState>>,
     workers: Vec<mpsc::Sender<Accepted>>,
     stop: CancellationToken,
 ) {
     let Ok(local) = listener.local_addr() else {
         return;
     };
+    let (failures, waits) = (Rarely::new(), Rarely::new());
     let mut turn = 0;
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         let (socket, peer): (TcpStream, SocketAddr) = match accepted {
             Ok(accepted) => accepted,
+            Err(error) if left_already(&error) => continue,
             Err(error) => {
-                tracing::warn!(%error, %local, "cannot accept a connection");
+                if let Some(times) = failures.again() {
+                    tracing::warn!(%error, %local, times, "cannot accept connections");
+                }
+                if fault::is_ours(&error) {
+                    connections.make_room();
+                }
                 tokio::time::sleep(RECOVER).await;
                 continue;
             }
@@ -159,15 +176,50 @@ pub async fn accept(
         let Ok(socket) = socket.into_std() else {
             continue;
         };
+        let place = find_place(&connections, &waits);
+        let Some(place) = stop.run_until_cancelled(place).await else {
+            return;
+        };
         turn = (turn + 1) % workers.len();
         let accepted = Accepted {
             socket,
             peer,
             local,
             tls: tls.clone(),
+            place,
         };
         if workers[turn].send(accepted).await.is_err() {
             return;
         }
     }
+}
+
+async fn find_place(
+    connections: &Arc<Connections<ConnState>>,
+    waits: &Rarely,
+) -> Connection<ConnState> {
+    let state = Arc::default();
+    loop {
+        if let Some(place) = connections.enter_as(&state) {
+            return place;
+        }
+        if let Some(times) = waits.again() {
+            tracing::warn!(
+                connections = connections.count(),
+                times,
+                "every connection has a request under way: new ones wait"
+            );
+        }
+        tokio::time::sleep(FULL).await;
+    }
+}
+
+/// Whether it is the trouble of the one connection that would have been accepted.
+fn left_already(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+    )
 }

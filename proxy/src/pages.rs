@@ -1,5 +1,7 @@
 //! What the proxy answers itself, where no app does: a page for people, a problem document for
-//! programs, a line for the rest. Nothing of the inside is told: no addresses, no other names.
+//! programs, a line for the rest. Nothing of the inside is told: no addresses, no names of environments.
+//! Who asks on this machine is taken for its operator, and told which command shows more; the access
+//! log has the reason and the names for all others, by the request's id.
 
 use beanpole_protocol::problem::Problem;
 use bytes::Bytes;
@@ -32,6 +34,8 @@ pub enum Page<'a> {
         /// The environment's name.
         environment: &'a str,
     },
+    /// There are too many connections.
+    Crowded,
     /// The request's head is too large.
     HeadTooLarge,
     /// The request's target alone is too large.
@@ -51,18 +55,29 @@ pub enum Page<'a> {
     },
 }
 
-/// A whole answer with `status` for a request of which no more is known than that it is refused, and
-/// how long its body is.
-pub fn refusal(status: u16, id: &str) -> (Vec<u8>, usize) {
+/// An answer to a request of which no more is known than that it is refused.
+pub struct Refusal {
+    /// The answer, whole.
+    pub answer: Vec<u8>,
+    /// How long its body is.
+    pub bytes: usize,
+    /// Why, as [`Page::code`].
+    pub why: &'static str,
+}
+
+/// The answer with `status`.
+pub fn refusal(status: u16, id: &str) -> Refusal {
     let page = match status {
         408 => Page::HeadTooLate,
         414 => Page::TargetTooLong,
         431 => Page::HeadTooLarge,
+        503 => Page::Crowded,
         _ => Page::BadRequest {
             why: "Its head cannot be read.",
         },
     };
-    let page = page.render("", id);
+    let why = page.code();
+    let page = page.render("", id, false);
     let status = StatusCode::from_u16(page.status).unwrap_or(StatusCode::BAD_REQUEST);
     let mut answer = format!(
         "HTTP/1.1 {status}\r\nContent-Type: {}\r\nContent-Length: {}\r\nCache-Control: no-store\r\n\
@@ -72,7 +87,11 @@ pub fn refusal(status: u16, id: &str) -> (Vec<u8>, usize) {
     )
     .into_bytes();
     answer.extend_from_slice(&page.body);
-    (answer, page.body.len())
+    Refusal {
+        answer,
+        bytes: page.body.len(),
+        why,
+    }
 }
 
 /// How the client likes it.
@@ -96,9 +115,12 @@ pub struct Rendered {
 }
 
 impl Page<'_> {
-    /// Renders it as `accept` (the header's value) asks.
-    pub fn render(&self, accept: &str, request_id: &str) -> Rendered {
-        let problem = self.problem();
+    /// Renders it as `accept` (the header's value) asks, for the operator or for others.
+    pub fn render(&self, accept: &str, request_id: &str, operator: bool) -> Rendered {
+        let mut problem = self.problem();
+        if operator && let Some(hint) = self.operators_hint() {
+            problem.hint = Some(hint);
+        }
         let status = problem.status;
         let form = form(accept);
         let hint = problem.hint.clone().unwrap_or_default();
@@ -110,8 +132,9 @@ impl Page<'_> {
                 ("application/problem+json", body)
             }
             Form::Plain => {
+                let end = if hint.is_empty() { "" } else { "\n" };
                 let text = format!(
-                    "{}\n\n{}\n{hint}\n\nRequest {request_id}\n",
+                    "{}\n\n{}\n{hint}{end}\nRequest {request_id}\n",
                     problem.title, problem.detail
                 );
                 ("text/plain; charset=utf-8", text.into_bytes())
@@ -129,91 +152,124 @@ impl Page<'_> {
         }
     }
 
+    /// The reason in one word, for programs.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::UnknownHost { .. } => "unknown-host",
+            Self::NoTarget { .. } => "no-healthy-instance",
+            Self::Broken { .. } => "no-answer",
+            Self::Late { .. } => "late-answer",
+            Self::Crowded => "too-many-connections",
+            Self::HeadTooLarge => "head-too-large",
+            Self::TargetTooLong => "target-too-long",
+            Self::HeadTooLate => "head-too-late",
+            Self::BodyTooLate => "body-too-late",
+            Self::Failed => "proxy-failed",
+            Self::NoTunnel => "no-tunnel",
+            Self::BadRequest { .. } => "bad-request",
+        }
+    }
+
     fn problem(&self) -> Problem {
-        match *self {
-            Self::UnknownHost { host } => Problem::new(
-                404,
-                "unknown-host",
-                "No environment answers here",
-                format!("No environment has the hostname `{}`.", shortened(host)),
-            )
-            .hint("`beanpole list` shows the environments and their URLs."),
-            Self::NoTarget { environment: None } => Problem::new(
+        let (status, title, detail, hint) = match *self {
+            Self::UnknownHost { host } => {
+                let detail = format!("Nothing has the hostname `{}`.", shortened(host));
+                return Problem::new(404, self.code(), "Nothing is served here", detail);
+            }
+            Self::NoTarget { .. } => (
                 503,
-                "no-healthy-instance",
                 "Not available now",
-                "No instance of this environment can answer right now.",
-            )
-            .hint("`beanpole list` shows the environments and their health."),
-            Self::NoTarget {
-                environment: Some(environment),
-            } => Problem::new(
-                503,
-                "no-healthy-instance",
-                "Not available now",
-                format!("The environment `{environment}` has no healthy instance right now."),
-            )
-            .hint(format!("`beanpole health {environment}` shows why.")),
-            Self::Broken { environment } => Problem::new(
+                "The application cannot answer right now.",
+                Some("Try again in a few seconds."),
+            ),
+            Self::Broken { .. } => (
                 502,
-                "no-answer",
                 "The application did not answer",
-                format!("An instance of the environment `{environment}` broke the connection."),
-            )
-            .hint(format!("`beanpole logs {environment}` shows what it says.")),
-            Self::Late { environment } => Problem::new(
+                "The application broke the connection.",
+                None,
+            ),
+            Self::Late { .. } => (
                 504,
-                "late-answer",
                 "The application took too long",
-                format!("An instance of the environment `{environment}` did not answer in time."),
-            )
-            .hint(format!("`beanpole logs {environment}` shows what it says.")),
-            Self::HeadTooLarge => Problem::new(
+                "The application did not answer in time.",
+                None,
+            ),
+            Self::Crowded => (
+                503,
+                "Not available now",
+                "There are too many connections.",
+                Some("Try again in a few seconds."),
+            ),
+            Self::HeadTooLarge => (
                 431,
-                "head-too-large",
                 "The request's headers are too large",
                 "A request may have 256 headers, and 64 KiB of them together.",
-            )
-            .hint("Clear the cookies of this site, or send less."),
-            Self::TargetTooLong => Problem::new(
+                Some("Clear the cookies of this site, or send less."),
+            ),
+            Self::TargetTooLong => (
                 414,
-                "target-too-long",
                 "The request's URL is too long",
                 "A URL and the headers of its request may have 64 KiB together.",
-            )
-            .hint("Send what is long in the request's body."),
-            Self::HeadTooLate => Problem::new(
+                Some("Send what is long in the request's body."),
+            ),
+            Self::HeadTooLate => (
                 408,
-                "head-too-late",
                 "The request took too long",
                 "The head of the request did not come in time.",
-            )
-            .hint("Try again."),
-            Self::BodyTooLate => Problem::new(
+                Some("Try again."),
+            ),
+            Self::BodyTooLate => (
                 408,
-                "body-too-late",
                 "The request took too long",
                 "The body of the request stayed away for a minute.",
-            )
-            .hint("Try again."),
-            Self::Failed => Problem::new(
+                Some("Try again."),
+            ),
+            Self::Failed => (
                 500,
-                "proxy-failed",
                 "Something went wrong in the load balancer",
                 "The request could not be carried to the application.",
-            )
-            .hint("The log of `beanpole proxy` says more."),
-            Self::NoTunnel => Problem::new(
+                None,
+            ),
+            Self::NoTunnel => (
                 405,
-                "no-tunnel",
                 "CONNECT is not served here",
                 "This is a load balancer for applications and opens no tunnels.",
+                None,
             ),
-            Self::BadRequest { why } => {
-                Problem::new(400, "bad-request", "The request is not valid HTTP", why)
-                    .hint("Another program between this server and yours may have changed it.")
-            }
+            Self::BadRequest { why } => (
+                400,
+                "The request is not valid HTTP",
+                why,
+                Some("Another program between this server and yours may have changed it."),
+            ),
+        };
+        let problem = Problem::new(status, self.code(), title, detail);
+        match hint {
+            Some(hint) => problem.hint(hint),
+            None => problem,
         }
+    }
+
+    /// What to do, for those who run this machine.
+    fn operators_hint(&self) -> Option<String> {
+        Some(match *self {
+            Self::UnknownHost { .. } => {
+                "`beanpole list` shows the environments and their URLs.".to_owned()
+            }
+            Self::NoTarget { environment: None } => {
+                "`beanpole list` shows the environments and their health.".to_owned()
+            }
+            Self::NoTarget {
+                environment: Some(environment),
+            } => format!(
+                "The environment `{environment}` has no healthy instance. `beanpole health {environment}` shows why."
+            ),
+            Self::Broken { environment } | Self::Late { environment } => format!(
+                "It was an instance of the environment `{environment}`. `beanpole logs {environment}` shows what it says."
+            ),
+            Self::Failed => "The log of `beanpole proxy` says more.".to_owned(),
+            _ => return None,
+        })
     }
 }
 
@@ -285,7 +341,7 @@ mod tests {
         let page = Page::UnknownHost {
             host: "<script>`</code><b>",
         };
-        let body = page.render("text/html,*/*", "r-1").body;
+        let body = page.render("text/html,*/*", "r-1", false).body;
         let text = String::from_utf8_lossy(&body);
         assert!(
             !text.contains("<script>") && !text.contains("<b>"),
@@ -299,16 +355,42 @@ mod tests {
             environment: Some("prod"),
         };
         assert_eq!(
-            page.render("text/html", "r").content_type,
+            page.render("text/html", "r", false).content_type,
             "text/html; charset=utf-8"
         );
-        let json = page.render("application/json", "r");
+        let json = page.render("application/json", "r", false);
         assert_eq!(json.content_type, "application/problem+json");
         let problem: Problem = serde_json::from_slice(&json.body).expect("a problem");
         assert_eq!(problem.code, "no-healthy-instance");
         assert_eq!(problem.request_id.as_deref(), Some("r"));
-        let plain = page.render("*/*", "r");
+        let plain = page.render("*/*", "r", true);
         let text = String::from_utf8_lossy(&plain.body);
         assert!(text.contains("beanpole health prod"), "{text}");
+    }
+
+    #[test]
+    fn only_the_operator_is_told_names_and_commands() {
+        let environment = "prod";
+        for page in [
+            Page::UnknownHost { host: "a.example" },
+            Page::NoTarget { environment: None },
+            Page::NoTarget {
+                environment: Some(environment),
+            },
+            Page::Broken { environment },
+            Page::Late { environment },
+            Page::Failed,
+        ] {
+            for accept in ["text/html", "application/json", "*/*"] {
+                let told = |operator| {
+                    let body = page.render(accept, "r", operator).body;
+                    String::from_utf8_lossy(&body).into_owned()
+                };
+                let (others, operator) = (told(false), told(true));
+                assert!(!others.contains(environment), "{others}");
+                assert!(!others.contains("beanpole "), "{others}");
+                assert!(operator.contains("beanpole "), "{operator}");
+            }
+        }
     }
 }

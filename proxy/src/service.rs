@@ -4,7 +4,7 @@
 //! anything but the two peers.
 
 use crate::access_log::{AccessLog, Entry};
-use crate::connection::{ConnState, Connection, Refuse};
+use crate::connection::{ConnState, Connection, OnStream, Refuse};
 use crate::forwarded::{self, Client, Network};
 use crate::head::Seen;
 use crate::host::{Asked, host_of};
@@ -58,9 +58,13 @@ pub struct Request {
     /// When the app's answer began.
     answered: Option<Instant>,
     upgraded: bool,
+    /// Why it was answered by a page of ours.
+    why: Option<&'static str>,
     /// Answered by a page of ours that stands for a failure.
     unanswered: bool,
     connection: Option<Arc<ConnState>>,
+    /// On HTTP/2: keeps its connection.
+    on_stream: Option<OnStream>,
     /// What was found in its head, and whom it is for.
     seen: Seen,
     asked: Option<Arc<Asked>>,
@@ -101,6 +105,11 @@ impl Service {
         request: &mut Request,
         page: &Page<'_>,
     ) -> Result<u16> {
+        let connection = request.connection.as_deref();
+        let here = self.with_client(session, connection, |client| {
+            client.is_here(&session.req_header().headers)
+        });
+        request.why = Some(page.code());
         let accept = session
             .req_header()
             .headers
@@ -110,7 +119,7 @@ impl Service {
         let id = request
             .id
             .get_or_insert_with(|| forwarded::request_id(&session.req_header().headers));
-        let rendered = page.render(accept, id.to_str().unwrap_or_default());
+        let rendered = page.render(accept, id.to_str().unwrap_or_default(), here);
         let status = rendered.status;
         let head = page_head(&rendered, id.clone())?;
         // What is left of a body is not worth keeping the connection.
@@ -194,7 +203,7 @@ impl std::fmt::Debug for Refuser {
 impl Refuse for Refuser {
     fn refuse(&self, status: u16, after: Duration) -> Vec<u8> {
         let id = forwarded::new_id();
-        let (answer, bytes) = pages::refusal(status, id.to_str().unwrap_or_default());
+        let refusal = pages::refusal(status, id.to_str().unwrap_or_default());
         if let Some(log) = &self.shared.access_log {
             log.add(&Entry {
                 request_id: id.as_bytes(),
@@ -203,14 +212,15 @@ impl Refuse for Refuser {
                 method: "",
                 path: "",
                 status: Some(status),
-                bytes,
+                bytes: refusal.bytes,
                 duration: after,
                 environment: None,
                 instance: None,
                 release: None,
+                why: Some(refusal.why),
             });
         }
-        answer
+        refusal.answer
     }
 }
 
@@ -247,8 +257,10 @@ impl ProxyHttp for Service {
             reused: 0,
             answered: None,
             upgraded: false,
+            why: None,
             unanswered: false,
             connection: None,
+            on_stream: None,
             seen: Seen::default(),
             asked: None,
         }
@@ -266,6 +278,10 @@ impl ProxyHttp for Service {
         if let Some(connection) = &request.connection {
             // It bounds the time until the next request as well, at no timer per request.
             connection.begin();
+        } else {
+            let digest = session.as_downstream().digest();
+            let proxy = digest.and_then(|digest| digest.proxy_digest.as_deref());
+            request.on_stream = proxy.and_then(OnStream::begin);
         }
         let upgrade = session.is_upgrade_req();
         let downstream = session.as_downstream_mut();
@@ -480,6 +496,8 @@ impl ProxyHttp for Service {
     ) -> FailToProxy {
         let mut code = match (error.etype(), error.esource()) {
             (ErrorType::HTTPStatus(code), _) => *code,
+            // Want of file descriptors, for example: no instance was asked.
+            (ErrorType::InternalError, _) => 500,
             (ErrorType::ReadTimedout | ErrorType::ConnectTimedout, ErrorSource::Upstream) => 504,
             (_, ErrorSource::Upstream) => 502,
             (ErrorType::ReadTimedout, ErrorSource::Downstream) => 408,
@@ -572,6 +590,7 @@ impl ProxyHttp for Service {
                     .map(|pool| pool.environment_name.as_str()),
                 instance: target.map(|target| target.instance.as_str()),
                 release: target.map(|target| target.release.0),
+                why: request.why,
             };
             self.with_client(session, request.connection.as_deref(), |client| {
                 log.add(&Entry {

@@ -227,6 +227,22 @@ impl TargetState {
         self.note(good, answer, false);
     }
 
+    /// It could not be asked, which is not its fault: it is as well as it was, and `why` is told.
+    pub fn unchecked(&self, why: String) {
+        let mut health = lock(&self.health);
+        let told = health.last.as_ref().is_some_and(|last| last.answer == why);
+        let good = health.healthy && !health.ejected;
+        health.last = Some(CheckResult {
+            at: clock::now(),
+            good,
+            answer: why,
+        });
+        drop(health);
+        if !told {
+            self.changes.tell();
+        }
+    }
+
     /// A connection was refused or not made in time: nothing more until a good check.
     pub fn eject(&self, answer: String) {
         self.note(false, answer, true);

@@ -4,16 +4,16 @@
 use crate::connection::{Buffered, ConnState, Connection, Patience};
 use crate::listen::Accepted;
 use crate::service::{Refuser, Service, Shared};
+use beanpole_daemon::connections::Connections;
 use pingora_core::apps::{HttpServerOptions, ServerApp};
 use pingora_core::listeners::tls::Acceptor;
 use pingora_core::protocols::Stream;
 use pingora_core::server::ShutdownWatch;
 use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::{HttpProxy, http_proxy};
-use std::collections::HashMap;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -39,13 +39,11 @@ const H2_IDLE: Duration = Duration::from_secs(75);
 /// Connections on their way to a worker.
 const WAITING: usize = 1024;
 
-/// How long a worker waits for whom.
+/// How long clients are waited for.
 #[derive(Clone, Copy)]
 pub struct Limits {
     /// For the head of a request.
     pub head: Duration,
-    /// For the requests in flight at a stop.
-    pub drain: Duration,
 }
 
 impl Limits {
@@ -65,55 +63,11 @@ impl Limits {
     }
 }
 
-/// The connections of a worker.
-#[derive(Clone, Default)]
-struct Open(Arc<Mutex<Members>>);
-
-#[derive(Default)]
-struct Members {
-    next: u64,
-    by_number: HashMap<u64, Arc<ConnState>>,
-    finishing: bool,
-}
-
-/// A connection is open as long as this is.
-struct Membership(Open, u64);
-
-impl Open {
-    fn lock(&self) -> MutexGuard<'_, Members> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn join(&self, state: &Arc<ConnState>) -> Membership {
-        let mut members = self.lock();
-        if members.finishing {
-            state.finish();
-        }
-        members.next += 1;
-        let number = members.next;
-        members.by_number.insert(number, state.clone());
-        Membership(self.clone(), number)
-    }
-
-    fn tick(&self, patience: Patience) {
-        for state in self.lock().by_number.values() {
-            state.tick(patience);
-        }
-    }
-
-    /// Ends all connections that are idle, and every other as soon as it is.
-    fn finish(&self) {
-        let mut members = self.lock();
-        members.finishing = true;
-        for state in members.by_number.values() {
-            state.finish();
-        }
-    }
-}
-
-impl Drop for Membership {
-    fn drop(&mut self) {
-        self.0.lock().by_number.remove(&self.1);
+/// Ends connections that are in one phase for too long, as long as it is polled.
+pub async fn keep_time(connections: Arc<Connections<ConnState>>, limits: Limits) {
+    loop {
+        tokio::time::sleep(limits.tick()).await;
+        connections.each(|state| state.tick(limits.patience()));
     }
 }
 
@@ -126,21 +80,22 @@ pub struct Worker {
 
 impl Worker {
     /// Starts a thread. When `stop` turns true it closes what is idle, finishes the requests it has
-    /// within their limit, and then ends. `ca_file` is any file of certificates: pingora reads one although
+    /// within `drain`, and then ends. `kept` connections to targets at most wait for the next request. `ca_file` is any file of certificates: pingora reads one although
     /// targets are never spoken to over TLS.
     pub fn start(
         number: usize,
         shared: Arc<Shared>,
         ca_file: &Path,
         stop: watch::Receiver<bool>,
-        limits: Limits,
+        drain: Duration,
+        kept: usize,
     ) -> io::Result<Self> {
         let (connections, accepted) = mpsc::channel(WAITING);
         let (ended, done) = oneshot::channel();
         let conf = ServerConf {
             ca_file: Some(ca_file.to_string_lossy().into_owned()),
             threads: 1,
-            upstream_keepalive_pool_size: KEPT_CONNECTIONS,
+            upstream_keepalive_pool_size: kept.min(KEPT_CONNECTIONS),
             max_retries: ATTEMPTS,
             ..ServerConf::default()
         };
@@ -157,7 +112,7 @@ impl Worker {
                 options.allow_connect_method_proxying = true;
                 options.h2_idle_timeout = Some(H2_IDLE);
                 app.server_options = Some(options);
-                runtime.block_on(carry(Arc::new(app), shared, accepted, stop, limits));
+                runtime.block_on(carry(Arc::new(app), shared, accepted, stop, drain));
                 // What is still there after the drain is cut off with the runtime.
                 runtime.shutdown_background();
                 let _ = ended.send(());
@@ -177,26 +132,16 @@ async fn carry(
     shared: Arc<Shared>,
     mut accepted: mpsc::Receiver<Accepted>,
     stop: watch::Receiver<bool>,
-    limits: Limits,
+    drain: Duration,
 ) {
     let tracker = TaskTracker::new();
-    let open = Open::default();
-    let ticking = tokio::spawn({
-        let open = open.clone();
-        async move {
-            loop {
-                tokio::time::sleep(limits.tick()).await;
-                open.tick(limits.patience());
-            }
-        }
-    });
     let mut stopping = stop.clone();
     loop {
         tokio::select! {
             biased;
             next = accepted.recv() => match next {
                 Some(next) => {
-                    tracker.spawn(serve(app.clone(), shared.clone(), next, open.clone(), stop.clone()));
+                    tracker.spawn(serve(app.clone(), shared.clone(), next, stop.clone()));
                 }
                 None => break,
             },
@@ -206,42 +151,32 @@ async fn carry(
     // Accepted before the stop: these are served if they ask for something.
     accepted.close();
     while let Some(next) = accepted.recv().await {
-        tracker.spawn(serve(
-            app.clone(),
-            shared.clone(),
-            next,
-            open.clone(),
-            stop.clone(),
-        ));
+        tracker.spawn(serve(app.clone(), shared.clone(), next, stop.clone()));
     }
-    open.finish();
     app.cleanup().await;
     tracker.close();
-    if tokio::time::timeout(limits.drain, tracker.wait())
-        .await
-        .is_err()
-    {
+    if tokio::time::timeout(drain, tracker.wait()).await.is_err() {
         tracing::warn!(
             connections = tracker.len(),
             "connections were cut off at the end of the drain"
         );
     }
-    ticking.abort();
 }
 
 async fn serve(
     app: Arc<HttpProxy<Service>>,
     shared: Arc<Shared>,
     accepted: Accepted,
-    open: Open,
-    mut stop: ShutdownWatch,
+    stop: ShutdownWatch,
 ) {
     let Accepted {
         socket,
         peer,
         local,
         tls,
+        place,
     } = accepted;
+    let state = place.member();
     let made = TcpStream::from_std(socket).and_then(|s| Buffered::accepted(s, peer, local));
     let io = match made {
         Ok(io) => io,
@@ -255,17 +190,20 @@ async fn serve(
         client: peer.ip(),
     });
     let connection = match tls {
-        None => Connection::plain(io, refuser),
+        None => Connection::plain(io, state.clone(), refuser),
         Some(config) => {
             let acceptor = Acceptor::from_server_config(config);
             let handshake = acceptor.tls_handshake(io);
             let made = tokio::select! {
                 biased;
                 made = tokio::time::timeout(HANDSHAKE_LIMIT, handshake) => made,
-                _ = stop.wait_for(|stop| *stop) => return,
+                () = state.unwanted() => return,
             };
             match made {
-                Ok(Ok(io)) => Connection::tls(io, refuser),
+                Ok(Ok(io)) => {
+                    state.greeted();
+                    Connection::tls(io, state.clone(), refuser)
+                }
                 Ok(Err(error)) => {
                     tracing::debug!(%error, %peer, "no TLS handshake");
                     return;
@@ -274,7 +212,6 @@ async fn serve(
             }
         }
     };
-    let _open = open.join(connection.state());
     let mut next: Option<Stream> = Some(Box::new(connection));
     while let Some(stream) = next {
         next = app.process_new(stream, &stop).await;

@@ -186,6 +186,9 @@ pub struct Proxy {
     /// request
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub header_timeout: u64,
+    /// The most connections of clients; fewer where the limit of open files is low
+    #[arg(long, value_name = "NUMBER", default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: u32,
     /// End with the process that started it
     #[arg(long, value_name = "PID", hide = true)]
     pub die_with: Option<u32>,
@@ -233,6 +236,7 @@ pub fn proxy(command: Proxy) -> Result<(), Failure> {
     config.access_log = command.access_log;
     config.threads = command.threads;
     config.header_timeout = Duration::from_secs(command.header_timeout);
+    config.max_connections = usize::try_from(command.max_connections).unwrap_or(usize::MAX);
     serve(
         command.die_with,
         2,

@@ -185,6 +185,95 @@ async fn a_request_without_a_proper_host_is_a_bad_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_first_line_that_is_no_request_line_goes_nowhere() {
+    let (backend, proxy) = serving_proxy().await;
+    for line in [
+        "GET /\0 HTTP/1.1",
+        "GET /a\x01b HTTP/1.1",
+        "GET /a\x7fb HTTP/1.1",
+        "GET /a\tb HTTP/1.1",
+        "GET /a b c HTTP/1.1",
+        "GET /?a b HTTP/1.1",
+        "GET / / HTTP/1.1",
+        "GET  / HTTP/1.1",
+        "GET /  HTTP/1.1",
+        "GET / HTTP/1.1 ",
+        "GET / http/1.1",
+        "GET HTTP/1.1",
+        "GET",
+        "G\x01T / HTTP/1.1",
+        "G:T / HTTP/1.1",
+    ] {
+        let head = format!("{line}\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
+        let (status, answer) = refused(&proxy, &head).await;
+        assert_eq!(status, 400, "{line:?}: {answer}");
+        assert!(answer.contains("not valid HTTP"), "{line:?}: {answer}");
+    }
+    assert_eq!(backend.hits(), 0);
+    // What browsers and programs send unescaped all the same is passed on.
+    let head =
+        format!("GET /\u{e9}?q=[{{|}}] HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
+    assert_eq!(refused(&proxy, &head).await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_in_a_chunked_body_are_told_by_a_page() {
+    let (_backend, proxy) = serving_proxy().await;
+    let extension = "x".repeat(70_000);
+    for body in [
+        "zz\r\nabc\r\n0\r\n\r\n".to_owned(),
+        "-1\r\nabc\r\n0\r\n\r\n".to_owned(),
+        "0x3\r\nabc\r\n0\r\n\r\n".to_owned(),
+        "3\nabc\n0\n\n".to_owned(),
+        "3\r\nabcd\r\n0\r\n\r\n".to_owned(),
+        "fffffffffffffffff\r\nabc\r\n0\r\n\r\n".to_owned(),
+        format!("3;{extension}\r\nabc\r\n0\r\n\r\n"),
+    ] {
+        let head = format!(
+            "POST /echo HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: chunked\r\n\r\n{body}"
+        );
+        let (status, answer) = refused(&proxy, &head).await;
+        assert_eq!(status, 400, "{body:.20}: {answer}");
+        assert!(answer.contains("not valid HTTP"), "{body:.20}: {answer}");
+        assert!(!answer.contains("Pingora"), "{body:.20}: {answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_name_no_environment_to_those_whom_a_proxy_brings() {
+    let backend = Backend::start().await;
+    backend
+        .health
+        .store(500, std::sync::atomic::Ordering::SeqCst);
+    let directory = Arc::new(tempfile::tempdir().expect("temporary directory"));
+    let log = directory.path().join("access.log");
+    let proxy = Proxy::start_in(directory, |config| config.access_log = Some(log.clone())).await;
+    let wanted = table(1, vec![serving(1, &backend)]);
+    proxy.put(&wanted).await.expect("put");
+    let mut client = Client::connect(proxy.http).await;
+    for header in ["forwarded", "via", "x-forwarded-for", "x-real-ip"] {
+        let sent = request(http::Method::GET, HOST, "/", &[(header, "192.0.2.1")]);
+        let answer = client.send(sent).await.expect("an answer");
+        assert_eq!(answer.status, 503);
+        let text = answer.text();
+        assert!(
+            !text.contains("prod") && !text.contains("beanpole "),
+            "{text}"
+        );
+    }
+    let here = client.get(HOST, "/").await.expect("an answer").text();
+    assert!(here.contains("beanpole health prod"), "{here}");
+    drop(client);
+    let _directory = proxy.stopped().await;
+    let text = std::fs::read_to_string(&log).expect("the log");
+    for line in text.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        assert_eq!(line["why"], "no-healthy-instance", "{line}");
+        assert_eq!(line["environment"], "prod", "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_that_come_together_are_all_answered() {
     let (backend, proxy) = serving_proxy().await;
     let two = format!(

@@ -1,6 +1,7 @@
 //! The proxy with real backends and real clients, all on port 0.
 
 mod control;
+mod crowd;
 mod heads;
 mod health;
 mod protocols;

@@ -60,7 +60,7 @@ async fn an_unknown_host_gets_a_page_in_the_form_that_it_accepts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_healthy_target_there_is_a_503_that_names_the_environment() {
+async fn without_a_healthy_target_there_is_a_503_that_says_what_to_type_here() {
     let backend = Backend::start().await;
     backend
         .health
@@ -76,8 +76,7 @@ async fn without_a_healthy_target_there_is_a_503_that_names_the_environment() {
     assert!(answer.text().contains("beanpole health prod"), "{answer:?}");
     assert!(!answer.text().contains("127.0.0.1"), "{answer:?}");
     assert_eq!(backend.hits(), 0);
-    // A request counts once its answer is out.
-    let traffic = until("the request counts", || async {
+    let traffic = until("it is counted", || async {
         let traffic = proxy.report().await.environments[0].traffic;
         (traffic.requests > 0).then_some(traffic)
     })
