@@ -14,7 +14,7 @@ use beanpole_store::model::{
     EnvironmentRecord, EventIndexRecord, EventRecord, HostOrdersRecord, InstanceRecord,
     JournalRecord, OperationRecord, ReleaseRecord, TableRecord,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 #[derive(Default)]
@@ -26,7 +26,7 @@ pub struct Checks {
     event_times: BTreeMap<EnvironmentId, (EventId, Timestamp)>,
     ended: BTreeMap<OperationId, bool>,
     /// What the world's time and the engine's were at the last turn, while something was under way.
-    times: Option<(u64, Timestamp)>,
+    times: Option<(u64, Timestamp, BTreeSet<OperationId>)>,
     /// The controller was started again since.
     restarted: bool,
 }
@@ -94,17 +94,21 @@ impl Checks {
     /// controller's clock: no deadline comes early or late by it.
     pub fn time_is_steady(&mut self, world: u64, at: Timestamp) -> Result<(), String> {
         let restarted = std::mem::take(&mut self.restarted);
-        let last = self.times.take();
-        if !self.operations.is_empty() {
-            self.times = Some((world, at));
-        }
-        let Some((then, before)) = last.filter(|_| !self.operations.is_empty()) else {
+        let under_way: BTreeSet<OperationId> = self
+            .operations
+            .values()
+            .map(|operation| operation.id.clone())
+            .collect();
+        let last = self.times.replace((world, at, under_way.clone()));
+        // Between one operation and the next, the machine's clock may have been taken over.
+        let Some((then, before, _)) = last.filter(|(.., ids)| !ids.is_disjoint(&under_way)) else {
             return Ok(());
         };
         let due = before.after(Duration::from_millis(world - then));
         let off = due.since(at).max(at.since(due));
         // It does not know the moments since it last recorded its time, and counts some for the restart.
-        let most = Duration::from_secs(if restarted { 20 } else { 0 });
+        // Two seconds are drift, which is taken over at any time.
+        let most = Duration::from_secs(if restarted { 20 } else { 2 });
         if off > most {
             return Err(format!(
                 "the time of what is under way went from {before} to {at} in {} ms",

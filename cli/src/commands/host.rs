@@ -348,7 +348,7 @@ fn remove(context: &Context, host: &HostName, yes: bool, force: bool) -> Result<
     if !removed.left.is_empty() {
         let ids: Vec<&str> = removed.left.iter().map(|id| id.as_str()).collect();
         text.push_str(&format!(
-            "\nRuns on there, with its settings, and nobody ends it any more: {}.\nIf the machine is back: beanpole host add it again, or erase it.",
+            "\nRuns on there, with its settings, and nobody ends it any more: {}.\nShould the machine come back, add it again (beanpole host add), or erase it.",
             ids.join(", ")
         ));
     }

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// Add a host over SSH, as root or as a user with passwordless sudo
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  beanpole host add 192.0.2.10 --identity ~/.ssh/id_ed25519\n  beanpole host add deploy@web-1.example.com:2222 --agent --name web-1\n  beanpole host add root@10.0.0.7 --identity key --host-key SHA256:…          for scripts\n  beanpole host add root@10.0.0.7 --identity key --jump deploy@bastion.example.com\n\nThe host's key is shown and pinned. Your own key is used this once: the controller gets a key of\nits own on the host that reaches nothing but its agent. A passphrase can be given in\nBEANPOLE_PASSPHRASE. Adding a host again repairs it; under its name with another address it changes that. A host\nthat belongs to another controller is refused, and left as it is, without --take-over."
+    after_help = "Examples:\n  beanpole host add 192.0.2.10 --identity ~/.ssh/id_ed25519\n  beanpole host add deploy@web-1.example.com:2222 --agent --name web-1\n  beanpole host add root@10.0.0.7 --identity key --host-key SHA256:…          for scripts\n  beanpole host add root@10.0.0.7 --identity key --jump deploy@bastion.example.com\n\nThe host's key is shown and pinned. Your own key is used this once: the controller gets a key of\nits own on the host that reaches nothing but its agent. A passphrase can be given in\nBEANPOLE_PASSPHRASE. Adding a host again repairs it; under its name with another address it\nchanges that. A host that belongs to another controller is refused, and left as it is, without\n--take-over."
 )]
 pub struct Add {
     /// Where it answers SSH

@@ -72,7 +72,7 @@ mod tests {
     #[test]
     fn what_the_host_says_is_read_and_told() {
         let said = "agent=\"a-0123456789\"\n\
-            owner={\"controller\": {\"id\": \"c-0123456789\", \"name\": \"a=b\"},\"since\": 1000}\n\
+            owner={\"controller\": {\"id\": \"c-0123456789\", \"name\": \"a=b\"},\"since\": \"2026-01-02T03:04:05Z\"}\n\
             key=restrict ssh-ed25519 AAAA beanpole-controller\n\
             environment=blog\nenvironment=shop-prod\ninstances=3\n";
         let standing = Standing::read(said, "ssh-ed25519 BBBB");
