@@ -11,7 +11,7 @@ use beanpole_protocol::proxy::TargetMode;
 use beanpole_protocol::{EnvironmentId, EventId, InstanceId, OperationId, Timestamp};
 use beanpole_store::Store;
 use beanpole_store::model::{
-    EnvironmentRecord, EventIndexRecord, EventRecord, HostOrdersRecord, InstanceRecord,
+    EnvironmentRecord, EventIndexRecord, EventRecord, HostOrdersRecord, HostRecord, InstanceRecord,
     JournalRecord, OperationRecord, ReleaseRecord, TableRecord,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -300,6 +300,11 @@ impl Checks {
                 .instances
                 .values()
                 .filter(serves)
+                // An instance of a host that was removed is lost already.
+                .filter(|old| {
+                    let key = HostRecord::key_of(&old.host);
+                    store.get::<HostRecord>(&key).expect("memory").is_some()
+                })
                 .filter(|old| {
                     now.get(&old.id)
                         .is_none_or(|new| new.mode != Some(TargetMode::Serve))
