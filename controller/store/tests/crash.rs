@@ -124,7 +124,8 @@ fn a_full_disk_is_noticed_before_it_breaks_the_database() {
     write(1).expect("there is room");
     let fill = disk.0.path().join("fill");
     let mut file = std::fs::File::create(&fill).expect("create");
-    while file.write_all(&[0; 1 << 20]).is_ok() {}
+    let piece = vec![0; 1 << 20];
+    while file.write_all(&piece).is_ok() {}
     let error = write(2).expect_err("no room");
     assert!(matches!(error, StoreError::Full { .. }), "{error}");
     assert_eq!(error.problem().code, "disk-full");
