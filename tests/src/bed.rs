@@ -5,7 +5,7 @@ use crate::apps::{self, App};
 use crate::http::{self, Answer, Connection};
 use crate::load::Load;
 use crate::wait;
-use beanpole_agent::fences::Fences;
+use beanpole_agent::fences::{Fences, users};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -440,11 +440,22 @@ impl Drop for Bed {
             wait::pause(Duration::from_millis(50));
         }
         // Nor what their agent would have removed at its next start.
-        let fences = Fences::detect(&self.data().join("agent"));
+        let agent = self.data().join("agent");
+        let fences = Fences::detect(&agent);
         if let Some(trees) = fences.cgroups() {
             trees.end_ownerless(|_| false);
         }
-        fences.keep_users(&BTreeSet::new());
+        // A user stays while a process of it is in the table, be it dead and not waited for.
+        let mark = format!("bp-{}-", users::tag_of(&agent));
+        let end = Instant::now() + wait::seconds(5);
+        loop {
+            fences.keep_users(&BTreeSet::new());
+            let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+            if Instant::now() > end || !passwd.lines().any(|line| line.starts_with(&mark)) {
+                break;
+            }
+            wait::pause(Duration::from_millis(50));
+        }
     }
 }
 
