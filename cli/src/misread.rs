@@ -24,7 +24,7 @@ pub fn explain(error: &clap::Error, words: &[String]) -> Failure {
                 within(&command),
                 shown(&word)
             ));
-            match text(error, ContextKind::SuggestedSubcommand) {
+            match likeliest(error, ContextKind::SuggestedSubcommand) {
                 near if near.is_empty() => failure.hint(list_of(&command)),
                 near => failure.hint(format!(
                     "Did you mean `{}{near}`? {}",
@@ -106,7 +106,7 @@ fn unknown_argument(error: &clap::Error, command: &Command, words: &[String]) ->
             shown(&word)
         ));
     }
-    match text(error, ContextKind::SuggestedArg) {
+    match likeliest(error, ContextKind::SuggestedArg) {
         near if near.is_empty() => failure,
         near => failure.hint(format!("Did you mean `{near}`? {HELP}")),
     }
@@ -166,5 +166,13 @@ fn text(error: &clap::Error, kind: ContextKind) -> String {
         Some(ContextValue::String(text)) => text.clone(),
         Some(ContextValue::Strings(texts)) => texts.first().cloned().unwrap_or_default(),
         _ => String::new(),
+    }
+}
+
+/// The likeliest of what clap suggests, which it puts last.
+fn likeliest(error: &clap::Error, kind: ContextKind) -> String {
+    match error.get(kind) {
+        Some(ContextValue::Strings(texts)) => texts.last().cloned().unwrap_or_default(),
+        _ => text(error, kind),
     }
 }

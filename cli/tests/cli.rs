@@ -127,6 +127,7 @@ fn every_command_has_help_with_examples() {
 fn misuse_exits_2_and_says_what_to_write() {
     let cases: &[&[&str]] = &[
         &["frobnicate"],
+        &["deploi"],
         &["status"],
         &["scale", "shop-prod"],
         &["scale", "shop-prod", "many"],

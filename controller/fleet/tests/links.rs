@@ -6,6 +6,7 @@ use beanpole_fleet::{
     Dialer, Executable, HostLink, HostLinkConfig, LinkEvent, LinkNews, LogQuery, Pushes,
 };
 use beanpole_protocol::agent::{ControllerIdentity, FOREIGN_CONTROLLER, HostOrders, Owner};
+use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{ControllerId, Generation, HostId, InstanceId, Timestamp};
 use common::{Blobs, FakeAgent, PATIENCE, Sshd, eventually, noise, sshd_available};
 use futures::StreamExt;
@@ -71,6 +72,14 @@ impl Fixture {
         .await;
     }
 
+    async fn refused(&mut self) -> Problem {
+        let refusal = |news: &LinkNews| matches!(news, LinkNews::OrdersRefused { .. });
+        match self.until("the refusal", refusal).await {
+            LinkNews::OrdersRefused { problem, .. } => *problem,
+            _ => unreachable!("matched above"),
+        }
+    }
+
     fn order(&self, generation: u64) {
         self.orders.send_replace(HostOrders {
             generation: Generation(generation),
@@ -119,14 +128,7 @@ async fn orders_are_pushed_and_pushed_again_after_a_cut() {
     // Somebody else gave it newer ones.
     agent.state.lock().expect("lock").orders.generation = Generation(9);
     link.order(3);
-    let news = link
-        .until("the refusal", |news| {
-            matches!(news, LinkNews::OrdersRefused { .. })
-        })
-        .await;
-    let LinkNews::OrdersRefused { problem, .. } = news else {
-        unreachable!("matched above")
-    };
+    let problem = link.refused().await;
     assert_eq!(problem.code, "stale-generation");
     link.order(10);
     link.confirmed(10).await;
@@ -150,14 +152,7 @@ async fn a_host_of_another_controller_refuses_orders_and_gets_no_bundles() {
     let mut link = Fixture::start(dialer, &Arc::new(blobs), &Pushes::new(None, 4));
     link.connected().await;
     link.order(1);
-    let news = link
-        .until("the refusal", |news| {
-            matches!(news, LinkNews::OrdersRefused { .. })
-        })
-        .await;
-    let LinkNews::OrdersRefused { problem, .. } = news else {
-        unreachable!("matched above")
-    };
+    let problem = link.refused().await;
     assert_eq!(problem.code, FOREIGN_CONTROLLER);
     assert!(agent.state.lock().expect("lock").patches.is_empty());
     // Once it is ours again, it gets what it needs.
