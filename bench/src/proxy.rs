@@ -188,13 +188,13 @@ fn beanpole(setup: &Setup, dir: &Path, to: SocketAddr) -> Result<Server, Failed>
             environment_name: EnvironmentName::new("bench")?,
             application: ApplicationName::new("bench")?,
             algorithm: Algorithm::RoundRobin,
-            check: HealthCheck::default(),
             targets: vec![Target {
                 instance: InstanceId::from_bits(1),
                 incarnation: Incarnation(1),
                 release: ReleaseNumber(1),
                 address: to,
                 mode: TargetMode::Serve,
+                check: HealthCheck::default(),
             }],
         }],
     };

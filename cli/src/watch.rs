@@ -13,6 +13,7 @@ use crate::output::{count, duration, plural};
 use beanpole_protocol::OperationId;
 use beanpole_protocol::api::{Environment, Operation, OperationKind, OperationStatus};
 use beanpole_protocol::event::Event;
+use beanpole_protocol::proxy::said;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -244,7 +245,9 @@ pub fn explain(context: &Context, operation: &Operation) -> Failure {
             place.push(format!("host {host}"));
         }
         match (&why.probe, &why.answer) {
-            (Some(probe), Some(answer)) => place.push(format!("{probe} answered: {answer}")),
+            (Some(probe), Some(answer)) => {
+                place.push(said(probe, answer));
+            }
             (Some(probe), None) => place.push(format!("{probe} got no answer")),
             _ => {}
         }

@@ -19,7 +19,9 @@ mod world;
 
 pub use back::plan_back;
 pub use deploy::{Goal, Rules, plan};
-pub use next::{Decision, OTHER_PORTS, RESTARTS_THAT_FAIL, how_it_ended, next, restarts};
+pub use next::{
+    Decision, OTHER_PORTS, RESTARTS_THAT_FAIL, how_it_ended, listens_unreached, next, restarts,
+};
 pub use place::{Lack, Place, Refusal, place};
 pub use plan::{Action, Batch, Change, Gate, Plan, Skipped, Stage, Timeouts};
 pub use progress::{ChangeState, Happened, IllegalTransition, Progress, apply};

@@ -39,6 +39,8 @@ struct Still {
     healthy: bool,
     bad_checks: u32,
     good_checks: u32,
+    /// Whether the proxy's check got a connection.
+    connected: bool,
     in_flight: u32,
     port: PortUse,
     /// When its host was last heard of.
@@ -115,6 +117,7 @@ impl Still {
             healthy: true,
             bad_checks: 1,
             good_checks: 9,
+            connected: true,
             in_flight: 0,
             port: PortUse::Own,
             heard: at(0),
@@ -178,7 +181,9 @@ impl Still {
             bad_checks: if healthy { 0 } else { self.bad_checks },
             last_check: Some(CheckResult {
                 at: at(0),
+                asked: "GET /".to_owned(),
                 good: healthy,
+                connected: self.connected,
                 answer: if healthy {
                     "200 in 1 ms"
                 } else {
@@ -299,6 +304,25 @@ fn an_app_that_runs_and_never_answers_well_is_given_up_after_the_start_timeout()
         message.contains("0 of 2 good checks, last answer 500"),
         "{message}"
     );
+}
+
+#[test]
+fn what_keeps_the_load_balancer_from_an_app_that_listens_is_guessed_at() {
+    let unreached = |port| {
+        checking()
+            .with(|still| still.healthy = false)
+            .with(|still| still.connected = false)
+            .with(|still| still.port = port)
+            .fails_after(120, "unhealthy")
+    };
+    let message = unreached(PortUse::Own);
+    assert!(
+        message.contains("a firewall keeps the load balancer out"),
+        "{message}"
+    );
+    assert!(message.contains("TCP 20000 to 29999"), "{message}");
+    let message = unreached(PortUse::Free);
+    assert!(!message.contains("firewall"), "{message}");
 }
 
 #[test]

@@ -55,8 +55,6 @@ pub struct TargetPool {
     pub application: ApplicationName,
     /// Who gets the next request.
     pub algorithm: Algorithm,
-    /// How targets are checked.
-    pub check: HealthCheck,
     /// The instances.
     pub targets: Vec<Target>,
 }
@@ -146,6 +144,10 @@ pub struct Target {
     pub address: SocketAddr,
     /// What it is for.
     pub mode: TargetMode,
+    /// How it is checked: as its release is to be. The release before may not have what the next one is
+    /// asked for.
+    #[serde(default)]
+    pub check: HealthCheck,
 }
 
 /// What a target is for.
@@ -225,10 +227,49 @@ pub struct TargetReport {
 pub struct CheckResult {
     /// When it ended.
     pub at: Timestamp,
+    /// What was asked: `GET /`, `TCP connect`.
+    #[serde(default = "a_check")]
+    pub asked: String,
     /// Whether it was good.
     pub good: bool,
+    /// Whether a connection came about. Where none did, the application was never asked: it does not
+    /// listen, or something in between lets nobody through.
+    #[serde(default = "yes")]
+    pub connected: bool,
     /// For people: `200 in 3 ms`, `connection refused`, `no answer within 5000 ms`.
     pub answer: String,
+}
+
+impl CheckResult {
+    /// What was asked and what came back: `GET / answered: 500 in 3 ms`, `GET / got no answer: connection
+    /// refused`.
+    pub fn said(&self) -> String {
+        said(&self.asked, &self.answer)
+    }
+}
+
+/// [`CheckResult::said`] of its parts.
+pub fn said(asked: &str, answer: &str) -> String {
+    let is_number = |word: &str| word.bytes().all(|byte| byte.is_ascii_digit());
+    let came = answer == NOT_HTTP
+        || answer.starts_with("connected in ")
+        || answer
+            .split_once(" in ")
+            .is_some_and(|(status, _)| is_number(status));
+    let how = if came { "answered" } else { "got no answer" };
+    format!("{asked} {how}: {answer}")
+}
+
+/// What the answer of a check is when something else than HTTP comes back.
+pub const NOT_HTTP: &str = "no HTTP";
+
+/// What a proxy that does not say counts as having seen.
+fn yes() -> bool {
+    true
+}
+
+fn a_check() -> String {
+    "a check".to_owned()
 }
 
 /// Counts of one run of a proxy.

@@ -79,16 +79,16 @@ fn table(upstream: SocketAddr) -> Result<RoutingTable, Box<dyn Error>> {
         environment_name: EnvironmentName::new("bench")?,
         application: ApplicationName::new("bench")?,
         algorithm: Algorithm::RoundRobin,
-        check: HealthCheck {
-            probe: Probe::Tcp,
-            ..HealthCheck::default()
-        },
         targets: vec![Target {
             instance: InstanceId::from_bits(1),
             incarnation: Incarnation(1),
             release: ReleaseNumber(1),
             address: upstream,
             mode: TargetMode::Serve,
+            check: HealthCheck {
+                probe: Probe::Tcp,
+                ..HealthCheck::default()
+            },
         }],
     };
     Ok(RoutingTable {

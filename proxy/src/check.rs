@@ -3,7 +3,7 @@
 use crate::fault;
 use crate::target::TargetState;
 use beanpole_daemon::rarely::Rarely;
-use beanpole_protocol::proxy::{HealthCheck, Probe, TargetMode};
+use beanpole_protocol::proxy::{CheckResult, HealthCheck, NOT_HTTP, Probe, TargetMode};
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::io;
 use std::net::SocketAddr;
@@ -77,7 +77,7 @@ async fn run(target: &TargetState) {
                         asked.clear();
                         unheard.retain(|begun| *begun > from);
                     }
-                    target.checked(outcome.good, outcome.answer);
+                    target.checked(outcome.result());
                 }
                 () = sleep_until(due) => break,
                 () = target.nudge.notified() => {
@@ -128,12 +128,28 @@ impl Waiting {
 pub struct Outcome {
     /// Whether it counts as good.
     pub good: bool,
+    /// Whether a connection came about.
+    pub connected: bool,
     /// Whether something came back, good or bad.
     heard: bool,
     /// Whether the target was not asked, for want of something here.
     ours: bool,
+    /// What was asked, in words.
+    asked: String,
     /// What came back, in words.
     pub answer: String,
+}
+
+impl Outcome {
+    fn result(self) -> CheckResult {
+        CheckResult {
+            at: beanpole_daemon::clock::now(),
+            asked: self.asked,
+            good: self.good,
+            connected: self.connected,
+            answer: self.answer,
+        }
+    }
 }
 
 fn interval(target: &TargetState) -> Duration {
@@ -151,10 +167,13 @@ fn interval(target: &TargetState) -> Duration {
 pub async fn check(address: SocketAddr, plan: &HealthCheck) -> Outcome {
     let limit = Duration::from_millis(plan.timeout_ms);
     let begun = Instant::now();
+    let mut connected = false;
     let asked = async {
+        let stream = TcpStream::connect(address).await?;
+        connected = true;
         match &plan.probe {
-            Probe::Tcp => TcpStream::connect(address).await.map(|_| None),
-            Probe::Http { path, .. } => ask(address, path).await.map(Some),
+            Probe::Tcp => Ok(None),
+            Probe::Http { path, .. } => ask(stream, address, path).await.map(Some),
         }
     };
     let outcome = timeout(limit, asked).await;
@@ -162,7 +181,10 @@ pub async fn check(address: SocketAddr, plan: &HealthCheck) -> Outcome {
     let heard = outcome.is_ok();
     let ours = matches!(&outcome, Ok(Err(error)) if fault::is_ours(error));
     let (good, answer) = match (outcome, &plan.probe) {
-        (Err(_), _) => (false, format!("no answer within {} ms", plan.timeout_ms)),
+        (Err(_), _) => {
+            let what = if connected { "answer" } else { "connection" };
+            (false, format!("no {what} within {} ms", plan.timeout_ms))
+        }
         (Ok(Err(error)), _) if ours => (false, format!("the load balancer has no room ({error})")),
         (Ok(Err(error)), _) => (false, in_words(&error)),
         (Ok(Ok(Some(status))), Probe::Http { statuses, .. }) => {
@@ -180,6 +202,8 @@ pub async fn check(address: SocketAddr, plan: &HealthCheck) -> Outcome {
     };
     Outcome {
         good,
+        asked: plan.probe.to_string(),
+        connected,
         heard,
         ours,
         answer,
@@ -213,8 +237,7 @@ pub fn in_words(error: &io::Error) -> String {
     }
 }
 
-async fn ask(address: SocketAddr, path: &str) -> io::Result<u16> {
-    let mut stream = TcpStream::connect(address).await?;
+async fn ask(mut stream: TcpStream, address: SocketAddr, path: &str) -> io::Result<u16> {
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: Beanpole-HealthCheck/{}\r\nAccept: */*\r\nConnection: close\r\n\r\n",
         env!("CARGO_PKG_VERSION")
@@ -226,7 +249,7 @@ async fn ask(address: SocketAddr, path: &str) -> io::Result<u16> {
             break status;
         }
         if head.len() > LONGEST_HEAD {
-            return Err(io::Error::other("an answer that is not HTTP"));
+            return Err(io::Error::other(NOT_HTTP));
         }
         if stream.read_buf(&mut head).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
@@ -259,7 +282,7 @@ fn status_of(head: &mut Vec<u8>) -> io::Result<Option<u16>> {
         let version = words.next().unwrap_or_default();
         let status = words.next().and_then(|word| word.parse::<u16>().ok());
         let (true, Some(status)) = (version.starts_with("HTTP/1."), status) else {
-            return Err(io::Error::other("an answer that is not HTTP"));
+            return Err(io::Error::other(NOT_HTTP));
         };
         if !(100..200).contains(&status) {
             return Ok(Some(status));
@@ -301,7 +324,7 @@ mod tests {
         assert!(!good && answer.ends_with(", wanted 200-399"), "{answer}");
 
         let Outcome { good, answer, .. } = check(answering(b"SSH-2.0-x\r\n").await, &plan).await;
-        assert!(!good && answer == "an answer that is not HTTP", "{answer}");
+        assert!(!good && answer == NOT_HTTP, "{answer}");
 
         let Outcome { good, answer, .. } = check(answering(b"").await, &plan).await;
         assert!(

@@ -481,8 +481,8 @@ impl ProxyHttp for Service {
             && let Some(at) = &request.at
         {
             at.target().broke(match error.etype() {
-                ErrorType::ReadTimedout => "no answer to a request in time".to_owned(),
-                _ => "a request's connection broke".to_owned(),
+                ErrorType::ReadTimedout => "none came in time".to_owned(),
+                _ => "its connection broke".to_owned(),
             });
         }
         error

@@ -62,13 +62,13 @@ pub fn validate(table: &RoutingTable) -> Result<(), String> {
         if !pools.insert(pool.name.as_str()) {
             return Err(format!("The pool `{}` is there twice.", pool.name));
         }
-        if pool.check.interval_ms == 0 || pool.check.timeout_ms == 0 {
-            return Err(format!(
-                "The check of pool `{}` has an interval or a timeout of 0.",
-                pool.name
-            ));
-        }
         for target in &pool.targets {
+            if target.check.interval_ms == 0 || target.check.timeout_ms == 0 {
+                return Err(format!(
+                    "The check of instance {} has an interval or a timeout of 0.",
+                    target.instance
+                ));
+            }
             if !instances.insert(&target.instance) {
                 return Err(format!("The instance {} is there twice.", target.instance));
             }
@@ -121,7 +121,7 @@ impl Table {
             for target in &pool.targets {
                 let known = self.targets.get(&target.instance).filter(|t| t.is(target));
                 let state = known.cloned().unwrap_or_else(|| {
-                    let new = TargetState::new(target, &pool.check, assumed, changes.clone());
+                    let new = TargetState::new(target, assumed, changes.clone());
                     difference.came.push(new.clone());
                     new
                 });
@@ -174,7 +174,7 @@ impl Table {
         for pool in pools {
             for target in &pool.targets {
                 if let Some(state) = self.targets.get(&target.instance) {
-                    state.update(target.mode, &pool.check);
+                    state.update(target);
                 }
             }
         }

@@ -48,7 +48,7 @@ impl Changes {
 
 /// A target's life across tables.
 pub struct TargetState {
-    /// As the table says; its `mode` and `release` may be out of date.
+    /// As the table says; its `mode`, `check` and `release` may be out of date.
     pub target: Target,
     /// Requests given to it and how they went.
     pub counters: Counters,
@@ -92,7 +92,7 @@ struct Health {
 impl TargetState {
     /// A target of which nothing is known yet. `assumed`: it served when the proxy last ran, so it
     /// may have requests until a check says otherwise.
-    pub fn new(target: &Target, plan: &HealthCheck, assumed: bool, changes: Changes) -> Arc<Self> {
+    pub fn new(target: &Target, assumed: bool, changes: Changes) -> Arc<Self> {
         let mut peer = HttpPeer::new(target.address, false, String::new());
         peer.group_key = group_key(target);
         peer.options.connection_timeout = Some(CONNECT_TIMEOUT);
@@ -110,7 +110,7 @@ impl TargetState {
         Arc::new(Self {
             target: target.clone(),
             counters: Counters::default(),
-            plan: ArcSwap::from_pointee(plan.clone()),
+            plan: ArcSwap::from_pointee(target.check.clone()),
             nudge: Notify::new(),
             gone: CancellationToken::new(),
             mode: AtomicU8::new(mode_number(target.mode)),
@@ -148,10 +148,10 @@ impl TargetState {
     }
 
     /// Follows a new table.
-    pub fn update(&self, mode: TargetMode, plan: &HealthCheck) {
-        self.mode.store(mode_number(mode), SeqCst);
-        if **self.plan.load() != *plan {
-            self.plan.store(Arc::new(plan.clone()));
+    pub fn update(&self, target: &Target) {
+        self.mode.store(mode_number(target.mode), SeqCst);
+        if **self.plan.load() != target.check {
+            self.plan.store(Arc::new(target.check.clone()));
             self.nudge.notify_one();
         }
     }
@@ -223,8 +223,8 @@ impl TargetState {
     }
 
     /// Takes the outcome of an active check.
-    pub fn checked(&self, good: bool, answer: String) {
-        self.note(good, answer, false);
+    pub fn checked(&self, result: CheckResult) {
+        self.note(result, false);
     }
 
     /// It could not be asked, which is not its fault: it is as well as it was, and `why` is told.
@@ -234,7 +234,9 @@ impl TargetState {
         let good = health.healthy && !health.ejected;
         health.last = Some(CheckResult {
             at: clock::now(),
+            asked: self.plan.load().probe.to_string(),
             good,
+            connected: true,
             answer: why,
         });
         drop(health);
@@ -245,17 +247,18 @@ impl TargetState {
 
     /// A connection was refused or not made in time: nothing more until a good check.
     pub fn eject(&self, answer: String) {
-        self.note(false, answer, true);
+        self.note(of_a_request(false, answer), true);
         self.nudge.notify_one();
     }
 
     /// A request broke midway: as bad as a bad check, and reason for one at once.
     pub fn broke(&self, answer: String) {
-        self.note(false, answer, false);
+        self.note(of_a_request(true, answer), false);
         self.nudge.notify_one();
     }
 
-    fn note(&self, good: bool, answer: String, eject: bool) {
+    fn note(&self, result: CheckResult, eject: bool) {
+        let good = result.good;
         let plan = self.plan.load();
         let mut health = lock(&self.health);
         let before = (health.healthy, health.ejected, health.good, health.bad);
@@ -278,11 +281,7 @@ impl TargetState {
                 health.assumed = false;
             }
         }
-        health.last = Some(CheckResult {
-            at: clock::now(),
-            good,
-            answer,
-        });
+        health.last = Some(result);
         let fit = health.healthy && !health.ejected;
         let was_fit = self.fit.swap(fit, Relaxed);
         // Past the threshold a check that is as good as the last is no news.
@@ -369,6 +368,17 @@ fn group_key(target: &Target) -> u64 {
     let mut hasher = DefaultHasher::new();
     (&target.instance, target.incarnation).hash(&mut hasher);
     hasher.finish()
+}
+
+/// What a request of a client found out about a target.
+fn of_a_request(connected: bool, answer: String) -> CheckResult {
+    CheckResult {
+        at: clock::now(),
+        asked: "a request".to_owned(),
+        good: false,
+        connected,
+        answer,
+    }
 }
 
 const fn mode_number(mode: TargetMode) -> u8 {

@@ -104,20 +104,22 @@ impl FakeProxy {
                 });
                 let answer = host.and_then(|host| hosts[host].answers(target.address.port(), now));
                 if now >= seen.next {
-                    seen.next = now + pool.check.interval_ms;
+                    seen.next = now + target.check.interval_ms;
                     let good = answer.as_ref().is_some_and(|(.., good)| *good);
                     if good {
                         seen.good += 1;
                         seen.bad = 0;
-                        seen.healthy |= seen.good >= pool.check.healthy_threshold;
+                        seen.healthy |= seen.good >= target.check.healthy_threshold;
                     } else {
                         seen.bad += 1;
                         seen.good = 0;
-                        seen.healthy &= seen.bad < pool.check.unhealthy_threshold;
+                        seen.healthy &= seen.bad < target.check.unhealthy_threshold;
                     }
                     seen.last = Some(CheckResult {
                         at: Timestamp::from_millis(now),
+                        asked: target.check.probe.to_string(),
                         good,
+                        connected: answer.is_some(),
                         answer: match (&answer, good) {
                             (None, _) => "connection refused".to_owned(),
                             (_, true) => "200 in 3 ms".to_owned(),

@@ -3,13 +3,13 @@
 
 use crate::apply::Scene;
 use crate::events::Draft;
-use beanpole_planner::{ChangeState, World};
+use beanpole_planner::{ChangeState, World, listens_unreached};
 use beanpole_protocol::agent::InstancePhase;
 use beanpole_protocol::event::Severity;
-use beanpole_protocol::options::OptionSettings;
+use beanpole_protocol::proxy::{self, CheckResult};
 use beanpole_protocol::{InstanceId, Timestamp};
 use beanpole_store::StoreError;
-use beanpole_store::model::{EnvironmentRecord, OperationRecord};
+use beanpole_store::model::OperationRecord;
 
 /// Answers told of one operation at most: one that changes with every check is told often enough by then.
 const MOST: u32 = 200;
@@ -24,22 +24,16 @@ struct Answer {
 }
 
 /// Whether there is something to tell.
-pub(crate) fn any_new(
-    environment: &EnvironmentRecord,
-    operation: &OperationRecord,
-    world: &World<'_>,
-    now: Timestamp,
-) -> bool {
+pub(crate) fn any_new(operation: &OperationRecord, world: &World<'_>, now: Timestamp) -> bool {
     operation.answers_told < MOST
-        && answers(&environment.settings, operation, world, now)
+        && answers(operation, world, now)
             .iter()
             .any(|answer| is_new(operation, answer))
 }
 
 /// Tells what is new.
 pub(crate) fn tell(scene: &mut Scene<'_, '_>, world: &World<'_>) -> Result<(), StoreError> {
-    let settings = scene.environment.settings.clone();
-    for answer in answers(&settings, scene.operation, world, scene.now) {
+    for answer in answers(scene.operation, world, scene.now) {
         if scene.operation.answers_told >= MOST || !is_new(scene.operation, &answer) {
             continue;
         }
@@ -57,17 +51,11 @@ fn is_new(operation: &OperationRecord, answer: &Answer) -> bool {
     operation.answers.get(&answer.instance) != Some(&answer.text)
 }
 
-fn answers(
-    settings: &OptionSettings,
-    operation: &OperationRecord,
-    world: &World<'_>,
-    now: Timestamp,
-) -> Vec<Answer> {
+fn answers(operation: &OperationRecord, world: &World<'_>, now: Timestamp) -> Vec<Answer> {
     let (plan, progress) = match &operation.back {
         Some(back) => (back, &operation.back_progress),
         None => (&operation.plan, &operation.progress),
     };
-    let probe = settings.health_check().probe;
     let mut answers = Vec::new();
     for (_, change) in plan.changes() {
         let id = &change.instance;
@@ -97,7 +85,15 @@ fn answers(
                 .filter_map(|proxy| proxy.target(id, instance.incarnation))
                 .filter_map(|target| target.last_check.as_ref())
                 .find(|check| !check.good)
-                .map(|check| format!("{probe} {}", said(&check.answer)))
+                .map(|check| {
+                    let unreached = seen.is_some_and(|seen| listens_unreached(seen, check));
+                    let though = if unreached {
+                        ", though the app listens (on 127.0.0.1 alone, or behind a firewall?)"
+                    } else {
+                        ""
+                    };
+                    format!("{}{though}", without_times(check))
+                })
         });
         let Some(text) = text else { continue };
         let message = format!(
@@ -115,27 +111,39 @@ fn answers(
     answers
 }
 
-/// `500 in 2 ms` is an answer, and how long it took is another every time; `connection refused` is none.
-fn said(answer: &str) -> String {
-    match answer.split_once(" in ") {
+/// What came back, but for how long it took: that is another every time.
+fn without_times(check: &CheckResult) -> String {
+    let answer = match check.answer.split_once(" in ") {
         Some((status, _)) if status.bytes().all(|byte| byte.is_ascii_digit()) => {
-            format!("answered {status}")
+            return format!("{} answered {status}", check.asked);
         }
-        _ => format!("got no answer: {answer}"),
-    }
+        _ => &check.answer,
+    };
+    proxy::said(&check.asked, answer)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::said;
+    use super::without_times;
+    use beanpole_protocol::Timestamp;
+    use beanpole_protocol::proxy::CheckResult;
 
     #[test]
     fn how_long_an_answer_took_does_not_make_it_another() {
-        assert_eq!(said("500 in 2 ms"), "answered 500");
-        assert_eq!(said("500 in 31 ms"), "answered 500");
+        let said = |answer: &str| {
+            without_times(&CheckResult {
+                at: Timestamp::EPOCH,
+                asked: "GET /".to_owned(),
+                good: false,
+                connected: true,
+                answer: answer.to_owned(),
+            })
+        };
+        assert_eq!(said("500 in 2 ms"), "GET / answered 500");
+        assert_eq!(said("500 in 31 ms"), "GET / answered 500");
         assert_eq!(
             said("connection refused"),
-            "got no answer: connection refused"
+            "GET / got no answer: connection refused"
         );
     }
 }

@@ -10,7 +10,7 @@ use beanpole_protocol::agent::INSTANCE_PORTS as PORTS;
 use beanpole_protocol::api::{Leftover, OperationFailure, OperationKind};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::options::DeploymentPolicy;
-use beanpole_protocol::proxy::TargetMode;
+use beanpole_protocol::proxy::{TargetMode, said};
 use beanpole_protocol::{HostId, HostName, Incarnation, InstanceId, Timestamp};
 use beanpole_store::model::{EnvironmentRecord, InstanceRecord, JournalRecord, OperationRecord};
 use beanpole_store::{StoreError, Tx};
@@ -350,7 +350,7 @@ impl Scene<'_, '_> {
             None => failure.message.clone(),
         };
         if let (Some(probe), Some(answer)) = (&failure.probe, &failure.answer) {
-            text = format!("{text} {probe} answered: {answer}.");
+            text = format!("{text} {}.", said(probe, answer));
         }
         let draft = Draft::new(Severity::Error, &failure.code, text, self.now)
             .operation(self.operation)

@@ -6,6 +6,7 @@ use crate::{Engine, EngineError, Observed, kept};
 use beanpole_planner::Stage;
 use beanpole_protocol::agent::{HostOrders, InstanceOrder, ReleaseKey, ReleaseOrder};
 use beanpole_protocol::api::{EnvironmentStatus, Tier};
+use beanpole_protocol::options::OptionSettings;
 use beanpole_protocol::proxy::{Route, RoutingTable, Target, TargetPool, WeightedPool};
 use beanpole_protocol::{EnvironmentId, Generation, HostId, ReleaseNumber};
 use beanpole_store::StoreError;
@@ -298,6 +299,18 @@ impl Records {
         })
     }
 
+    /// The settings under which an instance runs: its release's. The environment's are already those of
+    /// the release on its way.
+    fn settings_of<'r>(
+        &'r self,
+        environment: &'r EnvironmentRecord,
+        instance: &InstanceRecord,
+    ) -> &'r OptionSettings {
+        let key = (environment.id.clone(), instance.release);
+        let release = self.releases.get(&key);
+        release.map_or(&environment.settings, |release| &release.settings)
+    }
+
     fn table(&self, domain: &str) -> RoutingTable {
         let mut table = RoutingTable::default();
         for environment in self.environments.values() {
@@ -317,6 +330,7 @@ impl Records {
                         release: instance.release,
                         address: SocketAddr::new(address, instance.port),
                         mode: instance.target_mode()?,
+                        check: self.settings_of(environment, instance).health_check(),
                     })
                 })
                 .collect();
@@ -333,7 +347,6 @@ impl Records {
                 environment_name: environment.name.clone(),
                 application: environment.application.clone(),
                 algorithm: environment.settings.algorithm(),
-                check: environment.settings.health_check(),
                 targets,
             });
         }

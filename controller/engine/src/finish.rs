@@ -57,6 +57,9 @@ impl Engine {
                 scene.tx.put(&release)?;
             }
         }
+        if succeeded {
+            follow_settings(scene)?;
+        }
         let held = !succeeded && scene.operation.no_auto_rollback && scene.operation.back.is_none();
         if !succeeded
             && !held
@@ -189,6 +192,24 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Settings that were changed in place hold for the release that they were changed under: instances of
+/// a release go by its settings, whatever the environment's are by then.
+fn follow_settings(scene: &mut Scene<'_, '_>) -> Result<(), StoreError> {
+    let operation = &*scene.operation;
+    let (Some(before), Some(live)) = (&operation.settings_before, operation.from) else {
+        return Ok(());
+    };
+    if operation.to != Some(live) {
+        return Ok(());
+    }
+    let key = ReleaseRecord::key_of(&scene.environment.id, live);
+    if let Some(mut release) = scene.tx.get::<ReleaseRecord>(&key)? {
+        release.settings.follow(before, &scene.environment.settings);
+        scene.tx.put(&release)?;
+    }
+    Ok(())
 }
 
 /// Forgets a terminated environment and all that belongs to it.

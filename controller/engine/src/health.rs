@@ -8,7 +8,7 @@ use beanpole_planner::{HostState, Reach, World, how_it_ended};
 use beanpole_protocol::Timestamp;
 use beanpole_protocol::agent::{InstancePhase, InstanceReport, MemoryKills};
 use beanpole_protocol::api::{self, Colour, EnvironmentStatus, InstanceHealth};
-use beanpole_protocol::proxy::{TargetMode, TargetReport};
+use beanpole_protocol::proxy::{CheckResult, TargetMode, TargetReport};
 use beanpole_store::model::{EnvironmentRecord, InstanceRecord};
 use std::time::Duration;
 
@@ -89,7 +89,7 @@ pub(crate) fn health(
             _ => (H::Pending, Some("it is being started".to_owned())),
         };
     }
-    let check = environment.settings.health_check();
+    let threshold = environment.settings.health_check().unhealthy_threshold;
     let mut answer = None;
     for proxy in &world.proxies {
         let Some(target) = proxy.target(&record.id, record.incarnation) else {
@@ -102,7 +102,7 @@ pub(crate) fn health(
             };
         };
         if !target.healthy {
-            answer = Some((bad(target), target.bad_checks >= check.unhealthy_threshold));
+            answer = Some((bad(target), target.bad_checks >= threshold));
         }
     }
     match (answer, record.mode) {
@@ -114,16 +114,16 @@ pub(crate) fn health(
         (None, Some(TargetMode::Serve)) => in_service(world, record, seen),
         (None, _) => (H::Pending, Some("it is not in service yet".to_owned())),
         (Some((text, true)), _) | (Some((text, false)), Some(TargetMode::Serve)) => {
-            (H::Unhealthy, Some(format!("{} {text}", check.probe)))
+            (H::Unhealthy, Some(text))
         }
-        (Some((text, false)), _) => (H::Pending, Some(format!("{} {text}", check.probe))),
+        (Some((text, false)), _) => (H::Pending, Some(text)),
     }
 }
 
 fn bad(target: &TargetReport) -> String {
     target.last_check.as_ref().map_or_else(
-        || "has not been answered yet".to_owned(),
-        |check| format!("answered: {}", check.answer),
+        || "it has not been checked yet".to_owned(),
+        CheckResult::said,
     )
 }
 

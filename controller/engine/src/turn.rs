@@ -4,7 +4,7 @@ use crate::apply::Scene;
 use crate::events::Draft;
 use crate::read::Repute;
 use crate::{Engine, EngineError, Observed, answers, read, traffic};
-use beanpole_planner::{Decision, Happened, World, next, plan_back};
+use beanpole_planner::{Decision, World, next, plan_back};
 use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::{HostId, Timestamp};
@@ -92,7 +92,7 @@ impl Engine {
         {
             let world = self.world(&self.store, environment, observed, now, false)?;
             if let Decision::Wait { until, .. } = decide(&operation, &world, now)
-                && !answers::any_new(environment, &operation, &world, now)
+                && !answers::any_new(&operation, &world, now)
             {
                 turn.wake(until);
                 return Ok(());
@@ -148,7 +148,6 @@ impl Engine {
                 }
                 Decision::Record(entries) => {
                     for entry in entries {
-                        let entry = with_probe(scene, entry);
                         scene.record(&world, &entry)?;
                     }
                 }
@@ -224,17 +223,6 @@ impl Engine {
         };
         scene.say(Severity::Warn, "going-back", text)?;
         Ok(())
-    }
-}
-
-/// A failed instance's probe is known from the settings.
-fn with_probe(scene: &Scene<'_, '_>, entry: Happened) -> Happened {
-    match entry {
-        Happened::Failed { mut failure } if failure.answer.is_some() => {
-            failure.probe = Some(scene.environment.settings.health_check().probe.to_string());
-            Happened::Failed { failure }
-        }
-        other => other,
     }
 }
 

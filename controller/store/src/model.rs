@@ -165,7 +165,8 @@ pub struct ReleaseRecord {
     pub bundle_size: u64,
     /// How it is built and run.
     pub platform: Platform,
-    /// The settings, environment properties included.
+    /// The settings it last ran under, environment properties included: what was changed in place while
+    /// it was live is in them.
     pub settings: OptionSettings,
     /// What made it: `deploy`, `rollback to 3`, `settings`.
     pub reason: String,

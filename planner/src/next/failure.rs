@@ -3,8 +3,11 @@
 use super::proxies::last_answer;
 use super::{Step, Turn};
 use crate::{Change, Gate, Reach};
-use beanpole_protocol::agent::{Failure, InstancePhase, InstanceReport, ProcessReport};
+use beanpole_protocol::agent::{
+    Failure, INSTANCE_PORTS, InstancePhase, InstanceReport, PortUse, ProcessReport,
+};
 use beanpole_protocol::api::OperationFailure;
+use beanpole_protocol::proxy::CheckResult;
 use beanpole_protocol::{HostName, InstanceId, ReleaseNumber, Timestamp};
 
 /// An app that ended that often in one incarnation will not come up: no reason to wait for the
@@ -112,25 +115,33 @@ impl Turn<'_, '_> {
         message: String,
     ) -> Box<OperationFailure> {
         let id = &change.instance;
-        let log = self
-            .world
-            .hosts
-            .get(&change.host)
-            .and_then(|host| host.instance(id))
-            .map(|seen| last_lines(&seen.log))
-            .unwrap_or_default();
+        let host = self.world.hosts.get(&change.host);
+        let seen = host.and_then(|host| host.instance(id));
+        let log = seen.map(|seen| last_lines(&seen.log)).unwrap_or_default();
         let check = self
             .targets(id)
             .flatten()
             .filter_map(|target| target.last_check.as_ref())
             .min_by_key(|check| check.good);
+        let unreached = seen
+            .zip(check)
+            .is_some_and(|(seen, check)| listens_unreached(seen, check));
+        let message = if unreached {
+            let (first, last) = (INSTANCE_PORTS.start(), INSTANCE_PORTS.end());
+            format!(
+                "{message} The app does listen on its port there: either on 127.0.0.1 alone, or a \
+                 firewall keeps the load balancer out, which has to reach TCP {first} to {last} of \
+                 every host."
+            )
+        } else {
+            message
+        };
         Box::new(OperationFailure {
             code: code.to_owned(),
             message,
             instance: Some(id.clone()),
             host: host_name(&self.world.host_name(&change.host)),
-            // The engine knows what is asked; it fills this in.
-            probe: None,
+            probe: check.map(|check| check.asked.clone()),
             answer: check.map(|check| check.answer.clone()),
             log,
         })
@@ -146,6 +157,15 @@ impl Turn<'_, '_> {
         };
         lost(&name, Some(&change.instance), &why)
     }
+}
+
+/// Whether an instance listens on its port by its host's word, and a load balancer that asked it got no
+/// connection.
+pub fn listens_unreached(seen: &InstanceReport, check: &CheckResult) -> bool {
+    seen.phase == InstancePhase::Running
+        && seen.port == PortUse::Own
+        && !check.good
+        && !check.connected
 }
 
 /// How often the processes of an instance were restarted.

@@ -16,7 +16,7 @@ use beanpole_protocol::{InstanceId, Timestamp};
 use std::time::Duration;
 
 pub use enter::OTHER_PORTS;
-pub use failure::{RESTARTS_THAT_FAIL, how_it_ended, restarts};
+pub use failure::{RESTARTS_THAT_FAIL, how_it_ended, listens_unreached, restarts};
 
 /// What comes next.
 #[derive(Clone, Debug, PartialEq, Eq)]

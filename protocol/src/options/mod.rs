@@ -107,6 +107,24 @@ impl OptionSettings {
         all
     }
 
+    /// Makes the changes that lead from `before` to `after`, and no other.
+    pub fn follow(&mut self, before: &Self, after: &Self) {
+        for (namespace, options) in &before.0 {
+            for name in options.keys() {
+                if after.get(namespace, name).is_none() {
+                    self.remove(namespace, name);
+                }
+            }
+        }
+        for (namespace, options) in &after.0 {
+            for (name, value) in options {
+                if before.get(namespace, name) != Some(value) {
+                    self.set(namespace, name, value.clone());
+                }
+            }
+        }
+    }
+
     /// Checks every option and value.
     pub fn validate(&self) -> Result<(), OptionError> {
         for (namespace, options) in &self.0 {
@@ -159,6 +177,23 @@ mod tests {
             error,
             "There is no option `BatchSise` in namespace `aws:elasticbeanstalk:command`. Did you mean `aws:elasticbeanstalk:command:BatchSize`?"
         );
+    }
+
+    #[test]
+    fn only_what_changed_is_followed() {
+        let settings = |all: &[(&str, &str)]| {
+            let mut settings = OptionSettings::default();
+            for (name, value) in all {
+                settings.set(PROPERTIES, name, *value);
+            }
+            settings
+        };
+        let mut followed = settings(&[("A", "own"), ("B", "1"), ("C", "1")]);
+        followed.follow(
+            &settings(&[("A", "1"), ("B", "1"), ("C", "1")]),
+            &settings(&[("A", "1"), ("B", "2"), ("D", "1")]),
+        );
+        assert_eq!(followed, settings(&[("A", "own"), ("B", "2"), ("D", "1")]));
     }
 
     #[test]

@@ -484,7 +484,9 @@ async fn protocols_that_an_app_switches_to_unasked_are_a_failure() {
     let proxy = Proxy::start().await;
     let wanted = target(1, address, beanpole_protocol::proxy::TargetMode::Serve);
     let mut wanted = table(1, vec![wanted]);
-    wanted.pools[0].check.probe = beanpole_protocol::proxy::Probe::Tcp;
+    check_all(&mut wanted, |check| {
+        check.probe = beanpole_protocol::proxy::Probe::Tcp
+    });
     proxy.serve(&wanted).await;
     let (status, answer) = refused(
         &proxy,

@@ -12,7 +12,7 @@ async fn checks_follow_the_thresholds_and_say_what_came_back() {
     let backend = Backend::start().await;
     let proxy = Proxy::start().await;
     let mut wanted = table(1, vec![target(1, backend.address, TargetMode::Probe)]);
-    wanted.pools[0].check.healthy_threshold = 3;
+    check_all(&mut wanted, |check| check.healthy_threshold = 3);
     proxy.put(&wanted).await.expect("put");
     let target = proxy
         .until_target("healthy", 1, |target| target.healthy)
@@ -35,7 +35,7 @@ async fn a_refused_connection_goes_to_another_target_and_ejects() {
     let proxy = Proxy::start().await;
     let mut wanted = table(1, vec![serving(1, &alive), serving(2, &dead)]);
     // Only traffic can notice.
-    wanted.pools[0].check.interval_ms = 60_000;
+    check_all(&mut wanted, |check| check.interval_ms = 60_000);
     proxy.serve(&wanted).await;
     proxy
         .until_target("checked at leisure", 2, |target| target.good_checks >= 1)
@@ -180,9 +180,11 @@ async fn a_target_that_hangs_gets_no_more_requests_long_before_its_checks_have_f
     let proxy = Proxy::start().await;
     let mut wanted = table(1, vec![serving(1, &well), serving(2, &stuck)]);
     // As it is unless something else is set, and even the first time-out is far away.
-    wanted.pools[0].check.interval_ms = 1_000;
-    wanted.pools[0].check.timeout_ms = 5_000;
-    wanted.pools[0].check.unhealthy_threshold = 3;
+    check_all(&mut wanted, |check| {
+        check.interval_ms = 1_000;
+        check.timeout_ms = 5_000;
+        check.unhealthy_threshold = 3;
+    });
     proxy.serve(&wanted).await;
     stuck.frozen.store(true, Ordering::SeqCst);
     let begun = std::time::Instant::now();
@@ -221,7 +223,7 @@ async fn where_all_targets_hang_requests_wait_for_them() {
     let only = Backend::start().await;
     let proxy = Proxy::start().await;
     let mut wanted = table(1, vec![serving(1, &only)]);
-    wanted.pools[0].check.timeout_ms = 5_000;
+    check_all(&mut wanted, |check| check.timeout_ms = 5_000);
     proxy.serve(&wanted).await;
     only.frozen.store(true, Ordering::SeqCst);
     // Past the silence, before the first time-out.

@@ -184,6 +184,16 @@ pub fn target(number: u8, address: SocketAddr, mode: TargetMode) -> Target {
         release: ReleaseNumber(1),
         address,
         mode,
+        check: HealthCheck {
+            probe: Probe::Http {
+                path: "/health".to_owned(),
+                statuses: vec![(200, 399)],
+            },
+            interval_ms: 100,
+            timeout_ms: 2_000,
+            healthy_threshold: 1,
+            unhealthy_threshold: 2,
+        },
     }
 }
 
@@ -198,16 +208,6 @@ pub fn pool(name: &str, targets: Vec<Target>) -> TargetPool {
         environment_name: EnvironmentName::new("prod").expect("name"),
         application: ApplicationName::new("shop").expect("name"),
         algorithm: Algorithm::RoundRobin,
-        check: HealthCheck {
-            probe: Probe::Http {
-                path: "/health".to_owned(),
-                statuses: vec![(200, 399)],
-            },
-            interval_ms: 100,
-            timeout_ms: 2_000,
-            healthy_threshold: 1,
-            unhealthy_threshold: 2,
-        },
         targets,
     }
 }
@@ -218,6 +218,13 @@ pub fn table(generation: u64, targets: Vec<Target>) -> RoutingTable {
         generation: Generation(generation),
         routes: vec![route(HOST, &[("main", 1)])],
         pools: vec![pool("main", targets)],
+    }
+}
+
+/// Changes how every target is checked.
+pub fn check_all(table: &mut RoutingTable, change: impl Fn(&mut HealthCheck)) {
+    for target in table.pools.iter_mut().flat_map(|pool| &mut pool.targets) {
+        change(&mut target.check);
     }
 }
 
