@@ -1,5 +1,6 @@
 //! The last lines that an instance logged.
 
+use crate::shim::is_beginning;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -11,7 +12,8 @@ const BYTES: u64 = 16 * 1024;
 /// A longer line is cut in a report, in characters.
 const LONGEST: usize = 500;
 
-/// The last lines of all logs in `directory`, oldest first, without time and stream.
+/// The last lines of all logs in `directory` since the instance was started last, oldest first, without
+/// time and stream.
 pub(super) fn last_lines(directory: &Path) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
@@ -22,6 +24,9 @@ pub(super) fn last_lines(directory: &Path) -> Vec<String> {
     }
     // Each begins with its time, written so that texts sort as times do; the sort is stable.
     lines.sort_by(|a, b| a.get(..24).cmp(&b.get(..24)));
+    if let Some(begins) = lines.iter().rposition(|line| is_beginning(line)) {
+        lines.drain(..=begins);
+    }
     let spare = lines.len().saturating_sub(LINES);
     lines.drain(..spare);
     lines
@@ -66,5 +71,26 @@ mod tests {
         write("worker.log", "2026-01-01T00:00:00.002Z stdout w\n");
         write("web.log.1", "2026-01-01T00:00:00.000Z stdout old\n");
         assert_eq!(last_lines(directory.path()), ["a b", "w", "c"]);
+    }
+
+    #[test]
+    fn what_was_logged_before_the_last_start_is_another_releases() {
+        let directory = tempfile::tempdir().expect("directory");
+        let write = |name: &str, text: &str| {
+            std::fs::write(directory.path().join(name), text).expect("log");
+        };
+        write(
+            "web.log",
+            "2026-01-01T00:00:00.000Z stdout of the release before\n\
+             2026-01-01T00:00:00.001Z beanpole the instance starts\n\
+             2026-01-01T00:00:00.003Z stdout the instance starts\n",
+        );
+        write(
+            "worker.log",
+            "2026-01-01T00:00:00.000Z stdout as old\n\
+             2026-01-01T00:00:00.001Z beanpole the instance starts\n\
+             2026-01-01T00:00:00.002Z stdout w\n",
+        );
+        assert_eq!(last_lines(directory.path()), ["w", "the instance starts"]);
     }
 }

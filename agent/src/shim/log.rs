@@ -35,6 +35,18 @@ impl Stream {
     }
 }
 
+/// What a log says when its instance is started: what stands above is of another run.
+pub(super) const BEGINS: &str = "the instance starts";
+
+/// Whether a line of a log says so: applications cannot write one that does.
+pub(crate) fn is_beginning(line: &str) -> bool {
+    let said = line.split_once(' ').map(|(_time, said)| said);
+    said.and_then(|said| {
+        said.strip_prefix(Stream::Beanpole.as_str())?
+            .strip_prefix(' ')
+    }) == Some(BEGINS)
+}
+
 /// The files of one process.
 pub(super) struct Log {
     path: PathBuf,

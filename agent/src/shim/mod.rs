@@ -19,14 +19,17 @@ pub mod spec;
 mod supervise;
 pub mod wire;
 
+pub(crate) use log::is_beginning;
+
 use crate::sys;
 use spec::{ShimSpec, VERSION, files};
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 use supervise::Supervisor;
 
 /// Starts the shim for the spec in `spec_file` and returns once its processes are started; the
@@ -106,17 +109,43 @@ fn told(what: &'static str) -> impl Fn(io::Error) -> String {
     move |error| format!("{what}: {error}")
 }
 
-/// Everything between the fork and the first process. The current directory is the instance's.
-fn set_up(spec: ShimSpec) -> Result<(Supervisor, OwnedFd), String> {
+/// How long the shim before may take to go once it has said that everything has ended: on a busy
+/// machine it may not get to run between that word and its end.
+const PREDECESSOR_GONE: Duration = Duration::from_secs(10);
+/// How often its lock is tried meanwhile.
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
+
+/// Takes the lock of an instance's shim, as soon as the one before lets go of it.
+fn take_lock(path: &Path, patience: Duration) -> Result<OwnedFd, String> {
+    let name = files::LOCK;
     let lock = OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(false)
         .mode(0o600)
-        .open(files::LOCK)
-        .map_err(told(files::LOCK))?;
-    lock.try_lock()
-        .map_err(|_| "another shim already runs this instance".to_owned())?;
+        .open(path)
+        .map_err(told(name))?;
+    let begun = Instant::now();
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock.into()),
+            Err(TryLockError::Error(error)) => return Err(told(name)(error)),
+            Err(TryLockError::WouldBlock) if begun.elapsed() < patience => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Err(TryLockError::WouldBlock) => {
+                let waited = patience.as_secs();
+                return Err(format!(
+                    "another supervisor still ran this instance after {waited} s"
+                ));
+            }
+        }
+    }
+}
+
+/// Everything between the fork and the first process. The current directory is the instance's.
+fn set_up(spec: ShimSpec) -> Result<(Supervisor, OwnedFd), String> {
+    let lock = take_lock(Path::new(files::LOCK), PREDECESSOR_GONE)?;
     rustix::process::setsid().map_err(|error| format!("setsid: {error}"))?;
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
         .map_err(|error| format!("subreaper: {error}"))?;
@@ -143,7 +172,7 @@ fn set_up(spec: ShimSpec) -> Result<(Supervisor, OwnedFd), String> {
     let mut supervisor = Supervisor::new(spec, signals, listener)?;
     quiet().map_err(told("standard streams"))?;
     supervisor.start_all();
-    Ok((supervisor, lock.into()))
+    Ok((supervisor, lock))
 }
 
 /// Lets go of the starter's terminal and pipes.
@@ -175,4 +204,23 @@ fn mount_private_tmp(directory: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shim_waits_for_the_one_before_to_go_and_no_longer_than_that() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join(files::LOCK);
+        let first = take_lock(&path, Duration::ZERO).expect("nobody has it");
+        let refused = take_lock(&path, Duration::from_millis(20)).expect_err("it is held");
+        assert!(refused.contains("another supervisor"), "{refused}");
+        std::thread::scope(|scope| {
+            let second = scope.spawn(|| take_lock(&path, Duration::from_secs(30)));
+            drop(first);
+            second.join().expect("no panic").expect("it gets it");
+        });
+    }
 }

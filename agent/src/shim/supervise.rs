@@ -4,7 +4,7 @@
 use super::child;
 use super::control::{self, Client};
 use super::kernel;
-use super::log::{Lines, Log, Stream};
+use super::log::{BEGINS, Lines, Log, Stream};
 use super::proc;
 use super::spec::{Program, ShimSpec, VERSION, files};
 use super::wire::{Identity, Op, ProcessStatus, Stage, Status};
@@ -148,6 +148,11 @@ impl Supervisor {
     }
 
     pub fn start_all(&mut self) {
+        // Before any process can say something: what stands above is another start's.
+        let at = now();
+        for process in &mut self.processes {
+            process.log.remark(at, BEGINS);
+        }
         for index in 0..self.processes.len() {
             self.start(index);
         }
