@@ -37,6 +37,7 @@ struct Still {
     /// What the proxy has put in force.
     generation: Generation,
     healthy: bool,
+    others_healthy: bool,
     bad_checks: u32,
     good_checks: u32,
     /// Whether the proxy's check got a connection.
@@ -115,6 +116,7 @@ impl Still {
             reach: Reach::Here,
             generation: Generation(5),
             healthy: true,
+            others_healthy: true,
             bad_checks: 1,
             good_checks: 9,
             connected: true,
@@ -202,7 +204,12 @@ impl Still {
             now: at(0),
             targets: vec![
                 target(one(), self.healthy, self.good_checks, 2),
-                target(two(), self.healthy, self.good_checks, 1),
+                target(
+                    two(),
+                    self.healthy && self.others_healthy,
+                    self.good_checks,
+                    1,
+                ),
             ],
             environments: Vec::new(),
             listeners: Vec::new(),
@@ -511,6 +518,30 @@ fn when_health_is_ignored_the_start_timeout_puts_it_in() {
                 restarts: None,
             },
         );
+}
+
+/// The second instance was changed first and put in although it never answered well; now it is the
+/// first one's turn.
+fn after_one_that_was_forced(ignore_health: bool) -> Still {
+    Still::replaced(ChangeState::Pending).with(|still| {
+        still.plan.ignore_health = ignore_health;
+        still.others_healthy = false;
+        let Stage::Batch(batch) = &mut still.plan.stages[0] else {
+            panic!("a batch");
+        };
+        let first = Change {
+            instance: two(),
+            ..batch.changes[0].clone()
+        };
+        batch.changes.insert(0, first);
+        still.progress.changes.insert(two(), ChangeState::Done);
+    })
+}
+
+#[test]
+fn where_health_is_ignored_an_instance_that_was_forced_in_makes_room_for_the_next() {
+    after_one_that_was_forced(true).goes_on_after(0, &Happened::DrainStarted { instance: one() });
+    after_one_that_was_forced(false).fails_after(120, "too-few-healthy");
 }
 
 #[test]

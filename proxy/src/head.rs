@@ -4,6 +4,7 @@
 
 use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue, Version, header};
+use pingora_http::ResponseHeader;
 
 /// Most names in the `Connection` headers of a request.
 const MOST_NAMED: usize = 10;
@@ -69,6 +70,17 @@ impl Seen {
         if self.websocket {
             headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
             headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        }
+    }
+}
+
+/// Takes out of an answer what is between the app and the proxy alone (RFC 9110, section 7.6.1).
+/// `Connection` itself is pingora's.
+pub fn clean_answer(answer: &mut ResponseHeader) {
+    const HOPS: [&str; 2] = ["keep-alive", "proxy-connection"];
+    for name in HOPS {
+        if answer.headers.contains_key(name) {
+            answer.remove_header(name);
         }
     }
 }

@@ -68,6 +68,10 @@ const CONTROL_PATIENCE: Duration = Duration::from_secs(1);
 /// tokio's, which forgets them with their request, at less than half the cost.
 const LONGEST_SHARED_TIMER: Duration = Duration::ZERO;
 
+/// The longest time that the head of a request may take, in seconds, and what it may unless told otherwise.
+/// pingora gives up a read that brings nothing for 60 s, without an answer.
+pub const LONGEST_HEADER_TIMEOUT: u64 = 50;
+
 /// The most connections of clients, unless told otherwise.
 pub const MAX_CONNECTIONS: usize = 50_000;
 /// File descriptors for each: its own, one to a target, one that is kept for the next request.
@@ -91,7 +95,7 @@ pub struct ProxyConfig {
     /// Threads that carry traffic; 0 = one per CPU.
     pub threads: usize,
     /// How long a client has for the first byte of its first request, and from there for the rest
-    /// of a request's head.
+    /// of a request's head. At most [`LONGEST_HEADER_TIMEOUT`].
     pub header_timeout: Duration,
     /// How long requests in flight have at a stop.
     pub drain: Duration,
@@ -112,7 +116,7 @@ impl ProxyConfig {
             default_domain: "localhost".to_owned(),
             access_log: None,
             threads: 0,
-            header_timeout: Duration::from_mins(1),
+            header_timeout: Duration::from_secs(LONGEST_HEADER_TIMEOUT),
             drain: Duration::from_secs(30),
             max_connections: MAX_CONNECTIONS,
             trusted: Vec::new(),

@@ -6,7 +6,7 @@
 use crate::access_log::{AccessLog, Entry};
 use crate::connection::{ConnState, Connection, OnStream, Refuse};
 use crate::forwarded::{self, Client, Network};
-use crate::head::Seen;
+use crate::head::{self, Seen};
 use crate::host::{Asked, host_of};
 use crate::pages::{self, Page, RETRY_AFTER_S, Rendered};
 use crate::table::{Pool, Table, normal_host};
@@ -28,6 +28,11 @@ use std::time::{Duration, Instant};
 const CLIENT_PATIENCE: Duration = Duration::from_mins(1);
 /// How long what is left of an unwanted body may take to be read.
 const DRAIN_BODY: Duration = Duration::from_secs(5);
+
+/// How much of a body that nobody wants is taken for the sake of its answer, on HTTP/2, in bytes; and how
+/// long that may take.
+const TAKEN_BODY: usize = 1024 * 1024;
+const TAKE_BODY: Duration = Duration::from_secs(1);
 
 /// What all workers share.
 pub struct Shared {
@@ -122,9 +127,14 @@ impl Service {
         let rendered = page.render(accept, id.to_str().unwrap_or_default(), here);
         let status = rendered.status;
         let head = page_head(&rendered, id.clone())?;
-        // What is left of a body is not worth keeping the connection.
+        // What is left of a body is not worth keeping the connection. On HTTP/2 it is taken first, unless
+        // it is long: an answer before the body's end resets the stream, and some clients (curl with
+        // nghttp2 1.52) lose the answer with it.
         if !session.as_downstream_mut().is_body_done() {
             session.as_downstream_mut().set_keepalive(None);
+            if session.req_header().version == Version::HTTP_2 {
+                let _ = tokio::time::timeout(TAKE_BODY, take_body(session)).await;
+            }
         }
         let only_head = session.req_header().method == Method::HEAD;
         session
@@ -168,6 +178,17 @@ impl Service {
             }
         }
         told(&self.new_client(session))
+    }
+}
+
+/// Reads on to the end of a request's body, as far as [`TAKEN_BODY`].
+async fn take_body(session: &mut Session) {
+    let mut taken = 0;
+    while taken < TAKEN_BODY {
+        match session.as_downstream_mut().read_request_body().await {
+            Ok(Some(piece)) => taken += piece.len(),
+            _ => break,
+        }
     }
 }
 
@@ -283,16 +304,10 @@ impl ProxyHttp for Service {
             let proxy = digest.and_then(|digest| digest.proxy_digest.as_deref());
             request.on_stream = proxy.and_then(OnStream::begin);
         }
-        let upgrade = session.is_upgrade_req();
         let downstream = session.as_downstream_mut();
         // Else a request that came with the one before it would be dropped.
         downstream.set_pipelining_enabled(true);
-        if upgrade {
-            downstream.set_read_timeout(None);
-            downstream.set_write_timeout(None);
-        } else {
-            downstream.set_write_timeout(Some(CLIENT_PATIENCE));
-        }
+        downstream.set_write_timeout(Some(CLIENT_PATIENCE));
         downstream.set_total_drain_timeout(Some(DRAIN_BODY));
         Ok(())
     }
@@ -409,11 +424,12 @@ impl ProxyHttp for Service {
 
     async fn upstream_response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         request: &mut Request,
     ) -> Result<()> {
         let status = response.status;
+        head::clean_answer(response);
         if status.as_u16() == 101 {
             if !request.seen.websocket {
                 return Error::e_explain(
@@ -422,6 +438,11 @@ impl ProxyHttp for Service {
                 );
             }
             request.upgraded = true;
+            // A WebSocket may be silent for as long as it likes. Asking for one is not enough: a client
+            // that only says so could hold its place for ever.
+            let downstream = session.as_downstream_mut();
+            downstream.set_read_timeout(None);
+            downstream.set_write_timeout(None);
             if let (Some(connection), Some(at)) = (&request.connection, &request.at) {
                 connection.watch();
                 at.target().holds(connection);
@@ -530,6 +551,8 @@ impl ProxyHttp for Service {
                 },
                 _ => Page::Failed,
             };
+            // The connection ends with it: a client told otherwise would send its next request into nothing.
+            session.as_downstream_mut().set_keepalive(None);
             let sent = self.answer(session, request, &page).await;
             if let Err(error) = sent {
                 tracing::debug!(%error, "a client left before its error page");

@@ -93,6 +93,40 @@ fn a_rolling_update_and_a_rollback_cost_no_request() {
     assert_eq!(newest["version"], "v1", "{releases:#}");
 }
 
+/// Each release is asked for what it has, on the way there and on the way back.
+#[test]
+fn a_health_check_that_comes_with_a_version_costs_no_request() {
+    let bed = Bed::up();
+    let app = bed.serving("shop-prod", 3);
+    let load = bed.load("shop-prod");
+    let asks_for = |app: App, path: &str| {
+        let settings = format!("[health]\nstart-timeout = 5\npath = \"{path}\"\n");
+        app.file("deploy.toml", settings.as_bytes())
+    };
+    let app = asks_for(app.version("v2"), "/only/v2");
+    bed.deploy_with(&app, "shop-prod", "v2", "--batch 1").ok();
+    assert_live(&bed, "shop-prod", "v2", 3);
+    // As a typo is: nothing answers there.
+    let app = asks_for(app.version("v3"), "/only/nobody");
+    bed.deploy_with(&app, "shop-prod", "v3", "--batch 1")
+        .exits(1)
+        .says("GET /only/nobody answered: 404");
+    assert_live(&bed, "shop-prod", "v2", 3);
+    bed.run(&[
+        "config",
+        "shop-prod",
+        "--set",
+        "HealthCheckPath=/only/nobody",
+    ])
+    .exits(1);
+    assert_live(&bed, "shop-prod", "v2", 3);
+    bed.run(&["rollback", "shop-prod"]).ok();
+    assert_live(&bed, "shop-prod", "v1", 3);
+    let outcome = load.stop();
+    assert_none_failed(&outcome);
+    assert!(!outcome.versions.contains_key("v3"), "{outcome:?}");
+}
+
 /// The items of a list, whether it is a page or plain.
 pub fn items(list: &Value) -> &Vec<Value> {
     list.as_array()

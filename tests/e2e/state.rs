@@ -83,6 +83,36 @@ fn a_backup_taken_while_running_brings_everything_back_elsewhere() {
 }
 
 #[test]
+fn after_a_restore_what_was_deployed_since_goes_back_without_losing_a_request() {
+    let mut bed = Bed::up();
+    let app = bed.serving("shop-prod", 3).version("v2");
+    let file = bed.home().join("backup");
+    let file = file.to_str().expect("plain text");
+    bed.run(&["backup", file]).ok();
+    bed.deploy(&app, "shop-prod", "v2").ok();
+    bed.stop();
+    let data = bed.data();
+    let data = data.to_str().expect("plain text").to_owned();
+    bed.run(&["restore", file, "--data", &data, "--yes"]).ok();
+    bed.start();
+    let load = bed.load("shop-prod");
+    until_true("every instance runs what is recorded", seconds(90), || {
+        let first = |_| bed.get("shop-prod", "/").text().starts_with("v1 ");
+        (0..12).all(first) && bed.status("shop-prod")["operation"].is_null()
+    });
+    let outcome = load.stop();
+    assert_none_failed(&outcome);
+    assert!(
+        outcome.versions["v2"] > 0,
+        "v2 went on at first: {outcome:?}"
+    );
+    assert_live(&bed, "shop-prod", "v1", 3);
+    // No number is given twice: hosts may still hold what has it.
+    bed.deploy(&app, "shop-prod", "v2-again").ok();
+    assert_eq!(bed.status("shop-prod")["release"], 1001);
+}
+
+#[test]
 fn a_damaged_backup_is_refused() {
     let mut bed = Bed::up();
     bed.serving("shop-prod", 1);

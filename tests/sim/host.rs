@@ -104,6 +104,14 @@ struct Prepared {
     until: u64,
 }
 
+/// What answers on a port.
+pub struct Answer<'h> {
+    pub instance: &'h InstanceId,
+    pub incarnation: Incarnation,
+    pub version: &'h str,
+    pub good: bool,
+}
+
 pub struct Fake {
     pub incarnation: Incarnation,
     pub release: Option<ReleaseNumber>,
@@ -111,6 +119,8 @@ pub struct Fake {
     pub ran: Incarnation,
     pub phase: InstancePhase,
     pub behaviour: Behaviour,
+    /// The label of the version it was started with.
+    pub version: String,
     pub port: u16,
     since: u64,
     until: u64,
@@ -276,14 +286,13 @@ impl FakeHost {
             .releases
             .get(&key)
             .is_some_and(|prepared| prepared.phase == ReleasePhase::Ready);
-        let behaviour = self
+        let version = self
             .orders
             .releases
             .iter()
             .find(|release| release.key == key)
-            .map_or(Behaviour::Good, |release| {
-                Behaviour::of(release.version.as_str())
-            });
+            .map_or_else(String::new, |release| release.version.to_string());
+        let behaviour = Behaviour::of(&version);
         let slowness = self.slowness;
         let fake = self.instances.entry(order.id.clone()).or_insert(Fake {
             incarnation: Incarnation(0),
@@ -291,6 +300,7 @@ impl FakeHost {
             ran: Incarnation(0),
             phase: InstancePhase::Stopped,
             behaviour,
+            version: version.clone(),
             port: order.port,
             since: now,
             until: now,
@@ -326,6 +336,7 @@ impl FakeHost {
                 fake.release = Some(order.release);
                 fake.port = order.port;
                 fake.behaviour = behaviour;
+                fake.version = version;
                 fake.restarts = 0;
                 let next = if order.run {
                     InstancePhase::Waiting
@@ -377,8 +388,8 @@ impl FakeHost {
         }
     }
 
-    /// What a connection to a port finds: nobody, or whether the answer is good.
-    pub fn answers(&self, port: u16, now: u64) -> Option<(InstanceId, Incarnation, bool)> {
+    /// What a connection to a port finds: nobody, or who runs what there and whether the answer is good.
+    pub fn answers(&self, port: u16, now: u64) -> Option<Answer<'_>> {
         if !self.up {
             return None;
         }
@@ -389,8 +400,14 @@ impl FakeHost {
                     InstancePhase::Running | InstancePhase::Stopping | InstancePhase::Failed(_)
                 )
         })?;
+        let answer = |good| Answer {
+            instance: id,
+            incarnation: fake.incarnation,
+            version: &fake.version,
+            good,
+        };
         if matches!(fake.phase, InstancePhase::Failed(_)) {
-            return Some((id.clone(), fake.incarnation, true));
+            return Some(answer(true));
         }
         let age = now - fake.started;
         let listens = match fake.behaviour {
@@ -406,7 +423,7 @@ impl FakeHost {
             Behaviour::Dies => age < 25_000,
             _ => false,
         };
-        Some((id.clone(), fake.incarnation, good))
+        Some(answer(good))
     }
 
     pub fn report(&mut self, now: u64) -> HostReport {

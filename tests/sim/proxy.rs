@@ -3,7 +3,8 @@
 use crate::host::FakeHost;
 use crate::rng::Rng;
 use beanpole_protocol::proxy::{
-    CheckResult, EnvironmentTraffic, ProxyReport, RoutingTable, TargetMode, TargetReport, Traffic,
+    CheckResult, EnvironmentTraffic, Probe, ProxyReport, RoutingTable, TargetMode, TargetReport,
+    Traffic,
 };
 use beanpole_protocol::{EnvironmentId, Incarnation, InstanceId, Timestamp};
 use std::collections::BTreeMap;
@@ -15,6 +16,8 @@ pub struct FakeProxy {
     pub table: RoutingTable,
     /// Requests that were given to an instance whose process was not there.
     pub refused: u64,
+    /// An instance that was asked for what only another release has, if there was one.
+    pub astray: Option<String>,
     run: u64,
     sequence: u64,
     seen: BTreeMap<(InstanceId, Incarnation), Seen>,
@@ -39,6 +42,7 @@ impl FakeProxy {
             link: true,
             table: RoutingTable::default(),
             refused: 0,
+            astray: None,
             run: 1,
             sequence: 0,
             seen: BTreeMap::new(),
@@ -105,7 +109,18 @@ impl FakeProxy {
                 let answer = host.and_then(|host| hosts[host].answers(target.address.port(), now));
                 if now >= seen.next {
                     seen.next = now + target.check.interval_ms;
-                    let good = answer.as_ref().is_some_and(|(.., good)| *good);
+                    let good = answer.as_ref().is_some_and(|answer| answer.good);
+                    if let (Some(answer), Probe::Http { path, .. }) = (&answer, &target.check.probe)
+                        && answer.instance == &target.instance
+                        && answer.incarnation == target.incarnation
+                        && path != "/"
+                        && path[1..] != *answer.version
+                    {
+                        self.astray = Some(format!(
+                            "{} runs {} and is asked for {path}",
+                            target.instance, answer.version
+                        ));
+                    }
                     if good {
                         seen.good += 1;
                         seen.bad = 0;

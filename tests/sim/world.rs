@@ -394,6 +394,9 @@ impl World {
                 Some(BatchSize::Percentage(50)),
             ]);
             let no_auto_rollback = self.rng.chance(100);
+            // Only this version answers there. What is left after a failure without a way back runs under
+            // settings that nobody chose for it.
+            let own_check = !no_auto_rollback && self.rng.chance(400);
             let worker = self.rng.chance(150);
             let drained = self.rng.range(0, self.hosts.len() as u64) as usize;
             let resume = self.rng.chance(500);
@@ -410,6 +413,9 @@ impl World {
             settings.set(options::COMMAND, "Timeout", "60");
             settings.set(options::PROCESS, "DeregistrationDelay", "5");
             settings.set(options::ASG, "MinSize", sizes.to_string());
+            let mut check = OptionSettings::default();
+            let path = if own_check { label.as_str() } else { "" };
+            check.set(options::PROCESS, "HealthCheckPath", format!("/{path}"));
             let result = match dice {
                 _ if !exists => self.engine.create_environment(
                     &call,
@@ -432,7 +438,7 @@ impl World {
                         policy: if calm { None } else { policy },
                         batch,
                         no_auto_rollback,
-                        settings: OptionSettings::default(),
+                        settings: check,
                     },
                 ),
                 45..58 => self
@@ -554,6 +560,9 @@ impl World {
         }
         for n in 0..self.proxies.len() {
             let changed = self.proxies[n].step(now, &self.hosts, &mut self.rng);
+            if let Some(what) = self.proxies[n].astray.take() {
+                return Err(format!("at {} ms: {what}", now - START_MS));
+            }
             if self.proxies[n].up && self.proxies[n].link && (changed || periodic) {
                 let report = self.proxies[n].report(Timestamp::from_millis(now));
                 self.send(Message::ProxyReport(n, report));

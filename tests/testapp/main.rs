@@ -129,6 +129,11 @@ fn serve(stream: TcpStream, version: &str, status: u64) -> Option<()> {
                 std::process::id()
             ),
         };
+        // What only one version has.
+        let status = match path.strip_prefix("/only/") {
+            Some(which) if which != version => 404,
+            _ => status,
+        };
         let reply = format!(
             "HTTP/1.1 {status} Told So\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{answer}",
             answer.len()

@@ -256,9 +256,9 @@ impl Host {
             let stopped = seen.is_none_or(|report| report.phase == InstancePhase::Stopped);
             return (!stopped).then_some(Move::Stop);
         }
-        let same = seen.is_some_and(|report| {
-            report.release == Some(order.release) && report.incarnation == order.incarnation
-        });
+        // An incarnation has one release. Where the order names another, its controller's records are of
+        // a time before: it asks for a new incarnation when it is this instance's turn to change.
+        let same = seen.is_some_and(|report| report.incarnation == order.incarnation);
         if same && alive {
             return None;
         }

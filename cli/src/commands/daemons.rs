@@ -6,7 +6,7 @@ use beanpole_agent::AgentConfig;
 use beanpole_controller::{ControllerConfig, ControllerError, Tls};
 use beanpole_daemon::supervise::{self, Supervised};
 use beanpole_daemon::{logs, stop};
-use beanpole_proxy::ProxyConfig;
+use beanpole_proxy::{LONGEST_HEADER_TIMEOUT, ProxyConfig};
 use clap::Args;
 use std::ffi::OsString;
 use std::future::Future;
@@ -184,7 +184,7 @@ pub struct Proxy {
     pub threads: usize,
     /// How long a client has for the first byte after it connected, and for the whole head of a
     /// request
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, value_name = "SECONDS", default_value_t = LONGEST_HEADER_TIMEOUT, value_parser = clap::value_parser!(u64).range(1..=LONGEST_HEADER_TIMEOUT))]
     pub header_timeout: u64,
     /// The most connections of clients; fewer where the limit of open files is low
     #[arg(long, value_name = "NUMBER", default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..))]

@@ -3,12 +3,12 @@
 
 use crate::turn::Turn;
 use crate::{Engine, EngineError, Observed, kept};
-use beanpole_planner::Stage;
+use beanpole_planner::{Reach, Stage};
 use beanpole_protocol::agent::{HostOrders, InstanceOrder, ReleaseKey, ReleaseOrder};
 use beanpole_protocol::api::{EnvironmentStatus, Tier};
 use beanpole_protocol::options::OptionSettings;
 use beanpole_protocol::proxy::{Route, RoutingTable, Target, TargetPool, WeightedPool};
-use beanpole_protocol::{EnvironmentId, Generation, HostId, ReleaseNumber};
+use beanpole_protocol::{EnvironmentId, Generation, HostId, ReleaseNumber, Timestamp};
 use beanpole_store::StoreError;
 use beanpole_store::model::{
     EnvironmentRecord, HostOrdersRecord, HostRecord, InstanceRecord, OperationRecord,
@@ -57,7 +57,12 @@ impl Derived {
 
 impl Engine {
     /// Derives orders and the table, where something may have changed since the last time.
-    pub(crate) fn derive(&self, observed: &Observed, turn: &mut Turn) -> Result<(), EngineError> {
+    pub(crate) fn derive(
+        &self,
+        observed: &Observed,
+        now: Timestamp,
+        turn: &mut Turn,
+    ) -> Result<(), EngineError> {
         let mut derived = self.derived.lock().unwrap_or_else(PoisonError::into_inner);
         let commits = self.store.commits();
         if derived
@@ -66,7 +71,7 @@ impl Engine {
         {
             return Ok(());
         }
-        *derived = Some(self.derive_afresh(commits, observed, turn)?);
+        *derived = Some(self.derive_afresh(commits, observed, now, turn)?);
         Ok(())
     }
 
@@ -74,12 +79,16 @@ impl Engine {
         &self,
         commits: u64,
         observed: &Observed,
+        now: Timestamp,
         turn: &mut Turn,
     ) -> Result<Derived, EngineError> {
-        let records = self.records()?;
+        let mut records = self.records()?;
+        let went_on = records.follow_hosts(observed);
         let (orders_changed, orders_now) = self.fresh_orders(&records, observed)?;
-        let (table, table_changed) = self.fresh_table(&records, observed)?;
-        let marked = records.marked(&orders_now, table.generation);
+        let (table, table_changed) = self.fresh_table(&records, observed, now)?;
+        let mut marked = records.marked(&orders_now, table.generation);
+        let noted: BTreeSet<_> = marked.iter().map(|record| record.id.clone()).collect();
+        marked.extend(went_on.into_iter().filter(|one| !noted.contains(&one.id)));
         let derived = Derived {
             // What is written below counts as a change: the next turn derives once more and finds
             // nothing.
@@ -149,6 +158,7 @@ impl Engine {
         &self,
         records: &Records,
         observed: &Observed,
+        now: Timestamp,
     ) -> Result<(RoutingTable, bool), EngineError> {
         let stored = self.routing_table()?;
         let mut table = records.table(&self.config.domain);
@@ -160,11 +170,28 @@ impl Engine {
             .map(|report| report.generation)
             .max()
             .unwrap_or_default();
+        // After a restore: what the proxies hold is newer than the records, and right, until the hosts
+        // have said what they run. A table of the records alone would name incarnations that are gone.
+        if held > stored.generation && self.unheard(records, observed, now) {
+            return Ok((stored, false));
+        }
         let changed = table != stored || stored.generation.0 == 0 || held > stored.generation;
         if changed {
             table.generation = stored.generation.max(held).next();
         }
         Ok((table, changed))
+    }
+
+    /// Whether a host with instances has not reported yet and does not count as Unreachable.
+    fn unheard(&self, records: &Records, observed: &Observed, now: Timestamp) -> bool {
+        records.instances.iter().any(|instance| {
+            let seen = observed.hosts.get(&instance.host);
+            seen.is_none_or(|seen| seen.report.is_none())
+                && matches!(
+                    observed.reach(&instance.host, now, self.config.unreachable_after_ms),
+                    Reach::Here | Reach::Silent(_)
+                )
+        })
     }
 
     fn records(&self) -> Result<Records, StoreError> {
@@ -203,6 +230,29 @@ impl Engine {
 }
 
 impl Records {
+    /// Takes over what hosts have gone on to while these records stood still: a host that runs a later
+    /// incarnation of an instance than was ever recorded met a store that was restored from a backup.
+    /// Were it told the recorded one, every instance would be changed at once; told its own, it goes on,
+    /// and mending takes one after the other to the recorded release. Gives the records that changed.
+    fn follow_hosts(&mut self, observed: &Observed) -> Vec<InstanceRecord> {
+        let mut changed = Vec::new();
+        for record in &mut self.instances {
+            let seen = observed
+                .hosts
+                .get(&record.host)
+                .filter(|seen| seen.taken.is_none())
+                .and_then(|seen| seen.report.as_ref())
+                .and_then(|report| report.instances.iter().find(|one| one.id == record.id));
+            if let Some(seen) = seen
+                && seen.incarnation > record.incarnation
+            {
+                record.incarnation = seen.incarnation;
+                changed.push(record.clone());
+            }
+        }
+        changed
+    }
+
     /// The instances whose first orders or table these are.
     fn marked(
         &self,
@@ -359,7 +409,7 @@ mod tests {
     use super::*;
     use crate::EngineConfig;
     use beanpole_protocol::agent::ControllerIdentity;
-    use beanpole_protocol::{ControllerId, HostName, Timestamp};
+    use beanpole_protocol::{ControllerId, HostName};
     use beanpole_store::Store;
 
     fn host(id: &HostId) -> HostRecord {

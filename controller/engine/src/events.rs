@@ -3,7 +3,7 @@
 
 use beanpole_protocol::event::{Event, Severity};
 use beanpole_protocol::{
-    ApplicationName, EventId, HostId, InstanceId, OperationId, RequestId, Timestamp,
+    ApplicationName, EventId, HostId, InstanceId, OperationId, ReleaseNumber, RequestId, Timestamp,
 };
 use beanpole_store::model::{
     EnvironmentRecord, EventIndexRecord, EventRecord, OperationRecord, OtherEventRecord,
@@ -128,6 +128,10 @@ pub(crate) fn emit_for(
     Ok(id)
 }
 
+/// How far the numbers of releases leap after a restore: to the next multiple. It is more than anybody
+/// deploys to one environment between two backups.
+const RELEASES_LEAP: u64 = 1_000;
+
 /// After a restore, tells everybody who follows events, of whatever environment: what happened after
 /// the backup is not in these records, and the numbers of events have leapt.
 pub fn tell_restore(store: &Store, now: Timestamp) -> Result<(), StoreError> {
@@ -137,12 +141,16 @@ pub fn tell_restore(store: &Store, now: Timestamp) -> Result<(), StoreError> {
         };
         let text = format!(
             "The controller's records were brought back from a backup of {}. What was done after that \
-             is not known any more; hosts are made to match these records.",
+             is not known any more: instances that were changed since return to the recorded release \
+             one after the other, and what was added since is removed.",
             restored.backup_of
         );
         let draft = Draft::new(Severity::Warn, "records-restored", text, now);
         emit(tx, draft.clone())?;
         for mut environment in tx.list::<EnvironmentRecord>()? {
+            // Hosts may hold releases that were made after the backup. Their numbers are not given again.
+            let last = environment.last_release.0;
+            environment.last_release = ReleaseNumber((last / RELEASES_LEAP + 1) * RELEASES_LEAP);
             emit_for(tx, &mut environment, draft.clone())?;
             tx.put(&environment)?;
         }

@@ -2,14 +2,15 @@
 
 use crate::apply::Scene;
 use crate::{Engine, Observed, kept, traffic};
-use beanpole_protocol::Timestamp;
 use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus};
 use beanpole_protocol::event::Severity;
+use beanpole_protocol::{ReleaseNumber, Timestamp};
 use beanpole_store::model::{
     EnvironmentRecord, EventIndexRecord, EventRecord, InstanceRecord, JournalRecord,
     OperationIndexRecord, OperationRecord, ReleaseRecord,
 };
 use beanpole_store::{Record, StoreError, Tx};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// The pause after mending failed, doubled each time, in milliseconds.
@@ -151,6 +152,18 @@ impl Engine {
         scene.say(Severity::Error, "operation-failed", last)
     }
 
+    /// Forgets the oldest events of an environment beyond the bound.
+    pub(crate) fn trim_events(
+        &self,
+        tx: &mut Tx<'_>,
+        environment: &EnvironmentRecord,
+    ) -> Result<(), StoreError> {
+        let events =
+            tx.list_prefix::<EventIndexRecord>(&EventIndexRecord::prefix(&environment.id))?;
+        let surplus = events.len().saturating_sub(self.config.events_kept);
+        drop_events(tx, &events[..surplus])
+    }
+
     /// Keeps the history within its bounds.
     fn trim(
         &self,
@@ -158,10 +171,7 @@ impl Engine {
         environment: &EnvironmentRecord,
         kind: OperationKind,
     ) -> Result<(), StoreError> {
-        let events =
-            tx.list_prefix::<EventIndexRecord>(&EventIndexRecord::prefix(&environment.id))?;
-        let surplus = events.len().saturating_sub(self.config.events_kept);
-        drop_events(tx, &events[..surplus])?;
+        self.trim_events(tx, environment)?;
         let operations =
             tx.list_prefix::<OperationIndexRecord>(&OperationIndexRecord::prefix(&environment.id))?;
         let surplus = operations.len().saturating_sub(self.config.operations_kept);
@@ -171,9 +181,15 @@ impl Engine {
         if surplus > 0 {
             // A release keeps its bundle, and one that is not needed for years should not.
             let needed = kept::needed_releases(tx, environment)?;
-            let old = releases
+            // Without the release that its tree was prepared for, a later one could not be gone back to.
+            let trees: BTreeSet<ReleaseNumber> = releases
                 .iter()
-                .filter(|release| !needed.contains_key(&release.number));
+                .filter(|release| release.tree != release.number)
+                .map(|release| release.tree)
+                .collect();
+            let old = releases.iter().filter(|release| {
+                !needed.contains_key(&release.number) && !trees.contains(&release.number)
+            });
             for release in old.take(surplus) {
                 tx.delete::<ReleaseRecord>(&release.key())?;
             }

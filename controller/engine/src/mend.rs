@@ -31,7 +31,13 @@ impl Engine {
         };
         let world = self.world(&self.store, environment, observed, now, false)?;
         let size = environment.settings.instance_count();
-        let needs = read::rules(&environment.settings, environment.tier, Repute::Live).needs;
+        let needs = read::rules(
+            &environment.settings,
+            &environment.settings,
+            environment.tier,
+            Repute::Live,
+        )
+        .needs;
         let Some(away) = self.unwell(&world, &needs, live, size, now, turn) else {
             return Ok(());
         };
@@ -67,7 +73,12 @@ impl Engine {
                 size: environment.settings.instance_count(),
                 away,
             };
-            let rules = read::rules(&environment.settings, environment.tier, Repute::Live);
+            let rules = read::rules(
+                &environment.settings,
+                &environment.settings,
+                environment.tier,
+                Repute::Live,
+            );
             match plan(&world, &goal, &rules, seed) {
                 Ok(plan) => {
                     NewOperation {

@@ -74,8 +74,13 @@ pub(crate) enum Repute {
     Live,
 }
 
-/// What holds for plans under these settings.
-pub(crate) fn rules(settings: &OptionSettings, tier: Tier, repute: Repute) -> Rules {
+/// What holds for plans that lead to these settings from those that `leaves`.
+pub(crate) fn rules(
+    settings: &OptionSettings,
+    leaves: &OptionSettings,
+    tier: Tier,
+    repute: Repute,
+) -> Rules {
     let deployment = settings.deployment();
     let check = settings.health_check();
     let up_ms = match repute {
@@ -103,7 +108,8 @@ pub(crate) fn rules(settings: &OptionSettings, tier: Tier, repute: Repute) -> Ru
             prepare_ms: deployment.timeout_ms,
             batch_ms: deployment.start_timeout_ms + proof_ms,
             drain_ms: deployment.drain_timeout_ms,
-            stop_ms: settings.stop_grace_ms(),
+            // Whichever of the two is being stopped.
+            stop_ms: settings.stop_grace_ms().max(leaves.stop_grace_ms()),
         },
         ignore_health: deployment.ignore_health_check,
         needs: Place {
@@ -143,11 +149,25 @@ impl Engine {
                 }
             }
         }
-        let instances = reader
-            .under::<InstanceRecord>(&InstanceRecord::prefix(&environment.id))?
-            .into_iter()
-            .map(|instance| (instance.id.clone(), instance_state(instance)))
-            .collect();
+        let mut instances = BTreeMap::new();
+        for instance in reader.under::<InstanceRecord>(&InstanceRecord::prefix(&environment.id))? {
+            let id = instance.id.clone();
+            let runs = hosts
+                .get(&instance.host)
+                .and_then(|host| host.instance(&id))
+                .filter(|seen| seen.incarnation == instance.incarnation)
+                .and_then(|seen| seen.release);
+            let mut state = instance_state(instance);
+            // It was recorded, restored from a backup, and had been changed in between: what it runs
+            // is told by its host.
+            if let Some(tree) = runs.filter(|tree| *tree != state.release)
+                && release(reader, &environment.id, state.release)?
+                    .is_some_and(|recorded| recorded.tree != tree)
+            {
+                state.release = tree;
+            }
+            instances.insert(id, state);
+        }
         Ok(World {
             environment: environment.id.clone(),
             instances,

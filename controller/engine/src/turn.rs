@@ -69,7 +69,7 @@ impl Engine {
             }
         }
         if self.store.commits() - before < transactions {
-            self.derive(observed, &mut turn)?;
+            self.derive(observed, now, &mut turn)?;
         }
         Ok(turn)
     }
@@ -200,7 +200,8 @@ impl Engine {
         let settings = from
             .as_ref()
             .map_or(&scene.environment.settings, |(.., settings)| settings);
-        let rules = read::rules(settings, scene.environment.tier, Repute::Live);
+        let leaves = &scene.environment.settings;
+        let rules = read::rules(settings, leaves, scene.environment.tier, Repute::Live);
         let back = plan_back(
             world,
             &operation.plan,

@@ -78,6 +78,8 @@ impl Engine {
                 }
             }
             tx.put(&environment)?;
+            // An app that ends again and again may do so for months without any operation.
+            self.trim_events(tx, &environment)?;
             Ok::<_, EngineError>(())
         })?;
         turn.events = true;

@@ -10,8 +10,9 @@ mod leave;
 mod prepare;
 mod proxies;
 
-use crate::{Batch, Change, ChangeState, Happened, Plan, Progress, Stage, World};
+use crate::{Batch, Change, ChangeState, Happened, Plan, Progress, Serving, Stage, World};
 use beanpole_protocol::api::OperationFailure;
+use beanpole_protocol::proxy::TargetMode;
 use beanpole_protocol::{InstanceId, Timestamp};
 use std::time::Duration;
 
@@ -144,7 +145,7 @@ impl Turn<'_, '_> {
 
     /// Whether every change of the batch is done.
     fn batch(&mut self, batch: &Batch) -> Step<bool> {
-        let mut serving = self.world.serving_count();
+        let mut serving = self.capacity();
         let mut all = true;
         let under_way = batch.changes.iter().any(|change| {
             !matches!(
@@ -182,6 +183,24 @@ impl Turn<'_, '_> {
             }
         }
         Ok(all)
+    }
+
+    /// Instances that count for the floor: those that serve and, where health is ignored, those that this
+    /// plan has put in whatever they answer. Without them no batch but the first could ever go.
+    fn capacity(&self) -> u32 {
+        let forced = |change: &&Change| {
+            self.plan.ignore_health
+                && self.progress.of(&change.instance) == ChangeState::Done
+                && self.world.serving(&change.instance) == Serving::No
+                && self
+                    .world
+                    .instances
+                    .get(&change.instance)
+                    .is_some_and(|instance| instance.mode == Some(TargetMode::Serve))
+        };
+        let changes = self.plan.changes().map(|(_, change)| change);
+        let forced = u32::try_from(changes.filter(forced).count()).unwrap_or(u32::MAX);
+        self.world.serving_count().saturating_add(forced)
     }
 
     /// Waits until a bound, then fails.

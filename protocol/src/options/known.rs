@@ -127,12 +127,14 @@ pub const KNOWN: &[OptionSpec] = &[
         Change::Nothing,
         "Seconds that an instance leaving the load balancer has to finish its requests.",
     ),
+    // What is asked and what counts as good make a release: instances take it up in batches, each proves
+    // well by it before the next, and a path that answers 404 is gone back from. EB puts it to all at once.
     option(
         PROCESS,
         "HealthCheckPath",
         "/",
         Kind::Path,
-        Change::Nothing,
+        Change::Restart,
         "What the health check asks for. With an empty HealthCheckPath a TCP connection is enough.",
     ),
     // EB: 15 s, meant for load balancers far away. Own hosts are near: a deployment need not wait.
@@ -173,7 +175,7 @@ pub const KNOWN: &[OptionSpec] = &[
         "MatcherHTTPCode",
         "200-399",
         Kind::Statuses,
-        Change::Nothing,
+        Change::Restart,
         "The statuses of a good check.",
     ),
     option(
@@ -181,7 +183,7 @@ pub const KNOWN: &[OptionSpec] = &[
         "Protocol",
         "HTTP",
         Kind::OneOf(&["HTTP", "TCP"]),
-        Change::Nothing,
+        Change::Restart,
         "HTTP asks for HealthCheckPath, TCP only connects.",
     ),
     option(
@@ -189,7 +191,7 @@ pub const KNOWN: &[OptionSpec] = &[
         "Application Healthcheck URL",
         "",
         Kind::Path,
-        Change::Nothing,
+        Change::Restart,
         "The older name of HealthCheckPath; HealthCheckPath wins.",
     ),
     option(

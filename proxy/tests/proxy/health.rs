@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use beanpole_protocol::Incarnation;
-use beanpole_protocol::proxy::TargetMode;
+use beanpole_protocol::proxy::{Probe, ProxyReport, TargetMode};
 use http::Method;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -27,6 +27,25 @@ async fn checks_follow_the_thresholds_and_say_what_came_back() {
     assert!(target.bad_checks >= 2, "{target:?}");
     let answer = target.last_check.expect("a check").answer;
     assert!(answer.starts_with("418 in "), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_target_is_checked_as_its_own_release_is_to_be() {
+    let (old, new) = (Backend::start().await, Backend::start().await);
+    let proxy = Proxy::start().await;
+    let mut wanted = table(1, vec![serving(1, &old), serving(2, &new)]);
+    old.health.store(404, Ordering::SeqCst);
+    if let Probe::Http { path, .. } = &mut wanted.pools[0].targets[0].check.probe {
+        "/".clone_into(path);
+    }
+    proxy.serve(&wanted).await;
+    let asked = |report: &ProxyReport| -> Vec<String> {
+        let targets = report.targets.iter();
+        targets
+            .filter_map(|target| Some(target.last_check.as_ref()?.asked.clone()))
+            .collect()
+    };
+    assert_eq!(asked(&proxy.report().await), ["GET /", "GET /health"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -68,6 +87,8 @@ async fn a_connection_that_breaks_midway_is_a_failure_and_is_not_repeated() {
     let answer = client.send(post).await.expect("an answer");
     assert_eq!(answer.status, 502);
     assert!(answer.text().contains("beanpole logs prod"), "{answer:?}");
+    // It does close the connection; who is not told sends the next request into nothing.
+    assert_eq!(answer.headers["connection"], "close");
     assert_eq!(first.hits() + second.hits(), 1);
     until("the failure is counted", || async {
         let report = proxy.report().await;

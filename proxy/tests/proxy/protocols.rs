@@ -207,3 +207,28 @@ async fn an_idle_http2_connection_does_not_delay_a_stop() {
     let took = begun.elapsed();
     assert!(took < std::time::Duration::from_secs(3), "{took:?}");
 }
+
+/// Debian's curl loses an answer that comes before the end of its request's body.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_over_http2_reaches_a_client_that_sent_a_body() {
+    let proxy = Proxy::start().await;
+    let asked = tokio::process::Command::new("curl")
+        .args(["-sSk", "--http2", "--max-time", "10", "-d", "hi"])
+        .args(["-o", "/dev/null", "-w", "%{http_version} %{http_code}"])
+        .args(["--connect-to", &format!("::{}", proxy.https)])
+        .arg("https://nobody.localhost/")
+        .output();
+    let output = asked.await.expect("curl");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(said, "2 404", "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_app_says_of_its_connection_stays_between_it_and_the_proxy() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::start().await;
+    proxy.serve(&table(1, vec![serving(1, &backend)])).await;
+    let answer = proxy.get("/").await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.headers.get("keep-alive"), None, "{answer:?}");
+}

@@ -384,7 +384,10 @@ async fn app(
                 "path": request.uri().to_string(),
                 "headers": headers,
             });
-            Ok(Response::new(whole(told.to_string())))
+            let answer = Response::builder()
+                .header("keep-alive", "timeout=65")
+                .body(whole(told.to_string()));
+            Ok(answer.expect("a response"))
         }
     }
 }

@@ -88,6 +88,45 @@ pub(super) struct Wish<'r> {
     pub(super) reason: String,
 }
 
+/// The options that say how much capacity there is.
+const CAPACITY: [(&str, &str); 3] = [
+    (options::ENVIRONMENT, "EnvironmentType"),
+    (options::ASG, "MinSize"),
+    (options::ASG, "MaxSize"),
+];
+
+/// Where going back leads when nobody says: to the live release, where instances were left on one that
+/// failed; else to the last one that was live and differs from it.
+fn before<'r>(
+    environment: &EnvironmentRecord,
+    releases: &'r [ReleaseRecord],
+) -> Option<&'r ReleaseRecord> {
+    let live = releases
+        .iter()
+        .find(|release| Some(release.number) == environment.live);
+    if environment.hold
+        && let Some(live) = live
+    {
+        return Some(live);
+    }
+    // What a rollback made is the release that it went back to, but for its number.
+    let without_capacity = |release: &ReleaseRecord| {
+        let mut settings = release.settings.clone();
+        for (namespace, option) in CAPACITY {
+            settings.remove(namespace, option);
+        }
+        (release.tree, settings)
+    };
+    let runs = live.map(without_capacity);
+    let same = |release: &&ReleaseRecord| {
+        Some(release.number) == environment.live || runs == Some(without_capacity(release))
+    };
+    releases
+        .iter()
+        .filter(|release| release.live_at.is_some() && !same(release))
+        .max_by_key(|release| (release.live_at, release.number))
+}
+
 impl Engine {
     /// What a deployment of `version` (the live one when absent) would run; none where there is no
     /// such environment or version, which [`Engine::deploy`] says.
@@ -208,18 +247,17 @@ impl Engine {
                         environment.name
                     ))
                 })?,
-            None => releases
-                .iter()
-                .filter(|r| r.live_at.is_some() && Some(r.number) != environment.live)
-                .max_by_key(|release| (release.live_at, release.number))
-                .ok_or_else(|| nothing_before(environment))?,
+            None => before(environment, &releases).ok_or_else(|| nothing_before(environment))?,
         };
         // How much capacity there is belongs to now, not to the release: going back must not take
         // away the instances that today's traffic needs.
         let mut settings = target.settings.clone();
-        for option in ["MinSize", "MaxSize"] {
-            if let Some(now) = environment.settings.get(options::ASG, option) {
-                settings.set(options::ASG, option, now.to_owned());
+        for (namespace, option) in CAPACITY {
+            match environment.settings.get(namespace, option) {
+                Some(now) => settings.set(namespace, option, now),
+                None => {
+                    settings.remove(namespace, option);
+                }
             }
         }
         let wish = Wish {
@@ -303,7 +341,12 @@ impl Engine {
             batch: wish.batch.unwrap_or(options.batch),
         };
         let world = self.world(reader, environment, call.observed, call.now, true)?;
-        let rules = read::rules(wish.settings, environment.tier, wish.repute);
+        let live = match environment.live {
+            Some(live) => read::release(reader, &environment.id, live)?,
+            None => None,
+        };
+        let leaves = live.map_or_else(|| wish.settings.clone(), |live| live.settings);
+        let rules = read::rules(wish.settings, &leaves, environment.tier, wish.repute);
         let plan = plan(&world, &goal, &rules, call.bits.rotate_left(17)).map_err(refused)?;
         Ok(Deployment { release, plan })
     }
@@ -319,7 +362,8 @@ impl Engine {
     ) -> Result<Plan, Fault> {
         let places = matches!(goal, Goal::Scale { .. });
         let world = self.world(reader, environment, call.observed, call.now, places)?;
-        let rules = read::rules(&environment.settings, environment.tier, repute);
+        let settings = &environment.settings;
+        let rules = read::rules(settings, settings, environment.tier, repute);
         Ok(plan(&world, goal, &rules, call.bits).map_err(refused)?)
     }
 }
