@@ -147,6 +147,7 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
         |e| matches!(e, AgentError::Held { .. }),
     )
     .await?;
+    beanpole_daemon::files::sweep(layout.root()).map_err(io_error("clean up", layout.root()))?;
     let orders = orders::load(&layout.orders()).map_err(AgentError::Orders)?;
     let owner = owner::load(&layout.owner()).map_err(AgentError::Owner)?;
     let id = owner::identity(&layout.identity()).map_err(io_error("write", &layout.identity()))?;

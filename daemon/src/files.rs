@@ -62,6 +62,26 @@ pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> 
     written
 }
 
+/// Removes what a process that was killed within [`write_atomically`] left in `directory`: it may hold
+/// secrets that are long gone elsewhere. For whoever starts as the only writer of that directory.
+pub fn sweep(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let left = name.to_str().is_some_and(|name| {
+            let parts = name
+                .strip_prefix('.')
+                .and_then(|name| name.strip_suffix(".tmp"));
+            let process = parts.and_then(|parts| Some(parts.rsplit_once('.')?.1));
+            process.is_some_and(|id| !id.is_empty() && id.bytes().all(|b| b.is_ascii_digit()))
+        });
+        if left {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes renames and removals in `directory` last through a power loss.
 pub fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
@@ -110,6 +130,26 @@ mod tests {
             0o600
         );
         assert_eq!(fs::read_dir(directory.path()).expect("list").count(), 1);
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_swept_and_nothing_else() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        for name in [
+            ".orders.json.3519.tmp",
+            "orders.json",
+            ".keep.tmp",
+            "a.1.tmp",
+        ] {
+            fs::write(directory.path().join(name), "secret").expect("write");
+        }
+        sweep(directory.path()).expect("sweep");
+        let mut left: Vec<_> = fs::read_dir(directory.path())
+            .expect("list")
+            .map(|entry| entry.expect("entry").file_name())
+            .collect();
+        left.sort();
+        assert_eq!(left, [".keep.tmp", "a.1.tmp", "orders.json"]);
     }
 
     #[test]
