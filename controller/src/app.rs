@@ -3,6 +3,7 @@
 use crate::auth::Tokens;
 use crate::links::Links;
 use crate::observations::Observations;
+use crate::services::hosts::Removals;
 use crate::time::Time;
 use beanpole_daemon::clock;
 use beanpole_engine::{Call, Engine};
@@ -37,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) observations: Observations,
     pub(crate) time: Time,
     pub(crate) links: Links,
+    pub(crate) removals: Removals,
     pub(crate) tokens: Tokens,
     pub(crate) identity: ControllerIdentity,
     pub(crate) controller_key: ControllerKey,

@@ -88,9 +88,11 @@ fn turn(app: &App) -> Result<Duration, EngineError> {
 }
 
 fn publish_orders(app: &App, host: &HostId) -> Result<(), EngineError> {
-    app.links
-        .publish_orders(host, app.engine.host_orders(host)?);
-    Ok(())
+    let orders = app.engine.host_orders(host)?;
+    app.links.publish_orders(host, orders, || {
+        let record = app.store.get::<HostRecord>(&HostRecord::key_of(host))?;
+        Ok(record.is_some())
+    })
 }
 
 /// What was decided before the start goes out again.

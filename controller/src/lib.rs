@@ -12,6 +12,7 @@
 mod api;
 mod app;
 mod auth;
+mod certificate;
 mod config;
 mod driver;
 mod free;
@@ -24,6 +25,7 @@ mod services;
 mod start;
 mod time;
 
+pub use certificate::{reached_at, self_signed_certificate};
 pub use config::{ControllerConfig, ControllerError, Tls};
 pub use start::run;
 

@@ -2,9 +2,10 @@
 
 use crate::app::App;
 use crate::services::hosts;
+use beanpole_engine::Observed;
 use beanpole_fleet::{
-    AgentClient, BundleSource, Dialer, HostLink, HostLinkConfig, LinkEvent, LinkNews, ProxyEvent,
-    ProxyLink, ProxyLinkConfig, ProxyNews, Pushes,
+    AgentClient, BundleSource, Dialer, HostLink, HostLinkConfig, LinkEvent, LinkNews,
+    OrdersTrouble, ProxyEvent, ProxyLink, ProxyLinkConfig, ProxyNews, Pushes,
 };
 use beanpole_protocol::agent::{FOREIGN_CONTROLLER, HostOrders, HostReport, Owner};
 use beanpole_protocol::proxy::RoutingTable;
@@ -37,9 +38,14 @@ pub(crate) struct LinkState {
     pub(crate) clock_skew_ms: Option<i64>,
     /// Why its agent refuses its orders.
     pub(crate) refused: Option<String>,
+    /// Why its agent does not take its orders, though it would.
+    pub(crate) not_taken: Option<String>,
     /// What its agent last said of itself that records know.
-    noted: Option<(Option<AgentId>, Option<Owner>)>,
+    noted: Option<Whose>,
 }
+
+/// Which agent a host has, and which other controller it belongs to.
+pub(crate) type Whose = (Option<AgentId>, Option<Owner>);
 
 struct Host {
     orders: watch::Sender<HostOrders>,
@@ -109,9 +115,19 @@ impl Links {
         self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a host's link its newest orders.
-    pub(crate) fn publish_orders(&self, host: &HostId, orders: HostOrders) {
+    /// Gives a host's link its newest orders; keeps them for one that has no link yet, unless it is not
+    /// `there` any more.
+    pub(crate) fn publish_orders<E>(
+        &self,
+        host: &HostId,
+        orders: HostOrders,
+        there: impl FnOnce() -> Result<bool, E>,
+    ) -> Result<(), E> {
         let mut hosts = self.hosts();
+        // Under the lock: a removal deletes the record before it forgets what is here.
+        if !hosts.contains_key(host) && !there()? {
+            return Ok(());
+        }
         let host = hosts.entry(host.clone()).or_default();
         host.orders.send_if_modified(|last| {
             let newer = orders.generation > last.generation;
@@ -120,6 +136,7 @@ impl Links {
             }
             newer
         });
+        Ok(())
     }
 
     /// Gives proxies the newest table.
@@ -135,11 +152,14 @@ impl Links {
 
     /// Starts the link to a host, in the place of one that runs.
     pub(crate) fn start_host(&self, app: &App, id: &HostId, dialer: Dialer) {
+        app.observations
+            .change(|seen| seen.orders_not_taken(id, None));
         let mut hosts = self.hosts();
         let host = hosts.entry(id.clone()).or_default();
         host.state.trouble = None;
         host.state.shown_key = None;
         host.state.refused = None;
+        host.state.not_taken = None;
         host.state.noted = None;
         host.link = Some(HostLink::spawn(
             HostLinkConfig {
@@ -193,6 +213,23 @@ impl Links {
             .unwrap_or_default()
     }
 
+    /// Whether there is such a host. A link that has ended may have left some of its news on the way.
+    fn knows(&self, id: &HostId) -> bool {
+        self.hosts().contains_key(id)
+    }
+
+    /// What a host's agent last said of itself that records know.
+    pub(crate) fn whose(&self, id: &HostId) -> Option<Whose> {
+        self.hosts()
+            .get(id)
+            .and_then(|host| host.state.noted.clone())
+    }
+
+    /// Has the next report written down again.
+    pub(crate) fn forget_whose(&self, id: &HostId) {
+        self.change_state(id, |state| state.noted = None);
+    }
+
     fn change_state<T>(&self, id: &HostId, change: impl FnOnce(&mut LinkState) -> T) -> Option<T> {
         self.hosts().get_mut(id).map(|host| change(&mut host.state))
     }
@@ -227,13 +264,63 @@ impl Incoming {
     }
 }
 
+/// Notes what was seen of a host, unless it was removed in the meantime.
+fn see(app: &App, host: &HostId, change: impl FnOnce(&mut Observed)) {
+    app.observations.change(|seen| {
+        // Within the change: a removal forgets the link before it forgets what was seen.
+        if app.links.knows(host) {
+            change(seen);
+        }
+    });
+}
+
+/// Why orders were not taken: for a sentence, and in the agent's own words.
+fn words(trouble: &OrdersTrouble) -> (String, String) {
+    match trouble {
+        OrdersTrouble::Told(problem) if problem.code == "disk-full" => {
+            let short = "its disk is full";
+            (short.to_owned(), format!("{short}. {}", problem.detail))
+        }
+        OrdersTrouble::Told(problem) => {
+            let short = problem.detail.trim_end_matches('.');
+            (short.to_owned(), problem.detail.clone())
+        }
+        OrdersTrouble::Lost(reason) => (reason.clone(), format!("{reason}.")),
+    }
+}
+
 fn from_host(app: &App, event: LinkEvent) {
     let LinkEvent { host, news, .. } = event;
     match news {
         LinkNews::Connecting | LinkNews::BundleProgress { .. } => return,
         LinkNews::OrdersConfirmed { .. } => {
-            app.links.change_state(&host, |state| state.refused = None);
-            return;
+            let was = app.links.change_state(&host, |state| {
+                let refused = state.refused.take().is_some();
+                (refused, state.not_taken.take().is_some())
+            });
+            let Some((refused, not_taken)) = was.filter(|was| *was != (false, false)) else {
+                return;
+            };
+            see(app, &host, |seen| seen.orders_not_taken(&host, None));
+            if not_taken {
+                hosts::note_orders(app, &host, None);
+            }
+            tracing::info!(%host, refused, "the agent takes its orders again");
+        }
+        LinkNews::OrdersNotTaken {
+            generation,
+            trouble,
+        } => {
+            let (why, words) = words(&trouble);
+            let before = app.links.change_state(&host, |state| {
+                state.refused = None;
+                state.not_taken.replace(words.clone())
+            });
+            see(app, &host, |seen| seen.orders_not_taken(&host, Some(why)));
+            if before.is_some_and(|before| before.as_ref() != Some(&words)) {
+                tracing::warn!(%host, %generation, words, "the agent cannot take its orders");
+                hosts::note_orders(app, &host, Some(words));
+            }
         }
         LinkNews::Connected { .. } => {
             let was = app.links.change_state(&host, |state| {
@@ -242,18 +329,20 @@ fn from_host(app: &App, event: LinkEvent) {
                 std::mem::replace(&mut state.was_connected, true)
             });
             tracing::info!(%host, "host connected");
-            app.observations
-                .change(|seen| seen.host_connected(&host, true));
+            see(app, &host, |seen| seen.host_connected(&host, true));
             if was == Some(true) {
                 hosts::note_connection(app, &host, None);
             }
         }
         LinkNews::Unreachable { reason, .. } => {
             let first = app.links.change_state(&host, |state| {
+                state.not_taken = None;
                 state.trouble.replace(reason.clone()).is_none() && state.was_connected
             });
-            app.observations
-                .change(|seen| seen.host_connected(&host, false));
+            see(app, &host, |seen| {
+                seen.host_connected(&host, false);
+                seen.orders_not_taken(&host, None);
+            });
             if first == Some(true) {
                 tracing::warn!(%host, reason, "host disconnected");
                 hosts::note_connection(app, &host, Some(reason));
@@ -270,8 +359,7 @@ fn from_host(app: &App, event: LinkEvent) {
                 state.trouble = Some(trouble.clone());
                 state.shown_key.replace(shown.fingerprint.clone()).is_none()
             });
-            app.observations
-                .change(|seen| seen.host_connected(&host, false));
+            see(app, &host, |seen| seen.host_connected(&host, false));
             if first == Some(true) {
                 tracing::warn!(%host, trouble, "the host key has changed");
                 hosts::note_connection(app, &host, Some(trouble));
@@ -286,7 +374,7 @@ fn from_host(app: &App, event: LinkEvent) {
             });
             note_whose(app, &host, &report);
             let ours = report.is_of(&app.identity.id);
-            app.observations.change(|seen| {
+            see(app, &host, |seen| {
                 let at = app.time.now();
                 if ours {
                     seen.host_is_ours(&host);
@@ -304,14 +392,21 @@ fn from_host(app: &App, event: LinkEvent) {
             match problem.code.as_str() {
                 // Its reports say whose it is.
                 FOREIGN_CONTROLLER => return,
-                "generation-reused" => app
-                    .observations
-                    .change(|seen| seen.generation_reused(&host, generation)),
+                "generation-reused" => {
+                    see(app, &host, |seen| seen.generation_reused(&host, generation));
+                }
                 _ => {}
             }
+            let why = format!(
+                "its agent refuses them ({})",
+                problem.detail.trim_end_matches('.')
+            );
+            see(app, &host, |seen| seen.orders_not_taken(&host, Some(why)));
             let refused = Some(problem.to_string());
-            app.links
-                .change_state(&host, |state| state.refused = refused);
+            app.links.change_state(&host, |state| {
+                state.not_taken = None;
+                state.refused = refused;
+            });
         }
         LinkNews::BundleDone { digest } => {
             tracing::info!(%host, bundle = digest.short(), "bundle delivered");
@@ -334,12 +429,11 @@ fn note_whose(app: &App, host: &HostId, report: &HostReport) {
     let said = (report.agent.clone(), taken);
     let news = app.links.change_state(host, |state| {
         let news = state.noted.as_ref() != Some(&said);
-        state.noted = Some(said.clone());
+        state.noted = Some(said);
         news
     });
     if news == Some(true) {
-        let (agent, taken) = said;
-        hosts::note_whose(app, host, agent, taken);
+        hosts::note_whose(app, host);
     }
 }
 

@@ -1,9 +1,8 @@
 //! The API's listener: TCP, TLS where told so, connections that are let finish at the end.
 
-use crate::{ControllerConfig, ControllerError, Tls};
+use crate::{ControllerConfig, ControllerError, Tls, certificate};
 use axum::{Extension, Router};
 use beanpole_daemon::connections::{Connections, raise_open_files, room_for};
-use beanpole_daemon::files;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -216,7 +215,7 @@ fn acceptor(config: &ControllerConfig) -> Result<Option<TlsAcceptor>, Controller
     let (cert, key) = match &config.tls {
         Tls::Off => return Ok(None),
         Tls::Files { cert, key } => (cert.clone(), key.clone()),
-        Tls::SelfSigned => self_signed(config)?,
+        Tls::SelfSigned => certificate::self_signed(config)?,
     };
     let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&cert)
         .and_then(Iterator::collect)
@@ -229,37 +228,6 @@ fn acceptor(config: &ControllerConfig) -> Result<Option<TlsAcceptor>, Controller
         .map_err(|error| wrong(error.to_string()))?;
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Some(TlsAcceptor::from(Arc::new(tls))))
-}
-
-/// A certificate of our own making for this machine's names, made at the first start.
-fn self_signed(
-    config: &ControllerConfig,
-) -> Result<(std::path::PathBuf, std::path::PathBuf), ControllerError> {
-    let cert = config.directory().join("api-cert.pem");
-    let key = config.directory().join("api-key.pem");
-    if cert.exists() && key.exists() {
-        return Ok((cert, key));
-    }
-    let names = vec![
-        "localhost".to_owned(),
-        "127.0.0.1".to_owned(),
-        config.api.ip().to_string(),
-    ];
-    let made = rcgen::generate_simple_self_signed(names)
-        .map_err(|error| ControllerError::Tls(error.to_string()))?;
-    for (path, text, mode) in [
-        (&key, made.signing_key.serialize_pem(), 0o600),
-        (&cert, made.cert.pem(), 0o644),
-    ] {
-        files::write_atomically(path, text.as_bytes(), mode).map_err(|source| {
-            ControllerError::File {
-                path: path.clone(),
-                source,
-            }
-        })?;
-    }
-    tracing::info!(certificate = %cert.display(), "made a certificate for the API");
-    Ok((cert, key))
 }
 
 #[cfg(test)]

@@ -164,6 +164,7 @@ fn assemble(
     if config.local_agent.is_some() {
         hosts::register_local(&store)?;
     }
+    hosts::end_removals(&store)?;
     let hosts: Vec<HostRecord> = store.list()?;
     observations.change(|seen| {
         for host in &hosts {
@@ -185,6 +186,7 @@ fn assemble(
         observations,
         time,
         links,
+        removals: hosts::Removals::default(),
         tokens,
         identity,
         controller_key,

@@ -73,6 +73,8 @@ pub struct HostState<'a> {
     pub heard: Option<Timestamp>,
     /// What its agent said last.
     pub report: Option<&'a HostReport>,
+    /// Why it does not take its orders; absent while it does.
+    pub cannot: Option<&'a str>,
 }
 
 /// A proxy.
@@ -128,6 +130,14 @@ impl HostState<'_> {
     /// Whether it counts as Unreachable.
     pub fn lost(&self) -> bool {
         matches!(self.reach, Reach::Lost(_) | Reach::Taken(_))
+    }
+
+    /// Why nothing is done there that is not done yet.
+    pub(crate) fn not_begun(&self) -> String {
+        match self.cannot {
+            Some(why) => format!("it cannot take orders: {why}"),
+            None => "its agent has not begun".to_owned(),
+        }
     }
 
     /// What the agent says of an instance.

@@ -46,6 +46,8 @@ struct Still {
     port: PortUse,
     /// When its host was last heard of.
     heard: Timestamp,
+    /// Why its host takes no orders.
+    cannot: Option<&'static str>,
     /// How long its answers have been good, by a report of the start.
     good_for_ms: u64,
 }
@@ -123,6 +125,7 @@ impl Still {
             in_flight: 0,
             port: PortUse::Own,
             heard: at(0),
+            cannot: None,
             good_for_ms: 0,
         }
     }
@@ -217,8 +220,31 @@ impl Still {
         (host, proxy)
     }
 
+    /// What it is waited for at the start.
+    fn waits(&self) -> String {
+        match self.asked(at(0)) {
+            Decision::Wait { reasons, .. } => reasons.into_iter().map(|(_, text)| text).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// What comes after waiting for as long as one is told to, and how many seconds that took.
     fn end(&self) -> (u64, Happened) {
+        let mut now = at(0);
+        for _ in 0..10 {
+            match self.asked(now) {
+                Decision::Wait { until, .. } => now = until,
+                Decision::Record(entries) => {
+                    let last = entries.into_iter().last().expect("an entry");
+                    return (now.since(at(0)).as_secs(), last);
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        panic!("it waits for ever");
+    }
+
+    fn asked(&self, now: Timestamp) -> Decision {
         let (host_report, proxy_report) = self.reports();
         let world = World {
             environment: EnvironmentId::from_bits(1),
@@ -248,6 +274,7 @@ impl Still {
                     promised_memory: 0,
                     heard: Some(self.heard),
                     report: Some(&host_report),
+                    cannot: self.cannot,
                 },
             )]
             .into(),
@@ -258,18 +285,7 @@ impl Still {
             )],
             web: true,
         };
-        let mut now = at(0);
-        for _ in 0..10 {
-            match next(&self.plan, &self.progress, &world, now) {
-                Decision::Wait { until, .. } => now = until,
-                Decision::Record(entries) => {
-                    let last = entries.into_iter().last().expect("an entry");
-                    return (now.since(at(0)).as_secs(), last);
-                }
-                other => panic!("{other:?}"),
-            }
-        }
-        panic!("it waits for ever");
+        next(&self.plan, &self.progress, &world, now)
     }
 
     /// Asserts the time and the code of the failure; returns its message.
@@ -691,4 +707,30 @@ fn an_instance_whose_port_is_taken_gets_three_others_before_it_is_given_up() {
     }
     let message = taken(OTHER_PORTS).fails_after(0, "port-taken");
     assert!(message.contains("20001"), "{message}");
+}
+
+#[test]
+fn a_host_that_cannot_take_orders_is_named_with_the_reason() {
+    let cannot = |still: &mut Still| still.cannot = Some("its disk is full");
+    let since = SINCE_START();
+    let preparing = Still::replaced(ChangeState::Pending)
+        .with(cannot)
+        .with(|still| {
+            still.plan.stages[0] = Stage::Prepare {
+                release: NEW,
+                tree: NEW,
+                hosts: vec![host()],
+            };
+        });
+    let starting = Still::replaced(ChangeState::Starting { since })
+        .with(cannot)
+        .with(|still| still.phase = None);
+    let stopping = Still::new(Action::Remove, ChangeState::Stopping { since }).with(cannot);
+    for still in [preparing, starting, stopping] {
+        let waits = still.waits();
+        assert!(
+            waits.contains("h1") && waits.contains("cannot take orders: its disk is full"),
+            "{waits}"
+        );
+    }
 }

@@ -64,6 +64,7 @@ fn world<'a>(report: &'a HostReport, hosts: &[&[(&str, &str)]], instances: u128)
                     promised_memory: 0,
                     heard: None,
                     report: Some(report),
+                    cannot: None,
                 };
                 (host(n), state)
             })

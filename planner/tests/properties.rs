@@ -160,6 +160,7 @@ impl Fake {
                         promised_memory: 0,
                         heard: None,
                         report: Some(report),
+                        cannot: None,
                     };
                     (id.clone(), state)
                 })

@@ -226,7 +226,7 @@ fn record(command: &Up, data: &Path) -> UpRecord {
         ca: command
             .offer
             .tls_self_signed
-            .then(|| data.join("controller/api-cert.pem")),
+            .then(|| beanpole_controller::self_signed_certificate(data)),
     }
 }
 
@@ -300,6 +300,10 @@ async fn announce(output: crate::output::Output, record: UpRecord, data: PathBuf
             data.display()
         )
     };
+    let certificate = record
+        .ca
+        .as_deref()
+        .map_or_else(String::new, |ca| trust(ca, &record.api));
     output.line(format!(
         "Beanpole {} is up.\n\
          \n\
@@ -307,7 +311,7 @@ async fn announce(output: crate::output::Output, record: UpRecord, data: PathBuf
          applications  http://NAME.localhost:{}/ and https://NAME.localhost:{}/\n\
          token         {}\n\
          logs          {}\n\
-         {how}\n\
+         {certificate}{how}\n\
          Next, in your application's directory:\n  \
          beanpole create shop-prod --instances 2\n  \
          beanpole deploy shop-prod\n\
@@ -320,6 +324,21 @@ async fn announce(output: crate::output::Output, record: UpRecord, data: PathBuf
         record.token_file.display(),
         data.join("logs").display(),
     ));
+}
+
+/// What other machines need to trust the API's certificate, `ca`.
+fn trust(ca: &Path, api: &str) -> String {
+    let reached = api.parse().map_or_else(
+        |_| api.to_owned(),
+        |api| beanpole_controller::reached_at(api).to_string(),
+    );
+    format!(
+        "certificate   {}\n\
+         \n\
+         From another machine, with copies of the certificate and the token:\n  \
+         beanpole --url https://{reached} --ca api-cert.pem --token-file token status\n",
+        ca.display()
+    )
 }
 
 fn port(address: &str) -> &str {

@@ -39,6 +39,8 @@ pub struct HostObserved {
     pub taken: Option<Timestamp>,
     /// A generation of which it holds orders with other content than ours.
     pub reused: Option<Generation>,
+    /// Why it does not take its orders, as the end of "it cannot take orders: …"; absent while it does.
+    pub cannot: Option<String>,
 }
 
 /// What was last seen of a proxy.
@@ -96,6 +98,11 @@ impl Observed {
     /// over them.
     pub fn generation_reused(&mut self, host: &HostId, generation: Generation) {
         self.hosts.entry(host.clone()).or_default().reused = Some(generation);
+    }
+
+    /// Notes why a host does not take its orders, or that it does.
+    pub fn orders_not_taken(&mut self, host: &HostId, why: Option<String>) {
+        self.hosts.entry(host.clone()).or_default().cannot = why;
     }
 
     /// Takes a proxy's report in.

@@ -199,6 +199,7 @@ impl Engine {
             promised_memory: 0,
             heard: seen.and_then(|seen| seen.last_seen),
             report: seen.and_then(|seen| seen.report.as_ref()),
+            cannot: seen.and_then(|seen| seen.cannot.as_deref()),
         }
     }
 }

@@ -33,6 +33,9 @@ const WATCH_LIMIT: Duration = Duration::from_secs(15);
 const SILENCE_LIMIT: Duration = Duration::from_secs(16);
 /// Progress of a push is told at most this often.
 const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+/// Orders that got lost that often in a row are told of: once or twice goes with a connection that
+/// is about to break, which is told anyway.
+const LOST_UNTOLD: u32 = 2;
 /// The first pause after a failed push of a bundle.
 const FIRST_PUSH_PAUSE: Duration = Duration::from_millis(250);
 
@@ -112,6 +115,14 @@ pub enum LinkNews {
         /// What the agent says.
         problem: Box<Problem>,
     },
+    /// The agent cannot take these orders now, because its disk is full for example, or does not
+    /// answer. They are pushed again until it confirms them; told once per reason.
+    OrdersNotTaken {
+        /// Their generation.
+        generation: Generation,
+        /// Why not.
+        trouble: OrdersTrouble,
+    },
     /// A bundle is on its way.
     BundleProgress {
         /// The bundle.
@@ -133,6 +144,15 @@ pub enum LinkNews {
         /// Why, with all causes.
         reason: String,
     },
+}
+
+/// Why orders were not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OrdersTrouble {
+    /// The agent says so itself.
+    Told(Box<Problem>),
+    /// They did not get there, or no answer came back: why, with all causes.
+    Lost(String),
 }
 
 /// A running link to one host. Dropping it ends the link.
@@ -340,6 +360,9 @@ impl Link {
         let mut settled: Option<HostOrders> = None;
         // Set by a refusal: the agent's own generation says nothing then.
         let mut refused = false;
+        // What was told last of orders that are not taken, and how many got lost in a row.
+        let mut told: Option<OrdersTrouble> = None;
+        let mut lost_in_a_row = 0;
         loop {
             let wanted = orders.borrow_and_update().clone();
             // Orders that were confirmed and are held no more; new ones are another matter.
@@ -354,6 +377,8 @@ impl Link {
                     Ok(()) => {
                         let generation = wanted.generation;
                         refused = false;
+                        told = None;
+                        lost_in_a_row = 0;
                         backoff.reset();
                         settled = Some(wanted);
                         let news = LinkNews::OrdersConfirmed { generation };
@@ -372,6 +397,8 @@ impl Link {
                         let generation = wanted.generation;
                         tracing::warn!(host = %self.config.host, %generation, %problem, "the agent refuses its orders");
                         refused = true;
+                        told = None;
+                        lost_in_a_row = 0;
                         settled = Some(wanted);
                         let news = LinkNews::OrdersRefused {
                             generation,
@@ -381,9 +408,31 @@ impl Link {
                             return End::Unheard;
                         }
                     }
-                    Err(Failed::Again(reason)) => {
+                    Err(Failed::Again { reason, problem }) => {
                         tracing::debug!(host = %self.config.host, reason, "orders not confirmed");
                         connection = None;
+                        let trouble = match problem {
+                            Some(problem) => {
+                                lost_in_a_row = 0;
+                                Some(OrdersTrouble::Told(problem))
+                            }
+                            None => {
+                                lost_in_a_row += 1;
+                                (lost_in_a_row > LOST_UNTOLD).then_some(OrdersTrouble::Lost(reason))
+                            }
+                        };
+                        if let Some(trouble) = trouble
+                            && told.as_ref() != Some(&trouble)
+                        {
+                            told = Some(trouble.clone());
+                            let news = LinkNews::OrdersNotTaken {
+                                generation: wanted.generation,
+                                trouble,
+                            };
+                            if self.emit(news).await.is_err() {
+                                return End::Unheard;
+                            }
+                        }
                         tokio::time::sleep(backoff.pause()).await;
                         continue;
                     }
@@ -546,7 +595,12 @@ pub(crate) enum Failed {
     /// The other side will not have it.
     Refused(Box<Problem>),
     /// Trying again may help.
-    Again(String),
+    Again {
+        /// Why, with all causes.
+        reason: String,
+        /// What the other side says, where it answered.
+        problem: Option<Box<Problem>>,
+    },
 }
 
 /// `PUT`s `value` over `connection`, opened first where there is none.
@@ -557,7 +611,10 @@ pub(crate) async fn put(
     value: &(impl serde::Serialize + Sync),
     limit: Duration,
 ) -> Result<(), Failed> {
-    let again = |error: &(dyn std::error::Error + 'static)| Failed::Again(chain(error));
+    let again = |error: &(dyn std::error::Error + 'static)| Failed::Again {
+        reason: chain(error),
+        problem: None,
+    };
     let mut open = match connection.take().filter(|open| !open.is_closed()) {
         Some(open) => open,
         None => transport.open().await.map_err(|error| again(&error))?,
@@ -574,6 +631,10 @@ pub(crate) async fn put(
             *connection = Some(open);
             Err(Failed::Refused(problem))
         }
+        Err(CallError::Refused(problem)) => Err(Failed::Again {
+            reason: problem.to_string(),
+            problem: Some(problem),
+        }),
         Err(error) => Err(again(&error)),
     }
 }

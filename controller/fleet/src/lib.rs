@@ -18,7 +18,7 @@ mod push;
 
 pub use client::{AgentClient, ClientError, Executable, LogQuery};
 pub use dial::{DialError, Dialer};
-pub use host::{HostLink, HostLinkConfig, LinkEvent, LinkNews};
+pub use host::{HostLink, HostLinkConfig, LinkEvent, LinkNews, OrdersTrouble};
 pub use proxy::{ProxyEvent, ProxyLink, ProxyLinkConfig, ProxyNews};
 pub use push::{BundleSource, PushError, Pushes};
 

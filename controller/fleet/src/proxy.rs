@@ -253,7 +253,7 @@ impl Link {
                         })
                         .await?;
                     }
-                    Err(Failed::Again(reason)) => {
+                    Err(Failed::Again { reason, .. }) => {
                         tracing::debug!(proxy = self.config.proxy, reason, "table not confirmed");
                         connection = None;
                         tokio::time::sleep(backoff.pause()).await;

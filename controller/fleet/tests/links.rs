@@ -3,14 +3,16 @@
 mod common;
 
 use beanpole_fleet::{
-    Dialer, Executable, HostLink, HostLinkConfig, LinkEvent, LinkNews, LogQuery, Pushes,
+    Dialer, Executable, HostLink, HostLinkConfig, LinkEvent, LinkNews, LogQuery, OrdersTrouble,
+    Pushes,
 };
 use beanpole_protocol::agent::{ControllerIdentity, FOREIGN_CONTROLLER, HostOrders, Owner};
 use beanpole_protocol::problem::Problem;
-use beanpole_protocol::{ControllerId, Generation, HostId, InstanceId, Timestamp};
+use beanpole_protocol::{ControllerId, Digest, Generation, HostId, InstanceId, Timestamp};
 use common::{Blobs, FakeAgent, PATIENCE, Sshd, eventually, noise, sshd_available};
 use futures::StreamExt;
 use sha2::{Digest as _, Sha256};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
@@ -20,6 +22,7 @@ struct Fixture {
     link: HostLink,
     orders: watch::Sender<HostOrders>,
     events: mpsc::Receiver<LinkEvent>,
+    sent: HashMap<Digest, u64>,
 }
 
 impl Fixture {
@@ -42,6 +45,7 @@ impl Fixture {
             link,
             orders,
             events,
+            sent: HashMap::new(),
         }
     }
 
@@ -78,6 +82,16 @@ impl Fixture {
             LinkNews::OrdersRefused { problem, .. } => *problem,
             _ => unreachable!("matched above"),
         }
+    }
+
+    /// How many bytes of bundles it last told to be on their way.
+    fn moved(&mut self) -> u64 {
+        while let Ok(event) = self.events.try_recv() {
+            if let LinkNews::BundleProgress { digest, sent, .. } = event.news {
+                self.sent.insert(digest, sent);
+            }
+        }
+        self.sent.values().sum()
     }
 
     fn order(&self, generation: u64) {
@@ -133,6 +147,83 @@ async fn orders_are_pushed_and_pushed_again_after_a_cut() {
     link.order(10);
     link.confirmed(10).await;
     link.link.stop().await;
+}
+
+#[tokio::test]
+async fn a_host_that_cannot_take_orders_is_told_of_once_in_its_own_words() {
+    let agent = FakeAgent::start().await;
+    let blobs = Arc::new(Blobs::new());
+    let mut link = Fixture::start(Dialer::local(&agent.socket), &blobs, &Pushes::new(None, 4));
+    link.connected().await;
+    let full = Problem::new(507, "disk-full", "No room", "No space left on device.");
+    agent.state.lock().expect("lock").cannot = Some(full.clone());
+    link.order(1);
+    let news = link
+        .until("the trouble", |news| {
+            matches!(news, LinkNews::OrdersNotTaken { .. })
+        })
+        .await;
+    let LinkNews::OrdersNotTaken {
+        generation,
+        trouble,
+    } = news
+    else {
+        unreachable!("matched above")
+    };
+    assert_eq!(generation, Generation(1));
+    assert_eq!(trouble, OrdersTrouble::Told(Box::new(full)));
+    // However often it is tried again.
+    eventually("more tries", || {
+        agent.state.lock().expect("lock").puts.len() > 3
+    })
+    .await;
+    agent.state.lock().expect("lock").cannot = None;
+    let mut again = 0;
+    link.until("orders confirmed", |news| {
+        again += u32::from(matches!(news, LinkNews::OrdersNotTaken { .. }));
+        matches!(news, LinkNews::OrdersConfirmed { .. })
+    })
+    .await;
+    assert_eq!(again, 0);
+    link.link.stop().await;
+}
+
+/// Its connection takes no more bytes, not even a goodbye.
+#[tokio::test]
+async fn a_link_to_a_host_that_reads_no_more_ends_at_once() {
+    if !sshd_available() {
+        return;
+    }
+    let sshd = Sshd::start("ed25519");
+    let agent = FakeAgent::start().await;
+    let blobs = Arc::new(Blobs::new());
+    let digests: Vec<_> = (0..8)
+        .map(|n| blobs.add(&noise((32 << 20) + 8 * n)))
+        .collect();
+    let mut link = Fixture::start(over_ssh(&sshd, &agent), &blobs, &Pushes::new(None, 8));
+    link.connected().await;
+    for digest in &digests {
+        agent.need(digest);
+    }
+    eventually("every push has begun", || {
+        digests.iter().all(|digest| agent.have(digest) > 0)
+    })
+    .await;
+    sshd.freeze_sessions();
+    // No byte moves any more once every buffer on the way is full.
+    let mut moved = link.moved();
+    loop {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let now = link.moved();
+        if now == moved {
+            break;
+        }
+        moved = now;
+    }
+    let start = Instant::now();
+    link.link.stop().await;
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?}");
 }
 
 #[tokio::test]

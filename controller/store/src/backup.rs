@@ -251,7 +251,12 @@ pub fn automatic(store: &Store, reason: &str) -> Result<PathBuf, StoreError> {
         .ok_or_else(|| broken("a store in memory has no place for it"))?;
     let dir = store_dir.join("backups");
     fs::create_dir_all(&dir).map_err(|error| StoreError::io(&dir, error))?;
-    let at = jiff::Timestamp::now().as_millisecond();
+    // After all that are there, whatever the clock says now or said then: the newest is the last.
+    let last = automatic_backups(store_dir)?
+        .last()
+        .map_or(0, |path| number(path));
+    let now = u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0);
+    let at = now.max(last.saturating_add(1));
     let path = dir.join(format!("{at:014}-{reason}.backup"));
     let hidden = dir.join(format!(".{at:014}.tmp"));
     let written = (|| {
@@ -294,8 +299,18 @@ pub fn automatic_backups(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
             found.push(path);
         }
     }
-    found.sort();
+    found.sort_by_cached_key(|path| (number(path), path.clone()));
     Ok(found)
+}
+
+/// The number by which an automatic backup is named: when it was written, in milliseconds, unless the
+/// clock was set back since the one before.
+fn number(path: &Path) -> u64 {
+    path.file_name()
+        .and_then(|name| name.to_str())
+        .and_then(|name| name.split('-').next())
+        .and_then(|digits| digits.parse().ok())
+        .unwrap_or(0)
 }
 
 /// Whether there are records in the store's directory that a restore would replace.

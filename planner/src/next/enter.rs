@@ -45,7 +45,7 @@ impl Turn<'_, '_> {
         let Some(seen) = seen else {
             let how = match host.reach {
                 Reach::Silent(since) => format!("the host {}", unheard(since, self.now)),
-                _ => "its agent has not begun".to_owned(),
+                _ => host.not_begun(),
             };
             let text = format!("Waiting for {id} on {}: {how}.", host.name);
             return self.blocked(change, bound, "start-timeout", text);

@@ -164,9 +164,14 @@ impl Turn<'_, '_> {
         } else {
             let seconds = self.now.since(since).as_secs();
             self.wake_at(bound.at);
+            let host = self.world.hosts.get(&change.host);
+            let cannot = host.and_then(|host| Some((&host.name, host.cannot?)));
+            let why = cannot.map_or_else(String::new, |(name, why)| {
+                format!(": {name} cannot take orders: {why}")
+            });
             self.wait(
                 Some(id),
-                format!("Waiting for {id} to stop, for {seconds} s."),
+                format!("Waiting for {id} to stop, for {seconds} s{why}."),
             );
         }
     }

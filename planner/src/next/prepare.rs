@@ -33,7 +33,7 @@ impl Turn<'_, '_> {
                 ),
                 Some(ReleasePhase::Unpacking) => "the bundle is being unpacked".to_owned(),
                 Some(ReleasePhase::Building { command }) => format!("`{command}` runs"),
-                None => "its agent has not begun".to_owned(),
+                None => host.not_begun(),
             };
             if let Reach::Lost(since) = host.reach {
                 return Err(lost(&name, None, &unheard(since, self.now)));

@@ -1,5 +1,6 @@
 //! Dialling, the verdict on the host key, authentication.
 
+use super::line::{Scissors, cuttable};
 use super::{Credential, HostKey, Options, SshError, Target, Verdict};
 use beanpole_protocol::api::SshAddress;
 use russh::cipher;
@@ -27,6 +28,11 @@ const CIPHERS: &[cipher::Name] = &[
 const WINDOW: u32 = 16 * 1024 * 1024;
 /// The largest packet that SSH implementations must accept is smaller, but OpenSSH takes this.
 const PACKET: u32 = 65_535;
+/// Bytes that a host has not confirmed for so long are lost, and the connection with them: a write
+/// that is stuck would otherwise wait for the kernel, for a quarter of an hour.
+const UNCONFIRMED_LIMIT: Duration = Duration::from_secs(30);
+/// How long a goodbye may take. Whoever closes has something else to do.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 /// Keys of an ssh-agent that are offered; sshd gives up after six failures by default.
 const MOST_AGENT_KEYS: usize = 5;
 
@@ -99,6 +105,7 @@ impl client::Handler for Judge {
 #[derive(Clone)]
 pub struct Session {
     handle: Arc<Handle<Judge>>,
+    scissors: Scissors,
     address: String,
     host_key: HostKey,
     // Keeps the bastion's connection open for as long as this one runs through it.
@@ -158,12 +165,20 @@ impl Session {
             .map_err(|source| self.refused("a shell", source))
     }
 
-    /// Says goodbye; what runs through the connection breaks.
+    /// Says goodbye; what runs through the connection breaks. A host that does not take it in time
+    /// goes without.
     pub async fn close(&self) {
-        let _ = self
-            .handle
-            .disconnect(russh::Disconnect::ByApplication, "", "en")
-            .await;
+        let goodbye = async {
+            // An error says that the session is over already.
+            let _ = self
+                .handle
+                .disconnect(russh::Disconnect::ByApplication, "", "en")
+                .await;
+            self.scissors.ended().await;
+        };
+        if tokio::time::timeout(CLOSE_LIMIT, goodbye).await.is_err() {
+            self.scissors.cut();
+        }
     }
 
     /// Whether the host lets us on to the machine at `to`, and that one answers, within `limit`.
@@ -224,6 +239,7 @@ pub async fn connect(target: &Target, options: &Options) -> Result<Session, SshE
     let mut first_error = None;
     for keys in preferences(target.host_key.algorithm.as_deref()) {
         let stream = dial(&target.ssh, jump.as_deref(), options).await?;
+        let (stream, scissors) = cuttable(stream);
         match exchange(&target.ssh, stream, pinned.clone(), keys, options).await {
             Ok((handle, host_key)) => {
                 let mut handle = handle;
@@ -236,6 +252,7 @@ pub async fn connect(target: &Target, options: &Options) -> Result<Session, SshE
                 .await?;
                 return Ok(Session {
                     handle: Arc::new(handle),
+                    scissors,
                     address: target.ssh.to_string(),
                     host_key,
                     _jump: jump,
@@ -321,6 +338,8 @@ async fn dial(
             .map_err(failed)?;
         // Without it every call waits 40 ms for Nagle's algorithm.
         stream.set_nodelay(true).map_err(failed)?;
+        rustix::net::sockopt::set_tcp_user_timeout(&stream, UNCONFIRMED_LIMIT.as_millis() as u32)
+            .map_err(|error| failed(error.into()))?;
         Ok(Box::new(stream) as Box<dyn Stream>)
     })
     .await
@@ -343,7 +362,7 @@ async fn bounded<T>(
 
 async fn exchange(
     to: &SshAddress,
-    stream: Box<dyn Stream>,
+    stream: impl Stream + 'static,
     pinned: Option<HostKey>,
     keys: Vec<Algorithm>,
     options: &Options,

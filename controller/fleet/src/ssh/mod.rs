@@ -5,6 +5,7 @@
 mod connect;
 mod exec;
 mod key;
+mod line;
 
 pub use connect::{Session, connect, probe};
 pub use exec::{ExecError, Output};

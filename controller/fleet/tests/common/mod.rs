@@ -350,7 +350,8 @@ pub struct FakeState {
     pub needs: Vec<Digest>,
     pub digest: Option<Digest>,
     pub upgrades: Vec<UpgradeOrder>,
-    pub refuse: bool,
+    /// What every order is answered with.
+    pub cannot: Option<Problem>,
     pub sequence: u64,
     pub largest_chunk: usize,
     pub uninstalled: bool,
@@ -487,6 +488,9 @@ async fn orders(
     let problem = {
         let mut state = agent.state.lock().expect("lock");
         state.puts.push(orders.generation);
+        if let Some(problem) = &state.cannot {
+            return problem_response(problem);
+        }
         let held = &state.orders;
         let theirs = orders.controller.as_ref().map(|theirs| &theirs.id);
         let owner = state.owner.as_ref().map(|owner| &owner.controller.id);

@@ -13,6 +13,7 @@ use beanpole_protocol::event::Severity;
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{HostId, HostName, RequestId};
 use beanpole_store::model::{HostRecord, JumpRecord};
+use beanpole_store::{Record, Store};
 use std::sync::Arc;
 
 /// Adds a host, or repairs it: installs the agent, pins its key, starts its link.
@@ -78,24 +79,24 @@ pub(crate) async fn add(app: &App, request_id: RequestId, body: AddHost) -> Resu
         host_key: added.host_key.algorithm.clone(),
         fingerprint: Some(added.host_key.fingerprint.clone()),
         instance_address,
-        // Repairing a host without naming labels keeps those it has.
-        labels: match &known {
-            Some(known) if body.labels.is_empty() => known.labels.clone(),
-            _ => body.labels,
-        },
-        draining: known.as_ref().is_some_and(|known| known.draining),
+        labels: body.labels,
+        draining: false,
         removing: false,
         agent: added.report.agent.clone(),
         taken: None,
-        added_at: known
-            .as_ref()
-            .map_or_else(clock::now, |known| known.added_at),
+        added_at: clock::now(),
     };
     let taken_from = added.taken_from;
     let (record, mut host) = app
         .blocking(move |app| {
             let again = known.is_some();
-            save(app, &request_id, &record, again, taken_from.as_deref())?;
+            let record = save(
+                &app.store,
+                &request_id,
+                record,
+                again,
+                taken_from.as_deref(),
+            )?;
             app.observations.change(|seen| {
                 let now = app.time.now();
                 seen.register_host(&record.id, now);
@@ -191,14 +192,30 @@ fn is_new_or_known(
     .hint(hint))
 }
 
+/// The record of a host after its repair. What it was told meanwhile holds: the repair took a while.
+fn repaired(now: HostRecord, repair: HostRecord) -> HostRecord {
+    HostRecord {
+        draining: now.draining,
+        removing: now.removing,
+        added_at: now.added_at,
+        // A repair that names no labels keeps those it has.
+        labels: if repair.labels.is_empty() {
+            now.labels
+        } else {
+            repair.labels
+        },
+        ..repair
+    }
+}
+
 fn save(
-    app: &App,
+    store: &Store,
     request_id: &RequestId,
-    host: &HostRecord,
+    host: HostRecord,
     again: bool,
     taken_from: Option<&str>,
-) -> Result<(), Problem> {
-    app.store.update(|tx| {
+) -> Result<HostRecord, Problem> {
+    let saved = store.update(|tx| {
         let hosts: Vec<HostRecord> = tx.list()?;
         if hosts
             .iter()
@@ -209,7 +226,23 @@ fn save(
                 format!("The host `{}` was added in the meantime.", host.name),
             )));
         }
-        tx.put(host)?;
+        let host = if again {
+            let Some(now) = tx.get::<HostRecord>(&host.key())? else {
+                return Err(Problem::conflict(
+                    "host-removed",
+                    format!(
+                        "The host `{}` was removed while it was repaired.",
+                        host.name
+                    ),
+                )
+                .hint("Its agent is installed again: add the host again, or leave it")
+                .into());
+            };
+            repaired(now, host)
+        } else {
+            host
+        };
+        tx.put(&host)?;
         mend_soon(tx)?;
         let (code, done) = if again {
             ("host-repaired", "repaired")
@@ -226,9 +259,9 @@ fn save(
                 .request(request_id)
                 .host(Some(&host.id)),
         )?;
-        Ok(())
+        Ok(host)
     })?;
-    Ok(())
+    Ok(saved)
 }
 
 pub(super) fn jump_target(jump: Option<&Jump>) -> Result<Option<Target>, Problem> {
@@ -274,4 +307,70 @@ async fn resolve(name: &str) -> Result<String, Problem> {
         .or(found.first())
         .map(ToString::to_string)
         .ok_or_else(|| wrong("it has no address".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::local;
+    use super::*;
+    use beanpole_protocol::Timestamp;
+    use std::collections::BTreeMap;
+
+    fn host() -> HostRecord {
+        HostRecord {
+            name: HostName::new("web-1").expect("a name"),
+            local: false,
+            ..local::record(HostId::from_bits(1), Timestamp::EPOCH)
+        }
+    }
+
+    /// What a repair that began before makes of it.
+    fn repair(labels: &[&str]) -> HostRecord {
+        HostRecord {
+            fingerprint: Some("SHA256:after".to_owned()),
+            labels: labels_of(labels),
+            added_at: Timestamp::from_millis(9),
+            ..host()
+        }
+    }
+
+    fn labels_of(names: &[&str]) -> BTreeMap<String, String> {
+        let one = |name: &&str| ((*name).to_owned(), "yes".to_owned());
+        names.iter().map(one).collect()
+    }
+
+    fn save_repair(store: &Store, labels: &[&str]) -> Result<HostRecord, Problem> {
+        let call = RequestId::from_bits(1);
+        save(store, &call, repair(labels), true, None)
+    }
+
+    #[test]
+    fn what_a_host_was_told_while_it_was_repaired_holds() {
+        let store = Store::in_memory();
+        let told = HostRecord {
+            draining: true,
+            labels: labels_of(&["ssd"]),
+            ..host()
+        };
+        store.update(|tx| tx.put(&told)).expect("memory");
+        let saved = save_repair(&store, &[]).expect("saved");
+        assert_eq!(saved.fingerprint.as_deref(), Some("SHA256:after"));
+        let expected = HostRecord {
+            fingerprint: saved.fingerprint.clone(),
+            ..told
+        };
+        assert_eq!(saved, expected);
+        assert_eq!(store.get(&saved.key()).expect("memory"), Some(saved));
+
+        let named = save_repair(&store, &["gpu"]).expect("saved");
+        assert_eq!(named.labels, labels_of(&["gpu"]));
+    }
+
+    #[test]
+    fn a_host_that_was_removed_while_it_was_repaired_stays_removed() {
+        let store = Store::in_memory();
+        let problem = save_repair(&store, &[]).expect_err("removed");
+        assert_eq!(problem.code, "host-removed");
+        assert!(store.list::<HostRecord>().expect("memory").is_empty());
+    }
 }

@@ -9,6 +9,7 @@ use beanpole_protocol::api::Host;
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{HostName, RequestId};
+use beanpole_store::model::HostRecord;
 
 /// Stops giving a host instances, and moves those that it has elsewhere; or the reverse.
 pub(crate) fn set_draining(
@@ -19,10 +20,18 @@ pub(crate) fn set_draining(
 ) -> Result<Host, Problem> {
     app.store.update(|tx| {
         let mut host = record_in(tx, name)?;
-        if host.draining == draining {
-            return Ok::<_, Refused>(());
+        if !draining && app.removals.under_way(&host.id) {
+            return Err(Refused::from(
+                Problem::conflict(
+                    "host-being-removed",
+                    format!("The host `{name}` is being removed."),
+                )
+                .hint(format!("See what came of it: beanpole host show {name}")),
+            ));
         }
-        host.draining = draining;
+        if !set(&mut host, draining) {
+            return Ok(());
+        }
         tx.put(&host)?;
         if !draining {
             mend_soon(tx)?;
@@ -43,4 +52,33 @@ pub(crate) fn set_draining(
     app.wake();
     app.tell_news();
     get(app, name)
+}
+
+/// Changes the record, and says whether that changed anything. A mark that a removal left behind keeps
+/// instances away as well.
+fn set(host: &mut HostRecord, draining: bool) -> bool {
+    let before = (host.draining, host.removing);
+    host.draining = draining;
+    host.removing &= draining;
+    before != (host.draining, host.removing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::local;
+    use super::*;
+    use beanpole_protocol::HostId;
+
+    #[test]
+    fn a_host_that_a_removal_left_marked_gets_instances_again() {
+        let mut host = HostRecord {
+            removing: true,
+            ..local::record(HostId::from_bits(1), clock::now())
+        };
+        assert!(set(&mut host, false));
+        assert!(!host.removing);
+        assert!(!set(&mut host, false), "as it is");
+        assert!(set(&mut host, true));
+        assert!(host.draining && !host.removing);
+    }
 }

@@ -21,27 +21,32 @@ pub(crate) fn register_local(store: &Store) -> Result<(), StoreError> {
             return Ok(());
         }
         let now = clock::now();
-        let host = HostRecord {
-            id: HostId::from_bits(clock::random_bits()),
-            name: HostName::new(LOCAL).expect("`local` is a host name"),
-            local: true,
-            ssh: None,
-            jump: None,
-            host_key: None,
-            fingerprint: None,
-            instance_address: "127.0.0.1".to_owned(),
-            labels: Default::default(),
-            draining: false,
-            removing: false,
-            agent: None,
-            taken: None,
-            added_at: now,
-        };
+        let host = record(HostId::from_bits(clock::random_bits()), now);
         tx.put(&host)?;
         let draft = Draft::new(Severity::Info, "host-added", "Host local added.", now);
         emit(tx, draft.host(Some(&host.id)))?;
         Ok(())
     })
+}
+
+/// Its record.
+pub(super) fn record(id: HostId, added_at: Timestamp) -> HostRecord {
+    HostRecord {
+        id,
+        name: HostName::new(LOCAL).expect("`local` is a host name"),
+        local: true,
+        ssh: None,
+        jump: None,
+        host_key: None,
+        fingerprint: None,
+        instance_address: "127.0.0.1".to_owned(),
+        labels: Default::default(),
+        draining: false,
+        removing: false,
+        agent: None,
+        taken: None,
+        added_at,
+    }
 }
 
 /// Whether a host has been heard of since the controller started.

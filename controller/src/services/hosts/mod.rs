@@ -15,8 +15,8 @@ pub(crate) use drain::set_draining;
 pub(crate) use key::{accept_key, probe};
 pub(crate) use labels::set_labels;
 pub(crate) use local::{heard_of, register_local};
-pub(crate) use reach::{note_connection, note_whose, start_links};
-pub(crate) use remove::remove;
+pub(crate) use reach::{note_connection, note_orders, note_whose, start_links};
+pub(crate) use remove::{Removals, end_removals, remove};
 pub(crate) use upgrade::upgrade;
 
 use crate::app::{App, Refused, store_problem};

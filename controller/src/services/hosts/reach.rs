@@ -7,10 +7,9 @@ use beanpole_engine::{Draft, emit};
 use beanpole_fleet::Dialer;
 use beanpole_fleet::bootstrap::Paths;
 use beanpole_fleet::ssh::{self, Target};
-use beanpole_protocol::agent::Owner;
+use beanpole_protocol::HostId;
 use beanpole_protocol::api::SshAddress;
 use beanpole_protocol::event::Severity;
-use beanpole_protocol::{AgentId, HostId};
 use beanpole_store::StoreError;
 use beanpole_store::model::{HostRecord, JumpRecord};
 use std::sync::Arc;
@@ -77,11 +76,15 @@ fn pinned(algorithm: Option<&str>, fingerprint: &str) -> ssh::HostKey {
 }
 
 /// Writes down which agent a host has, and, with an event, that it belongs to another controller
-/// (`taken`) or to this one again. The disk is not waited for.
-pub(crate) fn note_whose(app: &App, host: &HostId, agent: Option<AgentId>, taken: Option<Owner>) {
+/// or to this one again. The disk is not waited for.
+pub(crate) fn note_whose(app: &App, host: &HostId) {
     let (app, host) = (app.clone(), host.clone());
     tokio::task::spawn_blocking(move || {
         let written = app.store.update(|tx| {
+            // What it says by now: of two such writes the one that was begun first may come last.
+            let Some((agent, taken)) = app.links.whose(&host) else {
+                return Ok(());
+            };
             let Some(before) = tx.get::<HostRecord>(&HostRecord::key_of(&host))? else {
                 return Ok(());
             };
@@ -117,36 +120,58 @@ pub(crate) fn note_whose(app: &App, host: &HostId, agent: Option<AgentId>, taken
         match written {
             Ok(()) => app.tell_news(),
             Err(error) => {
+                app.links.forget_whose(&host);
                 store_problem(error);
             }
         }
     });
 }
 
+/// Tells, by an event, that a host cannot take its orders (`Some(why)`), or does again. The disk is not
+/// waited for.
+pub(crate) fn note_orders(app: &App, host: &HostId, trouble: Option<String>) {
+    tell(app, host, move |record| match trouble {
+        Some(why) => Draft::new(
+            Severity::Warn,
+            "host-cannot-take-orders",
+            format!("Host {} cannot take orders: {why}", record.name),
+            clock::now(),
+        ),
+        None => Draft::new(
+            Severity::Info,
+            "host-takes-orders",
+            format!("Host {} takes orders again.", record.name),
+            clock::now(),
+        ),
+    });
+}
+
 /// Tells, by an event, that a host was lost (`Some(why)`) or is back. The disk is not waited for.
 pub(crate) fn note_connection(app: &App, host: &HostId, lost: Option<String>) {
+    tell(app, host, move |record| match lost {
+        Some(why) => Draft::new(
+            Severity::Warn,
+            "host-disconnected",
+            format!("The connection to host {} is lost: {why}", record.name),
+            clock::now(),
+        ),
+        None => Draft::new(
+            Severity::Info,
+            "host-connected",
+            format!("Host {} is connected again.", record.name),
+            clock::now(),
+        ),
+    });
+}
+
+/// Writes an event about a host that is there still.
+fn tell(app: &App, host: &HostId, event: impl FnOnce(&HostRecord) -> Draft + Send + 'static) {
     let (app, host) = (app.clone(), host.clone());
     tokio::task::spawn_blocking(move || {
         let written = app.store.update(|tx| {
-            let Some(record) = tx.get::<HostRecord>(&HostRecord::key_of(&host))? else {
-                return Ok(());
-            };
-            let now = clock::now();
-            let draft = match lost {
-                Some(why) => Draft::new(
-                    Severity::Warn,
-                    "host-disconnected",
-                    format!("The connection to host {} is lost: {why}", record.name),
-                    now,
-                ),
-                None => Draft::new(
-                    Severity::Info,
-                    "host-connected",
-                    format!("Host {} is connected again.", record.name),
-                    now,
-                ),
-            };
-            emit(tx, draft.host(Some(&host)))?;
+            if let Some(record) = tx.get::<HostRecord>(&HostRecord::key_of(&host))? {
+                emit(tx, event(&record).host(Some(&host)))?;
+            }
             Ok::<_, StoreError>(())
         });
         match written {

@@ -1,6 +1,6 @@
 //! Removing a host, with all that it got from Beanpole.
 
-use super::{agent_problem, record_in};
+use super::{agent_problem, record};
 use crate::app::{App, Refused, store_problem};
 use beanpole_daemon::clock;
 use beanpole_engine::{Draft, HostObserved, emit};
@@ -11,7 +11,71 @@ use beanpole_protocol::event::Severity;
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{HostId, HostName, InstanceId, RequestId};
 use beanpole_store::model::{HostOrdersRecord, HostRecord, InstanceRecord};
-use std::collections::BTreeSet;
+use beanpole_store::{Store, StoreError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Which hosts are being removed, by how many calls each. The mark in a host's record is for the engine;
+/// this says whether anybody is still at it.
+#[derive(Debug, Default)]
+pub(crate) struct Removals(Mutex<BTreeMap<HostId, u32>>);
+
+/// One call's part in the removal of a host.
+struct Removal<'a> {
+    all: &'a Removals,
+    host: HostId,
+}
+
+impl Removals {
+    fn counts(&self) -> MutexGuard<'_, BTreeMap<HostId, u32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a host is being removed.
+    pub(super) fn under_way(&self, host: &HostId) -> bool {
+        self.counts().contains_key(host)
+    }
+
+    fn begin(&self, host: &HostId) -> Removal<'_> {
+        *self.counts().entry(host.clone()).or_default() += 1;
+        Removal {
+            all: self,
+            host: host.clone(),
+        }
+    }
+}
+
+impl Drop for Removal<'_> {
+    fn drop(&mut self) {
+        let mut counts = self.all.counts();
+        if let Some(count) = counts.get_mut(&self.host) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.host);
+            }
+        }
+    }
+}
+
+/// Takes back the marks of removals that ended with the process before this one.
+pub(crate) fn end_removals(store: &Store) -> Result<(), StoreError> {
+    store.update(|tx| {
+        for mut host in tx.list::<HostRecord>()? {
+            if !host.removing {
+                continue;
+            }
+            host.removing = false;
+            tx.put(&host)?;
+            let message = format!(
+                "Host {} was not removed: the controller stopped meanwhile. To remove it: beanpole host remove {}",
+                host.name, host.name
+            );
+            let draft = Draft::new(Severity::Warn, "host-not-removed", message, clock::now());
+            emit(tx, draft.host(Some(&host.id)))?;
+        }
+        Ok(())
+    })
+}
 
 /// Removes a host and all that it got from Beanpole. With `force` also one that has instances or
 /// cannot be asked: then it is only forgotten.
@@ -22,8 +86,27 @@ pub(crate) async fn remove(
     force: bool,
 ) -> Result<HostRemoved, Problem> {
     let wanted = name.clone();
-    let host = app
-        .blocking(move |app| mark_removing(app, &wanted, force))
+    let host = app.blocking(move |app| record(app, &wanted)).await?;
+    let removal = app.removals.begin(&host.id);
+    let id = host.id.clone();
+    let removed = remove_begun(app, request_id, host, force).await;
+    drop(removal);
+    if removed.is_err() && !app.removals.under_way(&id) {
+        // Where this fails, `host resume` takes the mark back.
+        let _ = app.blocking(move |app| unmark_removing(app, &id)).await;
+    }
+    removed
+}
+
+async fn remove_begun(
+    app: &App,
+    request_id: RequestId,
+    host: HostRecord,
+    force: bool,
+) -> Result<HostRemoved, Problem> {
+    let name = host.name.clone();
+    let id = host.id.clone();
+    app.blocking(move |app| mark_removing(app, &id, force))
         .await?;
     let uninstalled = match app.links.client(&host.id) {
         None => Err(ClientError::NotConnected),
@@ -36,9 +119,6 @@ pub(crate) async fn remove(
             None
         }
         Err(error) => {
-            let undone = name.clone();
-            app.blocking(move |app| unmark_removing(app, &undone))
-                .await?;
             return Err(agent_problem(&name, &error).hint(format!(
                 "Try again when it is reachable, or forget it and leave everything on it: beanpole host remove {name} --force"
             )));
@@ -89,6 +169,9 @@ pub(crate) async fn remove(
         Ok(())
     })
     .await?;
+    // The engine may have made out orders for it until then.
+    app.links.forget_host(&id).await;
+    app.observations.change(|seen| seen.hosts.remove(&id));
     Ok(removed)
 }
 
@@ -113,9 +196,15 @@ fn left_on(
     Ok(left.into_iter().collect())
 }
 
-fn mark_removing(app: &App, name: &HostName, force: bool) -> Result<HostRecord, Problem> {
-    let host = app.store.update(|tx| {
-        let mut host = record_in(tx, name)?;
+fn mark_removing(app: &App, id: &HostId, force: bool) -> Result<(), Problem> {
+    app.store.update(|tx| {
+        let Some(mut host) = tx.get::<HostRecord>(&HostRecord::key_of(id))? else {
+            return Err(Refused::from(Problem::conflict(
+                "host-removed",
+                "The host was removed in the meantime.",
+            )));
+        };
+        let name = &host.name;
         if host.local {
             return Err(Refused::from(
                 Problem::conflict(
@@ -139,18 +228,56 @@ fn mark_removing(app: &App, name: &HostName, force: bool) -> Result<HostRecord, 
         }
         host.removing = true;
         tx.put(&host)?;
-        Ok(host)
+        Ok(())
     })?;
     app.wake();
-    Ok(host)
+    Ok(())
 }
 
-fn unmark_removing(app: &App, name: &HostName) -> Result<(), Problem> {
+fn unmark_removing(app: &App, id: &HostId) -> Result<(), Problem> {
     app.store.update(|tx| {
-        let mut host = record_in(tx, name)?;
-        host.removing = false;
-        tx.put(&host)?;
+        let host: Option<HostRecord> = tx.get(&HostRecord::key_of(id))?;
+        if let Some(mut host) = host.filter(|host| host.removing) {
+            host.removing = false;
+            tx.put(&host)?;
+        }
         Ok::<_, Refused>(())
     })?;
+    app.wake();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::local;
+    use super::*;
+    use beanpole_store::Record;
+
+    #[test]
+    fn a_removal_ends_with_the_process() {
+        let store = Store::in_memory();
+        let host = HostRecord {
+            removing: true,
+            ..local::record(HostId::from_bits(1), clock::now())
+        };
+        store.update(|tx| tx.put(&host)).expect("memory");
+        end_removals(&store).expect("memory");
+        let after: HostRecord = store.get(&host.key()).expect("memory").expect("there");
+        assert!(!after.removing);
+        let told = store.commits();
+        end_removals(&store).expect("memory");
+        assert_eq!(store.commits(), told, "once");
+    }
+
+    #[test]
+    fn a_host_is_being_removed_until_the_last_call_is_over() {
+        let removals = Removals::default();
+        let host = HostId::from_bits(1);
+        let first = removals.begin(&host);
+        let second = removals.begin(&host);
+        drop(first);
+        assert!(removals.under_way(&host));
+        drop(second);
+        assert!(!removals.under_way(&host));
+    }
 }

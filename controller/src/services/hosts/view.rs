@@ -3,6 +3,7 @@
 use super::local::LOCAL;
 use crate::app::App;
 use beanpole_fleet::bootstrap::Paths;
+use beanpole_protocol::agent::HostFacts;
 use beanpole_protocol::api::{Host, HostStatus};
 use beanpole_store::model::{HostRecord, InstanceRecord};
 use std::time::Duration;
@@ -11,6 +12,33 @@ use std::time::Duration;
 const UNREACHABLE_AFTER_MS: u64 = 30_000;
 /// A clock that differs by more gets a warning, in milliseconds.
 const GREATEST_SKEW_MS: i64 = 2_000;
+
+/// Below that many bytes free an agent takes no bundle (it keeps 64 MiB for orders and records), or
+/// will take none soon.
+const DISK_SHORT_BYTES: u64 = 128 << 20;
+/// A big disk gets a warning earlier: when one part in so many is left, if that is less than this.
+const DISK_SHORT_PART: u64 = 20;
+const DISK_PLENTY_BYTES: u64 = 2 << 30;
+
+/// What is to be said of the disk that holds an agent's data, if it is full or nearly so.
+fn disk_warning(facts: &HostFacts) -> Option<String> {
+    let (total, free) = (facts.disk_total_bytes, facts.disk_available_bytes);
+    let short =
+        free < DISK_SHORT_BYTES || (free < DISK_PLENTY_BYTES && free < total / DISK_SHORT_PART);
+    if total == 0 || !short {
+        return None;
+    }
+    let how = if free < 1 << 20 {
+        "full"
+    } else {
+        "nearly full"
+    };
+    Some(format!(
+        "Its disk is {how}: {} of {} MiB are free where its agent keeps its data.",
+        free >> 20,
+        total >> 20
+    ))
+}
 
 pub(super) fn view(app: &App, host: &HostRecord, instances: &[InstanceRecord]) -> Host {
     let observed = app.observations.snapshot();
@@ -58,6 +86,15 @@ pub(super) fn view(app: &App, host: &HostRecord, instances: &[InstanceRecord]) -
             host.name
         ));
     }
+    if let Some(words) = &state.not_taken {
+        warnings.push(format!(
+            "It cannot take orders: {words} What it holds goes on; nothing new is done there until it can."
+        ));
+    }
+    if let Some(refused) = &state.refused {
+        warnings.push(format!("Its agent refused orders: {refused}"));
+    }
+    warnings.extend(report.and_then(|report| disk_warning(&report.facts)));
     if let Some(skew) = state
         .clock_skew_ms
         .filter(|skew| skew.abs() > GREATEST_SKEW_MS)
@@ -86,9 +123,6 @@ pub(super) fn view(app: &App, host: &HostRecord, instances: &[InstanceRecord]) -
             Paths::default().start_agent().display()
         ));
     }
-    if let Some(refused) = &state.refused {
-        warnings.push(format!("Its agent refused orders: {refused}"));
-    }
     Host {
         id: host.id.clone(),
         name: host.name.clone(),
@@ -106,5 +140,30 @@ pub(super) fn view(app: &App, host: &HostRecord, instances: &[InstanceRecord]) -
         labels: host.labels.clone(),
         instances: instances.iter().filter(|i| i.host == host.id).count() as u32,
         added_at: host.added_at,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(total_mib: u64, free_mib: u64) -> Option<String> {
+        disk_warning(&HostFacts {
+            disk_total_bytes: total_mib << 20,
+            disk_available_bytes: free_mib << 20,
+            ..HostFacts::default()
+        })
+    }
+
+    #[test]
+    fn a_disk_that_is_full_or_nearly_so_is_warned_of() {
+        assert_eq!(of(0, 0), None, "nothing is known of it");
+        assert_eq!(of(20_480, 4_096), None);
+        assert_eq!(of(1_024, 200), None, "small, but not full");
+        assert_eq!(of(2_000_000, 3_000), None, "big enough in itself");
+        let nearly = of(20_480, 900).expect("a warning");
+        assert!(nearly.contains("nearly full: 900 of 20480 MiB"), "{nearly}");
+        let full = of(48, 0).expect("a warning");
+        assert!(full.contains("is full: 0 of 48 MiB"), "{full}");
     }
 }

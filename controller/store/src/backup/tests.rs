@@ -154,6 +154,25 @@ fn automatic_backups_are_bounded() {
 }
 
 #[test]
+fn an_automatic_backup_outlives_those_of_a_clock_that_was_ahead() {
+    let world = world();
+    let store_dir = world.dir.path().join("store");
+    let first = automatic(&world.store, "hourly").expect("backup");
+    let dir = first.parent().expect("a directory");
+    let next_year = jiff::Timestamp::now().as_millisecond() + 31_536_000_000;
+    for number in 0..AUTOMATIC_KEPT as i64 {
+        let ahead = dir.join(format!("{:014}-hourly.backup", next_year + number));
+        std::fs::copy(&first, ahead).expect("copy");
+    }
+    for _ in 0..2 {
+        let written = automatic(&world.store, "hourly").expect("backup");
+        let all = automatic_backups(&store_dir).expect("list");
+        assert_eq!(all.last(), Some(&written), "the newest comes last");
+        assert_eq!(all.len(), AUTOMATIC_KEPT);
+    }
+}
+
+#[test]
 fn a_backup_comes_from_one_moment() {
     let world = world();
     let stop = std::sync::atomic::AtomicBool::new(false);
