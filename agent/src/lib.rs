@@ -35,7 +35,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -200,6 +200,7 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
         installation,
         stop: stop.child_token(),
         ending: Mutex::default(),
+        uninstall: OnceLock::new(),
     });
     let stop = agent.stop.clone();
     let serving = socket::serve(listener, api::router(Arc::clone(&agent)), stop.clone());
