@@ -249,6 +249,26 @@ async fn bad_bundles_fail_without_holding_up_good_ones() {
 }
 
 #[tokio::test]
+async fn a_bundle_that_went_bad_on_the_hosts_disk_is_asked_for_again() {
+    let mut world = World::new();
+    let one = bundle(&[SLEEPER[0], ("data", &"x".repeat(10_000))]);
+    world.send(&one).await.expect("blob");
+    let order = release(1, &one);
+    let path = world.data().join("agent/blobs").join(order.bundle.as_str());
+    let mut bad = std::fs::read(&path).expect("blob");
+    bad[45] ^= 0xff;
+    std::fs::write(&path, bad).expect("damage");
+    world.order(&[order], &[instance(1, 1)]).await;
+    world
+        .until("a bundle that is needed", |r| {
+            r.releases[0].phase == ReleasePhase::NeedsBundle && r.releases[0].bundle_have == 0
+        })
+        .await;
+    assert!(world.send(&one).await.expect("blob").complete);
+    world.until("a running instance", |r| runs(r, 1, 1)).await;
+}
+
+#[tokio::test]
 async fn an_uninstall_goes_to_its_end_whoever_stops_waiting_for_it() {
     let mut world = World::new();
     // It lives until it is killed, so that there is an end to wait for.

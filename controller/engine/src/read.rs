@@ -150,6 +150,7 @@ impl Engine {
             .collect();
         Ok(World {
             environment: environment.id.clone(),
+            operation: environment.operation.clone(),
             instances,
             hosts,
             proxies: observed

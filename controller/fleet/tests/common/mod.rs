@@ -439,6 +439,8 @@ impl FakeAgent {
                 bundle: digest.clone(),
                 bundle_have: 0,
                 since: Timestamp::EPOCH,
+                asked_by: None,
+                again_at: None,
             })
             .collect();
         HostReport {
