@@ -27,7 +27,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 /// The most that one build's log holds, in bytes: a build that loops must not fill the disk.
 const LONGEST_LOG: u64 = 8 << 20;
@@ -151,12 +151,8 @@ impl Guard {
     fn start(program: &ShimProgram, cgroup: Option<Group>) -> io::Result<Self> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
-        let process = Command::new(&program.program)
-            .arg0("beanpole")
-            .args(&program.arguments)
-            .arg(BUILD)
-            .env_clear()
-            .current_dir("/")
+        let process = program
+            .command(BUILD)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
