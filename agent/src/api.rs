@@ -13,13 +13,16 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch, post, put};
 use beanpole_daemon::http::problem_response;
 use beanpole_daemon::pace::Pace;
-use beanpole_protocol::agent::{Claim, HostOrders, HostReport, InstancePhase, UpgradeOrder};
+use beanpole_protocol::agent::{
+    Claim, HostOrders, HostReport, InstancePhase, Uninstalled, UpgradeOrder,
+};
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{ControllerId, Digest, InstanceId};
-use futures::{Stream, StreamExt};
+use futures::future::{BoxFuture, Shared};
+use futures::{FutureExt, Stream, StreamExt};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -62,7 +65,12 @@ pub struct Agent {
     pub stop: CancellationToken,
     /// How it ends.
     pub ending: Mutex<Ending>,
+    /// The uninstall, once there is one.
+    pub uninstall: OnceLock<Uninstall>,
 }
+
+/// An uninstall under way or over; everybody who asks for one waits for the same.
+pub type Uninstall = Shared<BoxFuture<'static, Result<Uninstalled, String>>>;
 
 /// A refusal, as an answer.
 struct Refusal(Problem);
@@ -97,7 +105,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .with_state(agent)
 }
 
-type Shared = State<Arc<Agent>>;
+type Access = State<Arc<Agent>>;
 
 fn json(value: &impl serde::Serialize) -> Answer {
     let bytes = serde_json::to_vec(value).map_err(|e| Problem::internal(e.to_string()))?;
@@ -118,11 +126,11 @@ fn parameter<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result
         .map_err(|error: T::Err| Problem::invalid("path-invalid", format!("{error}.")))
 }
 
-async fn report(State(agent): Shared) -> Answer {
+async fn report(State(agent): Access) -> Answer {
     json(&agent.host.report().await)
 }
 
-async fn watch(State(agent): Shared) -> Response {
+async fn watch(State(agent): Access) -> Response {
     (
         [(header::CONTENT_TYPE, "application/x-ndjson")],
         Body::from_stream(reports(Arc::clone(&agent.host), agent.stop.clone())),
@@ -179,7 +187,7 @@ fn longest_silence(report: &HostReport) -> Duration {
     }
 }
 
-async fn take_orders(State(agent): Shared, body: Bytes) -> Answer {
+async fn take_orders(State(agent): Access, body: Bytes) -> Answer {
     let orders: HostOrders = parse(&body)?;
     let host = Arc::clone(&agent.host);
     // Syncing a file may take its time.
@@ -189,7 +197,7 @@ async fn take_orders(State(agent): Shared, body: Bytes) -> Answer {
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-async fn take_claim(State(agent): Shared, body: Bytes) -> Answer {
+async fn take_claim(State(agent): Access, body: Bytes) -> Answer {
     let claim: Claim = parse(&body)?;
     let host = Arc::clone(&agent.host);
     tokio::task::spawn_blocking(move || host.claim(&claim))
@@ -204,7 +212,7 @@ struct Caller {
     controller: Option<ControllerId>,
 }
 
-async fn blob_status(State(agent): Shared, Path(digest): Path<String>) -> Answer {
+async fn blob_status(State(agent): Access, Path(digest): Path<String>) -> Answer {
     let digest: Digest = parameter(&digest)?;
     json(&agent.host.blobs.status(&digest))
 }
@@ -216,7 +224,7 @@ struct Append {
 }
 
 async fn append(
-    State(agent): Shared,
+    State(agent): Access,
     Path(digest): Path<String>,
     Query(Append { offset, size }): Query<Append>,
     body: Body,
@@ -237,7 +245,7 @@ struct LogQuery {
 }
 
 async fn instance_logs(
-    State(agent): Shared,
+    State(agent): Access,
     Path(id): Path<String>,
     Query(query): Query<LogQuery>,
 ) -> Answer {
@@ -264,7 +272,7 @@ async fn instance_logs(
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response())
 }
 
-async fn take_upgrade(State(agent): Shared, Query(caller): Query<Caller>, body: Bytes) -> Answer {
+async fn take_upgrade(State(agent): Access, Query(caller): Query<Caller>, body: Bytes) -> Answer {
     agent.host.admit(caller.controller.as_ref())?;
     let order: UpgradeOrder = parse(&body)?;
     let program = upgrade::install(&agent.host.blobs, &agent.installation, &order).await?;
@@ -274,19 +282,34 @@ async fn take_upgrade(State(agent): Shared, Query(caller): Query<Caller>, body: 
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-async fn take_uninstall(State(agent): Shared, Query(caller): Query<Caller>) -> Answer {
+async fn take_uninstall(State(agent): Access, Query(caller): Query<Caller>) -> Answer {
     agent.host.admit(caller.controller.as_ref())?;
-    let uninstalled = uninstall::run(&agent.host, &agent.installation).await;
-    tracing::info!(
-        removed = uninstalled.removed.len(),
-        left = uninstalled.left.len(),
-        "uninstalled"
-    );
-    // The answer has to be out before the reports end: their end closes the controller's connection.
-    let stop = agent.stop.clone();
-    tokio::spawn(async move {
-        tokio::time::sleep(LAST_ANSWER).await;
-        stop.cancel();
-    });
+    let uninstall = agent.uninstall.get_or_init(|| begin_uninstall(&agent));
+    let uninstalled = uninstall.clone().await.map_err(Problem::internal)?;
     json(&uninstalled)
+}
+
+/// On a task of its own: whoever called may go away, and a host left half-way would refuse orders for
+/// as long as its agent runs.
+fn begin_uninstall(agent: &Arc<Agent>) -> Uninstall {
+    let agent = Arc::clone(agent);
+    let task = tokio::spawn(async move {
+        let uninstalled = uninstall::run(&agent.host, &agent.installation).await;
+        tracing::info!(
+            removed = uninstalled.removed.len(),
+            left = uninstalled.left.len(),
+            "uninstalled"
+        );
+        // The answer has to be out before the reports end: their end closes the controller's
+        // connection.
+        let stop = agent.stop.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(LAST_ANSWER).await;
+            stop.cancel();
+        });
+        uninstalled
+    });
+    task.map(|ended| ended.map_err(|error| format!("The uninstall broke off: {error}.")))
+        .boxed()
+        .shared()
 }

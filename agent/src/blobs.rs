@@ -280,11 +280,18 @@ impl Blobs {
         Arc::clone(writers.entry(digest.clone()).or_default())
     }
 
-    /// Removes a blob that turned out to be unreadable, so that it is sent again.
-    pub fn remove(&self, digest: &Digest) -> io::Result<()> {
-        match fs::remove_file(self.path(digest)) {
+    /// Removes a whole blob that cannot be read or is not what it was verified to be, so that it is
+    /// asked for again; whether it was so. Reads all of it.
+    pub fn remove_damaged(&self, digest: &Digest) -> io::Result<bool> {
+        let path = self.path(digest);
+        match digest_of(&path) {
+            Ok(found) if found == *digest => return Ok(false),
+            Ok(found) => tracing::warn!(%digest, %found, "a bundle on this host is damaged"),
+            Err(error) => tracing::warn!(%digest, %error, "a bundle on this host is unreadable"),
+        }
+        match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+            _ => Ok(true),
         }
     }
 
@@ -422,6 +429,24 @@ mod tests {
             .expect_err("mismatch");
         assert_eq!((problem.status, &*problem.code), (422, "digest-mismatch"));
         assert_eq!(blobs.status(&digest).have, 0);
+    }
+
+    #[tokio::test]
+    async fn a_blob_that_went_bad_is_asked_for_again() {
+        let (_directory, blobs) = blobs(0);
+        let (bytes, digest) = content();
+        let size = bytes.len() as u64;
+        let sent = blobs.append(&digest, 0, size, body(&bytes)).await;
+        assert!(sent.expect("all of it").complete);
+        assert!(!blobs.remove_damaged(&digest).expect("read"), "it is well");
+        assert!(blobs.status(&digest).complete);
+        let mut bad = bytes.clone();
+        bad[1000] ^= 1;
+        fs::write(blobs.path(&digest), bad).expect("damage");
+        assert!(blobs.remove_damaged(&digest).expect("read"));
+        assert_eq!(blobs.status(&digest).have, 0);
+        let sent = blobs.append(&digest, 0, size, body(&bytes)).await;
+        assert!(sent.expect("again").complete);
     }
 
     #[tokio::test]

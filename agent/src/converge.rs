@@ -21,7 +21,7 @@ use beanpole_daemon::{clock, files};
 use beanpole_protocol::agent::{Claim, Failure, HostOrders, Owner, ReleaseKey, ReleasePhase};
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{
-    AgentId, ControllerId, Digest, Incarnation, InstanceId, ReleaseNumber, Timestamp,
+    AgentId, ControllerId, Digest, Incarnation, InstanceId, OperationId, ReleaseNumber, Timestamp,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
@@ -78,9 +78,21 @@ struct Release {
     prepared: Option<Arc<Prepared>>,
     /// Set while it is being prepared.
     job: Option<CancellationToken>,
-    /// When a failure that may pass is tried again.
-    retry_at: Option<Instant>,
+    /// When it is tried again, after a failure.
+    retry: Option<Retry>,
+    /// Failures in a row.
     attempts: u32,
+    /// The operation that waited for it when the last attempt began.
+    asked_by: Option<OperationId>,
+    /// Its bundle was damaged here and is asked for once more.
+    resent: bool,
+}
+
+/// The next attempt: when, and what the report says of that.
+#[derive(Clone, Copy)]
+struct Retry {
+    due: Instant,
+    at: Timestamp,
 }
 
 /// An instance that could not be started or stopped.
@@ -100,8 +112,10 @@ impl Release {
             since: clock::now(),
             prepared: None,
             job: None,
-            retry_at: None,
+            retry: None,
             attempts: 0,
+            asked_by: None,
+            resent: false,
         }
     }
 
@@ -127,9 +141,11 @@ fn pause_after(attempts: u32) -> Duration {
     Duration::from_secs(1 << attempts.min(6)).min(Duration::from_mins(1))
 }
 
-/// Grows from 10 s to five minutes: releases that wait for room on the disk.
-fn disk_pause_after(attempts: u32) -> Duration {
-    Duration::from_secs(10 << attempts.min(5)).min(Duration::from_mins(5))
+/// Grows from 10 s to five minutes for releases that wait for room on the disk, and to an hour for all
+/// others: a build that never gets through costs as much each time.
+fn release_pause_after(attempts: u32, full_disk: bool) -> Duration {
+    let most = Duration::from_mins(if full_disk { 5 } else { 60 });
+    Duration::from_secs(10 << attempts.min(9)).min(most)
 }
 
 /// Why orders, or whose they are, did not get to the disk.

@@ -111,12 +111,6 @@ impl Layout {
         self.environment(key).join(format!("{}.tmp", key.number))
     }
 
-    /// Why a release could not be prepared.
-    pub fn release_failure(&self, key: &ReleaseKey) -> PathBuf {
-        self.builds()
-            .join(format!("{}-{}.failed.json", key.environment, key.number))
-    }
-
     /// What its build wrote.
     pub fn build_log(&self, key: &ReleaseKey) -> PathBuf {
         self.builds()

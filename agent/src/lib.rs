@@ -30,12 +30,13 @@ use crate::runtime::Runtime;
 use crate::runtime::process::{ProcessRuntime, ProcessSettings, ShimProgram};
 use beanpole_daemon::connections::raise_open_files;
 use beanpole_daemon::{files, socket};
+use rustix::process::{Resource, getrlimit, setrlimit};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -137,7 +138,14 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Agen
 
 /// Runs the agent until `stop`. Apps go on running after it.
 pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), AgentError> {
+    // What it starts gets what it was started with itself: a program that still uses select(2), or
+    // closes every descriptor that it might have, does not cope with half a million.
+    let open_files = getrlimit(Resource::Nofile);
     raise_open_files();
+    let shim = ShimProgram {
+        open_files: open_files.current,
+        ..config.shim.clone()
+    };
     let data_dir =
         std::path::absolute(&config.data_dir).map_err(io_error("find", &config.data_dir))?;
     let layout = Layout::new(&data_dir);
@@ -156,7 +164,7 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
     let fences = fences::Fences::detect(layout.root());
     let runtime: Arc<dyn Runtime> = Arc::new(ProcessRuntime::new(
         ProcessSettings {
-            shim: config.shim.clone(),
+            shim: shim.clone(),
             ..ProcessSettings::new(layout.instances())
         },
         fences.clone(),
@@ -170,7 +178,7 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
         caches: release::cache::Caches::new(layout.caches()),
         boot_id: facts::boot_id(),
         fences: fences.clone(),
-        guard: config.shim.clone(),
+        guard: shim,
     };
     let blobs = blobs::Blobs::open(layout.blobs(), config.disk_reserve_bytes)
         .map_err(io_error("use", &layout.blobs()))?;
@@ -201,6 +209,7 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
         installation,
         stop: stop.child_token(),
         ending: Mutex::default(),
+        uninstall: OnceLock::new(),
     });
     let stop = agent.stop.clone();
     let serving = socket::serve(listener, api::router(Arc::clone(&agent)), stop.clone());
@@ -225,12 +234,15 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
         }
         // The same process goes on as the new executable: systemd and every other supervisor
         // sees no end.
-        Ending::Replace(program) => Err(AgentError::Replace {
-            source: std::process::Command::new(&program)
-                .args(std::env::args_os().skip(1))
-                .exec(),
-            path: program,
-        }),
+        Ending::Replace(program) => {
+            let _ = setrlimit(Resource::Nofile, open_files);
+            Err(AgentError::Replace {
+                source: std::process::Command::new(&program)
+                    .args(std::env::args_os().skip(1))
+                    .exec(),
+                path: program,
+            })
+        }
     }
 }
 

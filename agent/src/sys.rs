@@ -1,7 +1,7 @@
 //! The few calls to the system that no safe interface offers, and all of this crate's unsafe code.
 //!
 //! They serve the shim, which has one thread: forking and changing the signal mask are sound there
-//! and nowhere else.
+//! and nowhere else. What is done in a child before it becomes a program is sound anywhere.
 #![expect(
     unsafe_code,
     reason = "fork, signalfd, waitid with WNOWAIT, unshare and pre_exec have no safe interface"
@@ -163,6 +163,19 @@ pub(crate) fn fence(command: &mut Command, fence: ChildFence) {
     // on values prepared before the fork; it neither allocates nor takes locks.
     unsafe {
         command.pre_exec(move || apply(&fence));
+    }
+}
+
+/// Makes `command` run with this soft limit of open files, or the hard one where that is lower.
+pub(crate) fn allow_open_files(command: &mut Command, most: u64) {
+    // SAFETY: as in `fence`: two system calls on locals.
+    unsafe {
+        command.pre_exec(move || {
+            let mut limit: libc::rlimit = std::mem::zeroed();
+            check(libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit))?;
+            limit.rlim_cur = most.min(limit.rlim_max);
+            check(libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit)).map(|_| ())
+        });
     }
 }
 

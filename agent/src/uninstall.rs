@@ -124,6 +124,17 @@ impl Tally {
             Err(error) => self.left(format!("{what}: {error}")),
         }
     }
+
+    /// Removes a directory and all that is in it, which may take its time.
+    async fn directory(&mut self, path: &Path) {
+        let whole = path.to_owned();
+        let removed = tokio::task::spawn_blocking(move || remove::tree(&whole)).await;
+        self.note(
+            "directory",
+            path,
+            removed.unwrap_or_else(|error| Err(io::Error::other(error))),
+        );
+    }
 }
 
 /// Stops everything and removes it. The agent ends after this.
@@ -144,13 +155,15 @@ pub async fn run(host: &Arc<Host>, installation: &Installation) -> Uninstalled {
     }
     let fences = host.workshop.fences.clone();
     match tokio::task::spawn_blocking(move || fences.remove_all()).await {
-        Ok(lines) => lines.into_iter().for_each(|line| tally.removed(line)),
+        Ok(fences) => {
+            tally.0.removed.extend(fences.removed);
+            tally.0.left.extend(fences.left);
+        }
         Err(error) => tally.left(format!("users and cgroups: {error}")),
     }
     // What starts the agent goes after everything that may fail: an agent that ends in between comes
     // back, and can be told again.
-    let root = host.layout.root();
-    tally.note("directory", root, remove::tree(root));
+    tally.directory(host.layout.root()).await;
     if let Some(unit) = installation.unit.as_deref().filter(|unit| unit.exists()) {
         // Disabling first: it removes the links that start the unit at boot.
         if let Err(error) = command("systemctl", &["disable", UNIT]).await {
@@ -166,7 +179,7 @@ pub async fn run(host: &Arc<Host>, installation: &Installation) -> Uninstalled {
         tally.note("file", cron, fs::remove_file(cron));
     }
     if let Some(programs) = &installation.programs {
-        tally.note("directory", programs, remove::tree(programs));
+        tally.directory(programs).await;
     }
     if let Some(login) = &installation.login {
         remove_login(&mut tally, login).await;
@@ -226,7 +239,7 @@ async fn remove_login(tally: &mut Tally, login: &str) {
     // Never a directory that others use.
     let own = home.components().count() > 2 && home.to_string_lossy().contains("beanpole");
     if own && home.exists() {
-        tally.note("directory", &home, remove::tree(&home));
+        tally.directory(&home).await;
     }
 }
 

@@ -4,6 +4,8 @@ use crate::Refused;
 
 /// Longest `Procfile` in bytes: nobody writes more by hand.
 pub const LONGEST: u64 = 64 * 1024;
+/// Most processes: an instance runs one of each, and each has logs of its own.
+pub const MOST_PROCESSES: usize = 32;
 /// Longest name of a process.
 const LONGEST_NAME: usize = 64;
 /// As much of a bad line is repeated, in characters.
@@ -47,6 +49,9 @@ pub fn parse(text: &str) -> Result<Vec<(String, String)>, Refused> {
         }
         if processes.iter().any(|(known, _)| known == name) {
             return refuse("has a name that an earlier line has");
+        }
+        if processes.len() == MOST_PROCESSES {
+            return refuse("is one more than the 32 processes that a Procfile may name");
         }
         processes.push((name.to_owned(), command.to_owned()));
     }
@@ -94,5 +99,24 @@ mod tests {
             assert!(refused.message.contains("`name: command`"), "{refused}");
         }
         assert!(parse("\n# nothing\n").is_err());
+    }
+
+    #[test]
+    fn there_are_at_most_so_many_processes() {
+        let lines = |count: usize| {
+            let lines: Vec<String> = (0..count).map(|n| format!("p{n}: ./run {n}")).collect();
+            lines.join("\n")
+        };
+        let most = parse(&lines(MOST_PROCESSES)).expect("as many as may be");
+        assert_eq!(most.len(), MOST_PROCESSES);
+        let refused = parse(&lines(MOST_PROCESSES + 1)).expect_err("one more");
+        assert_eq!(refused.code, "procfile-invalid");
+        assert!(refused.message.contains("Line 33"), "{refused}");
+        assert!(
+            refused
+                .message
+                .contains(&format!("{MOST_PROCESSES} processes")),
+            "{refused}"
+        );
     }
 }

@@ -5,7 +5,8 @@ use beanpole_protocol::agent::{
 };
 use beanpole_protocol::proxy::{ProxyReport, TargetMode, TargetReport};
 use beanpole_protocol::{
-    EnvironmentId, Generation, HostId, Incarnation, InstanceId, ReleaseNumber, Timestamp,
+    EnvironmentId, Generation, HostId, Incarnation, InstanceId, OperationId, ReleaseNumber,
+    Timestamp,
 };
 use std::collections::BTreeMap;
 
@@ -14,6 +15,8 @@ use std::collections::BTreeMap;
 pub struct World<'a> {
     /// The environment.
     pub environment: EnvironmentId,
+    /// The operation that runs on it, if one does.
+    pub operation: Option<OperationId>,
     /// Its instances, as they are wanted.
     pub instances: BTreeMap<InstanceId, InstanceState>,
     /// All hosts.
@@ -252,6 +255,7 @@ mod tests {
         for web in [true, false] {
             let world = World {
                 environment: EnvironmentId::from_bits(1),
+                operation: None,
                 instances: [(id.clone(), instance.clone())].into(),
                 hosts: BTreeMap::new(),
                 proxies: vec![ProxyState::new("proxy".to_owned(), None, None)],

@@ -6,11 +6,12 @@ use beanpole_planner::{
 };
 use beanpole_protocol::agent::{
     ExitReport, Failure, HostFacts, HostReport, InstancePhase, InstanceReport, MemoryKills,
-    PortUse, ProcessReport,
+    PortUse, ProcessReport, ReleaseKey, ReleasePhase, ReleaseReport,
 };
 use beanpole_protocol::proxy::{CheckResult, ProxyReport, TargetMode, TargetReport, Traffic};
 use beanpole_protocol::{
-    EnvironmentId, Generation, HostId, Incarnation, InstanceId, ReleaseNumber, Timestamp,
+    Digest, EnvironmentId, Generation, HostId, Incarnation, InstanceId, OperationId, ReleaseNumber,
+    Timestamp,
 };
 use std::collections::BTreeMap;
 
@@ -50,6 +51,8 @@ struct Still {
     cannot: Option<&'static str>,
     /// How long its answers have been good, by a report of the start.
     good_for_ms: u64,
+    /// What its host says of the new release.
+    release: Option<ReleaseReport>,
 }
 
 fn at(ms: u64) -> Timestamp {
@@ -66,6 +69,10 @@ fn two() -> InstanceId {
 
 fn host() -> HostId {
     HostId::from_bits(1)
+}
+
+fn operation() -> OperationId {
+    OperationId::from_bits(1)
 }
 
 fn plan_of(action: Action) -> Plan {
@@ -127,6 +134,7 @@ impl Still {
             heard: at(0),
             cannot: None,
             good_for_ms: 0,
+            release: None,
         }
     }
 
@@ -173,7 +181,7 @@ impl Still {
             now: at(self.up_ms),
             generation: Generation(4),
             facts: HostFacts::default(),
-            releases: Vec::new(),
+            releases: self.release.iter().cloned().collect(),
             instances: seen.into_iter().collect(),
         };
         let target = |instance, healthy, good_checks, incarnation| TargetReport {
@@ -248,6 +256,7 @@ impl Still {
         let (host_report, proxy_report) = self.reports();
         let world = World {
             environment: EnvironmentId::from_bits(1),
+            operation: Some(operation()),
             instances: [
                 (one(), self.instance.clone()),
                 (
@@ -619,6 +628,59 @@ fn done_while_others_change() -> Still {
         still.restarts = 1;
         still.progress.proven = [(one(), 1)].into();
     })
+}
+
+/// The release is waited for, and its host says that preparing it failed.
+fn preparing(asked_by: Option<OperationId>, again_at: Option<Timestamp>) -> Still {
+    Still::replaced(ChangeState::Pending).with(|still| {
+        still.plan.stages = vec![Stage::Prepare {
+            release: NEW,
+            tree: NEW,
+            hosts: vec![host()],
+        }];
+        still.release = Some(ReleaseReport {
+            key: ReleaseKey {
+                environment: EnvironmentId::from_bits(1),
+                number: NEW,
+            },
+            phase: ReleasePhase::Failed(Failure {
+                code: "build-failed".to_owned(),
+                message: "The registry said 503.".to_owned(),
+                log: Vec::new(),
+            }),
+            bundle: Digest::new("0".repeat(64)).expect("a digest"),
+            bundle_have: 0,
+            since: at(0),
+            asked_by,
+            again_at,
+        });
+    })
+}
+
+#[test]
+fn only_an_attempt_that_an_operation_asked_for_fails_it() {
+    let soon = Some(at(10_000));
+    let end = |still: Still| match still.end() {
+        (took, Happened::Failed { failure }) => (took, failure),
+        other => panic!("{other:?}"),
+    };
+    let (took, failure) = end(preparing(Some(operation()), soon));
+    assert_eq!((took, failure.code.as_str()), (0, "build-failed"));
+    // In the background, or for another operation: it is waited for another attempt.
+    for earlier in [None, Some(OperationId::from_bits(9))] {
+        let (took, failure) = end(preparing(earlier, soon));
+        assert_eq!((took, failure.code.as_str()), (600, "prepare-timeout"));
+        assert!(
+            failure
+                .message
+                .contains("an earlier attempt failed (build-failed)"),
+            "{}",
+            failure.message
+        );
+    }
+    // An agent of before tries nothing again.
+    let (took, failure) = end(preparing(None, None));
+    assert_eq!((took, failure.code.as_str()), (0, "build-failed"));
 }
 
 #[test]

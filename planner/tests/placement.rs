@@ -39,6 +39,7 @@ fn host(n: u128) -> HostId {
 fn world<'a>(report: &'a HostReport, hosts: &[&[(&str, &str)]], instances: u128) -> World<'a> {
     World {
         environment: EnvironmentId::from_bits(1),
+        operation: None,
         instances: (1..=instances)
             .map(|n| {
                 let state = InstanceState {

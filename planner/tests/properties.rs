@@ -146,6 +146,7 @@ impl Fake {
         }
         World {
             environment: self.environment.clone(),
+            operation: None,
             instances: self.instances.clone(),
             hosts: self
                 .reports
@@ -244,6 +245,8 @@ impl Fake {
                             bundle: Digest::new("0".repeat(64)).expect("a digest"),
                             bundle_have: 0,
                             since: Timestamp::EPOCH,
+                            asked_by: None,
+                            again_at: None,
                         })
                         .to_vec();
                 }

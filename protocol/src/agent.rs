@@ -19,7 +19,7 @@
 
 use crate::{
     AgentId, ApplicationName, ControllerId, Digest, EnvironmentId, EnvironmentName, Generation,
-    Incarnation, InstanceId, ReleaseNumber, Timestamp, VersionLabel,
+    Incarnation, InstanceId, OperationId, ReleaseNumber, Timestamp, VersionLabel,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -108,6 +108,10 @@ pub struct ReleaseOrder {
     pub options: BTreeMap<String, String>,
     /// How long preparing may take, in milliseconds.
     pub prepare_timeout_ms: u64,
+    /// The operation that waits for it now. One that did not ask before has a failure of before tried
+    /// again at once.
+    #[serde(default)]
+    pub asked_by: Option<OperationId>,
 }
 
 /// Environment properties of an application. Values may be secret and are never printed.
@@ -309,6 +313,14 @@ pub struct ReleaseReport {
     pub bundle_have: u64,
     /// Since when it is in this phase.
     pub since: Timestamp,
+    /// The operation that waited for it when the attempt began that this phase comes of: a failure is
+    /// an answer to that one, and to none that came later.
+    #[serde(default)]
+    pub asked_by: Option<OperationId>,
+    /// When it is tried again by itself after a failure. Agents of before do not: their failures are
+    /// final.
+    #[serde(default)]
+    pub again_at: Option<Timestamp>,
 }
 
 /// The stages of preparing a release on a host.
@@ -326,7 +338,7 @@ pub enum ReleasePhase {
     },
     /// Instances can start from it.
     Ready,
-    /// It cannot be prepared; trying again needs a new release (or a new preparation order).
+    /// The last attempt failed. There is another one after a pause, or as soon as an operation asks.
     Failed(Failure),
 }
 

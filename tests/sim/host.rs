@@ -8,7 +8,9 @@ use beanpole_protocol::agent::{
     ReleaseReport,
 };
 use beanpole_protocol::api::Tier;
-use beanpole_protocol::{Generation, HostId, Incarnation, InstanceId, ReleaseNumber, Timestamp};
+use beanpole_protocol::{
+    Generation, HostId, Incarnation, InstanceId, OperationId, ReleaseNumber, Timestamp,
+};
 use std::collections::BTreeMap;
 
 /// How an app behaves; the first word of its version label.
@@ -32,6 +34,9 @@ pub enum Behaviour {
 /// What ends sooner than this after each start is never put into service as a new release: the default
 /// of `MinUptime`.
 const MIN_UPTIME_MS: u64 = 5_000;
+
+/// After that long a failed preparation is tried again.
+const TRIED_AGAIN_MS: u64 = 10_000;
 
 /// What agents call it when another program has an instance's port.
 const PORT_TAKEN: &str = "port-taken";
@@ -102,6 +107,8 @@ struct Prepared {
     phase: ReleasePhase,
     since: u64,
     until: u64,
+    /// The operation that asked when the attempt began.
+    asked_by: Option<OperationId>,
 }
 
 /// What answers on a port.
@@ -238,9 +245,12 @@ impl FakeHost {
                     phase: ReleasePhase::NeedsBundle,
                     since: now,
                     until: now + takes,
+                    asked_by: order.asked_by.clone(),
                 }
             });
-            if now < prepared.until {
+            let failed = matches!(prepared.phase, ReleasePhase::Failed(_));
+            let asked_anew = order.asked_by.is_some() && order.asked_by != prepared.asked_by;
+            if now < prepared.until && !(failed && asked_anew) {
                 continue;
             }
             let next = match &prepared.phase {
@@ -249,8 +259,9 @@ impl FakeHost {
                     message: "The disk is full.".to_owned(),
                     log: Vec::new(),
                 }),
-                // Tried again by itself.
-                ReleasePhase::Failed(why) if why.code == "disk-full" && !self.full => {
+                // Tried again by itself, and at once for whoever asks.
+                ReleasePhase::Failed(_) => {
+                    prepared.asked_by.clone_from(&order.asked_by);
                     ReleasePhase::NeedsBundle
                 }
                 ReleasePhase::NeedsBundle => ReleasePhase::Building {
@@ -269,9 +280,13 @@ impl FakeHost {
                 }
                 _ => continue,
             };
+            let pause = match next {
+                ReleasePhase::Failed(_) => TRIED_AGAIN_MS,
+                _ => takes,
+            };
             prepared.phase = next;
             prepared.since = now;
-            prepared.until = now + takes;
+            prepared.until = now + pause;
             changed = true;
         }
         changed
@@ -454,6 +469,9 @@ impl FakeHost {
                     bundle: crate::digest(),
                     bundle_have: 0,
                     since: clock(prepared.since),
+                    asked_by: prepared.asked_by.clone(),
+                    again_at: matches!(prepared.phase, ReleasePhase::Failed(_))
+                        .then(|| clock(prepared.until)),
                 })
                 .collect(),
             instances: self

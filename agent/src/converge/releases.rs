@@ -1,12 +1,12 @@
 //! The releases' side of a turn: what to prepare, what to drop.
 
 use super::work::{Done, Work};
-use super::{Host, Release, State, disk_pause_after};
+use super::{Host, Release, Retry, State, release_pause_after};
 use crate::fences::FenceError;
 use crate::release::{Fault, Job, Prepared, build};
 use crate::remove;
-use beanpole_daemon::files;
-use beanpole_protocol::agent::{Failure, HostOrders, ReleaseKey, ReleaseOrder, ReleasePhase};
+use beanpole_daemon::clock;
+use beanpole_protocol::agent::{HostOrders, ReleaseKey, ReleaseOrder, ReleasePhase};
 use beanpole_protocol::{ApplicationName, Digest, EnvironmentId, ReleaseNumber};
 use std::collections::BTreeSet;
 use std::fs;
@@ -67,11 +67,10 @@ impl Host {
             let running = state.releases.values().filter(|r| r.job.is_some()).count();
             let release = state.releases.entry(order.key.clone()).or_insert_with(|| {
                 changed = true;
-                self.known_failure(order)
-                    .map_or_else(|| Release::new(ReleasePhase::NeedsBundle), Release::new)
+                Release::new(ReleasePhase::NeedsBundle)
             });
-            if release.retry_at.is_some_and(|at| at <= Instant::now()) {
-                release.retry_at = None;
+            if release.is_tried_again(order) {
+                release.retry = None;
                 release.enter(ReleasePhase::NeedsBundle);
                 changed = true;
             }
@@ -80,6 +79,7 @@ impl Host {
             if !waits {
                 continue;
             }
+            release.asked_by.clone_from(&order.asked_by);
             if !self.blobs.status(&order.bundle).complete {
                 if let Err(error) = self.blobs.room_for(&order.bundle, order.bundle_size) {
                     let message = format!("The bundle does not fit on this host: {error}.");
@@ -103,12 +103,6 @@ impl Host {
         }
     }
 
-    fn known_failure(&self, order: &ReleaseOrder) -> Option<ReleasePhase> {
-        let path = self.layout.release_failure(&order.key);
-        let (bundle, failure): (Digest, Failure) = files::read_json(&path).ok()??;
-        (bundle == order.bundle).then_some(ReleasePhase::Failed(failure))
-    }
-
     async fn prepare(self: Arc<Self>, order: ReleaseOrder, cancel: CancellationToken) -> Done {
         let key = order.key.clone();
         let (host, named) = (Arc::clone(&self), key.clone());
@@ -118,7 +112,8 @@ impl Host {
             }
             host.touch();
         };
-        let bundle = self.blobs.path(&order.bundle);
+        let digest = order.bundle.clone();
+        let bundle = self.blobs.path(&digest);
         let _ = fs::remove_file(self.layout.build_log(&key));
         let user = {
             let (fences, application) = (self.workshop.fences.clone(), order.application.clone());
@@ -137,18 +132,33 @@ impl Host {
                 self.workshop.prepare(&job, &bundle).await
             }
         };
-        Done::Prepared(key, outcome)
+        Done::Prepared(key, self.doubted(&digest, outcome).await)
+    }
+
+    /// A failure that is said to be the bundle's is the host's where its copy of it is not what was
+    /// verified any more. That copy goes, so that the bundle is sent again.
+    async fn doubted(
+        self: &Arc<Self>,
+        bundle: &Digest,
+        outcome: Result<Prepared, Fault>,
+    ) -> Result<Prepared, Fault> {
+        let Err(fault) = outcome else { return outcome };
+        if !fault.blames_the_bundle() {
+            return Err(fault);
+        }
+        let (host, digest) = (Arc::clone(self), bundle.clone());
+        let dropped = tokio::task::spawn_blocking(move || host.blobs.remove_damaged(&digest)).await;
+        match dropped {
+            Ok(Ok(true)) => Err(Fault::damaged_here(&fault)),
+            Ok(Ok(false)) => Err(fault),
+            Ok(Err(error)) => Err(Fault::io("remove", &self.blobs.path(bundle), &error)),
+            Err(error) => Err(Fault::new("agent-broken", error.to_string())),
+        }
     }
 
     /// Records how a preparation ended.
     pub(super) fn prepared(&self, key: &ReleaseKey, outcome: Result<Prepared, Fault>) {
         let mut state = self.state();
-        let ordered = state
-            .orders
-            .releases
-            .iter()
-            .find(|order| order.key == *key)
-            .cloned();
         let Some(release) = state.releases.get_mut(key) else {
             return;
         };
@@ -158,20 +168,17 @@ impl Host {
                 tracing::info!(environment = %key.environment, release = key.number.0, platform = %prepared.platform, "a release is ready");
                 release.prepared = Some(Arc::new(prepared));
                 release.attempts = 0;
+                release.resent = false;
                 release.enter(ReleasePhase::Ready);
             }
             Err(fault) if fault.0.code == "cancelled" => release.enter(ReleasePhase::NeedsBundle),
+            Err(fault) if fault.is_damaged_here() && !release.resent => {
+                tracing::warn!(environment = %key.environment, release = key.number.0, %fault, "a bundle is asked for again");
+                release.resent = true;
+                release.enter(ReleasePhase::NeedsBundle);
+            }
             Err(fault) => {
                 tracing::warn!(environment = %key.environment, release = key.number.0, %fault, "a release cannot be prepared");
-                if let Some(order) = ordered
-                    && !fault.is_full_disk()
-                {
-                    let record = (order.bundle, &fault.0);
-                    let path = self.layout.release_failure(key);
-                    if let Err(error) = files::write_json(&path, &record, 0o600) {
-                        tracing::warn!(%error, "a failure could not be recorded");
-                    }
-                }
                 release.fail(fault);
             }
         }
@@ -240,11 +247,7 @@ impl Host {
 
     fn set_aside(&self, key: &ReleaseKey) -> io::Result<()> {
         remove::set_aside(&self.layout.release(key))?;
-        for path in [
-            self.layout.release_failure(key),
-            self.layout.build_log(key),
-            self.layout.build_pid(key),
-        ] {
+        for path in [self.layout.build_log(key), self.layout.build_pid(key)] {
             let _ = fs::remove_file(path);
         }
         Ok(())
@@ -318,11 +321,21 @@ impl State {
 
 impl Release {
     fn fail(&mut self, fault: Fault) {
-        self.retry_at = fault.is_full_disk().then(|| {
-            let at = Instant::now() + disk_pause_after(self.attempts);
-            self.attempts += 1;
-            at
+        let pause = release_pause_after(self.attempts, fault.is_full_disk());
+        self.attempts = self.attempts.saturating_add(1);
+        self.retry = Some(Retry {
+            due: Instant::now() + pause,
+            at: clock::now().after(pause),
         });
+        self.resent = false;
         self.enter(ReleasePhase::Failed(fault.0));
+    }
+
+    /// Whether a failure has had its time: after a pause, or because an operation waits for it that did
+    /// not when it failed.
+    fn is_tried_again(&self, order: &ReleaseOrder) -> bool {
+        let asked_anew = order.asked_by.is_some() && order.asked_by != self.asked_by;
+        self.retry
+            .is_some_and(|retry| asked_anew || retry.due <= Instant::now())
     }
 }

@@ -40,6 +40,8 @@ impl Host {
                     bundle: order.bundle.clone(),
                     bundle_have,
                     since: known.map_or_else(clock::now, |r| r.since),
+                    asked_by: known.and_then(|r| r.asked_by.clone()),
+                    again_at: known.and_then(|r| Some(r.retry?.at)),
                 }
             })
             .collect();

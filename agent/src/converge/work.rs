@@ -1,6 +1,6 @@
 //! The loop, and the instances' side of a turn.
 
-use super::{Host, Trouble, pause_after};
+use super::{Host, Release, Trouble, pause_after};
 use crate::release::{Fault, Prepared, programs};
 use crate::runtime::{InstanceSpec, RuntimeError, Workload};
 use beanpole_daemon::clock;
@@ -119,14 +119,12 @@ impl Host {
     /// How long nothing needs to be looked at.
     fn pause(&self) -> Duration {
         let state = self.state();
-        let waiting = state
-            .releases
-            .values()
-            .any(|r| r.retry_at.is_some() || r.waits());
-        let retry = state
-            .troubles
-            .values()
-            .map(|t| t.retry_at.saturating_duration_since(Instant::now()))
+        let waiting = state.releases.values().any(Release::waits);
+        let releases = state.releases.values().filter_map(|r| Some(r.retry?.due));
+        let instances = state.troubles.values().map(|t| t.retry_at);
+        let retry = releases
+            .chain(instances)
+            .map(|at| at.saturating_duration_since(Instant::now()))
             .min();
         let most = if waiting { LOOK_PERIOD } else { SWEEP_PERIOD };
         retry.map_or(most, |retry| retry.max(Duration::from_millis(50)).min(most))

@@ -8,12 +8,18 @@ pub mod cgroups;
 pub mod users;
 
 use beanpole_protocol::ApplicationName;
-use beanpole_protocol::agent::Fence;
+use beanpole_protocol::agent::{Fence, Uninstalled};
 use cgroups::Cgroups;
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use users::User;
+
+/// How long processes that were killed may take to be gone when their users go for good.
+const LAST_PROCESSES: Duration = Duration::from_secs(5);
+/// How often they are looked for meanwhile.
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why a fence could not be put up.
 #[derive(Debug, thiserror::Error)]
@@ -157,11 +163,11 @@ impl Fences {
             .map(|application| users::name_for(&self.tag, application))
             .collect();
         match users::remove_others(&self.tag, &needed) {
-            Ok((names, left)) => {
-                if !names.is_empty() {
-                    tracing::info!(?names, "removed users that no application needs");
+            Ok(users) => {
+                if !users.removed.is_empty() {
+                    tracing::info!(names = ?users.removed, "removed users that no application needs");
                 }
-                left == 0
+                users.left.is_empty()
             }
             Err(error) => {
                 tracing::warn!(%error, "users that no application needs stay");
@@ -185,20 +191,37 @@ impl Fences {
         self.root
     }
 
-    /// Removes the users and cgroups made on this host. One line for each, for people.
-    pub fn remove_all(&self) -> Vec<String> {
-        let mut removed = Vec::new();
+    /// Removes the users that this agent made, but for those with a process, and the cgroups. Lines for
+    /// people. Blocks for as long as the last processes take to end.
+    pub fn remove_all(&self) -> Uninstalled {
+        let mut gone = Uninstalled::default();
         if let Ok(trees) = &self.cgroups {
             let groups = trees.remove_all();
-            removed.extend(groups.iter().map(|g| format!("cgroup {}", g.display())));
+            let lines = groups.iter().map(|g| format!("cgroup {}", g.display()));
+            gone.removed.extend(lines);
         }
         if self.root {
-            match users::remove_all() {
-                Ok(names) => removed.extend(names.iter().map(|name| format!("user {name}"))),
-                Err(error) => tracing::warn!(%error, "cannot remove the users"),
+            let end = Instant::now() + LAST_PROCESSES;
+            loop {
+                match users::remove_others(&self.tag, &BTreeSet::new()) {
+                    Ok(users) => {
+                        let lines = users.removed.iter().map(|name| format!("user {name}"));
+                        gone.removed.extend(lines);
+                        if !users.left.is_empty() && Instant::now() < end {
+                            std::thread::sleep(LOOK_PAUSE);
+                            continue;
+                        }
+                        let lines = users.left.iter().map(|name| {
+                            format!("user {name}: processes or files of it are still there")
+                        });
+                        gone.left.extend(lines);
+                    }
+                    Err(error) => gone.left.push(format!("users of applications: {error}")),
+                }
+                break;
             }
         }
-        removed
+        gone
     }
 }
 

@@ -212,31 +212,40 @@ fn rewrite(path: &Path, text: &str) -> Result<(), FenceError> {
     written.map_err(failed)
 }
 
-/// Removes every user of ours, of whichever agent. Returns their names; needs root.
-pub fn remove_all() -> Result<Vec<String>, FenceError> {
-    remove_in(Path::new("/etc"), |_| true)
+/// What became of users that are not needed, by their names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removal {
+    /// Gone.
+    pub removed: Vec<String>,
+    /// A process of theirs lives, or something that they left cannot be removed.
+    pub left: Vec<String>,
 }
 
 /// Removes the users of the agent with this tag whose names are not in `needed`, but for those with a
-/// process. Returns their names, and how many stay; needs root.
-pub fn remove_others(
+/// process. Needs root.
+pub fn remove_others(tag: &str, needed: &BTreeSet<String>) -> Result<Removal, FenceError> {
+    remove_others_in(Path::new("/etc"), tag, needed)
+}
+
+fn remove_others_in(
+    etc: &Path,
     tag: &str,
     needed: &BTreeSet<String>,
-) -> Result<(Vec<String>, usize), FenceError> {
+) -> Result<Removal, FenceError> {
     let own = format!("{PREFIX}{tag}-");
     let superfluous = |user: &User| user.name.starts_with(&own) && !needed.contains(&user.name);
-    let etc = Path::new("/etc");
     let candidates: Vec<User> = ours(etc)?.into_iter().filter(superfluous).collect();
     if candidates.is_empty() {
-        return Ok((Vec::new(), 0));
+        return Ok(Removal::default());
     }
     let busy = uids_in_use();
     let removed = remove_in(etc, |user| {
         // The next user with this number must not inherit what this one left.
         superfluous(user) && !busy.contains(&user.uid) && remove_strays(user.uid)
     })?;
-    let left = candidates.len().saturating_sub(removed.len());
-    Ok((removed, left))
+    let left = candidates.into_iter().map(|user| user.name);
+    let left = left.filter(|name| !removed.contains(name)).collect();
+    Ok(Removal { removed, left })
 }
 
 /// Every user that some process has, in any of the ways to have one.
@@ -337,6 +346,29 @@ mod tests {
         assert_eq!(left, passwd);
         let groups = fs::read_to_string(etc.path().join("group")).expect("group");
         assert_eq!(groups, "root:x:0:\nzed:x:999:\n");
+    }
+
+    #[test]
+    fn an_agent_that_leaves_takes_its_own_users_along_and_no_others() {
+        let etc = tempfile::tempdir().expect("directory");
+        // A number that nothing has, on no machine, and the one of this process.
+        let idle = 3_999_999_999_u32;
+        let busy = rustix::process::geteuid().as_raw();
+        let line = |name: &str, id: u32| format!("{name}:x:{id}:{id}:{COMMENT}:/:/bin/false\n");
+        let (own, live, other, old) = (
+            line("bp-aaaaaa-0", idle),
+            line("bp-aaaaaa-1", busy),
+            line("bp-bbbbbb-0", idle),
+            line("bp-0123456789ab", idle),
+        );
+        let others = format!("bp-aaaaaa-2:x:{idle}:{idle}:somebody:/:/bin/sh\n{other}{old}");
+        let passwd = format!("{own}{live}{others}");
+        fs::write(etc.path().join("passwd"), passwd).expect("passwd");
+        let gone = remove_others_in(etc.path(), "aaaaaa", &BTreeSet::new()).expect("removed");
+        assert_eq!(gone.removed, ["bp-aaaaaa-0"]);
+        assert_eq!(gone.left, ["bp-aaaaaa-1"]);
+        let left = fs::read_to_string(etc.path().join("passwd")).expect("passwd");
+        assert_eq!(left, format!("{live}{others}"));
     }
 
     #[test]

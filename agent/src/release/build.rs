@@ -20,14 +20,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 /// The most that one build's log holds, in bytes: a build that loops must not fill the disk.
 const LONGEST_LOG: u64 = 8 << 20;
@@ -41,6 +41,10 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const GUARD_WAIT: Duration = Duration::from_secs(5);
 /// How long SIGKILL may take then.
 const KILL_WAIT: Duration = Duration::from_secs(5);
+/// The home directory of a build, in that of its preparation.
+pub(super) const HOME: &str = "home";
+/// Holds what is mounted as a build's `/tmp`.
+pub(super) const PRIVATE: &str = "private";
 /// Names the build in the environment of its processes.
 const MARK: &str = "BEANPOLE_BUILD";
 /// Processes and threads of a build where no option says: npm and pip need some dozens, parallel
@@ -147,12 +151,8 @@ impl Guard {
     fn start(program: &ShimProgram, cgroup: Option<Group>) -> io::Result<Self> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
-        let process = Command::new(&program.program)
-            .arg0("beanpole")
-            .args(&program.arguments)
-            .arg(BUILD)
-            .env_clear()
-            .current_dir("/")
+        let process = program
+            .command(BUILD)
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -201,7 +201,7 @@ impl Workshop {
         (site.progress)(ReleasePhase::Building {
             command: shown.clone(),
         });
-        let home = site.work.join("home");
+        let home = site.work.join(HOME);
         make_home(&home, site.user.as_ref())?;
         let not_started = |why: &dyn std::fmt::Display| {
             Fault::new(
@@ -285,22 +285,21 @@ impl Workshop {
     }
 }
 
-/// The whole environment of a build's command.
 /// A directory that anybody may write to, in one that nobody else may enter. It goes with the rest of
 /// the preparation.
 fn make_tmp(work: &Path) -> io::Result<PathBuf> {
-    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-    let private = work.join("private");
-    std::fs::DirBuilder::new()
+    let private = work.join(PRIVATE);
+    fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(&private)?;
     let tmp = private.join("tmp");
-    std::fs::DirBuilder::new().recursive(true).create(&tmp)?;
-    std::fs::set_permissions(&tmp, std::fs::Permissions::from_mode(0o1777))?;
+    fs::DirBuilder::new().recursive(true).create(&tmp)?;
+    fs::set_permissions(&tmp, fs::Permissions::from_mode(0o1777))?;
     Ok(tmp)
 }
 
+/// The whole environment of a build's command.
 fn environment(site: &Site<'_>, step: &Step<'_>, home: &Path) -> Properties {
     let inherited = INHERITED
         .iter()

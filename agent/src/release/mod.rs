@@ -34,6 +34,9 @@ use tokio_util::sync::CancellationToken;
 /// The most lines of output that a failure carries.
 pub const FAILURE_LINES: usize = 20;
 
+/// The code of a bundle whose copy on this host went bad.
+const DAMAGED_HERE: &str = "bundle-copy-damaged";
+
 /// Why a release cannot be prepared.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {}", .0.code, .0.message)]
@@ -73,7 +76,31 @@ impl Fault {
         self
     }
 
-    /// Whether it may go well later without anybody changing the bundle.
+    /// `fault` came of a copy of the bundle that is not what was verified when it arrived.
+    pub fn damaged_here(fault: &Self) -> Self {
+        Self::new(
+            DAMAGED_HERE,
+            format!(
+                "The bundle's copy on this host is damaged, so that it has to be sent again: see to \
+                 the host's disk if this comes back. {}",
+                fault.0.message
+            ),
+        )
+    }
+
+    /// Whether it is [`Fault::damaged_here`].
+    pub fn is_damaged_here(&self) -> bool {
+        self.0.code == DAMAGED_HERE
+    }
+
+    /// Whether it says that what was sent is of no use, and nothing was built yet.
+    pub fn blames_the_bundle(&self) -> bool {
+        let code = self.0.code.as_str();
+        code.starts_with("bundle-")
+            || matches!(code, "procfile-invalid" | "package-invalid" | "no-platform")
+    }
+
+    /// Whether it passes once there is room again.
     pub fn is_full_disk(&self) -> bool {
         self.0.code == "disk-full"
     }
@@ -274,7 +301,10 @@ impl Workshop {
         let ready = whole.clone();
         blocking(move || {
             let failed = |error: &io::Error| Fault::io("finish the release in", &work, error);
-            let _ = remove::tree(&work.join("home"));
+            // Of use to the build alone: its home directory, and what was its `/tmp`.
+            for own in [build::HOME, build::PRIVATE] {
+                let _ = remove::tree(&work.join(own));
+            }
             files::write_json(&work.join("release.json"), &value, 0o600)
                 .map_err(|error| failed(&error))?;
             remove::tree(&whole).map_err(|error| failed(&error))?;
@@ -320,4 +350,71 @@ pub async fn blocking<T: Send + 'static>(
                 format!("The agent's own work broke off: {error}."),
             ))
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use beanpole_protocol::{
+        ApplicationName, Digest, EnvironmentId, EnvironmentName, ReleaseNumber, VersionLabel,
+    };
+
+    #[tokio::test]
+    async fn what_only_a_build_needs_is_no_part_of_the_release() {
+        let home = tempfile::tempdir().expect("temporary directory");
+        let layout = Layout::new(home.path());
+        layout.create().expect("directories");
+        let workshop = Workshop {
+            layout: layout.clone(),
+            limits: unpack::UnpackLimits::default(),
+            reserve_bytes: 0,
+            caches: cache::Caches::new(layout.caches()),
+            boot_id: "this".to_owned(),
+            fences: Fences::none(),
+            guard: ShimProgram::current(),
+        };
+        let order = ReleaseOrder {
+            key: ReleaseKey {
+                environment: EnvironmentId::from_bits(1),
+                number: ReleaseNumber(1),
+            },
+            application: ApplicationName::new("shop").expect("name"),
+            environment_name: EnvironmentName::new("shop-prod").expect("name"),
+            version: VersionLabel::new("v1").expect("label"),
+            bundle: Digest::new("0".repeat(64)).expect("digest"),
+            bundle_size: 0,
+            platform: Platform::Procfile,
+            properties: Default::default(),
+            options: BTreeMap::new(),
+            prepare_timeout_ms: 1000,
+            asked_by: None,
+        };
+        let work = layout.release_work(&order.key);
+        let whole = layout.release(&order.key);
+        for directory in ["app", build::HOME, build::PRIVATE] {
+            let below = work.join(directory).join("tmp");
+            fs::create_dir_all(&below).expect("make");
+            fs::write(below.join("file"), "x").expect("write");
+        }
+        let job = Job {
+            order,
+            user: None,
+            cancel: CancellationToken::new(),
+            progress: Box::new(|_| {}),
+        };
+        let prepared = Prepared {
+            platform: Platform::Procfile,
+            processes: Vec::new(),
+            path: Vec::new(),
+            environment: BTreeMap::new(),
+            caches: Vec::new(),
+            keeps: Vec::new(),
+            boot_id: "this".to_owned(),
+        };
+        workshop.finish(&work, &job, prepared).await.expect("whole");
+        assert!(!work.exists());
+        assert!(whole.join("app/tmp/file").exists());
+        assert!(!whole.join(build::HOME).exists());
+        assert!(!whole.join(build::PRIVATE).exists());
+    }
 }

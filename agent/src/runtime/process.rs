@@ -14,15 +14,18 @@ use crate::fences::users::User;
 use crate::remove;
 use crate::shim::spec::{self, Backoff, LogBounds, Program, ShimSpec, VERSION, files};
 use crate::shim::wire::{Op, Stage, Status};
+use crate::sys;
 use beanpole_daemon::clock::now;
 use beanpole_protocol::agent::{InstancePhase, InstanceReport, PortUse, ProcessReport, Properties};
 use beanpole_protocol::{InstanceId, Timestamp};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -53,6 +56,9 @@ pub struct ShimProgram {
     pub program: PathBuf,
     /// What comes before the spec's path.
     pub arguments: Vec<String>,
+    /// How many files it, and what it runs, may have open (the soft limit); none: as many as this
+    /// process.
+    pub open_files: Option<u64>,
 }
 
 impl ShimProgram {
@@ -62,7 +68,24 @@ impl ShimProgram {
         Self {
             program: PathBuf::from("/proc/self/exe"),
             arguments: vec!["shim".to_owned()],
+            open_files: None,
         }
+    }
+
+    /// Starts it with nothing of this process: `last` is its last argument.
+    pub(crate) fn command(&self, last: impl AsRef<OsStr>) -> tokio::process::Command {
+        let mut command = std::process::Command::new(&self.program);
+        command
+            // The path may be `/proc/self/exe`, which tells nobody anything in a list of processes.
+            .arg0("beanpole")
+            .args(&self.arguments)
+            .arg(last)
+            .env_clear()
+            .current_dir("/");
+        if let Some(most) = self.open_files {
+            sys::allow_open_files(&mut command, most);
+        }
+        command.into()
     }
 }
 
@@ -359,13 +382,8 @@ impl ProcessRuntime {
             why,
         };
         let program = &self.inner.settings.shim;
-        let starting = tokio::process::Command::new(&program.program)
-            // The path may be `/proc/self/exe`, which tells nobody anything in a list of processes.
-            .arg0("beanpole")
-            .args(&program.arguments)
-            .arg(instance.directory.join(files::SPEC))
-            .env_clear()
-            .current_dir("/")
+        let starting = program
+            .command(instance.directory.join(files::SPEC))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -574,7 +592,11 @@ fn prepare(directory: &Path, spec: &ShimSpec) -> Result<(), RuntimeError> {
             .map_err(failed("make", path))
     };
     make(directory, 0o711)?;
-    make(&directory.join(files::LOGS), 0o700)?;
+    let logs = directory.join(files::LOGS);
+    make(&logs, 0o700)?;
+    if let Err(error) = drop_logs_of_others(&logs, &spec.processes) {
+        tracing::warn!(directory = %logs.display(), %error, "logs of processes that are no more stay");
+    }
     let home = directory.join(files::HOME);
     make(&home, 0o700)?;
     let mut theirs = vec![home.clone()];
@@ -599,6 +621,23 @@ fn prepare(directory: &Path, spec: &ShimSpec) -> Result<(), RuntimeError> {
     }
     let path = directory.join(files::SPEC);
     beanpole_daemon::files::write_json(&path, spec, 0o600).map_err(failed("write", &path))
+}
+
+/// Removes the logs of processes that the instance has no more: each process has a bound for its own,
+/// and how many names the releases of an instance have in the course of time has none.
+fn drop_logs_of_others(logs: &Path, processes: &[Program]) -> io::Result<()> {
+    for entry in fs::read_dir(logs)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let Some((process, _number)) = name.split_once(".log") else {
+            continue;
+        };
+        if !processes.iter().any(|program| program.name == process) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 impl Instance {

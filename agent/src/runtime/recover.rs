@@ -21,13 +21,26 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Names the instance in the environment of its processes.
 pub(super) const MARK: &str = "BEANPOLE_INSTANCE";
 
-/// The state file of an instance, if it holds one of this boot.
+/// What the state file of an instance says. Nothing that ran in an earlier boot runs in this one,
+/// whatever the file says and whoever has those process ids now.
 pub(super) fn last_status(directory: &Path) -> Option<Status> {
-    beanpole_daemon::files::read_json(&directory.join(files::STATE)).unwrap_or_else(|error| {
+    let read = beanpole_daemon::files::read_json(&directory.join(files::STATE));
+    let mut status: Status = read.unwrap_or_else(|error| {
         tracing::warn!(%error, "the state file of an instance is of no use");
         None
-    })
+    })?;
+    if status.boot_id != proc::boot_id() {
+        status.shim = NOBODY;
+        for process in &mut status.processes {
+            process.running = None;
+            process.starts_at = None;
+        }
+    }
+    Some(status)
 }
+
+/// No process has this.
+const NOBODY: Identity = Identity { pid: 0, start: 0 };
 
 /// For an instance that has a spec and no state: it has stopped before it ran. Seen like this, it is
 /// started or removed as ordered; unseen, it would stay for good.
@@ -38,7 +51,7 @@ pub(super) fn never_started(directory: &Path) -> Option<Status> {
         instance: spec.instance,
         release: spec.release,
         incarnation: spec.incarnation,
-        shim: Identity { pid: 0, start: 0 },
+        shim: NOBODY,
         boot_id: proc::boot_id(),
         stage: Stage::Stopped,
         since: now(),
@@ -108,4 +121,49 @@ fn leftovers(spec: &ShimSpec, status: Option<&Status>) -> Vec<i32> {
 
 fn alive(pid: i32) -> bool {
     proc::Stat::of(pid).is_some_and(|stat| stat.alive())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shim::wire::ProcessStatus;
+    use beanpole_protocol::{Incarnation, InstanceId, ReleaseNumber};
+
+    #[test]
+    fn what_ran_before_the_machine_was_booted_does_not_run_any_more() {
+        let directory = tempfile::tempdir().expect("directory");
+        let this = Identity::of(std::process::id().cast_signed()).expect("this process");
+        let status = |boot_id: String| Status {
+            v: VERSION,
+            instance: InstanceId::from_bits(1),
+            release: ReleaseNumber(1),
+            incarnation: Incarnation(1),
+            shim: this,
+            boot_id,
+            stage: Stage::Supervising,
+            since: now(),
+            processes: vec![ProcessStatus {
+                name: "web".to_owned(),
+                running: Some(this),
+                started_at: Some(now()),
+                restarts: 0,
+                last_exit: None,
+                ended_at: Vec::new(),
+                starts_at: None,
+            }],
+            lines_lost: 0,
+            memory_kills: MemoryKills::default(),
+        };
+        let read = |status: &Status| {
+            let path = directory.path().join(files::STATE);
+            beanpole_daemon::files::write_json(&path, status, 0o600).expect("write");
+            last_status(directory.path()).expect("a status")
+        };
+        let same = status(proc::boot_id());
+        assert_eq!(read(&same), same);
+        let earlier = read(&status("another boot".to_owned()));
+        assert_eq!(earlier.processes[0].running, None);
+        assert!(!earlier.shim.lives());
+        assert_eq!(earlier.stage, Stage::Supervising, "it shall run again");
+    }
 }

@@ -1,6 +1,7 @@
 //! Builds: what they make, what they may use, and that nothing of them outlives them.
 
 use crate::world::{LIMIT, SLEEPER, World, bundle, instance, instance_id, release, runs};
+use beanpole_protocol::OperationId;
 use beanpole_protocol::agent::{ReleaseOrder, ReleasePhase};
 use std::path::PathBuf;
 use std::process::Command;
@@ -179,6 +180,58 @@ fn has_cgroups() -> bool {
     fences.cgroups().is_some_and(|trees| {
         trees.version_for("memory").is_ok() && trees.version_for("pids").is_ok()
     })
+}
+
+/// Fails the first time, as with a registry that answers 503 for a moment.
+const FAILS_ONCE: &str = "[ -e $STATE/again ] || { touch $STATE/again; exit 9; }";
+
+#[tokio::test]
+async fn a_failed_preparation_is_tried_again_by_itself() {
+    let mut world = world_with_npm(FAILS_ONCE);
+    let (bytes, order) = built_by_npm();
+    world.send(&bytes).await.expect("blob");
+    world.order(&[order], &[]).await;
+    let report = world
+        .until("a failed release", |r| {
+            matches!(r.releases[0].phase, ReleasePhase::Failed(_))
+        })
+        .await;
+    let again_at = report.releases[0].again_at.expect("another attempt");
+    assert!(again_at > report.now);
+    world
+        .until("a ready release", |r| {
+            r.releases[0].phase == ReleasePhase::Ready
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn an_operation_that_asks_has_a_failure_of_before_tried_again_at_once() {
+    let mut world = world_with_npm(FAILS_ONCE);
+    let (bytes, mut order) = built_by_npm();
+    world.send(&bytes).await.expect("blob");
+    let one = Some(OperationId::from_bits(1));
+    order.asked_by.clone_from(&one);
+    world.order(&[order.clone()], &[]).await;
+    let report = world
+        .until("a failed release", |r| {
+            matches!(r.releases[0].phase, ReleasePhase::Failed(_))
+        })
+        .await;
+    assert_eq!(report.releases[0].asked_by, one, "it is that one's answer");
+    // Orders that change for another reason are no reason.
+    order.asked_by = None;
+    world.order(&[order.clone()], &[]).await;
+    let report = world.report().await;
+    assert_eq!(report.releases[0].asked_by, one);
+    order.asked_by = Some(OperationId::from_bits(2));
+    world.order(&[order.clone()], &[]).await;
+    let report = world
+        .until("a ready release", |r| {
+            r.releases[0].phase == ReleasePhase::Ready
+        })
+        .await;
+    assert_eq!(report.releases[0].asked_by, order.asked_by);
 }
 
 /// Three ways to leave a build: a session of its own, without the build's environment, twice forked.

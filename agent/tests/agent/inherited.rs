@@ -1,6 +1,6 @@
 //! What the agent was started with beyond the standard streams stays with the agent.
 
-use crate::world::{LIMIT, World, bundle, instance, pid, release, runs};
+use crate::world::{LIMIT, SLEEPER, World, bundle, instance, pid, release, runs};
 use beanpole_protocol::agent::ReleasePhase;
 use std::fs::File;
 use std::process::Command;
@@ -66,4 +66,57 @@ async fn a_lock_that_the_agent_inherited_reaches_no_app_and_no_build() {
     }
     lock.unlock().expect("unlock");
     assert!(std::path::Path::new(&format!("/proc/{app}")).exists());
+}
+
+#[tokio::test]
+async fn what_the_agent_may_open_itself_is_not_what_apps_and_builds_may() {
+    let mut world = World::new();
+    world.kill();
+    world.tool("node", "echo v18.0.0");
+    world.tool(
+        "npm",
+        "[ \"$1\" = --version ] || [ $(ulimit -Sn) = 777 ] || { ulimit -Sn; exit 9; }",
+    );
+    let agent = world.command(&world.data());
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", "ulimit -Sn 777 && exec \"$@\"", "sh"])
+        .arg(agent.get_program())
+        .args(agent.get_args())
+        .envs(
+            agent
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
+    world.agent = Some(shell.spawn().expect("agent"));
+    let app = bundle(&[
+        SLEEPER[0],
+        (
+            "package.json",
+            r#"{"name":"a","version":"1.0.0","dependencies":{"a":"1"}}"#,
+        ),
+    ]);
+    world.send(&app).await.expect("blob");
+    world.order(&[release(1, &app)], &[instance(1, 1)]).await;
+    let report = world
+        .until("an end of the build", |report| {
+            matches!(report.releases[0].phase, ReleasePhase::Failed(_)) || runs(report, 1, 1)
+        })
+        .await;
+    assert_eq!(report.releases[0].phase, ReleasePhase::Ready);
+    let limit_of = |pid: u32| {
+        let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).expect("limits");
+        let line = limits
+            .lines()
+            .find(|line| line.starts_with("Max open files"));
+        let words: Vec<String> = line
+            .expect("that limit")
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect();
+        (words[3].clone(), words[4].clone())
+    };
+    let agent = limit_of(world.agent.as_ref().expect("agent").id());
+    assert_eq!(agent.0, agent.1, "it takes all that it may");
+    assert_eq!(limit_of(pid(&report)), ("777".to_owned(), agent.1));
 }

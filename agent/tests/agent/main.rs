@@ -9,7 +9,7 @@ use beanpole_agent::fences::{Fences, users};
 use beanpole_daemon::http::{CallError, request};
 use beanpole_protocol::agent::{
     Claim, ControllerIdentity, FOREIGN_CONTROLLER, HostOrders, HostReport, InstancePhase, Limits,
-    ReleasePhase,
+    ReleasePhase, Uninstalled,
 };
 use beanpole_protocol::{ApplicationName, ControllerId, Generation, InstanceId};
 use futures::StreamExt;
@@ -246,6 +246,61 @@ async fn bad_bundles_fail_without_holding_up_good_ones() {
     let failure = world.failure().await;
     assert_eq!(failure.code, "no-platform");
     assert!(failure.message.contains("`shop`"), "{}", failure.message);
+}
+
+#[tokio::test]
+async fn a_bundle_that_went_bad_on_the_hosts_disk_is_asked_for_again() {
+    let mut world = World::new();
+    let one = bundle(&[SLEEPER[0], ("data", &"x".repeat(10_000))]);
+    world.send(&one).await.expect("blob");
+    let order = release(1, &one);
+    let path = world.data().join("agent/blobs").join(order.bundle.as_str());
+    let mut bad = std::fs::read(&path).expect("blob");
+    bad[45] ^= 0xff;
+    std::fs::write(&path, bad).expect("damage");
+    world.order(&[order], &[instance(1, 1)]).await;
+    world
+        .until("a bundle that is needed", |r| {
+            r.releases[0].phase == ReleasePhase::NeedsBundle && r.releases[0].bundle_have == 0
+        })
+        .await;
+    assert!(world.send(&one).await.expect("blob").complete);
+    world.until("a running instance", |r| runs(r, 1, 1)).await;
+}
+
+#[tokio::test]
+async fn an_uninstall_goes_to_its_end_whoever_stops_waiting_for_it() {
+    let mut world = World::new();
+    // It lives until it is killed, so that there is an end to wait for.
+    let one = bundle(&[(
+        "Procfile",
+        "web: trap '' TERM; echo ready; while :; do sleep 1; done\n",
+    )]);
+    world.send(&one).await.expect("blob");
+    world.order(&[release(1, &one)], &[instance(1, 1)]).await;
+    world.until("a running instance", |r| runs(r, 1, 1)).await;
+    let call = || request(Method::POST, "/v1/uninstall", None::<&()>).expect("a request");
+    let mut first = world.connect().await;
+    let seen = world.until("an instance that ends", |r| {
+        r.instances
+            .iter()
+            .any(|one| one.phase == InstancePhase::Stopping)
+    });
+    tokio::select! {
+        _ = first.send(call()) => panic!("it takes longer than that"),
+        _ = seen => {}
+    }
+    drop(first);
+    let mut second = world.connect().await;
+    let body = second.send(call()).await.expect("an answer");
+    let body = http_body_util::BodyExt::collect(body).await.expect("all");
+    let answer: Uninstalled = serde_json::from_slice(&body.to_bytes()).expect("an answer");
+    let gone = format!("instance {}", instance_id());
+    assert!(answer.removed.contains(&gone), "{answer:?}");
+    assert!(answer.left.is_empty(), "{answer:?}");
+    let mut agent = world.agent.take().expect("an agent");
+    assert!(agent.wait().expect("its end").success());
+    assert!(!world.data().exists());
 }
 
 #[tokio::test]

@@ -285,6 +285,7 @@ pub fn release(number: u64, bundle: &[u8]) -> ReleaseOrder {
         properties: Properties([("GREETING".to_owned(), "hello".to_owned())].into()),
         options: Default::default(),
         prepare_timeout_ms: 120_000,
+        asked_by: None,
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::world::{GRACE, World, is_root, number_after, until};
 use beanpole_agent::runtime::Runtime;
 use beanpole_agent::shim::spec::LogBounds;
+use beanpole_protocol::Incarnation;
 use beanpole_protocol::agent::InstancePhase;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -33,6 +34,36 @@ async fn logs_are_bounded_and_a_line_without_end_takes_no_memory() {
     let peak = fs::read_to_string(format!("/proc/{shim}/status")).expect("status");
     let peak = number_after(&peak.replace(['\t', ' '], ""), "RssAnon:");
     assert!(peak < 4096, "{peak} KiB of its own");
+    world.runtime.remove(&spec.id).await.expect("removed");
+}
+
+#[tokio::test]
+async fn logs_of_processes_that_a_release_has_no_more_go() {
+    let world = World::new();
+    let mut spec = World::spec(
+        23,
+        &[
+            ("web", "echo one; sleep 1000"),
+            ("mail", "echo two; sleep 1000"),
+        ],
+    );
+    world.runtime.start(spec.clone()).await.expect("started");
+    world.until_log(&spec.id, "web", "one").await;
+    world.until_log(&spec.id, "mail", "two").await;
+    let logs = world.runtime.log_directory(&spec.id);
+    fs::write(logs.join("mail.log.1"), "older").expect("write");
+    world.runtime.stop(&spec.id, GRACE).await.expect("stopped");
+    assert!(logs.join("mail.log").exists(), "until the next start");
+    spec.incarnation = Incarnation(2);
+    spec.workload = World::spec(23, &[("web", "echo three; sleep 1000")]).workload;
+    world.runtime.start(spec.clone()).await.expect("started");
+    let log = world.until_log(&spec.id, "web", "three").await;
+    assert!(log.contains("one"), "{log}");
+    let left: Vec<_> = fs::read_dir(&logs)
+        .expect("logs")
+        .map(|entry| entry.expect("entry").file_name())
+        .collect();
+    assert_eq!(left, ["web.log"]);
     world.runtime.remove(&spec.id).await.expect("removed");
 }
 

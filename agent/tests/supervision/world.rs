@@ -76,6 +76,7 @@ impl World {
         let instances = directory.join("instances");
         let settings = ProcessSettings {
             shim: ShimProgram {
+                open_files: None,
                 program: shim_program(),
                 arguments: vec!["shim".to_owned()],
             },

@@ -8,7 +8,7 @@ use beanpole_protocol::agent::{HostOrders, InstanceOrder, ReleaseKey, ReleaseOrd
 use beanpole_protocol::api::{EnvironmentStatus, Tier};
 use beanpole_protocol::options::OptionSettings;
 use beanpole_protocol::proxy::{Route, RoutingTable, Target, TargetPool, WeightedPool};
-use beanpole_protocol::{EnvironmentId, Generation, HostId, ReleaseNumber, Timestamp};
+use beanpole_protocol::{EnvironmentId, Generation, HostId, OperationId, ReleaseNumber, Timestamp};
 use beanpole_store::StoreError;
 use beanpole_store::model::{
     EnvironmentRecord, HostOrdersRecord, HostRecord, InstanceRecord, OperationRecord,
@@ -274,7 +274,8 @@ impl Records {
     }
 
     fn orders(&self, host: &HostId) -> HostOrders {
-        let mut wanted: BTreeSet<(EnvironmentId, ReleaseNumber)> = BTreeSet::new();
+        let mut wanted: BTreeMap<(EnvironmentId, ReleaseNumber), Option<OperationId>> =
+            BTreeMap::new();
         let mut instances = Vec::new();
         let mut present: BTreeSet<&EnvironmentId> = BTreeSet::new();
         for instance in self.instances.iter().filter(|i| i.host == *host) {
@@ -286,7 +287,7 @@ impl Records {
                 continue;
             };
             present.insert(&environment.id);
-            wanted.insert((key.0, release.tree));
+            wanted.insert((key.0, release.tree), None);
             instances.push(InstanceOrder {
                 id: instance.id.clone(),
                 environment: instance.environment.clone(),
@@ -299,12 +300,21 @@ impl Records {
             });
         }
         for operation in &self.operations {
-            let plan = operation.back.as_ref().unwrap_or(&operation.plan);
-            for stage in &plan.stages {
+            let (plan, progress) = match &operation.back {
+                Some(back) => (back, &operation.back_progress),
+                None => (&operation.plan, &operation.progress),
+            };
+            for (number, stage) in plan.stages.iter().enumerate() {
                 if let Stage::Prepare { tree, hosts, .. } = stage
                     && hosts.contains(host)
                 {
-                    wanted.insert((operation.environment.clone(), *tree));
+                    let asked = wanted
+                        .entry((operation.environment.clone(), *tree))
+                        .or_default();
+                    // Only while it is waited for: where it is ready already, nothing changes.
+                    if number == progress.stage {
+                        *asked = Some(operation.id.clone());
+                    }
                 }
             }
         }
@@ -315,11 +325,13 @@ impl Records {
                 .range((id.clone(), ReleaseNumber(0))..=(id.clone(), ReleaseNumber(u64::MAX)))
                 .map(|(_, release)| release);
             let trees = kept::prepared(releases, keep);
-            wanted.extend(trees.into_iter().map(|tree| (id.clone(), tree)));
+            for tree in trees {
+                wanted.entry((id.clone(), tree)).or_default();
+            }
         }
         let releases = wanted
             .into_iter()
-            .filter_map(|key| self.release_order(&key))
+            .filter_map(|(key, asked_by)| self.release_order(&key, asked_by))
             .collect();
         HostOrders {
             generation: Generation(0),
@@ -329,7 +341,11 @@ impl Records {
         }
     }
 
-    fn release_order(&self, key: &(EnvironmentId, ReleaseNumber)) -> Option<ReleaseOrder> {
+    fn release_order(
+        &self,
+        key: &(EnvironmentId, ReleaseNumber),
+        asked_by: Option<OperationId>,
+    ) -> Option<ReleaseOrder> {
         let environment = self.environments.get(&key.0)?;
         let release = self.releases.get(key)?;
         Some(ReleaseOrder {
@@ -346,6 +362,7 @@ impl Records {
             properties: release.settings.properties(),
             options: release.settings.platform_options(),
             prepare_timeout_ms: release.settings.deployment().timeout_ms,
+            asked_by,
         })
     }
 
@@ -407,9 +424,16 @@ impl Records {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::EngineConfig;
-    use beanpole_protocol::agent::ControllerIdentity;
-    use beanpole_protocol::{ControllerId, HostName};
+    use crate::services::NewOperation;
+    use crate::{Call, EngineConfig};
+    use beanpole_planner::{Plan, Timeouts};
+    use beanpole_protocol::agent::{
+        ControllerIdentity, Failure, HostFacts, HostReport, Platform, ReleasePhase, ReleaseReport,
+    };
+    use beanpole_protocol::api::OperationKind;
+    use beanpole_protocol::{
+        ApplicationName, ControllerId, Digest, EnvironmentName, HostName, RequestId, VersionLabel,
+    };
     use beanpole_store::Store;
 
     fn host(id: &HostId) -> HostRecord {
@@ -429,6 +453,130 @@ mod tests {
             taken: None,
             added_at: Timestamp::EPOCH,
         }
+    }
+
+    fn environment() -> EnvironmentRecord {
+        EnvironmentRecord {
+            id: EnvironmentId::from_bits(1),
+            name: EnvironmentName::new("shop-prod").expect("a name"),
+            application: ApplicationName::new("shop").expect("a name"),
+            description: String::new(),
+            tier: Tier::Worker,
+            platform: Platform::Auto,
+            cname: None,
+            status: EnvironmentStatus::Ready,
+            settings: OptionSettings::default(),
+            live: None,
+            last_release: ReleaseNumber(1),
+            operation: None,
+            hold: false,
+            mend_after: None,
+            mend_failures: 0,
+            created_at: Timestamp::EPOCH,
+            updated_at: Timestamp::EPOCH,
+            terminated_at: None,
+            last_event_at: Timestamp::EPOCH,
+        }
+    }
+
+    fn release(environment: &EnvironmentRecord) -> ReleaseRecord {
+        ReleaseRecord {
+            environment: environment.id.clone(),
+            number: ReleaseNumber(1),
+            tree: ReleaseNumber(1),
+            version: VersionLabel::new("v1").expect("a label"),
+            bundle: Digest::new("0".repeat(64)).expect("a digest"),
+            bundle_size: 0,
+            platform: Platform::Auto,
+            settings: OptionSettings::default(),
+            reason: "deploy".to_owned(),
+            outcome: None,
+            live_at: None,
+            created_at: Timestamp::EPOCH,
+        }
+    }
+
+    /// What a host says whose preparation of the release failed when `asked_by` waited for it.
+    fn failed(asked_by: Option<&OperationId>) -> HostReport {
+        HostReport {
+            sequence: 1,
+            agent_version: String::new(),
+            agent_digest: None,
+            agent: None,
+            owner: None,
+            now: Timestamp::EPOCH,
+            generation: Generation(0),
+            facts: HostFacts::default(),
+            releases: vec![ReleaseReport {
+                key: ReleaseKey {
+                    environment: EnvironmentId::from_bits(1),
+                    number: ReleaseNumber(1),
+                },
+                phase: ReleasePhase::Failed(Failure {
+                    code: "build-failed".to_owned(),
+                    message: "The registry said 503.".to_owned(),
+                    log: Vec::new(),
+                }),
+                bundle: Digest::new("0".repeat(64)).expect("a digest"),
+                bundle_have: 0,
+                since: Timestamp::EPOCH,
+                asked_by: asked_by.cloned(),
+                again_at: Some(Timestamp::from_millis(600_000)),
+            }],
+            instances: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_operation_asks_for_what_failed_before_and_takes_no_answer_but_its_own() {
+        let store = Store::in_memory();
+        let id = HostId::from_bits(1);
+        let now = Timestamp::from_millis(1);
+        let mut environment = environment();
+        let plan = Plan {
+            stages: vec![Stage::Prepare {
+                release: ReleaseNumber(1),
+                tree: ReleaseNumber(1),
+                hosts: vec![id.clone()],
+            }],
+            timeouts: Timeouts {
+                prepare_ms: 600_000,
+                ..Timeouts::default()
+            },
+            ..Plan::default()
+        };
+        let mut observed = Observed::default();
+        let call = Call {
+            request_id: RequestId::from_bits(1),
+            now,
+            bits: 1,
+            observed: &Observed::default(),
+        };
+        store
+            .update(|tx| {
+                tx.put(&host(&id))?;
+                tx.put(&release(&environment))?;
+                NewOperation::new(OperationKind::Rollback, plan).write(tx, &mut environment, &call)
+            })
+            .expect("memory");
+        let operation = environment.operation.clone();
+        let engine = Engine::new(store, EngineConfig::default());
+        let running = |observed: &Observed| {
+            engine.turn(observed, now, &mut || 1).expect("a turn");
+            let key = EnvironmentRecord::key_of(&environment.id);
+            let stored: Option<EnvironmentRecord> = engine.store.get(&key).expect("memory");
+            stored.expect("it is there").operation
+        };
+        observed.host_report(&id, failed(None), now);
+        assert_eq!(
+            running(&observed),
+            operation,
+            "it waits for its own attempt"
+        );
+        let orders = engine.host_orders(&id).expect("orders");
+        assert_eq!(orders.releases[0].asked_by, operation);
+        observed.host_report(&id, failed(operation.as_ref()), now);
+        assert_eq!(running(&observed), None, "its own attempt failed");
     }
 
     #[test]

@@ -170,6 +170,7 @@ impl Engine {
         }
         Ok(World {
             environment: environment.id.clone(),
+            operation: environment.operation.clone(),
             instances,
             hosts,
             proxies: observed

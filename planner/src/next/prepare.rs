@@ -3,7 +3,7 @@
 use super::failure::{TAKEN, host_name, lost, prepare_failed, unheard};
 use super::{Step, Turn};
 use crate::Reach;
-use beanpole_protocol::agent::ReleasePhase;
+use beanpole_protocol::agent::{ReleasePhase, ReleaseReport};
 use beanpole_protocol::api::OperationFailure;
 use beanpole_protocol::{HostId, ReleaseNumber};
 
@@ -25,7 +25,13 @@ impl Turn<'_, '_> {
             let how = match seen.map(|seen| &seen.phase) {
                 Some(ReleasePhase::Ready) => continue,
                 Some(ReleasePhase::Failed(failure)) => {
-                    return Err(prepare_failed(release, &name, None, failure));
+                    if seen.is_some_and(|seen| self.is_answered(seen)) {
+                        return Err(prepare_failed(release, &name, None, failure));
+                    }
+                    format!(
+                        "an earlier attempt failed ({}), and it is tried again",
+                        failure.code
+                    )
                 }
                 Some(ReleasePhase::NeedsBundle) => format!(
                     "the bundle is on its way ({} bytes arrived)",
@@ -66,5 +72,12 @@ impl Turn<'_, '_> {
             }
         }
         Ok(all)
+    }
+
+    /// Whether a failure counts for this operation. One of before it says nothing: a registry may be
+    /// back, a disk be free again.
+    fn is_answered(&self, failed: &ReleaseReport) -> bool {
+        let is_final = failed.again_at.is_none();
+        is_final || failed.asked_by == self.world.operation
     }
 }

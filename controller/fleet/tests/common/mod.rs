@@ -440,6 +440,8 @@ impl FakeAgent {
                 bundle: digest.clone(),
                 bundle_have: 0,
                 since: Timestamp::EPOCH,
+                asked_by: None,
+                again_at: None,
             })
             .collect();
         HostReport {
