@@ -67,10 +67,10 @@ pub fn run(context: &Context, command: &Create) -> Result<(), Failure> {
         None => source::application_from_directory(context)?,
     };
     let project = context.project()?;
-    let place = project.settings.place(&name);
+    let place = project.settings.of(&name);
     let tier = command.tier.or(place.tier).unwrap_or_default();
     let platform = command.platform.or(place.platform).unwrap_or_default();
-    let mut settings = place.creation_settings();
+    let mut settings = place.creation;
     if let Some(instances) = command.instances {
         settings.set(ASG, "MinSize", instances.to_string());
         settings.remove(ENVIRONMENT, "EnvironmentType");

@@ -68,7 +68,7 @@ pub fn run(context: &Context, command: &Deploy) -> Result<(), Failure> {
         ))
         .hint("Name another environment, or say what to deploy with --from"));
     }
-    let place = project.settings.place(&name);
+    let place = project.settings.of(&name);
     let (version, new) = match &command.version {
         Some(version) => (version.clone(), false),
         None => {
@@ -83,7 +83,7 @@ pub fn run(context: &Context, command: &Deploy) -> Result<(), Failure> {
             (version.label, new)
         }
     };
-    let settings = changed_settings(context, &name, &place.option_settings())?;
+    let settings = changed_settings(context, &name, &place.deployment)?;
     let body = Body {
         version: Some(version.clone()),
         policy: command.policy,
