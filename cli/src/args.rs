@@ -127,6 +127,8 @@ pub enum Command {
     Proxy(daemons::Proxy),
     #[command(hide = true)]
     Shim(daemons::Shim),
+    #[command(hide = true, name = "__complete")]
+    Complete(completions::Complete),
     #[command(hide = true)]
     DemoApp(demo_app::DemoApp),
 }

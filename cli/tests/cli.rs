@@ -225,6 +225,69 @@ fn an_error_under_json_is_one_value_on_standard_output() {
     }
 }
 
+/// What bash completes the last of `words` to, asked as it asks.
+fn completed(directory: &Path, url: &str, words: &[&str]) -> Vec<String> {
+    let program = Path::new(env!("CARGO_BIN_EXE_beanpole"));
+    let ask = format!(
+        "source <(beanpole completions bash); COMP_WORDS=({}); COMP_CWORD={}; \
+         _beanpole beanpole '{}' '{}'; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+        words.join(" "),
+        words.len() - 1,
+        words[words.len() - 1],
+        words[words.len() - 2],
+    );
+    let path = std::env::var("PATH").unwrap_or_default();
+    let output = Command::new("bash")
+        .args(["-c", &ask])
+        .current_dir(directory)
+        .env(
+            "PATH",
+            format!("{}:{path}", program.parent().expect("directory").display()),
+        )
+        .env("BEANPOLE_URL", url)
+        .env("BEANPOLE_TOKEN", "secret")
+        .output()
+        .expect("bash runs");
+    assert!(output.stderr.is_empty(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn a_shell_completes_the_names_of_environments() {
+    let script =
+        Script::start(|_, _| (200, json!({"items": [environment("v1", 1)], "next": null})));
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let at = directory.path();
+    for command in ["status", "deploy", "scale", "setenv", "attach", "terminate"] {
+        let words = completed(at, &script.url(), &["beanpole", command, "sh"]);
+        assert_eq!(words, ["shop-prod"], "{command}");
+    }
+    let create = completed(at, &script.url(), &["beanpole", "create", "sh"]);
+    assert!(!create.contains(&"shop-prod".to_owned()), "{create:?}");
+    // Nobody is asked for an option, and nobody who is not there gets a word in.
+    let asked = script.requests().len();
+    let options = completed(at, &script.url(), &["beanpole", "status", "--js"]);
+    assert_eq!(options, ["--json"]);
+    assert_eq!(script.requests().len(), asked);
+    let away = completed(at, "http://127.0.0.1:1", &["beanpole", "status", "sh"]);
+    assert!(away.iter().all(String::is_empty), "{away:?}");
+}
+
+#[test]
+fn a_controller_that_does_not_answer_keeps_no_shell_waiting() {
+    // It takes connections and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}", silent.local_addr().expect("address"));
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let began = Instant::now();
+    let ran = beanpole(directory.path(), &url, &["__complete", "environments"]);
+    assert!(began.elapsed() < Duration::from_secs(10));
+    assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (0, "", ""));
+}
+
 #[test]
 fn an_empty_variable_says_nothing() {
     let directory = tempfile::tempdir().expect("temporary directory");

@@ -102,6 +102,10 @@ fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Restore(command) => restore::run(context, &command),
         Command::Version(command) => version::run(context, &command),
         Command::Completions(command) => completions::run(context, &command),
+        Command::Complete(command) => {
+            completions::names(context, &command);
+            Ok(())
+        }
         Command::Controller(command) => daemons::controller(command),
         Command::Agent(command) => daemons::agent(command),
         Command::Proxy(command) => daemons::proxy(command),
