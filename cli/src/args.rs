@@ -15,7 +15,7 @@ use std::path::PathBuf;
     name = "beanpole",
     version,
     about = "Elastic Beanstalk for machines you own: hand it a ZIP and hosts that answer SSH",
-    after_help = "Start here:\n  beanpole demo                 see all of it work on this machine\n  beanpole up                   run a controller, a load balancer and an agent here\n  beanpole create shop-prod     make an environment\n  beanpole deploy shop-prod     deploy the current directory to it\n\nExit codes: 0 done, 1 failed, 2 misuse, 130 stopped watching by Ctrl-C.",
+    after_help = "Start here:\n  beanpole demo                 see all of it work on this machine\n  beanpole up                   run a controller, a load balancer and an agent here\n  beanpole create shop-prod     make an environment\n  beanpole deploy shop-prod     deploy the current directory to it\n\nExit codes: 0 done, 1 failed, 2 misuse, 130 stopped by Ctrl-C.",
     max_term_width = 100
 )]
 pub struct Cli {
@@ -127,6 +127,8 @@ pub enum Command {
     Proxy(daemons::Proxy),
     #[command(hide = true)]
     Shim(daemons::Shim),
+    #[command(hide = true, name = "__complete")]
+    Complete(completions::Complete),
     #[command(hide = true)]
     DemoApp(demo_app::DemoApp),
 }

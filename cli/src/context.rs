@@ -15,6 +15,8 @@ pub struct Context {
     global: Global,
     client: OnceCell<Client>,
     project: OnceCell<Project>,
+    /// The environment that the command is about, once that is known.
+    meant: OnceCell<EnvironmentName>,
 }
 
 impl Context {
@@ -25,6 +27,7 @@ impl Context {
             global: global.with_variables(),
             client: OnceCell::new(),
             project: OnceCell::new(),
+            meant: OnceCell::new(),
         }
     }
 
@@ -56,14 +59,20 @@ impl Context {
 
     /// The environment meant: the one named, else `environment` of `deploy.toml`.
     pub fn environment(&self, named: Option<&EnvironmentName>) -> Result<EnvironmentName, Failure> {
-        if let Some(name) = named {
-            return Ok(name.clone());
-        }
-        self.project()?.settings.environment.clone().ok_or_else(|| {
-            Failure::misuse("Which environment?").hint(
-                "Name it after the command, or set `environment` in deploy.toml. List them: beanpole list",
-            )
-        })
+        let name = match named {
+            Some(name) => name.clone(),
+            None => self.project()?.settings.environment.clone().ok_or_else(|| {
+                Failure::misuse("Which environment?").hint(
+                    "Name it after the command, or set `environment` in deploy.toml. List them: beanpole list",
+                )
+            })?,
+        };
+        Ok(self.meant.get_or_init(|| name).clone())
+    }
+
+    /// The environment that the command turned out to be about.
+    pub fn meant(&self) -> Option<&EnvironmentName> {
+        self.meant.get()
     }
 
     /// The application meant: the one named, else `application` of `deploy.toml`.

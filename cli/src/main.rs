@@ -19,7 +19,6 @@ mod watch;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use output::errors::Failure;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -50,7 +49,7 @@ fn main() -> ExitCode {
     match outcome.and_then(|()| output::unwritten().map_or(Ok(()), Err)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            report(&failure, json);
+            output::report(&failure, json);
             ExitCode::from(failure.exit_code())
         }
     }
@@ -83,7 +82,7 @@ fn misread(error: &clap::Error) -> ExitCode {
         let _ = eprint_help();
         return ExitCode::from(2);
     }
-    report(&misread::explain(error, &words), json);
+    output::report(&misread::explain(error, &words), json);
     ExitCode::from(2)
 }
 
@@ -96,15 +95,4 @@ fn eprint_help() -> std::io::Result<()> {
     } else {
         write!(err, "{help}")
     }
-}
-
-/// Tells people on standard error. Under `--json`, programs are told on standard output, too, unless
-/// that holds a whole answer already.
-fn report(failure: &Failure, json: bool) {
-    if json {
-        output::error(failure);
-    }
-    let mut err = std::io::stderr().lock();
-    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let _ = err.write_all(failure.render(err.is_terminal() && !plain).as_bytes());
 }

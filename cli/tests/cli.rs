@@ -160,6 +160,32 @@ fn misuse_exits_2_and_says_what_to_write() {
         &["setenv", "shop-prod", "A"],
         &["config", "shop-prod", "--set", "BatchSise=3"],
         &["up", "--data", "x", "--api", "0.0.0.0:0"],
+        &["controller", "--data", "x", "--api", "0.0.0.0:7700"],
+        &[
+            "controller",
+            "--data",
+            "x",
+            "--tls-cert",
+            "c",
+            "--tls-key",
+            "k",
+        ],
+        &["events", "shop-prod", "--last", "0"],
+        &["deploy", "shop-prod", "--from", "nowhere"],
+        &[
+            "create",
+            "shop-prod",
+            "--application",
+            "shop",
+            "--from",
+            "nowhere",
+        ],
+        &["setenv", "shop-prod", "--file", "nowhere"],
+        &["host", "add", "web-1", "--identity", "nowhere"],
+        &["restore", "nowhere", "--data", "x"],
+        &["backup", "nowhere/file"],
+        &["list", "--ca", "nowhere"],
+        &["list", "--token-file", "nowhere"],
     ];
     let mut all = String::new();
     for case in cases {
@@ -180,7 +206,7 @@ fn an_error_under_json_is_one_value_on_standard_output() {
         (&["host"], 2),
         (&["deploy"], 2),
         (&["list"], 1),
-        (&["restore", "nowhere", "--data", "x"], 1),
+        (&["restore", "nowhere", "--data", "x"], 2),
     ] {
         let ran = offline(&[&["--json"], arguments].concat());
         assert_eq!(ran.code, code, "{arguments:?}: {}", ran.all());
@@ -197,6 +223,69 @@ fn an_error_under_json_is_one_value_on_standard_output() {
         let ran = offline(&[&["--json"], arguments].concat());
         serde_json::from_str::<serde_json::Value>(&ran.out).expect("JSON");
     }
+}
+
+/// What bash completes the last of `words` to, asked as it asks.
+fn completed(directory: &Path, url: &str, words: &[&str]) -> Vec<String> {
+    let program = Path::new(env!("CARGO_BIN_EXE_beanpole"));
+    let ask = format!(
+        "source <(beanpole completions bash); COMP_WORDS=({}); COMP_CWORD={}; \
+         _beanpole beanpole '{}' '{}'; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+        words.join(" "),
+        words.len() - 1,
+        words[words.len() - 1],
+        words[words.len() - 2],
+    );
+    let path = std::env::var("PATH").unwrap_or_default();
+    let output = Command::new("bash")
+        .args(["-c", &ask])
+        .current_dir(directory)
+        .env(
+            "PATH",
+            format!("{}:{path}", program.parent().expect("directory").display()),
+        )
+        .env("BEANPOLE_URL", url)
+        .env("BEANPOLE_TOKEN", "secret")
+        .output()
+        .expect("bash runs");
+    assert!(output.stderr.is_empty(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn a_shell_completes_the_names_of_environments() {
+    let script =
+        Script::start(|_, _| (200, json!({"items": [environment("v1", 1)], "next": null})));
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let at = directory.path();
+    for command in ["status", "deploy", "scale", "setenv", "attach", "terminate"] {
+        let words = completed(at, &script.url(), &["beanpole", command, "sh"]);
+        assert_eq!(words, ["shop-prod"], "{command}");
+    }
+    let create = completed(at, &script.url(), &["beanpole", "create", "sh"]);
+    assert!(!create.contains(&"shop-prod".to_owned()), "{create:?}");
+    // Nobody is asked for an option, and nobody who is not there gets a word in.
+    let asked = script.requests().len();
+    let options = completed(at, &script.url(), &["beanpole", "status", "--js"]);
+    assert_eq!(options, ["--json"]);
+    assert_eq!(script.requests().len(), asked);
+    let away = completed(at, "http://127.0.0.1:1", &["beanpole", "status", "sh"]);
+    assert!(away.iter().all(String::is_empty), "{away:?}");
+}
+
+#[test]
+fn a_controller_that_does_not_answer_keeps_no_shell_waiting() {
+    // It takes connections and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}", silent.local_addr().expect("address"));
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let began = Instant::now();
+    let ran = beanpole(directory.path(), &url, &["__complete", "environments"]);
+    assert!(began.elapsed() < Duration::from_secs(10));
+    assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (0, "", ""));
 }
 
 #[test]
@@ -244,7 +333,7 @@ fn help_is_a_command_and_keeps_internal_commands_to_itself() {
 
 #[test]
 fn a_rollback_can_be_planned_only() {
-    let script = Script::start(|_, _| (200, operation("running", "pending")["plan"].clone()));
+    let script = going_back();
     let directory = tempfile::tempdir().expect("temporary directory");
     let ran = beanpole(
         directory.path(),
@@ -254,12 +343,419 @@ fn a_rollback_can_be_planned_only() {
     assert_eq!(ran.code, 0, "{}", ran.all());
     assert!(
         ran.out
-            .starts_with("Plan for shop-prod: back to release 3\n  Rolling"),
+            .starts_with("Plan for shop-prod: back to release 3 (v1)\n  Rolling"),
         "{}",
         ran.out
     );
+    let posts: Vec<String> = script
+        .requests()
+        .iter()
+        .filter(|r| r.method == "POST")
+        .map(|r| r.path.clone())
+        .collect();
+    assert_eq!(posts, ["/v1/environments/shop-prod/rollback?plan=true"]);
+}
+
+/// A controller that takes an environment back from release 5 to 3, as release 6.
+fn going_back() -> Script {
+    Script::start(|request, _| {
+        let release = |number: u32, version: &str, reason: &str| {
+            json!({"number": number, "version": version, "created_at": "2026-01-02T03:04:05.678Z",
+                "reason": reason, "outcome": "succeeded", "live": number == 5, "settings": {}})
+        };
+        let mut operation = operation("succeeded", "done");
+        operation["kind"] = json!("rollback");
+        operation["from"] = json!(5);
+        operation["to"] = json!(6);
+        operation["version"] = json!("v1");
+        match request.path.as_str() {
+            "/v1/environments/shop-prod/releases" => (
+                200,
+                json!({"next": null, "items": [release(6, "v1", "rollback to 3"),
+                    release(5, "v2", "deploy"), release(3, "v1", "deploy")]}),
+            ),
+            "/v1/environments/shop-prod" => (200, environment("v1", 6)),
+            path if path.ends_with("?plan=true") => (200, operation["plan"].clone()),
+            path if path.starts_with("/v1/events/stream") => problem(404, "none", "none"),
+            _ => (200, operation),
+        }
+    })
+}
+
+#[test]
+fn a_rollback_says_which_release_it_goes_back_to() {
+    let script = going_back();
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let ran = beanpole(directory.path(), &script.url(), &["rollback", "shop-prod"]);
+    assert_eq!(ran.code, 0, "{}", ran.all());
+    assert!(
+        ran.err
+            .starts_with("Plan for shop-prod: back to release 3 (v1)\n  Rolling"),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn a_mistyped_environment_is_told_with_the_one_that_was_meant() {
+    let script = Script::start(|request, _| match request.path.as_str() {
+        "/v1/environments" => (200, json!({"items": [environment("v1", 1)], "next": null})),
+        _ => problem(
+            404,
+            "environment-not-found",
+            "There is no environment `shop-prdo`.",
+        ),
+    });
+    let app = app();
+    let deployed = beanpole(app.path(), &script.url(), &["deploy", "shop-prdo"]);
+    assert!(
+        deployed
+            .err
+            .ends_with("hint: Did you mean `shop-prod`? Create it: beanpole create shop-prdo\n"),
+        "{}",
+        deployed.err
+    );
+    for arguments in [
+        &["status"][..],
+        &["health"],
+        &["events"],
+        &["logs"],
+        &["open"],
+        &["scale", "3"],
+        &["setenv", "A=1"],
+        &["printenv"],
+        &["config"],
+        &["restart"],
+        &["rollback"],
+        &["releases"],
+        &["abort"],
+        &["attach"],
+        &["terminate", "--yes"],
+    ] {
+        let mut words = arguments.to_vec();
+        words.insert(1, "shop-prdo");
+        let ran = beanpole(app.path(), &script.url(), &words);
+        assert_eq!(ran.code, 1, "{}", ran.all());
+        assert!(
+            ran.err.contains("hint: Did you mean `shop-prod`?"),
+            "{words:?}: {}",
+            ran.err
+        );
+    }
+    let far = beanpole(app.path(), &script.url(), &["status", "other-thing"]);
+    assert!(!far.err.contains("Did you mean"), "{}", far.err);
+}
+
+#[test]
+fn a_busy_environment_is_noticed_before_a_version_is_made() {
+    let script = Script::start(|_, _| {
+        let mut busy = environment("v1", 1);
+        busy["operation"] = operation("running", "draining");
+        (200, busy)
+    });
+    let app = app();
+    let ran = beanpole(
+        app.path(),
+        &script.url(),
+        &["deploy", "shop-prod", "--label", "t4"],
+    );
+    insta::assert_snapshot!(ran.all(), @r"
+    exit code: 1
+    --- stdout
+    --- stderr
+    error: Another operation (deploy, op-000000000001) is under way on `shop-prod`.
+    hint: Wait for it to end, or give it up with `beanpole abort shop-prod`.
+    ");
+    assert!(script.requests().iter().all(|r| r.method == "GET"));
+}
+
+#[test]
+fn a_deployment_that_is_refused_leaves_no_version_behind() {
+    let script = Script::start(|request, _| {
+        let path = request.path.as_str();
+        match (request.method.as_str(), path) {
+            ("GET", "/v1/environments/shop-prod") => (200, environment("v1", 1)),
+            ("GET", path) if path.contains("/versions/") => {
+                problem(404, "version-not-found", "There is no version.")
+            }
+            ("POST", path) if path.ends_with("/versions") => {
+                let body: serde_json::Value =
+                    serde_json::from_slice(&request.body).unwrap_or_default();
+                (
+                    201,
+                    json!({"application": "shop", "label": body["label"], "description": "",
+                        "bundle": body["bundle"], "bundle_size": 1,
+                        "created_at": "2026-01-02T03:04:05.678Z"}),
+                )
+            }
+            ("POST", _) => problem(409, "operation-in-progress", "Busy by now."),
+            _ => (200, json!(null)),
+        }
+    });
+    let app = app();
+    let ran = beanpole(
+        app.path(),
+        &script.url(),
+        &["deploy", "shop-prod", "--label", "t4"],
+    );
+    assert_eq!(ran.code, 1, "{}", ran.all());
+    assert!(ran.err.contains("error: Busy by now."), "{}", ran.err);
+    let requests = script.requests();
+    let last = requests.last().expect("requests");
+    assert_eq!(
+        (last.method.as_str(), last.path.as_str()),
+        ("DELETE", "/v1/applications/shop/versions/t4")
+    );
+}
+
+#[test]
+fn versions_are_those_of_the_directory_s_application() {
+    let script = Script::start(|_, _| {
+        problem(
+            404,
+            "application-not-found",
+            "There is no application `shop`.",
+        )
+    });
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let shop = directory.path().join("shop");
+    std::fs::create_dir(&shop).expect("directory");
+    let ran = beanpole(&shop, &script.url(), &["versions", "list"]);
+    assert_eq!(
+        ran.err,
+        "error: There is no application `shop`.\nhint: Name another with --application. List them: beanpole app list\n"
+    );
     let paths: Vec<String> = script.requests().iter().map(|r| r.path.clone()).collect();
-    assert_eq!(paths, ["/v1/environments/shop-prod/rollback?plan=true"]);
+    assert_eq!(paths, ["/v1/applications/shop/versions"]);
+}
+
+#[test]
+fn health_tells_nothing_measured_from_nothing_taken_and_names_the_times() {
+    let script = Script::start(|_, _| {
+        let traffic = |requests: u32, us: u32| {
+            json!({"requests": requests, "by_class": [0, requests, 0, 0, 0], "failed": 0,
+                "p50_us": us, "p99_us": us})
+        };
+        let environment = environment("v2", 7);
+        let mut instances = environment["instances"].clone();
+        instances[0]["traffic"] = traffic(0, 0);
+        instances[1]["traffic"] = traffic(12, 900);
+        (
+            200,
+            json!({"environment": "shop-prod", "status": "Ready", "health": "Green", "causes": [],
+                "instances": instances, "traffic": traffic(9001, 0)}),
+        )
+    });
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let ran = beanpole(directory.path(), &script.url(), &["health", "shop-prod"]);
+    insta::assert_snapshot!("health", ran.all());
+}
+
+/// A daemon that ends with the test.
+struct Running(std::process::Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A controller without agent and proxy, and its address.
+fn controller(data: &Path, more: &[&str]) -> (Running, String) {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = free.local_addr().expect("address").to_string();
+    drop(free);
+    let child = Command::new(env!("CARGO_BIN_EXE_beanpole"))
+        .args(["controller", "--api", &address, "--data"])
+        .arg(data)
+        .args(more)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("beanpole runs");
+    let running = Running(child);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while std::net::TcpStream::connect(&address).is_err() {
+        assert!(Instant::now() < deadline, "the controller does not listen");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    (running, address)
+}
+
+#[test]
+fn a_controller_that_was_reached_is_not_said_to_be_away() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let data = directory.path().join("data");
+    let (_running, address) = controller(&data, &["--tls-self-signed"]);
+    let list = |url: &str, ca: Option<&str>| {
+        let more = ca.map_or(vec![], |ca| vec!["--ca", ca]);
+        beanpole(
+            directory.path(),
+            url,
+            &[&["list"], more.as_slice()].concat(),
+        )
+    };
+    let ran = list(&format!("https://{address}"), None);
+    assert_eq!(ran.code, 1, "{}", ran.all());
+    assert!(
+        ran.err
+            .starts_with("error: The certificate of the controller at URL is not trusted.\n"),
+        "{}",
+        ran.err
+    );
+    assert!(ran.err.contains("--ca FILE or BEANPOLE_CA"), "{}", ran.err);
+    assert!(
+        ran.err.contains("DIR/controller/api-cert.pem"),
+        "{}",
+        ran.err
+    );
+    assert!(!ran.err.contains("beanpole up"), "{}", ran.err);
+
+    let own = data.join("controller/api-cert.pem");
+    let ran = list(&format!("https://{address}"), own.to_str());
+    assert!(ran.err.contains("token"), "it is asked: {}", ran.err);
+
+    let ran = list(&format!("http://{address}"), None);
+    assert!(
+        ran.err
+            .starts_with("error: What answers at URL speaks no plain HTTP.\n"),
+        "{}",
+        ran.err
+    );
+    let hint = format!("--url https://{address}\n");
+    assert!(ran.err.ends_with(&hint), "{}", ran.err);
+
+    let other = directory.path().join("other");
+    let (_plain, plain) = controller(&other, &[]);
+    let ran = list(&format!("https://{plain}"), None);
+    assert!(
+        ran.err
+            .starts_with("error: What answers at URL speaks no TLS.\n"),
+        "{}",
+        ran.err
+    );
+    let hint = format!("--url http://{plain}\n");
+    assert!(ran.err.ends_with(&hint), "{}", ran.err);
+    let (_other, address) = controller(&directory.path().join("third"), &["--tls-self-signed"]);
+    let ran = list(&format!("https://{address}"), own.to_str());
+    assert!(
+        ran.err.contains("is not the certificate that it shows"),
+        "{}",
+        ran.err
+    );
+}
+
+/// Starts the command against a controller that answers the call at `stalls` never, sends it SIGINT when
+/// that has come, and says how it ended.
+fn interrupted(directory: &Path, stalls: &'static str, arguments: &[&str]) -> Ran {
+    let (sender, arrived) = std::sync::mpsc::channel();
+    let script = Script::start(move |request, _| {
+        if request.path.starts_with(stalls) {
+            let _ = sender.send(());
+            loop {
+                std::thread::park();
+            }
+        }
+        (200, environment("v1", 1))
+    });
+    let child = Command::new(env!("CARGO_BIN_EXE_beanpole"))
+        .args(arguments)
+        .current_dir(directory)
+        .env_clear()
+        .env("BEANPOLE_URL", script.url())
+        .env("BEANPOLE_TOKEN", "secret")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("beanpole runs");
+    arrived
+        .recv_timeout(Duration::from_secs(30))
+        .expect("the call comes");
+    let told = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status()
+        .expect("kill runs");
+    assert!(told.success());
+    let output = child.wait_with_output().expect("it ends");
+    Ran {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+#[test]
+fn a_backup_that_is_stopped_leaves_nothing_unfinished() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let ran = interrupted(directory.path(), "/v1/backup", &["backup", "b"]);
+    assert_eq!(ran.code, 130, "{}", ran.all());
+    assert!(ran.err.contains("Stopped before the end"), "{}", ran.err);
+    let left: Vec<_> = std::fs::read_dir(directory.path())
+        .expect("directory")
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_deployment_that_is_stopped_early_says_that_nothing_began() {
+    let app = app();
+    let ran = interrupted(
+        app.path(),
+        "/v1/bundles/",
+        &["deploy", "shop-prod", "--label", "v2"],
+    );
+    assert_eq!(ran.code, 130, "{}", ran.all());
+    assert!(
+        ran.err.ends_with(
+            "error: Stopped before the deploy of shop-prod began; what it runs stays as it is.\n"
+        ),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn ctrl_c_leaves_nothing_of_the_redrawn_lines() {
+    use std::io::{Read, Write};
+    let script = deployment(true, || operation("running", "checking"));
+    let app = app();
+    let command = format!(
+        "exec {} deploy shop-prod --label v2",
+        env!("CARGO_BIN_EXE_beanpole")
+    );
+    // A terminal, as far as the command can see.
+    let mut terminal = Command::new("script")
+        .args(["--quiet", "--return", "--echo", "always", "--command"])
+        .arg(&command)
+        .arg("/dev/null")
+        .current_dir(app.path())
+        .env("BEANPOLE_URL", script.url())
+        .env("BEANPOLE_TOKEN", "secret")
+        .env("TERM", "xterm")
+        .env_remove("NO_COLOR")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("script runs");
+    let mut keys = terminal.stdin.take().expect("input");
+    let mut screen = terminal.stdout.take().expect("output");
+    let mut shown = String::new();
+    let mut piece = [0; 4096];
+    let mut pressed = false;
+    while let Ok(count @ 1..) = screen.read(&mut piece) {
+        shown.push_str(&String::from_utf8_lossy(&piece[..count]));
+        if !pressed && shown.contains("deploy running") {
+            keys.write_all(b"\x03").expect("write");
+            pressed = true;
+        }
+    }
+    assert_eq!(terminal.wait().expect("wait").code(), Some(130), "{shown}");
+    assert!(shown.contains("Stopped watching"), "{shown}");
+    // It would stand below the lines, which are cleared from where the cursor then is.
+    assert!(!shown.contains("^C"), "{shown}");
 }
 
 /// An operation that has ended, on an instance that could not be reached.

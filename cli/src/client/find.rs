@@ -113,7 +113,7 @@ pub fn access(wanted: &Wanted) -> Result<Access, Failure> {
     if let Some(path) = &wanted.token_file {
         return Ok(Access {
             url,
-            token: Some(read_token(path)?),
+            token: Some(read_token(path).map_err(Failure::into_misuse)?),
             ca,
         });
     }

@@ -28,6 +28,8 @@ pub struct Client {
     agent: Agent,
     base: String,
     token: Option<String>,
+    /// The file of certificates that are trusted instead of the public ones.
+    trusted: Option<PathBuf>,
 }
 
 /// What the user gave, or was found.
@@ -51,16 +53,19 @@ impl Client {
             ca: None,
         };
         let tls = ureq::tls::TlsConfig::builder().disable_verification(true);
-        Self::with_tls(access, tls.build())
+        Self::with_tls(access, tls.build(), None)
     }
 
     /// For the controller at `access.url`. `ca` is a PEM file with the certificate authority to
     /// trust instead of the public ones.
     pub fn new(access: Access, ca: Option<&Path>) -> Result<Self, Failure> {
         let mut tls = ureq::tls::TlsConfig::builder();
-        if let Some(path) = ca.or(access.ca.as_deref()) {
+        let trusted = ca.or(access.ca.as_deref()).map(Path::to_owned);
+        if let Some(path) = &trusted {
             let pem = std::fs::read(path).map_err(|error| {
                 Failure::caused(format!("Cannot read {}.", path.display()), &error)
+                    .hint("Name the controller's certificate, a PEM file: --ca FILE or BEANPOLE_CA")
+                    .into_misuse()
             })?;
             let roots: Vec<_> = ureq::tls::parse_pem(&pem)
                 .filter_map(|item| match item {
@@ -76,10 +81,14 @@ impl Client {
             }
             tls = tls.root_certs(ureq::tls::RootCerts::new_with_certs(&roots));
         }
-        Self::with_tls(access, tls.build())
+        Self::with_tls(access, tls.build(), trusted)
     }
 
-    fn with_tls(access: Access, tls: ureq::tls::TlsConfig) -> Result<Self, Failure> {
+    fn with_tls(
+        access: Access,
+        tls: ureq::tls::TlsConfig,
+        trusted: Option<PathBuf>,
+    ) -> Result<Self, Failure> {
         let base = access.url.trim_end_matches('/').to_owned();
         if let Some(why) = wrong_url(&base) {
             return Err(Failure::misuse(format!(
@@ -104,6 +113,7 @@ impl Client {
             agent,
             base,
             token: access.token,
+            trusted,
         })
     }
 
@@ -292,15 +302,50 @@ impl Client {
         failure.code = Some(UNREACHABLE.to_owned());
         failure.causes.dedup();
         let says = |word: &str| failure.causes.iter().any(|cause| cause.contains(word));
-        let hint = match self.base.split_once("://") {
-            Some(("https", rest)) if says("InvalidContentType") => {
-                format!("What answers there speaks no TLS. Try --url http://{rest}")
-            }
-            Some(("http", rest)) if says("Peer disconnected") => {
-                format!("What answers there may want TLS. Try --url https://{rest}")
-            }
-            _ => "Start one on this machine with `beanpole up`, or say where it is: --url URL or BEANPOLE_URL".to_owned(),
+        let (scheme, rest) = self.base.split_once("://").unwrap_or_default();
+        if says("invalid peer certificate") {
+            return self.not_trusted(failure);
+        }
+        if scheme == "https" && says("InvalidContentType") {
+            failure.message = format!("What answers at {} speaks no TLS.", self.base);
+            return failure.hint(format!("If it is the controller: --url http://{rest}"));
+        }
+        if scheme == "http" && says("invalid HTTP version") {
+            failure.message = format!("What answers at {} speaks no plain HTTP.", self.base);
+            return failure.hint(format!(
+                "If it is a controller with TLS: --url https://{rest}"
+            ));
+        }
+        let hint = if scheme == "http" && says("Peer disconnected") {
+            format!("What answers there may want TLS. Try --url https://{rest}")
+        } else {
+            "Start one on this machine with `beanpole up`, or say where it is: --url URL or BEANPOLE_URL".to_owned()
         };
+        failure.hint(hint)
+    }
+
+    /// It was reached, and nothing was said to it: who shows this certificate is not known.
+    fn not_trusted(&self, mut failure: Failure) -> Failure {
+        let says = |word: &str| failure.causes.iter().any(|cause| cause.contains(word));
+        let hint = if says("not valid for name") {
+            "Use the name or address that the certificate was made for: --url, or another certificate for the controller (--tls-cert)".to_owned()
+        } else if says("certificate expired") || says("not valid yet") {
+            "Compare the clocks of both machines (date), or give the controller a newer certificate"
+                .to_owned()
+        } else {
+            match &self.trusted {
+                Some(path) => format!(
+                    "{} is not the certificate that it shows. Give DIR/controller/api-cert.pem of its data directory, or the authority that signed it: --ca FILE or BEANPOLE_CA",
+                    path.display()
+                ),
+                None => "Where the controller made its own (--tls-self-signed), copy DIR/controller/api-cert.pem from its data directory, as its log says, and give it: --ca FILE or BEANPOLE_CA".to_owned(),
+            }
+        };
+        failure.message = format!(
+            "The certificate of the controller at {} is not trusted.",
+            self.base
+        );
+        failure.code = Some(UNTRUSTED.to_owned());
         failure.hint(hint)
     }
 }
@@ -330,6 +375,8 @@ fn wrong_url(url: &str) -> Option<&'static str> {
 
 /// The code of a failure to reach the controller at all.
 pub const UNREACHABLE: &str = "controller-unreachable";
+/// The code of a certificate that nothing vouches for.
+pub const UNTRUSTED: &str = "controller-untrusted";
 
 fn read<A: DeserializeOwned>(response: Response<Body>) -> Result<A, Failure> {
     let mut bytes = Vec::new();

@@ -1,11 +1,12 @@
 //! `beanpole backup`: everything that the controller remembers, in one file.
 
 use crate::context::Context;
+use crate::interrupt;
 use crate::output::bytes;
 use crate::output::errors::Failure;
 use beanpole_daemon::files;
 use clap::Args;
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -32,9 +33,8 @@ pub fn run(context: &Context, command: &Backup) -> Result<(), Failure> {
     } else {
         Some(target(&command.file)?)
     };
-    let client = context.client()?;
-    let mut reader = client.stream(Method::POST, "/v1/backup", &[])?;
     let Some(path) = target else {
+        let mut reader = context.client()?.stream(Method::POST, "/v1/backup", &[])?;
         crate::output::answered();
         let mut out = io::stdout().lock();
         copy(&mut reader, &mut out).map_err(|failed| failed.tell("standard output"))?;
@@ -42,37 +42,53 @@ pub fn run(context: &Context, command: &Backup) -> Result<(), Failure> {
     };
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let part = path.with_file_name(format!(".{name}.{}.part", std::process::id()));
-    let written = (|| {
-        let mut file = OpenOptions::new()
-            .write(true)
-            // Never into a file that somebody else may hold open: it is full of secrets.
-            .create_new(true)
-            .mode(0o600)
-            .open(&part)
-            .map_err(Failed::Writing)?;
-        let size = copy(&mut reader, &mut file)?;
-        file.sync_all()
-            .and_then(|()| fs::rename(&part, &path))
-            .and_then(|()| files::sync_directory(directory_of(&path)))
-            .map_err(Failed::Writing)?;
-        Ok(size)
-    })();
-    match written {
-        Ok(size) => context.output.result(
-            &serde_json::json!({ "file": path, "size": size }),
-            format!(
-                "Saved to {} ({}).\nRestore it into a stopped controller: beanpole restore {} --data DIR",
-                path.display(),
-                bytes(size),
-                path.display()
-            ),
-        ),
-        Err(failed) => {
-            let failed: Failed = failed;
+    let stopped = interrupt::failure(format!(
+        "Stopped before the end; {} is as it was.",
+        path.display()
+    ));
+    let unfinished = part.clone();
+    interrupt::ends(context.output, move || {
+        let _ = fs::remove_file(unfinished);
+        stopped
+    });
+    let file = OpenOptions::new()
+        .write(true)
+        // Never into a file that somebody else may hold open: it is full of secrets.
+        .create_new(true)
+        .mode(0o600)
+        .open(&part)
+        .map_err(|error| {
+            let told = Failed::Writing(error).tell(&path.display().to_string());
+            told.into_misuse()
+        })?;
+    let size = match write(context, file, &part, &path) {
+        Ok(size) => size,
+        Err(failure) => {
             let _ = fs::remove_file(&part);
-            Err(failed.tell(&path.display().to_string()))
+            return Err(failure);
         }
-    }
+    };
+    context.output.result(
+        &serde_json::json!({ "file": path, "size": size }),
+        format!(
+            "Saved to {} ({}).\nRestore it into a stopped controller: beanpole restore {} --data DIR",
+            path.display(),
+            bytes(size),
+            path.display()
+        ),
+    )
+}
+
+/// Fills `file`, which is called `part`, and gives it its name; says how long it is.
+fn write(context: &Context, mut file: File, part: &Path, path: &Path) -> Result<u64, Failure> {
+    let tell = |failed: Failed| failed.tell(&path.display().to_string());
+    let mut reader = context.client()?.stream(Method::POST, "/v1/backup", &[])?;
+    let size = copy(&mut reader, &mut file).map_err(tell)?;
+    file.sync_all()
+        .and_then(|()| fs::rename(part, path))
+        .and_then(|()| files::sync_directory(directory_of(path)))
+        .map_err(|error| tell(Failed::Writing(error)))?;
+    Ok(size)
 }
 
 /// The file to be replaced or made: where a link leads, never a device or pipe, which a rename would

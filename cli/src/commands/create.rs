@@ -2,7 +2,9 @@
 
 use super::{apps, config, source};
 use crate::context::Context;
+use crate::interrupt;
 use crate::output::errors::Failure;
+use crate::project::pack;
 use crate::watch;
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::{CreateEnvironment, Operation, Tier};
@@ -62,15 +64,12 @@ pub fn run(context: &Context, command: &Create) -> Result<(), Failure> {
     let name = context.environment(command.environment.as_ref())?;
     name.check_new()
         .map_err(|error| Failure::misuse(format!("{error}.")).hint("Choose another name"))?;
-    let application = match context.application(command.application.as_ref())? {
-        Some(application) => application,
-        None => source::application_from_directory(context)?,
-    };
+    let application = source::application(context, command.application.as_ref())?;
     let project = context.project()?;
-    let place = project.settings.place(&name);
+    let place = project.settings.of(&name);
     let tier = command.tier.or(place.tier).unwrap_or_default();
     let platform = command.platform.or(place.platform).unwrap_or_default();
-    let mut settings = place.creation_settings();
+    let mut settings = place.creation;
     if let Some(instances) = command.instances {
         settings.set(ASG, "MinSize", instances.to_string());
         settings.remove(ENVIRONMENT, "EnvironmentType");
@@ -92,10 +91,15 @@ pub fn run(context: &Context, command: &Create) -> Result<(), Failure> {
     settings
         .validate()
         .map_err(|error| Failure::misuse(error.to_string()))?;
+    if let Some(from) = &command.from {
+        pack::resolve(from)?;
+    }
     let description = project.settings.description.as_deref().unwrap_or_default();
     apps::ensure(context, &application, description)?;
     let version = match &command.from {
         Some(from) => {
+            let stopped = interrupt::failure(format!("Stopped before {name} was created."));
+            interrupt::ends(context.output, || stopped);
             let wanted = source::Wanted {
                 from: Some(from.clone()),
                 runs_as: Some((platform, tier)),
@@ -106,6 +110,11 @@ pub fn run(context: &Context, command: &Create) -> Result<(), Failure> {
         }
         None => command.version.clone(),
     };
+    let stopped = interrupt::failure(format!(
+        "Stopped before the controller answered; {name} may be there."
+    ))
+    .hint(format!("See whether it is: beanpole status {name}"));
+    interrupt::ends(context.output, || stopped);
     let operation: Operation = context.client()?.post(
         "/v1/environments",
         &CreateEnvironment {

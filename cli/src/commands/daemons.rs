@@ -9,6 +9,7 @@ use beanpole_daemon::{logs, stop};
 use beanpole_proxy::{LONGEST_HEADER_TIMEOUT, ProxyConfig};
 use clap::Args;
 use std::ffi::OsString;
+use std::fs::File;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -118,6 +119,26 @@ impl Offer {
     /// Whether the API speaks TLS.
     pub fn encrypts(&self) -> bool {
         self.tls_cert.is_some() || self.tls_self_signed
+    }
+
+    /// Refuses what `api` could only be offered by in the open, and files that are not there.
+    pub fn check(&self, api: SocketAddr) -> Result<(), Failure> {
+        if !api.ip().is_loopback() && !self.encrypts() && !self.insecure {
+            return Err(Failure::misuse(format!(
+                "{api} can be reached from other machines, and without TLS tokens and bundles travel in the open."
+            ))
+            .hint("Give --tls-self-signed, or --tls-cert and --tls-key; or listen on 127.0.0.1; or say --insecure"));
+        }
+        for (flag, path) in [("--tls-cert", &self.tls_cert), ("--tls-key", &self.tls_key)] {
+            if let Some(path) = path {
+                File::open(path).map_err(|error| {
+                    Failure::caused(format!("{flag}: cannot read {}.", path.display()), &error)
+                        .hint(format!("Name a PEM file that you may read: {flag} FILE"))
+                        .into_misuse()
+                })?;
+            }
+        }
+        Ok(())
     }
 
     fn tls(&self) -> Tls {
@@ -248,6 +269,7 @@ pub fn proxy(command: Proxy) -> Result<(), Failure> {
 
 /// Runs the controller.
 pub fn controller(command: Controller) -> Result<(), Failure> {
+    command.offer.check(command.api)?;
     let mut config = ControllerConfig::new(&command.data, command.api);
     config.tls = command.offer.tls();
     config.insecure = command.offer.insecure;

@@ -3,8 +3,10 @@
 use super::{environment_path, source};
 use crate::client::escape;
 use crate::context::Context;
+use crate::interrupt;
 use crate::output::errors::Failure;
 use crate::output::{Output, plural};
+use crate::project::pack;
 use crate::watch;
 use beanpole_protocol::api::{Deploy as Body, Environment, Operation, PlanView};
 use beanpole_protocol::options::{BatchSize, DeploymentPolicy, OptionSettings, PROPERTIES};
@@ -55,8 +57,12 @@ pub struct Deploy {
 /// Makes the version, shows the plan, starts the deployment, waits.
 pub fn run(context: &Context, command: &Deploy) -> Result<(), Failure> {
     let name = context.environment(command.environment.as_ref())?;
-    let environment = source::environment(context, &name)?;
     let project = context.project()?;
+    if let Some(from) = &command.from {
+        // What is not there is said before anybody is asked.
+        pack::resolve(from)?;
+    }
+    let environment = source::environment(context, &name)?;
     if let Some(application) = &project.settings.application
         && *application != environment.application
         && command.version.is_none()
@@ -68,7 +74,12 @@ pub fn run(context: &Context, command: &Deploy) -> Result<(), Failure> {
         ))
         .hint("Name another environment, or say what to deploy with --from"));
     }
-    let place = project.settings.place(&name);
+    not_busy(&environment)?;
+    let stopped = interrupt::failure(format!(
+        "Stopped before the deploy of {name} began; what it runs stays as it is."
+    ));
+    interrupt::ends(context.output, || stopped);
+    let place = project.settings.of(&name);
     let (version, new) = match &command.version {
         Some(version) => (version.clone(), false),
         None => {
@@ -83,41 +94,86 @@ pub fn run(context: &Context, command: &Deploy) -> Result<(), Failure> {
             (version.label, new)
         }
     };
-    let settings = changed_settings(context, &name, &place.option_settings())?;
+    let begun = begin(
+        context,
+        command,
+        &environment,
+        &version,
+        place.auto_rollback,
+        &place.deployment,
+    );
+    if new && !matches!(begun, Ok(Some(_))) {
+        // It was made for this deployment only, which is not to be, and would keep its label for itself.
+        // The controller keeps it where an environment does run it.
+        let path = format!(
+            "/v1/applications/{}/versions/{}",
+            escape(environment.application.as_str()),
+            escape(version.as_str())
+        );
+        let removed = context.client()?.remove(&path);
+        if begun.is_ok() {
+            removed?;
+        }
+    }
+    match begun? {
+        Some(operation) => watch::finish(context, operation, command.detach),
+        None => Ok(()),
+    }
+}
+
+/// Refuses what the controller would refuse in the end, before anything is packed or has a name.
+fn not_busy(environment: &Environment) -> Result<(), Failure> {
+    let Some(operation) = &environment.operation else {
+        return Ok(());
+    };
+    let name = &environment.name;
+    let mut failure = Failure::new(format!(
+        "Another operation ({}, {}) is under way on `{name}`.",
+        operation.kind, operation.id
+    ))
+    .hint(format!(
+        "Wait for it to end, or give it up with `beanpole abort {name}`."
+    ));
+    failure.code = Some("operation-in-progress".to_owned());
+    Err(failure)
+}
+
+/// Shows the plan and starts the deployment; with `--plan` it only shows.
+fn begin(
+    context: &Context,
+    command: &Deploy,
+    environment: &Environment,
+    version: &VersionLabel,
+    auto_rollback: Option<bool>,
+    settings: &OptionSettings,
+) -> Result<Option<Operation>, Failure> {
+    let name = &environment.name;
     let body = Body {
         version: Some(version.clone()),
         policy: command.policy,
         batch: command.batch,
-        no_auto_rollback: command.no_auto_rollback || place.auto_rollback == Some(false),
-        settings,
+        no_auto_rollback: command.no_auto_rollback || auto_rollback == Some(false),
+        settings: changed_settings(context, name, settings)?,
     };
     let client = context.client()?;
-    let path = format!("{}/deployments", environment_path(&name));
-    let plan = client.post::<PlanView>(&format!("{path}?plan=true"), &body);
-    if command.plan && new {
-        // The plan needed it to exist; nothing was to change.
-        client.remove(&format!(
-            "/v1/applications/{}/versions/{}",
-            escape(environment.application.as_str()),
-            escape(version.as_str())
-        ))?;
-    }
-    let plan = plan?;
+    let path = format!("{}/deployments", environment_path(name));
+    let plan: PlanView = client.post(&format!("{path}?plan=true"), &body)?;
+    let lines = all_lines(environment, version, &plan, &body.settings);
     if command.plan {
         if context.output.json {
-            return context.output.json(&plan);
+            context.output.json(&plan)?;
+        } else {
+            lines.iter().for_each(|line| context.output.line(line));
         }
-        for line in all_lines(&environment, &version, &plan, &body.settings) {
-            context.output.line(line);
-        }
-        return Ok(());
+        return Ok(None);
     }
-    show_plan(
-        context.output,
-        &all_lines(&environment, &version, &plan, &body.settings),
-    );
-    let operation: Operation = client.post(&path, &body)?;
-    watch::finish(context, operation, command.detach)
+    show_plan(context.output, &lines);
+    let stopped = interrupt::failure(format!(
+        "Stopped before the controller answered; the deploy of {name} may have begun."
+    ))
+    .hint(format!("See whether it has: beanpole status {name}"));
+    interrupt::ends(context.output, || stopped);
+    client.post(&path, &body).map(Some)
 }
 
 /// What `deploy.toml` says that the environment does not have yet.
@@ -143,7 +199,7 @@ fn changed_settings(
     Ok(changed)
 }
 
-fn show_plan(output: Output, lines: &[String]) {
+pub(super) fn show_plan(output: Output, lines: &[String]) {
     for line in lines {
         output.say(line);
     }

@@ -23,7 +23,7 @@ pub struct Events {
     /// Of every environment and host
     #[arg(long)]
     all: bool,
-    /// How many, counted from the last one
+    /// How many, counted from the last one; 0 with --follow, for those that come
     #[arg(long, short = 'n', default_value_t = 50)]
     last: usize,
     /// Go on with what happens
@@ -33,6 +33,10 @@ pub struct Events {
 
 /// Shows the last events and, when told to, those that come.
 pub fn run(context: &Context, command: &Events) -> Result<(), Failure> {
+    if command.last == 0 && !command.follow {
+        return Err(Failure::misuse("--last 0 shows nothing.")
+            .hint("Give a number from 1, or --follow for what comes"));
+    }
     let filter = if command.all {
         String::new()
     } else {

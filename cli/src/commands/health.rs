@@ -3,7 +3,7 @@
 use super::environment_path;
 use crate::context::Context;
 use crate::output::errors::Failure;
-use crate::output::{Output, count, table};
+use crate::output::{Output, count, plural, table};
 use beanpole_protocol::EnvironmentName;
 use beanpole_protocol::api::{EnvironmentHealth, Instance};
 use beanpole_protocol::proxy::Traffic;
@@ -70,6 +70,9 @@ fn render(output: Output, health: &EnvironmentHealth) -> String {
             ],
             health.instances.iter().map(|i| row(output, i)).collect(),
         ));
+        text.push_str(
+            "\n\nREQUESTS and 5XX: since the instance or the load balancer started. P50 and P99: in the last minute.",
+        );
     }
     text
 }
@@ -98,16 +101,21 @@ fn row(output: Output, instance: &Instance) -> Vec<String> {
     ]
 }
 
+/// What the environment was asked since the load balancer started, and how long answers took lately.
 fn traffic(traffic: &Traffic) -> String {
     format!(
-        "{} requests, {} failed, p50 {}, p99 {}",
-        count(traffic.requests),
+        "{}, {} failed since the load balancer started; p50 {}, p99 {} in the last minute",
+        plural(traffic.requests, "request"),
         count(traffic.failed),
         latency(traffic.p50_us),
         latency(traffic.p99_us)
     )
 }
 
+/// Zero says that nothing was measured.
 fn latency(micros: u64) -> String {
-    format!("{:.1} ms", micros as f64 / 1000.0)
+    match micros {
+        0 => "-".to_owned(),
+        _ => format!("{:.1} ms", micros as f64 / 1000.0),
+    }
 }

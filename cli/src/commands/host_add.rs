@@ -193,7 +193,7 @@ fn trusted(
 fn admin(identity: Option<&Path>, agent: bool) -> Result<AdminKey, Failure> {
     if agent {
         let socket = std::env::var("SSH_AUTH_SOCK").map_err(|_| {
-            Failure::new("There is no ssh-agent here: SSH_AUTH_SOCK is not set.")
+            Failure::misuse("There is no ssh-agent here: SSH_AUTH_SOCK is not set.")
                 .hint("Start one (eval $(ssh-agent); ssh-add), or use --identity FILE")
         })?;
         return Ok(AdminKey::Agent { socket });
@@ -206,9 +206,11 @@ fn admin(identity: Option<&Path>, agent: bool) -> Result<AdminKey, Failure> {
 
 fn admin_of(path: &Path) -> Result<AdminKey, Failure> {
     let private_key = std::fs::read_to_string(path).map_err(|error| {
-        Failure::caused(format!("Cannot read the key {}.", path.display()), &error).hint(
-            "Name a private key that you may read, such as ~/.ssh/id_ed25519: --identity FILE",
-        )
+        Failure::caused(format!("Cannot read the key {}.", path.display()), &error)
+            .hint(
+                "Name a private key that you may read, such as ~/.ssh/id_ed25519: --identity FILE",
+            )
+            .into_misuse()
     })?;
     if private_key.starts_with("ssh-") || private_key.starts_with("ecdsa-") {
         return Err(
@@ -242,7 +244,7 @@ fn ask_secret(path: &Path) -> Result<String, Failure> {
     use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
     if !can_ask() {
         return Err(
-            Failure::new(format!("The key {} has a passphrase.", path.display()))
+            Failure::misuse(format!("The key {} has a passphrase.", path.display()))
                 .hint("Give it in BEANPOLE_PASSPHRASE, or use --agent"),
         );
     }

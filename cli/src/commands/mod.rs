@@ -39,7 +39,8 @@ use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::output::foreign::{Colours, printable};
 use beanpole_protocol::EnvironmentName;
-use beanpole_protocol::api::Page;
+use beanpole_protocol::api::{Environment, Page};
+use beanpole_protocol::options::nearest;
 use serde::de::DeserializeOwned;
 use std::io::{BufRead, IsTerminal, Write};
 
@@ -48,6 +49,30 @@ const MOST_ITEMS: usize = 100_000;
 
 /// Runs one command of the client. Daemons are started in `main`.
 pub fn run(context: &Context, command: Command) -> Result<(), Failure> {
+    dispatch(context, command).map_err(|failure| with_likely_name(context, failure))
+}
+
+/// Adds which environment may have been meant, where there is none of the name given.
+fn with_likely_name(context: &Context, failure: Failure) -> Failure {
+    let (true, Some(name)) = (failure.has_code("environment-not-found"), context.meant()) else {
+        return failure;
+    };
+    let known = context
+        .client()
+        .and_then(|client| all::<Environment>(client, "/v1/environments"));
+    let known = known.unwrap_or_default();
+    let names = known.iter().map(|environment| environment.name.as_str());
+    let Some(near) = nearest(name.as_str(), names) else {
+        return failure;
+    };
+    let hint = match &failure.hint {
+        Some(hint) => format!("Did you mean `{near}`? {hint}"),
+        None => format!("Did you mean `{near}`?"),
+    };
+    failure.hint(hint)
+}
+
+fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
     match command {
         Command::Demo(command) => demo::run(context, &command),
         Command::Up(command) => up::run(context, &command),
@@ -77,6 +102,10 @@ pub fn run(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Restore(command) => restore::run(context, &command),
         Command::Version(command) => version::run(context, &command),
         Command::Completions(command) => completions::run(context, &command),
+        Command::Complete(command) => {
+            completions::names(context, &command);
+            Ok(())
+        }
         Command::Controller(command) => daemons::controller(command),
         Command::Agent(command) => daemons::agent(command),
         Command::Proxy(command) => daemons::proxy(command),

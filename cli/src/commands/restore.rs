@@ -31,6 +31,8 @@ pub fn run(context: &Context, command: &Restore) -> Result<(), Failure> {
     let data = find::data_directory(command.data.clone());
     let file = File::open(&command.file).map_err(|error| {
         Failure::caused(format!("Cannot read {}.", command.file.display()), &error)
+            .hint("Name a file that beanpole backup wrote")
+            .into_misuse()
     })?;
     up::lay_out(&data)
         .map_err(|error| Failure::caused(format!("Cannot use {}.", data.display()), &error))?;
@@ -40,11 +42,13 @@ pub fn run(context: &Context, command: &Restore) -> Result<(), Failure> {
     if beanpole_store::backup::replaces_records(&store) && !command.yes {
         if !can_ask() {
             return Err(
-                Failure::new(format!("{} holds records already.", store.display())).hint(format!(
-                    "Replace them: beanpole restore {} --data {} --yes",
-                    command.file.display(),
-                    data.display()
-                )),
+                Failure::misuse(format!("{} holds records already.", store.display())).hint(
+                    format!(
+                        "Replace them: beanpole restore {} --data {} --yes",
+                        command.file.display(),
+                        data.display()
+                    ),
+                ),
             );
         }
         let answer = ask(&format!(

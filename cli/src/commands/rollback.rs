@@ -1,10 +1,10 @@
 //! `beanpole rollback`: back to an older release.
 
-use super::{deploy, environment_path};
+use super::{all, deploy, environment_path};
 use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::watch;
-use beanpole_protocol::api::{Operation, PlanView, Rollback as Body};
+use beanpole_protocol::api::{Operation, PlanView, Release, Rollback as Body};
 use beanpole_protocol::options::{BatchSize, DeploymentPolicy};
 use beanpole_protocol::{EnvironmentName, ReleaseNumber};
 use clap::Args;
@@ -49,18 +49,61 @@ pub fn run(context: &Context, command: &Rollback) -> Result<(), Failure> {
         if context.output.json {
             return context.output.json(&plan);
         }
-        let to = command.to.map_or_else(
-            || "the release before".to_owned(),
-            |to| format!("release {to}"),
-        );
-        context
-            .output
-            .line(format!("Plan for {name}: back to {to}"));
-        for line in deploy::plan_lines(&plan) {
+        let to = match command.to {
+            Some(to) => named(context, &name, to),
+            None => "the release before".to_owned(),
+        };
+        for line in lines(&name, &to, &plan) {
             context.output.line(line);
         }
         return Ok(());
     }
     let operation: Operation = client.post(&path, &body)?;
+    if !command.detach {
+        let to = target(context, &operation);
+        deploy::show_plan(context.output, &lines(&name, &to, &operation.plan));
+    }
     watch::finish(context, operation, command.detach)
+}
+
+fn lines(name: &EnvironmentName, to: &str, plan: &PlanView) -> Vec<String> {
+    let mut lines = vec![format!("Plan for {name}: back to {to}")];
+    lines.extend(deploy::plan_lines(plan));
+    lines
+}
+
+/// `release 5 (t5)`; without the version where that cannot be told.
+fn named(context: &Context, name: &EnvironmentName, number: ReleaseNumber) -> String {
+    let version = releases(context, name)
+        .into_iter()
+        .find(|release| release.number == number)
+        .map(|release| format!(" ({})", release.version))
+        .unwrap_or_default();
+    format!("release {number}{version}")
+}
+
+/// The release whose copy `operation` leads to, as it is named for people.
+fn target(context: &Context, operation: &Operation) -> String {
+    let version = operation.version.as_ref().map(ToString::to_string);
+    let made = releases(context, &operation.environment_name)
+        .into_iter()
+        .find(|release| Some(release.number) == operation.to);
+    let of = made.and_then(|release| {
+        let number = release.reason.strip_prefix("rollback to ")?.to_owned();
+        Some((number, release.version))
+    });
+    match (of, version) {
+        (Some((number, version)), _) => format!("release {number} ({version})"),
+        (None, Some(version)) => version,
+        (None, None) => "the release before".to_owned(),
+    }
+}
+
+/// Those that there are; none where they cannot be had, which is no reason not to go on.
+fn releases(context: &Context, name: &EnvironmentName) -> Vec<Release> {
+    let path = format!("{}/releases", environment_path(name));
+    context
+        .client()
+        .and_then(|client| all(client, &path))
+        .unwrap_or_default()
 }

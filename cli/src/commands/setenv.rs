@@ -103,6 +103,7 @@ fn read(path: &std::path::Path) -> Result<String, Failure> {
     result.map_err(|error| {
         Failure::caused(format!("Cannot read {}.", path.display()), &error)
             .hint("Name a file of NAME=VALUE lines, or `-` for standard input")
+            .into_misuse()
     })?;
     Ok(text)
 }

@@ -206,8 +206,15 @@ pub fn environment(context: &Context, name: &EnvironmentName) -> Result<Environm
         })
 }
 
-/// An application named as the project's directory.
-pub fn application_from_directory(context: &Context) -> Result<ApplicationName, Failure> {
+/// The application meant: the one named, else that of `deploy.toml`, else one named as the project's
+/// directory.
+pub fn application(
+    context: &Context,
+    named: Option<&ApplicationName>,
+) -> Result<ApplicationName, Failure> {
+    if let Some(name) = context.application(named)? {
+        return Ok(name);
+    }
     let root = match &context.project()?.root {
         Some(root) => root.clone(),
         None => std::env::current_dir()

@@ -26,7 +26,7 @@ pub struct Terminate {
 
 /// Asks, takes it down and waits.
 pub fn run(context: &Context, command: &Terminate) -> Result<(), Failure> {
-    let name = &command.environment;
+    let name = &context.environment(Some(&command.environment))?;
     if !command.yes {
         if !can_ask() {
             return Err(Failure::misuse(format!(

@@ -52,13 +52,7 @@ pub struct Up {
 
 /// Runs until SIGTERM or SIGINT.
 pub fn run(context: &Context, command: &Up) -> Result<(), Failure> {
-    if !command.api.ip().is_loopback() && !command.offer.encrypts() && !command.offer.insecure {
-        return Err(Failure::misuse(format!(
-            "{} can be reached from other machines, and without TLS tokens and bundles travel in the open.",
-            command.api
-        ))
-        .hint("Give --tls-self-signed, or --tls-cert and --tls-key; or listen on 127.0.0.1; or say --insecure"));
-    }
+    command.offer.check(command.api)?;
     let data = prepare(command)?;
     let _lock = lock::take(&data)?;
     if rustix::process::geteuid().is_root() && beanpole_agent::fences::lies_in_tmp(&data) {

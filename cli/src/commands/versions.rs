@@ -1,6 +1,6 @@
 //! `beanpole versions`: an application's versions.
 
-use super::all;
+use super::{all, source};
 use crate::client::escape;
 use crate::context::Context;
 use crate::output::errors::Failure;
@@ -15,7 +15,7 @@ use clap::{Args, Subcommand};
     after_help = "Examples:\n  beanpole versions\n  beanpole versions --application shop\n  beanpole versions delete v1 --application shop"
 )]
 pub struct Versions {
-    /// The application [default: that of deploy.toml]
+    /// The application [default: that of deploy.toml, else the directory's name]
     #[arg(long, short, global = true)]
     application: Option<ApplicationName>,
     #[command(subcommand)]
@@ -36,15 +36,25 @@ enum VersionsCommand {
 
 /// Lists or deletes.
 pub fn run(context: &Context, command: Versions) -> Result<(), Failure> {
-    let application = context
-        .application(command.application.as_ref())?
-        .ok_or_else(|| {
-            Failure::misuse("Which application?")
-                .hint("Name it with --application. List them: beanpole app list")
-        })?;
+    let application = source::application(context, command.application.as_ref())?;
+    let guessed = command.application.is_none();
+    of(context, command.command, &application).map_err(|failure| {
+        if guessed && failure.has_code("application-not-found") {
+            failure.hint("Name another with --application. List them: beanpole app list")
+        } else {
+            failure
+        }
+    })
+}
+
+fn of(
+    context: &Context,
+    command: Option<VersionsCommand>,
+    application: &ApplicationName,
+) -> Result<(), Failure> {
     let path = format!("/v1/applications/{}/versions", escape(application.as_str()));
     let client = context.client()?;
-    if let Some(VersionsCommand::Delete { label }) = command.command {
+    if let Some(VersionsCommand::Delete { label }) = command {
         client.remove(&format!("{path}/{}", escape(label.as_str())))?;
         return context.output.result(
             &serde_json::json!({ "deleted": label }),

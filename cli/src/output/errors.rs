@@ -9,10 +9,21 @@ use std::fmt::Write as _;
 pub enum Kind {
     /// Exit code 1: it was tried and failed.
     Failed,
-    /// Exit code 2: the command line or `deploy.toml` is wrong; nothing was tried.
+    /// Exit code 2: the command line, a file that it names or `deploy.toml` is wrong; nothing was tried.
     Misuse,
     /// Exit code 130: the user pressed Ctrl-C; what was started goes on.
     Interrupted,
+}
+
+impl Kind {
+    /// The exit code of the process.
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::Failed => 1,
+            Self::Misuse => 2,
+            Self::Interrupted => 130,
+        }
+    }
 }
 
 /// Why a command did not do what it should.
@@ -67,6 +78,14 @@ impl Failure {
         failure
     }
 
+    /// The same, met before anything was tried: what was asked for cannot be done.
+    pub fn into_misuse(self) -> Self {
+        Self {
+            kind: Kind::Misuse,
+            ..self
+        }
+    }
+
     /// Adds a cause.
     pub fn cause(mut self, cause: impl Into<String>) -> Self {
         self.causes.push(cause.into());
@@ -92,11 +111,7 @@ impl Failure {
 
     /// The exit code of the process.
     pub fn exit_code(&self) -> u8 {
-        match self.kind {
-            Kind::Failed => 1,
-            Kind::Misuse => 2,
-            Kind::Interrupted => 130,
-        }
+        self.kind.exit_code()
     }
 
     /// As printed on standard error.

@@ -34,6 +34,17 @@ pub fn error(failure: &Failure) {
     }
 }
 
+/// Tells people on standard error. Under `--json`, programs are told on standard output, too, unless
+/// that holds a whole answer already.
+pub fn report(failure: &Failure, json: bool) {
+    if json {
+        error(failure);
+    }
+    let mut err = std::io::stderr().lock();
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let _ = err.write_all(failure.render(err.is_terminal() && !plain).as_bytes());
+}
+
 fn note(outcome: io::Result<()>) {
     if let Err(error) = outcome
         && error.kind() != io::ErrorKind::BrokenPipe
@@ -172,6 +183,14 @@ impl Output {
     pub fn say(self, text: impl AsRef<str>) {
         if !self.quiet {
             warn(text.as_ref());
+        }
+    }
+
+    /// Takes away a line that is being redrawn, and what the terminal put at its end.
+    pub fn clear_line(self) {
+        if self.live {
+            let mut err = std::io::stderr().lock();
+            let _ = err.write_all(b"\r\x1b[K");
         }
     }
 

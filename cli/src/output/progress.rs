@@ -6,6 +6,8 @@ use beanpole_protocol::InstanceId;
 use beanpole_protocol::api::{InstanceProgress, Operation};
 use beanpole_protocol::event::{Event, Severity};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use rustix::process::getpgrp;
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::time::Duration;
@@ -26,6 +28,37 @@ struct Live {
     /// What is waited for, in full: the head has no room for it.
     wait: ProgressBar,
     bars: BTreeMap<InstanceId, ProgressBar>,
+    /// Goes last, when nothing is redrawn any more.
+    _echo: Option<NoEcho>,
+}
+
+/// While it lives, the terminal does not show Ctrl-C as `^C`: that would stand on a line of its own below
+/// the redrawn ones, which are then no longer where they are looked for.
+struct NoEcho {
+    before: Termios,
+}
+
+impl NoEcho {
+    /// None where standard input is no terminal, or is in the hands of another process.
+    fn of_control() -> Option<Self> {
+        let stdin = std::io::stdin();
+        let foreground = tcgetpgrp(&stdin).ok()?;
+        if foreground != getpgrp() {
+            // Changing it would stop this process.
+            return None;
+        }
+        let before = tcgetattr(&stdin).ok()?;
+        let mut quiet = before.clone();
+        quiet.local_modes.remove(LocalModes::ECHOCTL);
+        tcsetattr(&stdin, OptionalActions::Now, &quiet).ok()?;
+        Some(Self { before })
+    }
+}
+
+impl Drop for NoEcho {
+    fn drop(&mut self) {
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.before);
+    }
 }
 
 /// Under the text of the line above, which begins with a spinner and a time.
@@ -96,6 +129,7 @@ impl Board {
                 head,
                 wait,
                 bars: BTreeMap::new(),
+                _echo: NoEcho::of_control(),
             }
         });
         Self {

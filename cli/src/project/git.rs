@@ -37,7 +37,7 @@ pub fn commit(directory: &Path, reference: &str) -> Result<Commit, Failure> {
     )
     .map_err(|failure| {
         if failure.causes.is_empty() {
-            Failure::new(format!(
+            Failure::misuse(format!(
                 "There is no git ref `{reference}` in {}.",
                 directory.display()
             ))
@@ -79,7 +79,8 @@ fn run<const N: usize>(directory: &Path, args: [&str; N]) -> Result<String, Fail
         .output()
         .map_err(|error| no_git(&error))?;
     if !output.status.success() {
-        return Err(refused(&output.stderr));
+        // No repository, or nothing of that name in it: nothing was tried yet.
+        return Err(refused(&output.stderr).into_misuse());
     }
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

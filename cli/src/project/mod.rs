@@ -62,8 +62,9 @@ impl Project {
 
     /// Reads the settings file at `path`.
     pub fn read(path: &Path) -> Result<Self, Failure> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| Failure::caused(format!("Cannot read {}.", path.display()), &error))?;
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Failure::caused(format!("Cannot read {}.", path.display()), &error).into_misuse()
+        })?;
         let settings = settings::parse(&text).map_err(|wrong| wrong.into_failure(path))?;
         Ok(Self {
             root: path.parent().map(Path::to_owned),

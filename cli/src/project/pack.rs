@@ -61,7 +61,7 @@ pub fn directory(root: &Path, extra: &[String], limit: u64) -> Result<Packed, Fa
     let files = ignored::list(root, extra)?;
     if files.is_empty() {
         return Err(
-            Failure::new(format!("{} holds no file to deploy.", root.display())).hint(
+            Failure::misuse(format!("{} holds no file to deploy.", root.display())).hint(
                 "Deploy another directory with --from DIR, or look at .ebignore and .gitignore",
             ),
         );
@@ -96,8 +96,9 @@ pub fn directory(root: &Path, extra: &[String], limit: u64) -> Result<Packed, Fa
 
 /// Takes a ZIP as it is.
 pub fn archive(path: &Path, limit: u64) -> Result<Packed, Failure> {
-    let cannot =
-        |error: io::Error| Failure::caused(format!("Cannot read {}.", path.display()), &error);
+    let cannot = |error: io::Error| {
+        Failure::caused(format!("Cannot read {}.", path.display()), &error).into_misuse()
+    };
     let mut file = File::open(path).map_err(cannot)?;
     let size = file.metadata().map_err(cannot)?.len();
     if size > limit {
@@ -108,7 +109,7 @@ pub fn archive(path: &Path, limit: u64) -> Result<Packed, Failure> {
     let is_zip =
         file.read_exact(&mut magic).is_ok() && (magic == *b"PK\x03\x04" || magic == *b"PK\x05\x06");
     if !is_zip {
-        return Err(Failure::new(format!("{} is not a ZIP.", path.display()))
+        return Err(Failure::misuse(format!("{} is not a ZIP.", path.display()))
             .hint("Give a directory or a ZIP: beanpole deploy --from DIR|ZIP"));
     }
     let packed = measure(file, path.display().to_string())?;
@@ -267,6 +268,7 @@ pub fn resolve(path: &Path) -> Result<PathBuf, Failure> {
     path.canonicalize().map_err(|error| {
         Failure::caused(format!("Cannot deploy from {}.", path.display()), &error)
             .hint("Name a directory or a ZIP that is there: --from DIR|ZIP")
+            .into_misuse()
     })
 }
 

@@ -35,11 +35,12 @@ pub fn list(root: &Path, extra: &[String]) -> Result<Vec<PathBuf>, Failure> {
                 format!("`{pattern}` is no valid pattern to ignore."),
                 &error,
             )
+            .into_misuse()
         })?;
     }
-    let overrides = overrides
-        .build()
-        .map_err(|error| Failure::caused("The patterns to ignore cannot be used.", &error))?;
+    let overrides = overrides.build().map_err(|error| {
+        Failure::caused("The patterns to ignore cannot be used.", &error).into_misuse()
+    })?;
     let walk = WalkBuilder::new(root)
         .standard_filters(false)
         .hidden(false)

@@ -1,15 +1,17 @@
 //! `deploy.toml`: every setting, checked with the line it stands on.
 //!
-//! [`SETTINGS`] lists every key once; unknown keys are errors with a suggestion, and keys that
+//! [`SETTINGS`] lists every key once, with what it takes; unknown keys are errors with a suggestion, and keys that
 //! begin with `x-` are free at every level. `deploy.toml.example` explains each of them, which a
 //! test holds it to.
 
 mod options;
 mod read;
+mod takes;
 #[cfg(test)]
 mod tests;
 
 pub use read::parse;
+pub use takes::Takes;
 
 use crate::commands::source;
 use beanpole_protocol::agent::Platform;
@@ -20,58 +22,58 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// One key of `deploy.toml`, by its path; `*` stands for a name that the user chooses.
-pub const SETTINGS: &[&str] = &[
-    "application",
-    "description",
-    "environment",
-    "platform",
-    "tier",
-    "single",
-    "instances",
-    "cname",
-    "policy",
-    "batch",
-    "auto-rollback",
-    "host-labels.*",
-    "source.from",
-    "source.git",
-    "source.ignore",
-    "source.label",
-    "source.size-limit-mib",
-    "health.protocol",
-    "health.path",
-    "health.interval",
-    "health.timeout",
-    "health.healthy-threshold",
-    "health.unhealthy-threshold",
-    "health.statuses",
-    "health.drain-timeout",
-    "health.start-timeout",
-    "health.min-uptime",
-    "env.*",
-    "options.*.*",
-    "environments.*.platform",
-    "environments.*.tier",
-    "environments.*.single",
-    "environments.*.instances",
-    "environments.*.cname",
-    "environments.*.policy",
-    "environments.*.batch",
-    "environments.*.auto-rollback",
-    "environments.*.host-labels.*",
-    "environments.*.health.protocol",
-    "environments.*.health.path",
-    "environments.*.health.interval",
-    "environments.*.health.timeout",
-    "environments.*.health.healthy-threshold",
-    "environments.*.health.unhealthy-threshold",
-    "environments.*.health.statuses",
-    "environments.*.health.drain-timeout",
-    "environments.*.health.start-timeout",
-    "environments.*.health.min-uptime",
-    "environments.*.env.*",
-    "environments.*.options.*.*",
+/// One key of `deploy.toml`, by its path, and what it takes; `*` stands for a name that the user chooses.
+pub const SETTINGS: &[(&str, Takes)] = &[
+    ("application", Takes::Text),
+    ("description", Takes::Text),
+    ("environment", Takes::Text),
+    ("platform", Takes::Text),
+    ("tier", Takes::OneOf(&["web", "worker"])),
+    ("single", Takes::Flag),
+    ("instances", Takes::Whole),
+    ("cname", Takes::Text),
+    ("policy", Takes::Text),
+    ("batch", Takes::Size),
+    ("auto-rollback", Takes::Flag),
+    ("host-labels.*", Takes::Value),
+    ("source.from", Takes::Text),
+    ("source.git", Takes::Text),
+    ("source.ignore", Takes::Texts),
+    ("source.label", Takes::OneOf(&["auto", "time"])),
+    ("source.size-limit-mib", Takes::Whole),
+    ("health.protocol", Takes::Text),
+    ("health.path", Takes::Text),
+    ("health.interval", Takes::Whole),
+    ("health.timeout", Takes::Whole),
+    ("health.healthy-threshold", Takes::Whole),
+    ("health.unhealthy-threshold", Takes::Whole),
+    ("health.statuses", Takes::Text),
+    ("health.drain-timeout", Takes::Whole),
+    ("health.start-timeout", Takes::Whole),
+    ("health.min-uptime", Takes::Whole),
+    ("env.*", Takes::Value),
+    ("options.*.*", Takes::Value),
+    ("environments.*.platform", Takes::Text),
+    ("environments.*.tier", Takes::OneOf(&["web", "worker"])),
+    ("environments.*.single", Takes::Flag),
+    ("environments.*.instances", Takes::Whole),
+    ("environments.*.cname", Takes::Text),
+    ("environments.*.policy", Takes::Text),
+    ("environments.*.batch", Takes::Size),
+    ("environments.*.auto-rollback", Takes::Flag),
+    ("environments.*.host-labels.*", Takes::Value),
+    ("environments.*.health.protocol", Takes::Text),
+    ("environments.*.health.path", Takes::Text),
+    ("environments.*.health.interval", Takes::Whole),
+    ("environments.*.health.timeout", Takes::Whole),
+    ("environments.*.health.healthy-threshold", Takes::Whole),
+    ("environments.*.health.unhealthy-threshold", Takes::Whole),
+    ("environments.*.health.statuses", Takes::Text),
+    ("environments.*.health.drain-timeout", Takes::Whole),
+    ("environments.*.health.start-timeout", Takes::Whole),
+    ("environments.*.health.min-uptime", Takes::Whole),
+    ("environments.*.env.*", Takes::Value),
+    ("environments.*.options.*.*", Takes::Value),
 ];
 
 /// The whole file.

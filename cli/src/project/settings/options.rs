@@ -1,83 +1,96 @@
 //! From the settings of a place to option settings.
 
-use super::{Health, Place, Settings};
-use beanpole_protocol::EnvironmentName;
+use super::{Place, Scalar, Settings};
+use beanpole_protocol::agent::Platform;
+use beanpole_protocol::api::Tier;
 use beanpole_protocol::options::{
     ASG, BatchSize, COMMAND, ENVIRONMENT, INSTANCE, OptionSettings, PLACEMENT, PROCESS, PROPERTIES,
 };
+use beanpole_protocol::{Cname, EnvironmentName};
+use std::collections::BTreeMap;
+
+/// What holds for one environment: its own section laid over the rest of the file.
+#[derive(Clone, Debug, Default)]
+pub struct InForce {
+    /// How versions are built and run.
+    pub platform: Option<Platform>,
+    /// Web server or worker.
+    pub tier: Option<Tier>,
+    /// The first label of its hostname.
+    pub cname: Option<Cname>,
+    /// Whether a failed deployment goes back by itself.
+    pub auto_rollback: Option<bool>,
+    /// The option settings that it is created with.
+    pub creation: OptionSettings,
+    /// The option settings that every deployment sets: what `single` and `instances` stand for is left
+    /// to `create` and `scale`.
+    pub deployment: OptionSettings,
+}
 
 impl Settings {
-    /// What holds for `environment`: its own section laid over the common settings.
-    pub fn place(&self, environment: &EnvironmentName) -> Place {
-        match self.environments.get(environment) {
-            Some(own) => self.common.overlaid(own),
-            None => self.common.clone(),
+    /// What holds for `environment`: the short settings, over them the options, over both the short
+    /// settings of its own section, over all of that the options there.
+    pub fn of(&self, environment: &EnvironmentName) -> InForce {
+        let mut all = InForce::default();
+        for place in [Some(&self.common), self.environments.get(environment)]
+            .into_iter()
+            .flatten()
+        {
+            place.lay_over(&mut all);
         }
+        all
     }
 }
 
 impl Place {
-    fn overlaid(&self, over: &Self) -> Self {
-        let mut all = self.clone();
-        all.platform = over.platform.or(all.platform);
-        all.tier = over.tier.or(all.tier);
-        all.single = over.single.or(all.single);
-        all.instances = over.instances.or(all.instances);
-        all.cname = over.cname.clone().or(all.cname);
-        all.policy = over.policy.or(all.policy);
-        all.batch = over.batch.or(all.batch);
-        all.auto_rollback = over.auto_rollback.or(all.auto_rollback);
-        all.host_labels.extend(over.host_labels.clone());
-        let Health {
-            protocol,
-            path,
-            interval,
-            timeout,
-            healthy_threshold,
-            unhealthy_threshold,
-            statuses,
-            drain_timeout,
-            start_timeout,
-            min_uptime,
-        } = over.health.clone();
-        let health = &mut all.health;
-        health.protocol = protocol.or(health.protocol.take());
-        health.path = path.or(health.path.take());
-        health.interval = interval.or(health.interval);
-        health.timeout = timeout.or(health.timeout);
-        health.healthy_threshold = healthy_threshold.or(health.healthy_threshold);
-        health.unhealthy_threshold = unhealthy_threshold.or(health.unhealthy_threshold);
-        health.statuses = statuses.or(health.statuses.take());
-        health.drain_timeout = drain_timeout.or(health.drain_timeout);
-        health.start_timeout = start_timeout.or(health.start_timeout);
-        health.min_uptime = min_uptime.or(health.min_uptime);
-        all.env.extend(over.env.clone());
-        for (namespace, options) in &over.options {
-            all.options
-                .entry(namespace.clone())
-                .or_default()
-                .extend(options.clone());
-        }
-        all
+    /// The option settings of this section alone, as for a new environment.
+    pub fn own_settings(&self) -> OptionSettings {
+        let mut own = InForce::default();
+        self.lay_over(&mut own);
+        own.creation
     }
 
-    /// As option settings, for a deployment: what is about the number of instances is left to
-    /// `create` and `scale`.
-    pub fn option_settings(&self) -> OptionSettings {
-        let mut all = OptionSettings::default();
+    fn lay_over(&self, all: &mut InForce) {
+        all.platform = self.platform.or(all.platform);
+        all.tier = self.tier.or(all.tier);
+        all.cname = self.cname.clone().or(all.cname.take());
+        all.auto_rollback = self.auto_rollback.or(all.auto_rollback);
+        self.lay_size_over(all);
+        for settings in [&mut all.creation, &mut all.deployment] {
+            self.lay_settings_over(settings);
+        }
+    }
+
+    /// `single` and `instances` count when the environment is created. A deployment leaves alone what
+    /// they stand for, also where options below them set it.
+    fn lay_size_over(&self, all: &mut InForce) {
+        if let Some(single) = self.single {
+            for settings in [&mut all.creation, &mut all.deployment] {
+                settings.remove(ENVIRONMENT, "EnvironmentType");
+                if single {
+                    settings.remove(ASG, "MinSize");
+                }
+            }
+            if single {
+                all.creation
+                    .set(ENVIRONMENT, "EnvironmentType", "SingleInstance");
+            }
+        }
+        if let Some(instances) = self.instances {
+            all.creation.set(ASG, "MinSize", instances.to_string());
+            all.deployment.remove(ASG, "MinSize");
+        }
+    }
+
+    fn lay_settings_over(&self, all: &mut OptionSettings) {
         if let Some(policy) = self.policy {
             all.set(COMMAND, "DeploymentPolicy", policy.to_string());
         }
         if let Some(batch) = self.batch {
-            set_batch(&mut all, batch);
+            set_batch(all, batch);
         }
         if !self.host_labels.is_empty() {
-            let labels: Vec<String> = self
-                .host_labels
-                .iter()
-                .map(|(name, value)| format!("{name}={}", value.text()))
-                .collect();
-            all.set(PLACEMENT, "HostLabels", labels.join(","));
+            set_labels(all, &self.host_labels);
         }
         let health = &self.health;
         let numbers = [
@@ -118,20 +131,30 @@ impl Place {
                 all.set(namespace, name, value.text());
             }
         }
-        all
     }
+}
 
-    /// As option settings, for a new environment.
-    pub fn creation_settings(&self) -> OptionSettings {
-        let mut all = OptionSettings::default();
-        if let Some(instances) = self.instances {
-            all.set(ASG, "MinSize", instances.to_string());
-        }
-        if self.single == Some(true) {
-            all.set(ENVIRONMENT, "EnvironmentType", "SingleInstance");
-        }
-        all.overlaid(&self.option_settings())
-    }
+/// Sets labels, and keeps those of other names that are there.
+fn set_labels(settings: &mut OptionSettings, labels: &BTreeMap<String, Scalar>) {
+    let before = settings
+        .get(PLACEMENT, "HostLabels")
+        .unwrap_or_default()
+        .to_owned();
+    let mut all: BTreeMap<&str, String> = before
+        .split(',')
+        .filter_map(|label| label.trim().split_once('='))
+        .map(|(name, value)| (name, value.to_owned()))
+        .collect();
+    all.extend(
+        labels
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.text())),
+    );
+    let all: Vec<String> = all
+        .into_iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    settings.set(PLACEMENT, "HostLabels", all.join(","));
 }
 
 /// Sets a batch size: a share or a number.

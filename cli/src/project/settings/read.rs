@@ -1,10 +1,12 @@
 //! Reading the text: what is wrong is told with the line it stands on.
 
-use super::{Place, SETTINGS, Settings};
+use super::{Place, SETTINGS, Settings, Takes};
 use crate::output::errors::Failure;
+use beanpole_protocol::ids::shown;
 use beanpole_protocol::options::{self, ASG, INSTANCE, KNOWN, PLACEMENT, PROCESS, nearest};
 use serde::Deserialize;
 use std::path::Path;
+use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// Why a `deploy.toml` is refused.
@@ -93,6 +95,9 @@ fn check_keys(text: &str, table: &mut DeTable<'_>, path: &mut Vec<String>) -> Re
             table.remove(name.as_str());
             continue;
         }
+        if is_of_namespaces(path) && !namespaces().any(|known| known == name) {
+            return Err(unknown_namespace(text, &name, offset));
+        }
         let children = known_children(path);
         if !children.contains(&name.as_str()) && !children.contains(&"*") {
             return Err(unknown_key(text, path, &name, offset, &children));
@@ -101,13 +106,64 @@ fn check_keys(text: &str, table: &mut DeTable<'_>, path: &mut Vec<String>) -> Re
         if let Some((_, value)) = table
             .iter_mut()
             .find(|(key, _)| key.get_ref().as_ref() == name)
-            && let DeValue::Table(inner) = value.get_mut()
         {
-            check_keys(text, inner, path)?;
+            check_value(text, path, value)?;
+            if let DeValue::Table(inner) = value.get_mut() {
+                check_keys(text, inner, path)?;
+            }
         }
         path.pop();
     }
     Ok(())
+}
+
+/// Refuses a value that the setting at `path` does not take.
+fn check_value(text: &str, path: &[String], value: &Spanned<DeValue<'_>>) -> Result<(), Wrong> {
+    let Some((name, above)) = path.split_last() else {
+        return Ok(());
+    };
+    let Some(mismatch) = takes(path).mismatch(name, value.get_ref()) else {
+        return Ok(());
+    };
+    Err(Wrong {
+        line: Some(line_of(text, value.span().start)),
+        message: format!(
+            "`{}`{} is {}, and must be {}.",
+            shown(name),
+            section(above),
+            mismatch.is,
+            mismatch.must
+        ),
+        hint: mismatch.write,
+    })
+}
+
+/// What the setting at `path` takes; what is none but leads to some is a section.
+fn takes(path: &[String]) -> Takes {
+    SETTINGS
+        .iter()
+        .find(|(setting, _)| {
+            let mut parts = setting.split('.');
+            path.iter()
+                .all(|name| parts.next().is_some_and(|part| part == "*" || part == name))
+                && parts.next().is_none()
+        })
+        .map_or(Takes::Section, |(_, takes)| *takes)
+}
+
+/// ` in [health]`; nothing at the top of the file.
+fn section(path: &[String]) -> String {
+    if path.is_empty() {
+        return String::new();
+    }
+    let names: Vec<String> = path
+        .iter()
+        .map(|name| match name.contains([':', '.', ' ']) {
+            true => format!("\"{}\"", shown(name)),
+            false => shown(name),
+        })
+        .collect();
+    format!(" in [{}]", names.join("."))
 }
 
 /// Whether names below `path` are the user's own, so that one beginning with `x-` is one as well: of
@@ -117,12 +173,32 @@ fn is_ours(path: &[String]) -> bool {
     names && matches!(path.len(), 1 | 3)
 }
 
+/// Whether names below `path` are namespaces of options.
+fn is_of_namespaces(path: &[String]) -> bool {
+    path.last().is_some_and(|name| name == "options") && matches!(path.len(), 1 | 3)
+}
+
+fn namespaces() -> impl Iterator<Item = &'static str> {
+    KNOWN
+        .iter()
+        .map(|spec| spec.namespace)
+        .chain([options::PROPERTIES])
+}
+
+fn unknown_namespace(text: &str, name: &str, offset: usize) -> Wrong {
+    let list = "Every option is in deploy.toml.example: beanpole init --explain";
+    Wrong {
+        line: Some(line_of(text, offset)),
+        message: format!("There is no namespace of options `{}`.", shown(name)),
+        hint: Some(match nearest(name, namespaces()) {
+            Some(near) => format!("Did you mean `{near}`? {list}"),
+            None => list.to_owned(),
+        }),
+    }
+}
+
 fn unknown_key(text: &str, path: &[String], name: &str, offset: usize, children: &[&str]) -> Wrong {
-    let place = if path.is_empty() {
-        String::new()
-    } else {
-        format!(" in [{}]", path.join("."))
-    };
+    let place = section(path);
     let hint = nearest(name, children.iter().copied())
         .map(|near| format!("Did you mean `{near}`? Keys that begin with `x-` are free."))
         .or_else(|| {
@@ -139,7 +215,7 @@ fn unknown_key(text: &str, path: &[String], name: &str, offset: usize, children:
         });
     Wrong {
         line: Some(line_of(text, offset)),
-        message: format!("There is no setting `{name}`{place}."),
+        message: format!("There is no setting `{}`{place}.", shown(name)),
         hint,
     }
 }
@@ -148,7 +224,7 @@ fn unknown_key(text: &str, path: &[String], name: &str, offset: usize, children:
 fn known_children(path: &[String]) -> Vec<&'static str> {
     let mut children: Vec<&'static str> = SETTINGS
         .iter()
-        .filter_map(|setting| {
+        .filter_map(|(setting, _)| {
             let mut parts = setting.split('.');
             for name in path {
                 let part = parts.next()?;
@@ -167,7 +243,7 @@ fn known_children(path: &[String]) -> Vec<&'static str> {
 fn check_options(text: &str, settings: &Settings) -> Result<(), Wrong> {
     let places = std::iter::once(&settings.common).chain(settings.environments.values());
     for place in places {
-        let all = place.creation_settings();
+        let all = place.own_settings();
         let Err(error) = all.validate() else {
             continue;
         };
