@@ -62,6 +62,11 @@ pub fn ensure(tag: &str, application: &ApplicationName) -> Result<User, FenceErr
 }
 
 fn ensure_in(etc: &Path, name: &str, tool: bool) -> Result<User, FenceError> {
+    // Two releases of one application may be prepared at once. useradd looks whether a name is there
+    // before it takes its lock: the second makes the user anew, and the files of the first belong to
+    // numbers that the next application gets.
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = MAKING.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(user) = find(etc, name)? {
         return Ok(user);
     }
@@ -346,6 +351,29 @@ mod tests {
         assert_eq!(left, passwd);
         let groups = fs::read_to_string(etc.path().join("group")).expect("group");
         assert_eq!(groups, "root:x:0:\nzed:x:999:\n");
+    }
+
+    #[test]
+    fn a_user_that_several_want_at_once_is_made_once() {
+        let etc = tempfile::tempdir().expect("directory");
+        fs::write(
+            etc.path().join("passwd"),
+            "root:x:0:0:root:/root:/bin/bash\n",
+        )
+        .expect("passwd");
+        fs::write(etc.path().join("group"), "root:x:0:\n").expect("group");
+        let all: Vec<User> = std::thread::scope(|scope| {
+            let wanted: Vec<_> = (0..16)
+                .map(|_| scope.spawn(|| ensure_in(etc.path(), "bp-aaaaaa-0", false)))
+                .collect();
+            wanted
+                .into_iter()
+                .map(|one| one.join().expect("no panic").expect("made or found"))
+                .collect()
+        });
+        assert!(all.iter().all(|user| *user == all[0]), "{all:?}");
+        let users = fs::read_to_string(etc.path().join("passwd")).expect("passwd");
+        assert_eq!(users.matches("bp-aaaaaa-0").count(), 1, "{users}");
     }
 
     #[test]
