@@ -294,6 +294,12 @@ async fn announce(output: crate::output::Output, record: UpRecord, data: PathBuf
             data.display()
         )
     };
+    let unfenced = if rustix::process::geteuid().is_root() {
+        ""
+    } else {
+        "\nNot root: applications on this machine run as you and can read what you can, this token and the\n\
+         keys to hosts included. For trying out, and for applications that you trust.\n"
+    };
     let certificate = record
         .ca
         .as_deref()
@@ -305,7 +311,7 @@ async fn announce(output: crate::output::Output, record: UpRecord, data: PathBuf
          applications  http://NAME.localhost:{}/ and https://NAME.localhost:{}/\n\
          token         {}\n\
          logs          {}\n\
-         {certificate}{how}\n\
+         {certificate}{unfenced}{how}\n\
          Next, in your application's directory:\n  \
          beanpole create shop-prod --instances 2\n  \
          beanpole deploy shop-prod\n\
