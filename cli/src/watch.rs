@@ -154,6 +154,24 @@ fn conclude(context: &Context, operation: &Operation, waited: Duration) -> Resul
     Ok(())
 }
 
+/// What requests noticed of an operation that changes what runs.
+fn meanwhile(operation: &Operation) -> Option<String> {
+    let changes = matches!(
+        operation.kind,
+        OperationKind::Deploy
+            | OperationKind::Rollback
+            | OperationKind::Restart
+            | OperationKind::Configure
+    );
+    changes.then(|| {
+        format!(
+            "Requests meanwhile: {} served, {} failed.",
+            count(operation.requests_served),
+            count(operation.requests_failed)
+        )
+    })
+}
+
 fn summary(operation: &Operation, environment: Option<&Environment>, took: Duration) -> String {
     let name = &operation.environment_name;
     let version = operation
@@ -186,18 +204,8 @@ fn summary(operation: &Operation, environment: Option<&Environment>, took: Durat
         OperationKind::Configure => format!("{name} has its new settings, {took}."),
         OperationKind::Replace => format!("{name} has its instances replaced, {took}."),
     };
-    if matches!(
-        operation.kind,
-        OperationKind::Deploy
-            | OperationKind::Rollback
-            | OperationKind::Restart
-            | OperationKind::Configure
-    ) {
-        text.push_str(&format!(
-            "\nRequests meanwhile: {} served, {} failed.",
-            count(operation.requests_served),
-            count(operation.requests_failed)
-        ));
+    if let Some(meanwhile) = meanwhile(operation) {
+        text.push_str(&format!("\n{meanwhile}"));
     }
     if operation.kind == OperationKind::Create && environment.is_some_and(|e| e.version.is_none()) {
         text.push_str(&format!("\nNext: beanpole deploy {name}"));
@@ -267,7 +275,20 @@ pub fn explain(context: &Context, operation: &Operation) -> Failure {
     } else if let Some(message) = &operation.message {
         failure.causes.push(message.clone());
     }
-    failure.details.extend(standing(context, operation));
+    failure.details.extend(aftermath(operation));
+    let environment = environment(context, operation);
+    failure
+        .details
+        .extend(environment.as_ref().map(|one| standing(one, operation)));
+    failure.details.extend(meanwhile(operation).map(|text| {
+        let took = operation
+            .finished_at
+            .map(|end| format!(" It took {}.", duration(end.since(operation.started_at))));
+        text + &took.unwrap_or_default()
+    }));
+    failure
+        .details
+        .extend(environment.and_then(|environment| environment.url));
     failure.hint = Some(match operation.kind {
         OperationKind::Create => format!(
             "See what happened: beanpole events {name}. Remove it: beanpole terminate {name}"
@@ -280,9 +301,17 @@ pub fn explain(context: &Context, operation: &Operation) -> Failure {
     failure
 }
 
+/// What came after the failure, where that was not what should come: the way back failed, too.
+fn aftermath(operation: &Operation) -> Option<String> {
+    let message = operation.message.as_deref()?;
+    let why = operation.failure.as_ref()?.message.as_str();
+    let after = message.strip_prefix(why)?.trim();
+    let went_back = operation.status == OperationStatus::RolledBack;
+    (!went_back && !after.is_empty()).then(|| after.to_owned())
+}
+
 /// A sentence on where the environment stands after a failure.
-fn standing(context: &Context, operation: &Operation) -> Option<String> {
-    let environment = environment(context, operation)?;
+fn standing(environment: &Environment, operation: &Operation) -> String {
     let runs = match (&environment.version, environment.release) {
         (Some(version), Some(release)) => format!("its live release is {release} ({version})"),
         _ => "no release is live".to_owned(),
@@ -292,10 +321,10 @@ fn standing(context: &Context, operation: &Operation) -> Option<String> {
         OperationStatus::RolledBack => format!("{name} was taken back; {runs}"),
         _ => format!("{name}: {runs}"),
     };
-    Some(format!(
+    format!(
         "{back}, status {}, health {}.",
         environment.status, environment.health
-    ))
+    )
 }
 
 /// Waits for `operation` unless told to `detach`.

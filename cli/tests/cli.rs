@@ -1152,19 +1152,29 @@ fn a_backup_that_breaks_off_fails_and_leaves_what_was_there() {
     let dir = tempfile::tempdir().expect("temporary directory");
     let url = breaking_off();
     let file = dir.path().join("b");
-    std::fs::write(&file, "the backup before").expect("write");
+    let before = "{\"beanpole_backup\":1, and so on";
+    std::fs::write(&file, before).expect("write");
     let ran = beanpole(dir.path(), &url, &["backup", "b"]);
     assert_eq!(ran.code, 1, "{}", ran.err);
     assert!(ran.err.contains("The backup broke off"), "{}", ran.err);
-    assert_eq!(
-        std::fs::read_to_string(&file).expect("read"),
-        "the backup before"
-    );
+    assert_eq!(std::fs::read_to_string(&file).expect("read"), before);
     assert!(!dir.path().join("b.part").exists());
 
     let ran = beanpole(dir.path(), &url, &["backup", "-"]);
     assert_eq!(ran.code, 1, "{}", ran.err);
     assert!(ran.err.contains("The backup broke off"), "{}", ran.err);
+}
+
+#[test]
+fn a_backup_replaces_no_file_but_an_older_backup() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let file = dir.path().join("passwd");
+    std::fs::write(&file, "root:x:0:0").expect("write");
+    let ran = beanpole(dir.path(), "http://127.0.0.1:1", &["backup", "passwd"]);
+    assert_eq!(ran.code, 2, "{}", ran.all());
+    assert!(ran.err.contains("is no backup"), "{}", ran.err);
+    let left = std::fs::read_to_string(&file).expect("read");
+    assert_eq!(left, "root:x:0:0");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use crate::interrupt;
 use crate::output::bytes;
 use crate::output::errors::Failure;
 use beanpole_daemon::files;
+use beanpole_store::backup::begins_as_one;
 use clap::Args;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -116,6 +117,14 @@ fn target(file: &Path) -> Result<PathBuf, Failure> {
     match fs::metadata(&path) {
         Ok(found) if found.is_dir() => Err(refused("a directory")),
         Ok(found) if !found.is_file() => Err(refused("a device, pipe or socket")),
+        // A slip of the hand must not cost anybody a file.
+        Ok(found) if found.len() > 0 && !begins_as_one(&path).unwrap_or(false) => {
+            Err(Failure::misuse(format!(
+                "{} is there already and is no backup, so it is not replaced.",
+                file.display()
+            ))
+            .hint("Name another file, or remove that one first."))
+        }
         _ => Ok(path),
     }
 }

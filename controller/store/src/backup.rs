@@ -93,6 +93,16 @@ fn broken(why: impl std::fmt::Display) -> StoreError {
     StoreError::Backup(why.to_string())
 }
 
+/// Whether a file begins as backups do, whole or not.
+pub fn begins_as_one(path: &Path) -> io::Result<bool> {
+    const BEGINNING: &[u8] = br#"{"beanpole_backup":"#;
+    let mut start = Vec::new();
+    File::open(path)?
+        .take(BEGINNING.len() as u64)
+        .read_to_end(&mut start)?;
+    Ok(start == BEGINNING)
+}
+
 /// Hashes and counts what goes through.
 struct Hashing<T> {
     inner: T,
