@@ -268,10 +268,9 @@ async fn a_bundle_that_went_bad_on_the_hosts_disk_is_asked_for_again() {
     world.until("a running instance", |r| runs(r, 1, 1)).await;
 }
 
-#[tokio::test]
-async fn an_uninstall_goes_to_its_end_whoever_stops_waiting_for_it() {
+/// An agent with an instance that lives until it is killed, so that there is an end to wait for.
+async fn a_world_that_takes_its_time_to_go() -> World {
     let mut world = World::new();
-    // It lives until it is killed, so that there is an end to wait for.
     let one = bundle(&[(
         "Procfile",
         "web: trap '' TERM; echo ready; while :; do sleep 1; done\n",
@@ -279,28 +278,58 @@ async fn an_uninstall_goes_to_its_end_whoever_stops_waiting_for_it() {
     world.send(&one).await.expect("blob");
     world.order(&[release(1, &one)], &[instance(1, 1)]).await;
     world.until("a running instance", |r| runs(r, 1, 1)).await;
-    let call = || request(Method::POST, "/v1/uninstall", None::<&()>).expect("a request");
-    let mut first = world.connect().await;
-    let seen = world.until("an instance that ends", |r| {
+    world
+}
+
+async fn uninstall(world: &World) -> Uninstalled {
+    let call = request(Method::POST, "/v1/uninstall", None::<&()>).expect("a request");
+    let body = world.connect().await.send(call).await.expect("an answer");
+    let body = http_body_util::BodyExt::collect(body).await.expect("all");
+    serde_json::from_slice(&body.to_bytes()).expect("an answer")
+}
+
+/// The agent ends by itself, and nothing is left.
+async fn is_gone(world: &mut World) {
+    let mut agent = world.agent.take().expect("an agent");
+    let deadline = Instant::now() + LIMIT;
+    let status = loop {
+        if let Some(status) = agent.try_wait().expect("asked") {
+            break status;
+        }
+        if Instant::now() > deadline {
+            world.agent = Some(agent);
+            panic!("the agent goes on");
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(status.success(), "{status}");
+    assert!(!world.data().exists());
+}
+
+#[tokio::test]
+async fn an_uninstall_goes_to_its_end_when_its_caller_goes_away() {
+    let mut world = a_world_that_takes_its_time_to_go().await;
+    let ends = world.until("an instance that ends", |r| {
         r.instances
             .iter()
             .any(|one| one.phase == InstancePhase::Stopping)
     });
     tokio::select! {
-        _ = first.send(call()) => panic!("it takes longer than that"),
-        _ = seen => {}
+        answer = uninstall(&world) => panic!("it takes longer than that: {answer:?}"),
+        _ = ends => {}
     }
-    drop(first);
-    let mut second = world.connect().await;
-    let body = second.send(call()).await.expect("an answer");
-    let body = http_body_util::BodyExt::collect(body).await.expect("all");
-    let answer: Uninstalled = serde_json::from_slice(&body.to_bytes()).expect("an answer");
+    is_gone(&mut world).await;
+}
+
+#[tokio::test]
+async fn all_who_ask_for_an_uninstall_get_the_answer_of_one() {
+    let mut world = a_world_that_takes_its_time_to_go().await;
+    let (first, second) = tokio::join!(uninstall(&world), uninstall(&world));
+    assert_eq!(first, second);
     let gone = format!("instance {}", instance_id());
-    assert!(answer.removed.contains(&gone), "{answer:?}");
-    assert!(answer.left.is_empty(), "{answer:?}");
-    let mut agent = world.agent.take().expect("an agent");
-    assert!(agent.wait().expect("its end").success());
-    assert!(!world.data().exists());
+    assert!(first.removed.contains(&gone), "{first:?}");
+    assert!(first.left.is_empty(), "{first:?}");
+    is_gone(&mut world).await;
 }
 
 #[tokio::test]
