@@ -37,9 +37,17 @@ fn listen(ready: &Sender<()>) {
         match then {
             Some(then) => then(),
             // A second one, while what the first one began still goes on.
-            None => process::exit(i32::from(Kind::Interrupted.exit_code())),
+            None => leave(Kind::Interrupted),
         }
     }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the command sits in a call that cannot be cut short; what must go was taken away before"
+)]
+fn leave(kind: Kind) -> ! {
+    process::exit(i32::from(kind.exit_code()))
 }
 
 /// Sends `note` once, when the user presses Ctrl-C.
@@ -55,7 +63,7 @@ pub fn ends(output: Output, told: impl FnOnce() -> Failure + Send + 'static) {
         let failure = told();
         output.clear_line();
         output::report(&failure, output.json);
-        process::exit(i32::from(failure.exit_code()));
+        leave(failure.kind);
     });
 }
 

@@ -163,7 +163,9 @@ fn begin(
         if context.output.json {
             context.output.json(&plan)?;
         } else {
-            lines.iter().for_each(|line| context.output.line(line));
+            for line in lines {
+                context.output.line(line);
+            }
         }
         return Ok(None);
     }

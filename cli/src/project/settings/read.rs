@@ -158,9 +158,12 @@ fn section(path: &[String]) -> String {
     }
     let names: Vec<String> = path
         .iter()
-        .map(|name| match name.contains([':', '.', ' ']) {
-            true => format!("\"{}\"", shown(name)),
-            false => shown(name),
+        .map(|name| {
+            if name.contains([':', '.', ' ']) {
+                format!("\"{}\"", shown(name))
+            } else {
+                shown(name)
+            }
         })
         .collect();
     format!(" in [{}]", names.join("."))
