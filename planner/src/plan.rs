@@ -307,6 +307,7 @@ impl Plan {
             batches,
             floor: self.floor,
             lines,
+            back_to: None,
         }
     }
 }

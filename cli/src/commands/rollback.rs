@@ -49,8 +49,8 @@ pub fn run(context: &Context, command: &Rollback) -> Result<(), Failure> {
         if context.output.json {
             return context.output.json(&plan);
         }
-        let to = match command.to {
-            Some(to) => named(context, &name, to),
+        let to = match &plan.back_to {
+            Some(to) => format!("release {} ({})", to.release, to.version),
             None => "the release before".to_owned(),
         };
         for line in lines(&name, &to, &plan) {
@@ -70,16 +70,6 @@ fn lines(name: &EnvironmentName, to: &str, plan: &PlanView) -> Vec<String> {
     let mut lines = vec![format!("Plan for {name}: back to {to}")];
     lines.extend(deploy::plan_lines(plan));
     lines
-}
-
-/// `release 5 (t5)`; without the version where that cannot be told.
-fn named(context: &Context, name: &EnvironmentName, number: ReleaseNumber) -> String {
-    let version = releases(context, name)
-        .into_iter()
-        .find(|release| release.number == number)
-        .map(|release| format!(" ({})", release.version))
-        .unwrap_or_default();
-    format!("release {number}{version}")
 }
 
 /// The release whose copy `operation` leads to, as it is named for people.

@@ -10,9 +10,13 @@ use beanpole_protocol::proxy::{self, CheckResult};
 use beanpole_protocol::{InstanceId, Timestamp};
 use beanpole_store::StoreError;
 use beanpole_store::model::OperationRecord;
+use std::time::Duration;
 
 /// Answers told of one operation at most: one that changes with every check is told often enough by then.
 const MOST: u32 = 200;
+
+/// After that long a check has been made since the app began to listen, or it listens later than others.
+const SURELY_CHECKED: Duration = Duration::from_secs(10);
 
 /// What an instance that is waited for answers.
 struct Answer {
@@ -86,7 +90,9 @@ fn answers(operation: &OperationRecord, world: &World<'_>, now: Timestamp) -> Ve
                 .filter_map(|target| target.last_check.as_ref())
                 .find(|check| !check.good)
                 .map(|check| {
-                    let unreached = seen.is_some_and(|seen| listens_unreached(seen, check));
+                    // The check may be older than what the host says.
+                    let unreached = now.since(since) >= SURELY_CHECKED
+                        && seen.is_some_and(|seen| listens_unreached(seen, check));
                     let though = if unreached {
                         ", though the app listens (on 127.0.0.1 alone, or behind a firewall?)"
                     } else {

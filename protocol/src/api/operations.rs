@@ -160,6 +160,18 @@ pub struct PlanView {
     pub floor: u32,
     /// One sentence per step, for people.
     pub lines: Vec<String>,
+    /// Where a rollback leads: only in the plan of one that is asked what it would do.
+    #[serde(default)]
+    pub back_to: Option<BackTo>,
+}
+
+/// A release to go back to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct BackTo {
+    /// Its number.
+    pub release: ReleaseNumber,
+    /// Its version.
+    pub version: VersionLabel,
 }
 
 /// Instances that change together.

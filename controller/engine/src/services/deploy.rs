@@ -7,7 +7,7 @@ use crate::read::{self, Reader, Repute};
 use crate::{Call, Engine, Fault};
 use beanpole_planner::{Goal, Plan, plan};
 use beanpole_protocol::agent::Platform;
-use beanpole_protocol::api::{self, OperationKind, PlanView, Tier};
+use beanpole_protocol::api::{self, BackTo, OperationKind, PlanView, Tier};
 use beanpole_protocol::options::{self, BatchSize, DeploymentPolicy, OptionSettings};
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{Digest, EnvironmentName, ReleaseNumber, VersionLabel};
@@ -203,7 +203,7 @@ impl Engine {
     ) -> Result<api::Operation, Problem> {
         let operation = self.store.update(|tx| {
             let mut environment = idle(tx, name)?;
-            let (deployment, settings) = self.work_out_rollback(tx, &environment, call, body)?;
+            let (deployment, settings, _) = self.work_out_rollback(tx, &environment, call, body)?;
             let mut new = deployment.begin(tx, &mut environment, OperationKind::Rollback)?;
             let before = std::mem::replace(&mut environment.settings, settings);
             new.settings_before = (before != environment.settings).then_some(before);
@@ -221,21 +221,29 @@ impl Engine {
     ) -> Result<PlanView, Problem> {
         let planned = || {
             let environment = idle(&self.store, name)?;
-            let (deployment, _) = self.work_out_rollback(&self.store, &environment, call, body)?;
+            let (deployment, _, to) =
+                self.work_out_rollback(&self.store, &environment, call, body)?;
             let world = self.world(&self.store, &environment, call.observed, call.now, false)?;
-            Ok::<_, Fault>(deployment.plan.view(&|host| world.host_name(host)))
+            Ok::<_, Fault>(PlanView {
+                back_to: Some(BackTo {
+                    release: to,
+                    version: deployment.release.version.clone(),
+                }),
+                ..deployment.plan.view(&|host| world.host_name(host))
+            })
         };
         planned().map_err(Problem::from)
     }
 
-    /// The release to go back to, as a new one, the plan to it, and the environment's settings then.
+    /// The release to go back to, as a new one, the plan to it, the environment's settings then, and the
+    /// number that it has.
     fn work_out_rollback(
         &self,
         reader: &impl Reader,
         environment: &EnvironmentRecord,
         call: &Call<'_>,
         body: &api::Rollback,
-    ) -> Result<(Deployment, OptionSettings), Fault> {
+    ) -> Result<(Deployment, OptionSettings, ReleaseNumber), Fault> {
         let releases = reader.under::<ReleaseRecord>(&ReleaseRecord::prefix(&environment.id))?;
         let target = match body.to {
             Some(number) => releases
@@ -270,7 +278,7 @@ impl Engine {
             reason: format!("rollback to {}", target.number),
         };
         let deployment = self.work_out(reader, environment, call, wish)?;
-        Ok((deployment, settings))
+        Ok((deployment, settings, target.number))
     }
 
     fn work_out_deploy(
