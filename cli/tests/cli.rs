@@ -1009,6 +1009,21 @@ fn a_deployment_is_shown_from_the_plan_to_the_url() {
 }
 
 #[test]
+fn what_deploy_toml_says_of_an_environment_that_is_otherwise_is_told() {
+    let script = deployment(false, || operation("succeeded", "done"));
+    let app = app();
+    std::fs::write(app.path().join("deploy.toml"), "tier = \"worker\"\n").expect("write");
+    let ran = beanpole(
+        app.path(),
+        &script.url(),
+        &["deploy", "shop-prod", "--label", "v2"],
+    );
+    assert_eq!(ran.code, 0, "{}", ran.all());
+    let told = "deploy.toml has tier = \"worker\", which counts when an environment is created; shop-prod has \"web\".";
+    assert!(ran.err.contains(told), "{}", ran.err);
+}
+
+#[test]
 fn a_bundle_that_is_known_is_not_sent_again() {
     let script = deployment(true, || operation("succeeded", "done"));
     let app = app();

@@ -1,6 +1,6 @@
 //! What is remembered: through restarts, a second start, backup and restore.
 
-use crate::changes::assert_live;
+use crate::changes::{assert_live, assert_none_failed};
 use beanpole_tests::bed::Bed;
 use beanpole_tests::wait::{seconds, until_true};
 use std::fs;

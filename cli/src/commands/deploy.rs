@@ -7,9 +7,12 @@ use crate::interrupt;
 use crate::output::errors::Failure;
 use crate::output::{Output, plural};
 use crate::project::pack;
+use crate::project::settings::InForce;
 use crate::watch;
-use beanpole_protocol::api::{Deploy as Body, Environment, Operation, PlanView};
-use beanpole_protocol::options::{BatchSize, DeploymentPolicy, OptionSettings, PROPERTIES};
+use beanpole_protocol::api::{Deploy as Body, Environment, Operation, PlanView, Tier};
+use beanpole_protocol::options::{
+    BatchSize, DeploymentPolicy, ENVIRONMENT, OptionSettings, PROPERTIES,
+};
 use beanpole_protocol::{EnvironmentName, VersionLabel};
 use clap::Args;
 use std::path::PathBuf;
@@ -80,6 +83,9 @@ pub fn run(context: &Context, command: &Deploy) -> Result<(), Failure> {
     ));
     interrupt::ends(context.output, || stopped);
     let place = project.settings.of(&name);
+    for note in only_at_creation(&environment, &place) {
+        context.output.say(&note);
+    }
     let (version, new) = match &command.version {
         Some(version) => (version.clone(), false),
         None => {
@@ -119,6 +125,42 @@ pub fn run(context: &Context, command: &Deploy) -> Result<(), Failure> {
         Some(operation) => watch::finish(context, operation, command.detach),
         None => Ok(()),
     }
+}
+
+/// What `deploy.toml` says, counts at creation only, and is not so: a deployment does not change it.
+fn only_at_creation(environment: &Environment, place: &InForce) -> Vec<String> {
+    let name = &environment.name;
+    let told = |setting: &str, wanted: String, is: String, how: &str| {
+        format!(
+            "deploy.toml has {setting} = \"{wanted}\", which counts when an environment is created; {name} has \"{is}\". {how}"
+        )
+    };
+    let word = |tier| match tier {
+        Tier::Web => "web".to_owned(),
+        Tier::Worker => "worker".to_owned(),
+    };
+    let anew = "Create another environment for that.";
+    let mut notes = Vec::new();
+    if let Some(tier) = place.tier.filter(|tier| *tier != environment.tier) {
+        notes.push(told("tier", word(tier), word(environment.tier), anew));
+    }
+    if let Some(platform) = place.platform.filter(|one| *one != environment.platform) {
+        let is = environment.platform.to_string();
+        notes.push(told("platform", platform.to_string(), is, anew));
+    }
+    if let (Some(cname), Some(is)) = (&place.cname, &environment.cname)
+        && cname != is
+    {
+        notes.push(told("cname", cname.to_string(), is.to_string(), anew));
+    }
+    let kind = place.creation.get(ENVIRONMENT, "EnvironmentType");
+    if kind == Some("SingleInstance") && environment.size > 1 {
+        notes.push(format!(
+            "deploy.toml asks for a single instance, which counts when an environment is created; {name} has {}. Change it: beanpole config {name} --set EnvironmentType=SingleInstance",
+            plural(u64::from(environment.size), "instance")
+        ));
+    }
+    notes
 }
 
 /// Refuses what the controller would refuse in the end, before anything is packed or has a name.

@@ -18,6 +18,7 @@ use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::Tier;
 use beanpole_protocol::options::{BatchSize, DeploymentPolicy};
 use beanpole_protocol::{ApplicationName, Cname, EnvironmentName};
+pub use options::InForce;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
