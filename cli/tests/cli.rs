@@ -338,7 +338,7 @@ fn a_rollback_can_be_planned_only() {
     let ran = beanpole(
         directory.path(),
         &script.url(),
-        &["rollback", "shop-prod", "--to", "3", "--plan"],
+        &["rollback", "shop-prod", "--plan"],
     );
     assert_eq!(ran.code, 0, "{}", ran.all());
     assert!(
@@ -375,7 +375,11 @@ fn going_back() -> Script {
                     release(5, "v2", "deploy"), release(3, "v1", "deploy")]}),
             ),
             "/v1/environments/shop-prod" => (200, environment("v1", 6)),
-            path if path.ends_with("?plan=true") => (200, operation["plan"].clone()),
+            path if path.ends_with("?plan=true") => {
+                let mut plan = operation["plan"].clone();
+                plan["back_to"] = json!({"release": 3, "version": "v1"});
+                (200, plan)
+            }
             path if path.starts_with("/v1/events/stream") => problem(404, "none", "none"),
             _ => (200, operation),
         }

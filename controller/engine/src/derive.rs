@@ -39,7 +39,10 @@ impl Derived {
     /// Whether another derivation would give the same: no record changed, and nobody holds a newer
     /// generation than was given out.
     fn holds(&self, commits: u64, observed: &Observed) -> bool {
-        self.commits == commits
+        // What is 0 waits for a word of those who shall have it.
+        let all_made = self.table.0 > 0 && self.orders.values().all(|given| given.0 > 0);
+        all_made
+            && self.commits == commits
             && self.orders.iter().all(|(host, given)| {
                 observed.hosts.get(host).is_none_or(|seen| {
                     let report = seen.report.as_ref();
@@ -140,6 +143,12 @@ impl Engine {
             // last one, met a store that was restored from a backup, or another run of this
             // controller: outrun it, or it would refuse everything.
             let behind = held > stored.generation || reused >= Some(stored.generation);
+            // Restored: it may run what is newer than these records, and says so before it is told anything.
+            let restored = stored.generation.0 == 0 && !stored.instances.is_empty();
+            if restored && seen.is_none_or(|seen| seen.report.is_none()) {
+                generations.insert(id.clone(), stored.generation);
+                continue;
+            }
             let held = held.max(reused.unwrap_or_default());
             if fresh != stored || stored.generation.0 == 0 || behind {
                 fresh.generation = stored.generation.max(held).next();
@@ -170,9 +179,11 @@ impl Engine {
             .map(|report| report.generation)
             .max()
             .unwrap_or_default();
-        // After a restore: what the proxies hold is newer than the records, and right, until the hosts
-        // have said what they run. A table of the records alone would name incarnations that are gone.
-        if held > stored.generation && self.unheard(records, observed, now) {
+        // After a restore: what the proxies hold is newer than the records, and right, until they and the
+        // hosts have said what they do. A table of the records alone would name incarnations that are gone.
+        let restored = stored.generation.0 == 0 && !stored.pools.is_empty();
+        let told = observed.proxies.values().all(|seen| seen.report.is_some());
+        if restored && (!told || self.unheard(records, observed, now)) {
             return Ok((stored, false));
         }
         let changed = table != stored || stored.generation.0 == 0 || held > stored.generation;
@@ -260,10 +271,10 @@ impl Records {
         table: Generation,
     ) -> Vec<InstanceRecord> {
         let fresh = self.instances.iter().map(|instance| InstanceRecord {
-            routed: instance.routed.or(Some(table)),
+            routed: instance.routed.or((table.0 > 0).then_some(table)),
             ordered: instance
                 .ordered
-                .or_else(|| orders.get(&instance.host).copied()),
+                .or_else(|| orders.get(&instance.host).copied().filter(|at| at.0 > 0)),
             ..instance.clone()
         });
         let old = self.instances.iter();

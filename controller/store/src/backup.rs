@@ -11,9 +11,10 @@
 //! A torn or changed backup is found out before anything is replaced: the last line is missing or its
 //! digest differs.
 //!
-//! After a restore the generations of orders and tables leap ahead, because agents and proxies may
-//! have seen later ones than the backup holds, and refuse older ones. So do the numbers of events:
-//! whoever follows them may have seen later ones, and would wait for what comes after those.
+//! After a restore the generations of orders and tables are 0, as of what was never given out: agents and
+//! proxies may have seen later ones, and are given nothing before they have said what they hold. The
+//! numbers of events leap ahead: whoever follows them may have seen later ones, and would wait for what
+//! comes after those.
 
 use crate::backend::Write as Change;
 use crate::backend::sled::Sled;
@@ -40,7 +41,7 @@ const FORMAT: u64 = 1;
 const BATCH: usize = 256;
 /// The longest line that is read, in bytes. Far above any record.
 const LONGEST_LINE: u64 = 256 * 1024 * 1024;
-/// How far generations and the numbers of events leap in a restore.
+/// How far the numbers of events leap in a restore.
 const LEAP: u64 = 1 << 20;
 /// Automatic backups that are kept.
 const AUTOMATIC_KEPT: usize = 24;
@@ -435,7 +436,7 @@ fn read(input: impl Read, database: &Path, blobs: Option<&Blobs>) -> Result<Summ
     let sled = Sled::open(database)?;
     let mut batch = Vec::with_capacity(BATCH);
     let put = |table: &str, key: &[u8], mut value: Value| {
-        leap(table, key, &mut value);
+        as_restored(table, key, &mut value);
         let mut bytes = vec![JSON];
         serde_json::to_writer(&mut bytes, &value).map_err(broken)?;
         batch.push(Change {
@@ -452,19 +453,19 @@ fn read(input: impl Read, database: &Path, blobs: Option<&Blobs>) -> Result<Summ
     Ok(summary)
 }
 
-/// Moves the generations of orders and of the table, and the number of the last event, ahead of any
-/// that was seen.
-fn leap(table: &str, key: &[u8], value: &mut Value) {
-    let place = match table {
-        "host_orders" => "/orders/generation",
-        "routing_table" => "/table/generation",
-        COUNTERS if key == EVENTS.as_bytes() => "",
+/// Takes the generations of orders and of the table back to nothing given out, and moves the number of
+/// the last event ahead of any that was seen.
+fn as_restored(table: &str, key: &[u8], value: &mut Value) {
+    let (place, leaps) = match table {
+        "host_orders" => ("/orders/generation", false),
+        "routing_table" => ("/table/generation", false),
+        COUNTERS if key == EVENTS.as_bytes() => ("", true),
         _ => return,
     };
-    if let Some(generation) = value.pointer_mut(place)
-        && let Some(number) = generation.as_u64()
+    if let Some(number) = value.pointer_mut(place)
+        && let Some(last) = number.as_u64()
     {
-        *generation = Value::from(number.saturating_add(LEAP));
+        *number = Value::from(if leaps { last.saturating_add(LEAP) } else { 0 });
     }
 }
 
