@@ -485,7 +485,7 @@ async fn protocols_that_an_app_switches_to_unasked_are_a_failure() {
     let wanted = target(1, address, beanpole_protocol::proxy::TargetMode::Serve);
     let mut wanted = table(1, vec![wanted]);
     check_all(&mut wanted, |check| {
-        check.probe = beanpole_protocol::proxy::Probe::Tcp
+        check.probe = beanpole_protocol::proxy::Probe::Tcp;
     });
     proxy.serve(&wanted).await;
     let (status, answer) = refused(
