@@ -501,10 +501,7 @@ impl ProxyHttp for Service {
             && !request.upgraded
             && let Some(at) = &request.at
         {
-            at.target().broke(match error.etype() {
-                ErrorType::ReadTimedout => "none came in time".to_owned(),
-                _ => "its connection broke".to_owned(),
-            });
+            at.target().broke();
         }
         error
     }

@@ -247,13 +247,13 @@ impl TargetState {
 
     /// A connection was refused or not made in time: nothing more until a good check.
     pub fn eject(&self, answer: String) {
-        self.note(of_a_request(false, answer), true);
+        self.note(of_a_request(answer), true);
         self.nudge.notify_one();
     }
 
-    /// A request broke midway: as bad as a bad check, and reason for one at once.
-    pub fn broke(&self, answer: String) {
-        self.note(of_a_request(true, answer), false);
+    /// A request broke midway: reason for a check at once, which decides. By itself it says nothing of the
+    /// target: a client that knows a request which the app breaks off could take it out of service.
+    pub fn broke(&self) {
         self.nudge.notify_one();
     }
 
@@ -370,13 +370,13 @@ fn group_key(target: &Target) -> u64 {
     hasher.finish()
 }
 
-/// What a request of a client found out about a target.
-fn of_a_request(connected: bool, answer: String) -> CheckResult {
+/// What a request of a client found out about a target that gave it no connection.
+fn of_a_request(answer: String) -> CheckResult {
     CheckResult {
         at: clock::now(),
         asked: "a request".to_owned(),
         good: false,
-        connected,
+        connected: false,
         answer,
     }
 }

@@ -109,7 +109,8 @@ fn after_a_restore_what_was_deployed_since_goes_back_without_losing_a_request() 
     assert_live(&bed, "shop-prod", "v1", 3);
     // No number is given twice: hosts may still hold what has it.
     bed.deploy(&app, "shop-prod", "v2-again").ok();
-    assert_eq!(bed.status("shop-prod")["release"], 1001);
+    let release = bed.status("shop-prod")["release"].as_u64();
+    assert!(release > Some(1_000), "{release:?}");
 }
 
 #[test]

@@ -57,6 +57,9 @@ fn render(output: Output, environment: &Environment) -> String {
         ("platform", environment.platform.to_string()),
         ("url", environment.url.clone().unwrap_or_default()),
     ]);
+    for waiting in environment.operation.iter().flat_map(|one| &one.waiting) {
+        text.push_str(&format!("\n  {waiting}"));
+    }
     for cause in &environment.causes {
         text.push_str(&format!("\n  {cause}"));
     }

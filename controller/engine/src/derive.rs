@@ -433,7 +433,7 @@ impl Records {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::services::NewOperation;
     use crate::{Call, EngineConfig};
@@ -466,7 +466,7 @@ mod tests {
         }
     }
 
-    fn environment() -> EnvironmentRecord {
+    pub(crate) fn environment() -> EnvironmentRecord {
         EnvironmentRecord {
             id: EnvironmentId::from_bits(1),
             name: EnvironmentName::new("shop-prod").expect("a name"),

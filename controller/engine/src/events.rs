@@ -128,8 +128,8 @@ pub(crate) fn emit_for(
     Ok(id)
 }
 
-/// How far the numbers of releases leap after a restore: to the next multiple. It is more than anybody
-/// deploys to one environment between two backups.
+/// How far the numbers of releases leap after a restore, and by one more for each second since the
+/// backup: faster than anybody deploys, so that another restore of the same backup leaps farther.
 const RELEASES_LEAP: u64 = 1_000;
 
 /// After a restore, tells everybody who follows events, of whatever environment: what happened after
@@ -149,8 +149,9 @@ pub fn tell_restore(store: &Store, now: Timestamp) -> Result<(), StoreError> {
         emit(tx, draft.clone())?;
         for mut environment in tx.list::<EnvironmentRecord>()? {
             // Hosts may hold releases that were made after the backup. Their numbers are not given again.
+            let since = now.since(environment.last_event_at).as_secs();
             let last = environment.last_release.0;
-            environment.last_release = ReleaseNumber((last / RELEASES_LEAP + 1) * RELEASES_LEAP);
+            environment.last_release = ReleaseNumber(last + RELEASES_LEAP + since);
             emit_for(tx, &mut environment, draft.clone())?;
             tx.put(&environment)?;
         }
@@ -161,6 +162,29 @@ pub fn tell_restore(store: &Store, now: Timestamp) -> Result<(), StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_restores_of_one_backup_give_no_release_number_twice() {
+        let restored_at = |seconds: u64| {
+            let store = Store::in_memory();
+            let mut environment = crate::derive::tests::environment();
+            environment.last_event_at = Timestamp::from_millis(1_000);
+            environment.last_release = ReleaseNumber(5);
+            let backup_of = String::new();
+            store
+                .update(|tx| {
+                    tx.put(&environment)?;
+                    tx.put(&RestoredRecord { backup_of })
+                })
+                .expect("memory");
+            tell_restore(&store, Timestamp::from_millis(seconds * 1_000)).expect("memory");
+            let all: Vec<EnvironmentRecord> = store.list().expect("memory");
+            all[0].last_release.0
+        };
+        assert_eq!(restored_at(11), 1_015);
+        // Thirty releases in half a minute would be many.
+        assert_eq!(restored_at(41), 1_045);
+    }
 
     #[test]
     fn events_of_no_environment_are_bounded_and_the_newest_stay() {

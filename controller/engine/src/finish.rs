@@ -69,7 +69,9 @@ impl Engine {
         {
             scene.environment.settings = before;
         }
-        scene.environment.hold = held;
+        // What a failed deployment left for a look stays, too, when only the number of instances changes.
+        let still = scene.environment.hold && kind == OperationKind::Scale;
+        scene.environment.hold = held || still;
         if succeeded {
             scene.environment.mend_failures = 0;
             scene.environment.mend_after = None;

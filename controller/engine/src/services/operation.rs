@@ -78,7 +78,7 @@ impl NewOperation {
         };
         environment.operation = Some(operation.id.clone());
         environment.updated_at = now;
-        environment.hold = false;
+        environment.hold &= self.kind == OperationKind::Scale;
         environment.status = match self.kind {
             OperationKind::Create => EnvironmentStatus::Launching,
             OperationKind::Terminate => EnvironmentStatus::Terminating,

@@ -67,8 +67,10 @@ pub(crate) fn end_removals(store: &Store) -> Result<(), StoreError> {
             host.removing = false;
             tx.put(&host)?;
             let message = format!(
-                "Host {} was not removed: the controller stopped meanwhile. To remove it: beanpole host remove {}",
-                host.name, host.name
+                "Host {name} was not removed: the controller stopped meanwhile. To remove it: \
+                 beanpole host remove {name}\nWhere its agent had begun, nothing of it may be left there to \
+                 answer; then add --force, which forgets the host.",
+                name = host.name
             );
             let draft = Draft::new(Severity::Warn, "host-not-removed", message, clock::now());
             emit(tx, draft.host(Some(&host.id)))?;
