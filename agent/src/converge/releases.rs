@@ -74,6 +74,21 @@ impl Host {
                 release.enter(ReleasePhase::NeedsBundle);
                 changed = true;
             }
+            if release.is_of_another_bundle(order) {
+                if !matches!(release.phase, ReleasePhase::Failed(_)) {
+                    release.asked_by.clone_from(&order.asked_by);
+                    let fault = Fault::other_bundle(order);
+                    tracing::warn!(environment = %order.key.environment, release = order.key.number.0, %fault, "a release is not what is ordered");
+                    release.fail(fault);
+                    changed = true;
+                }
+                continue;
+            }
+            if release.prepared.is_some() && !matches!(release.phase, ReleasePhase::Ready) {
+                release.retry = None;
+                release.enter(ReleasePhase::Ready);
+                changed = true;
+            }
             let waits = matches!(release.phase, ReleasePhase::NeedsBundle)
                 || matches!(release.phase, ReleasePhase::Unpacking) && release.job.is_none();
             if !waits {
@@ -329,6 +344,13 @@ impl Release {
         });
         self.resent = false;
         self.enter(ReleasePhase::Failed(fault.0));
+    }
+
+    /// Numbers do not come twice, unless records were lost. What runs is left as it is; nothing starts
+    /// from the wrong tree.
+    pub(super) fn is_of_another_bundle(&self, order: &ReleaseOrder) -> bool {
+        let prepared = self.prepared.as_ref();
+        prepared.is_some_and(|prepared| prepared.bundle != order.bundle)
     }
 
     /// Whether a failure has had its time: after a pause, or because an operation waits for it that did

@@ -263,7 +263,14 @@ impl Host {
         let release = releases.iter().find(|release| {
             release.key.environment == order.environment && release.key.number == order.release
         })?;
-        let prepared = self.state().releases.get(&release.key)?.prepared.clone()?;
+        let prepared = {
+            let state = self.state();
+            let known = state.releases.get(&release.key)?;
+            if known.is_of_another_bundle(release) {
+                return None;
+            }
+            known.prepared.clone()?
+        };
         let tree = self.layout.release(&release.key).join("app");
         Some(Move::Start {
             stop_first: seen.is_some(),

@@ -20,6 +20,7 @@ use crate::remove;
 use crate::runtime::ProcessSpec;
 use crate::runtime::process::ShimProgram;
 use beanpole_daemon::files;
+use beanpole_protocol::Digest;
 use beanpole_protocol::agent::{Failure, Platform, ReleaseKey, ReleaseOrder, ReleasePhase};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -93,6 +94,18 @@ impl Fault {
         self.0.code == DAMAGED_HERE
     }
 
+    /// Another bundle was made into a release of this number before.
+    pub fn other_bundle(ordered: &ReleaseOrder) -> Self {
+        Self::new(
+            "release-differs",
+            format!(
+                "Release {} was prepared on this host from another bundle than the ordered {}. A new \
+                 deployment gets a number of its own.",
+                ordered.key.number, ordered.bundle
+            ),
+        )
+    }
+
     /// Whether it says that what was sent is of no use, and nothing was built yet.
     pub fn blames_the_bundle(&self) -> bool {
         let code = self.0.code.as_str();
@@ -109,6 +122,8 @@ impl Fault {
 /// A prepared release, as kept beside its tree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prepared {
+    /// The bundle that it was made of.
+    pub bundle: Digest,
     /// How it runs, `auto` resolved.
     pub platform: Platform,
     /// The processes: name and command line.
@@ -243,6 +258,7 @@ impl Workshop {
             Platform::Auto | Platform::Procfile => build::Made::default(),
         };
         let prepared = Prepared {
+            bundle: job.order.bundle.clone(),
             platform: plan.platform,
             processes: made.processes.unwrap_or(plan.processes),
             path: made.path,
@@ -356,7 +372,7 @@ pub async fn blocking<T: Send + 'static>(
 mod tests {
     use super::*;
     use beanpole_protocol::{
-        ApplicationName, Digest, EnvironmentId, EnvironmentName, ReleaseNumber, VersionLabel,
+        ApplicationName, EnvironmentId, EnvironmentName, ReleaseNumber, VersionLabel,
     };
 
     #[tokio::test]
@@ -403,6 +419,7 @@ mod tests {
             progress: Box::new(|_| {}),
         };
         let prepared = Prepared {
+            bundle: job.order.bundle.clone(),
             platform: Platform::Procfile,
             processes: Vec::new(),
             path: Vec::new(),

@@ -269,6 +269,35 @@ async fn a_bundle_that_went_bad_on_the_hosts_disk_is_asked_for_again() {
 }
 
 /// An agent with an instance that lives until it is killed, so that there is an end to wait for.
+#[tokio::test]
+async fn a_release_of_another_bundle_under_the_same_number_fails_and_starts_nothing() {
+    let mut world = World::new();
+    let (one, other) = (bundle(SLEEPER), bundle(&[SLEEPER[0], ("more", "x")]));
+    world.send(&one).await.expect("blob");
+    world.send(&other).await.expect("blob");
+    world.order(&[release(1, &one)], &[instance(1, 1)]).await;
+    let first = pid(&world.until("a running instance", |r| runs(r, 1, 1)).await);
+    // A controller that lost its records may give the number again: also to an agent that is new.
+    world.order(&[release(1, &other)], &[instance(1, 1)]).await;
+    assert_eq!(world.failure().await.code, "release-differs");
+    world.kill();
+    world.start(world.data());
+    let failure = world.failure().await;
+    assert_eq!(failure.code, "release-differs");
+    assert!(
+        failure.message.starts_with("Release 1 was prepared on this host from another bundle"),
+        "{}",
+        failure.message
+    );
+    assert_eq!(pid(&world.report().await), first);
+    world.order(&[release(1, &other)], &[instance(1, 2)]).await;
+    world.failure().await;
+    assert!(!runs(&world.report().await, 1, 2));
+    // What is ordered as it was made is ready again.
+    world.order(&[release(1, &one)], &[instance(1, 3)]).await;
+    world.until("the next incarnation", |r| runs(r, 1, 3)).await;
+}
+
 async fn a_world_that_takes_its_time_to_go() -> World {
     let mut world = World::new();
     let one = bundle(&[(

@@ -61,12 +61,13 @@ impl Engine {
                 return Ok(turn);
             }
             self.watch(&environment, observed, now, &mut turn)?;
-            self.withdraw(&environment, observed, &mut turn)?;
             if environment.operation.is_some() {
                 self.advance(&environment, observed, now, &mut turn)?;
             } else if environment.status == EnvironmentStatus::Ready {
                 self.mend(&environment, observed, now, bits, &mut turn)?;
             }
+            // Last: what an operation has just returned to service may have ended meanwhile.
+            self.withdraw(&environment, observed, &mut turn)?;
         }
         if self.store.commits() - before < transactions {
             self.derive(observed, now, &mut turn)?;
