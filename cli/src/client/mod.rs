@@ -317,7 +317,9 @@ impl Client {
             ));
         }
         let hint = if scheme == "http" && says("Peer disconnected") {
-            format!("What answers there may want TLS. Try --url https://{rest}")
+            format!(
+                "It closed the connection without an answer. If it has just stopped, try again; if it wants TLS: --url https://{rest}"
+            )
         } else {
             "Start one on this machine with `beanpole up`, or say where it is: --url URL or BEANPOLE_URL".to_owned()
         };

@@ -111,6 +111,7 @@ fn target(file: &Path) -> Result<PathBuf, Failure> {
                 format!("{} is a link that leads nowhere.", file.display()),
                 &error,
             )
+            .into_misuse()
         })?,
         _ => file.to_owned(),
     };

@@ -69,13 +69,13 @@ pub fn run(context: &Context, command: &Events) -> Result<(), Failure> {
         return context.output.json(&last);
     }
     for event in &last {
-        show(context.output, event)?;
+        show(context.output, event, command.all)?;
     }
     if command.follow {
         let path = format!("/v1/events/stream?{filter}");
         let after = newest.or(Some(beanpole_protocol::EventId(0)));
         return sse::follow(client, &path, after, |event| {
-            show(context.output, &event).is_ok()
+            show(context.output, &event, command.all).is_ok()
         });
     }
     if last.is_empty() {
@@ -84,19 +84,61 @@ pub fn run(context: &Context, command: &Events) -> Result<(), Failure> {
     Ok(())
 }
 
-fn show(output: Output, event: &Event) -> Result<(), Failure> {
+/// `2026-03-01 12:03:04  WARN   shop-prod: message`; the name where there are events of several.
+fn line(event: &Event, of_all: bool) -> String {
+    let at = event.at.to_string();
+    let day = at.get(..10).unwrap_or_default();
+    let mut event = event.clone();
+    if let Some(name) = event.environment_name.as_ref().filter(|_| of_all) {
+        event.message = format!("{name}: {}", event.message);
+    }
+    format!("{day} {}", event_line(&event))
+}
+
+fn show(output: Output, event: &Event, of_all: bool) -> Result<(), Failure> {
     if output.json {
         return output.json_line(event);
     }
+    let line = line(event, of_all);
     let line = match event.severity {
-        Severity::Warn => output.paint(Paint::Warn, &event_line(event)),
-        Severity::Error | Severity::Fatal => output.paint(Paint::Bad, &event_line(event)),
-        Severity::Trace | Severity::Debug => output.paint(Paint::Dim, &event_line(event)),
-        Severity::Info => event_line(event),
+        Severity::Warn => output.paint(Paint::Warn, &line),
+        Severity::Error | Severity::Fatal => output.paint(Paint::Bad, &line),
+        Severity::Trace | Severity::Debug => output.paint(Paint::Dim, &line),
+        Severity::Info => line,
     };
     output.line(line);
     for detail in &event.details {
         output.line(format!("             {detail}"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use beanpole_protocol::{EventId, Timestamp};
+
+    #[test]
+    fn a_line_has_its_day_and_where_several_are_shown_its_environment() {
+        let event = Event {
+            id: EventId(7),
+            at: Timestamp::from_millis(1_767_225_600_000),
+            severity: Severity::Warn,
+            code: "process-ended".to_owned(),
+            message: "It ended.".to_owned(),
+            environment_name: EnvironmentName::new("shop-prod").ok(),
+            request_id: None,
+            operation: None,
+            application: None,
+            environment: None,
+            instance: None,
+            host: None,
+            details: Vec::new(),
+        };
+        assert_eq!(line(&event, false), "2026-01-01 00:00:00  WARN   It ended.");
+        assert_eq!(
+            line(&event, true),
+            "2026-01-01 00:00:00  WARN   shop-prod: It ended."
+        );
+    }
 }

@@ -69,7 +69,7 @@ pub fn run(context: &Context, command: &Logs) -> Result<(), Failure> {
             .map_err(|error| Failure::caused("The log broke off.", &error))?;
         if count == 0 {
             if nothing && command.tail > 0 {
-                context.output.say(nothing_there(context, command, &name));
+                context.output.say(nothing_there(context, command, &name)?);
             }
             return Ok(());
         }
@@ -89,15 +89,21 @@ pub fn run(context: &Context, command: &Logs) -> Result<(), Failure> {
 }
 
 /// Why no line came, as far as that can be told.
-fn nothing_there(context: &Context, command: &Logs, name: &EnvironmentName) -> String {
+fn nothing_there(
+    context: &Context,
+    command: &Logs,
+    name: &EnvironmentName,
+) -> Result<String, Failure> {
     let environment = context
         .client()
         .and_then(|client| client.get::<Environment>(&environment_path(name)));
     let Ok(environment) = environment else {
-        return "There are no lines.".to_owned();
+        return Ok("There are no lines.".to_owned());
     };
     if environment.instances.is_empty() {
-        return format!("{name} has no instances. Deploy to it: beanpole deploy {name}");
+        return Ok(format!(
+            "{name} has no instances. Deploy to it: beanpole deploy {name}"
+        ));
     }
     let known: BTreeSet<&str> = environment
         .instances
@@ -108,13 +114,13 @@ fn nothing_there(context: &Context, command: &Logs, name: &EnvironmentName) -> S
     match &command.process {
         Some(process) if !known.contains(process.as_str()) => {
             let known: Vec<&str> = known.into_iter().collect();
-            format!(
+            Err(Failure::misuse(format!(
                 "{name} has no process `{}`. It has {}.",
                 beanpole_protocol::ids::shown(process),
                 known.join(", ")
-            )
+            )))
         }
-        _ => format!("{name} has written no lines yet."),
+        _ => Ok(format!("{name} has written no lines yet.")),
     }
 }
 

@@ -10,16 +10,47 @@ use rustix::process::getpgrp;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Redraws of the spinner, so that a long wait looks alive.
 const TICK: Duration = Duration::from_millis(120);
+
+/// A wait that is shorter is not worth a plain line.
+const TELL_AFTER: Duration = Duration::from_secs(5);
+/// So that a log of a long wait shows that it goes on.
+const TELL_AGAIN_AFTER: Duration = Duration::from_mins(1);
 
 /// Shows an operation.
 pub struct Board {
     output: Output,
     live: Option<Live>,
     states: BTreeMap<InstanceId, String>,
+    patience: Patience,
+}
+
+/// When plain lines say what is waited for: once that lasts, and again now and then.
+#[derive(Default)]
+struct Patience {
+    /// Without the digits, which count seconds.
+    reason: String,
+    due: Option<Instant>,
+}
+
+impl Patience {
+    /// Whether `waiting` is to be told now.
+    fn is_over(&mut self, waiting: Option<&str>, now: Instant) -> bool {
+        let reason = waiting.unwrap_or_default();
+        let reason = reason.replace(|one: char| one.is_ascii_digit(), "");
+        if reason != self.reason {
+            self.due = (!reason.is_empty()).then(|| now + TELL_AFTER);
+            self.reason = reason;
+        }
+        let over = self.due.is_some_and(|due| due <= now);
+        if over {
+            self.due = Some(now + TELL_AGAIN_AFTER);
+        }
+        over
+    }
 }
 
 struct Live {
@@ -136,6 +167,7 @@ impl Board {
             output,
             live,
             states: BTreeMap::new(),
+            patience: Patience::default(),
         }
     }
 
@@ -188,6 +220,13 @@ impl Board {
                 self.states
                     .insert(progress.instance.clone(), progress.state.clone());
             }
+        }
+        let waiting = operation.waiting.first().map(String::as_str);
+        if self.live.is_none()
+            && self.patience.is_over(waiting, Instant::now())
+            && let Some(waiting) = waiting
+        {
+            self.line(&format!("  waiting    {waiting}"));
         }
         if let Some(live) = &self.live {
             let done = operation
@@ -354,6 +393,24 @@ mod tests {
         let long = "x".repeat(50);
         assert_eq!(wrapped(&long, 40), long);
         assert_eq!(wrapped("", 40), "");
+    }
+
+    #[test]
+    fn plain_lines_tell_a_wait_that_lasts_and_remind_of_it_each_minute() {
+        let start = Instant::now();
+        let mut patience = Patience::default();
+        let mut told = Vec::new();
+        for second in 0..=130 {
+            let reason = match second {
+                0..3 => None,
+                3..6 => Some("connection refused".to_owned()),
+                _ => Some(format!("shop-2: its disk is full ({second} s of 600 s)")),
+            };
+            if patience.is_over(reason.as_deref(), start + Duration::from_secs(second)) {
+                told.push(second);
+            }
+        }
+        assert_eq!(told, [11, 71]);
     }
 
     #[test]

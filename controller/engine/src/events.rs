@@ -1,6 +1,7 @@
 //! Events: written in the same transaction as what they tell of, with strictly rising times per
 //! environment.
 
+use beanpole_protocol::api::EnvironmentStatus;
 use beanpole_protocol::event::{Event, Severity};
 use beanpole_protocol::{
     ApplicationName, EventId, HostId, InstanceId, OperationId, ReleaseNumber, RequestId, Timestamp,
@@ -152,7 +153,10 @@ pub fn tell_restore(store: &Store, now: Timestamp) -> Result<(), StoreError> {
             let since = now.since(environment.last_event_at).as_secs();
             let last = environment.last_release.0;
             environment.last_release = ReleaseNumber(last + RELEASES_LEAP + since);
-            emit_for(tx, &mut environment, draft.clone())?;
+            // Nobody waits for news of one that is gone.
+            if environment.status != EnvironmentStatus::Terminated {
+                emit_for(tx, &mut environment, draft.clone())?;
+            }
             tx.put(&environment)?;
         }
         tx.delete::<RestoredRecord>(&restored.key())

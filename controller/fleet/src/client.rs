@@ -91,6 +91,13 @@ impl AgentClient {
         self.transport.borrow().is_some()
     }
 
+    /// Waits until the host is connected, for at most `limit`; says whether it is.
+    pub async fn connected(&self, limit: Duration) -> bool {
+        let mut transport = self.transport.clone();
+        let connected = transport.wait_for(Option::is_some);
+        matches!(tokio::time::timeout(limit, connected).await, Ok(Ok(_)))
+    }
+
     fn transport(&self) -> Result<Transport, ClientError> {
         self.transport
             .borrow()

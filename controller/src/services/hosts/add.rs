@@ -15,6 +15,10 @@ use beanpole_protocol::{HostId, HostName, RequestId};
 use beanpole_store::model::{HostRecord, JumpRecord};
 use beanpole_store::{Record, Store};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long the link to a new host may take: its agent has answered over SSH already.
+const LINK_WITHIN: Duration = Duration::from_secs(10);
 
 /// Adds a host, or repairs it: installs the agent, pins its key, starts its link.
 pub(crate) async fn add(app: &App, request_id: RequestId, body: AddHost) -> Result<Host, Problem> {
@@ -87,7 +91,7 @@ pub(crate) async fn add(app: &App, request_id: RequestId, body: AddHost) -> Resu
         added_at: clock::now(),
     };
     let taken_from = added.taken_from;
-    let (record, mut host) = app
+    let record = app
         .blocking(move |app| {
             let again = known.is_some();
             let record = save(
@@ -104,10 +108,15 @@ pub(crate) async fn add(app: &App, request_id: RequestId, body: AddHost) -> Resu
                 seen.host_report(&record.id, added.report, now);
             });
             app.links.start_host(app, &record.id, added.dialer);
-            let host = get(app, &record.name)?;
-            Ok((record, host))
+            Ok(record)
         })
         .await?;
+    // So that what is asked of the host next finds it connected. Where it takes longer, its state says so.
+    if let Some(client) = app.links.client(&record.id) {
+        client.connected(LINK_WITHIN).await;
+    }
+    let name = record.name.clone();
+    let mut host = app.blocking(move |app| get(app, &name)).await?;
     host.warnings.extend(added.notes);
     tracing::info!(host = %record.name, id = %record.id, "host added");
     app.wake();
