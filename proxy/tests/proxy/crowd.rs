@@ -82,9 +82,17 @@ async fn what_rests_makes_room_and_a_request_under_way_does_not() {
     assert_eq!(kept.get(HOST, "/").await.expect("an answer").status, 200);
     let mut begun = TcpStream::connect(http).await.expect("connect");
     begun.write_all(b"GET / HTTP/1.1\r\n").await.expect("write");
-    let _crowd = idle(http, 20).await;
+    let mut crowd = idle(http, 20).await;
     served_soon(&proxy).await;
+    // Its rest may have begun with the crowd's, where its answer was quicker than the proxy's note of it.
+    for _ in 0..20 {
+        if kept.get(HOST, "/").await.is_err() {
+            break;
+        }
+        crowd = idle(http, 20).await;
+    }
     assert!(kept.get(HOST, "/").await.is_err(), "it was kept");
+    drop(crowd);
     let told = rest_of(&mut begun).await;
     assert!(
         told.is_empty() || told.starts_with("HTTP/1.1 503 "),

@@ -99,6 +99,23 @@ async fn a_connection_that_breaks_midway_is_a_failure_and_is_not_repeated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn requests_that_the_app_breaks_off_do_not_take_it_out_of_service() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::start().await;
+    let mut wanted = table(1, vec![serving(1, &backend)]);
+    check_all(&mut wanted, |check| check.unhealthy_threshold = 1);
+    proxy.serve(&wanted).await;
+    let mut others = Client::connect(proxy.http).await;
+    for _ in 0..50 {
+        assert_eq!(proxy.get("/drop").await.status, 502);
+        let answer = others.get(HOST, "/").await.expect("an answer");
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    let target = proxy.target(1).await;
+    assert!(target.healthy && target.bad_checks == 0, "{target:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_kept_connection_that_the_app_closed_costs_nothing() {
     let backend = Backend::start().await;
     let proxy = Proxy::start().await;
