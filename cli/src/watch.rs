@@ -213,6 +213,9 @@ fn summary(operation: &Operation, environment: Option<&Environment>, took: Durat
     for left in &operation.leftovers {
         text.push_str(&format!("\n{left}"));
     }
+    for left in &operation.plan.left_out {
+        text.push_str(&format!("\n{left}"));
+    }
     if operation.kind != OperationKind::Terminate
         && let Some(url) = environment.and_then(|environment| environment.url.as_deref())
     {

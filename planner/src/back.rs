@@ -60,6 +60,7 @@ pub fn plan_back(
                 if from.is_some() && world.host_lost(&change.host) {
                     skipped.push(Skipped {
                         instance: id.clone(),
+                        host: change.host.clone(),
                         reason: "its host is unreachable; it follows when the host is back"
                             .to_owned(),
                     });

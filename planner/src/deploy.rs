@@ -225,6 +225,7 @@ impl<'w, 'a> Draft<'w, 'a> {
             if self.world.host_lost(&instance.host) {
                 self.plan.skipped.push(Skipped {
                     instance: id.clone(),
+                    host: instance.host.clone(),
                     reason: reason.to_owned(),
                 });
             } else {

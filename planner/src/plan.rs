@@ -1,7 +1,7 @@
 //! A plan: the whole way to a goal, as data. It is stored for good and never edited, so variants
 //! and fields are only ever added.
 
-use beanpole_protocol::api::{PlanBatch, PlanView};
+use beanpole_protocol::api::{LeftOut, PlanBatch, PlanView};
 use beanpole_protocol::options::DeploymentPolicy;
 use beanpole_protocol::{HostId, InstanceId, ReleaseNumber};
 use serde::{Deserialize, Serialize};
@@ -213,7 +213,9 @@ impl Timeouts {
 pub struct Skipped {
     /// Which instance.
     pub instance: InstanceId,
-    /// Why, in a sentence.
+    /// Where it runs.
+    pub host: HostId,
+    /// Why, in a sentence without its end.
     pub reason: String,
 }
 
@@ -296,17 +298,25 @@ impl Plan {
                 }
             }
         }
+        let mut left_out = Vec::new();
         for skipped in &self.skipped {
+            let host = host_name(&skipped.host);
             lines.push(format!(
-                "Leave {} out: {}.",
+                "Leave {} on {host} out: {}.",
                 skipped.instance, skipped.reason
             ));
+            left_out.push(LeftOut {
+                instance: skipped.instance.clone(),
+                host,
+                reason: skipped.reason.clone(),
+            });
         }
         PlanView {
             policy: self.policy,
             batches,
             floor: self.floor,
             lines,
+            left_out,
             back_to: None,
         }
     }

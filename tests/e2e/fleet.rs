@@ -150,6 +150,30 @@ fn a_deployment_across_a_cut_host_ends_and_says_which() {
 }
 
 #[test]
+fn a_deployment_names_what_it_leaves_out_on_an_unreachable_host_which_follows_later() {
+    let Some((_hosts, bed)) = fleet("left_out") else {
+        return;
+    };
+    let app = bed.serving("shop-prod", 3).version("v2");
+    Hosts::cut("h3");
+    until_host_is(&bed, "h3", "Unreachable", 60);
+    bed.deploy_with(&app, "shop-prod", "v2", "--quiet")
+        .ok()
+        .says("on h3 was left out: its host is unreachable");
+    let status = bed.status("shop-prod");
+    assert_eq!(status["health"], "Yellow", "{status:#}");
+    let causes = status["causes"].to_string();
+    assert!(
+        causes.contains("on h3 is of release 1 (v1), not of 2."),
+        "{causes}"
+    );
+    Hosts::heal("h3");
+    until_host_is(&bed, "h3", "Ready", 60);
+    until_green(&bed, "shop-prod");
+    assert_live(&bed, "shop-prod", "v2", 3);
+}
+
+#[test]
 fn a_rebooted_host_runs_its_instances_again() {
     let Some((_hosts, bed)) = fleet("reboot") else {
         return;

@@ -103,6 +103,9 @@ impl Engine {
         let kind = scene.operation.kind;
         let name = scene.environment.name.clone();
         if scene.operation.status == OperationStatus::Succeeded {
+            if let Some(text) = left_out(scene.operation) {
+                scene.say(Severity::Warn, "instances-left-out", text)?;
+            }
             let last = match kind {
                 K::Create => format!("Successfully launched environment: {name}"),
                 K::Deploy | K::Rollback => {
@@ -277,6 +280,14 @@ fn unreached(operation: &OperationRecord) -> Option<String> {
     })
 }
 
+/// A sentence on what stays as it was, though the others changed.
+fn left_out(operation: &OperationRecord) -> Option<String> {
+    let skipped = &operation.plan.skipped;
+    let names: Vec<&str> = skipped.iter().map(|one| one.instance.as_str()).collect();
+    let reason = &skipped.first()?.reason;
+    Some(format!("Left out: {} ({reason}).", names.join(", ")))
+}
+
 /// How it ended, in a sentence or two.
 fn message(operation: &OperationRecord, environment: &EnvironmentRecord) -> String {
     let why = operation.failure.as_ref().map_or_else(
@@ -290,9 +301,13 @@ fn message(operation: &OperationRecord, environment: &EnvironmentRecord) -> Stri
     match operation.status {
         OperationStatus::Succeeded => match (operation.kind, &operation.version, operation.to) {
             (OperationKind::Deploy | OperationKind::Rollback, Some(version), Some(to)) => {
-                format!("Version {version} is live as release {to}.")
+                let live = format!("Version {version} is live as release {to}.");
+                match left_out(operation) {
+                    None => live,
+                    Some(text) => format!("{live} {text}"),
+                }
             }
-            _ => match unreached(operation) {
+            _ => match unreached(operation).or_else(|| left_out(operation)) {
                 None => "Done.".to_owned(),
                 Some(text) => format!("Done. {text}"),
             },

@@ -170,6 +170,19 @@ pub(crate) fn colour(
             ));
         }
     }
+    if let Some(live) = environment.live.filter(|_| !busy) {
+        for other in instances {
+            let Some(release) = other.release.filter(|release| *release != live) else {
+                continue;
+            };
+            let version = other.version.as_ref();
+            let version = version.map_or_else(String::new, |version| format!(" ({version})"));
+            causes.push(format!(
+                "{} on {} is of release {release}{version}, not of {live}.",
+                other.id, other.host
+            ));
+        }
+    }
     if !busy && instances.len() < size as usize {
         causes.push(format!(
             "{} of {size} instances are there.",

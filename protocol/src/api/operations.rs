@@ -160,9 +160,33 @@ pub struct PlanView {
     pub floor: u32,
     /// One sentence per step, for people.
     pub lines: Vec<String>,
+    /// Instances that stay as they are, though others change.
+    #[serde(default)]
+    pub left_out: Vec<LeftOut>,
     /// Where a rollback leads: only in the plan of one that is asked what it would do.
     #[serde(default)]
     pub back_to: Option<BackTo>,
+}
+
+/// An instance that a plan leaves out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct LeftOut {
+    /// Which instance.
+    pub instance: InstanceId,
+    /// Its host's name.
+    pub host: String,
+    /// Why, and what happens to it then, in a sentence without its end.
+    pub reason: String,
+}
+
+impl std::fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} on {} was left out: {}.",
+            self.instance, self.host, self.reason
+        )
+    }
 }
 
 /// A release to go back to.
