@@ -28,6 +28,8 @@ const LOOK: Duration = Duration::from_millis(500);
 const LEAST_WATCHED: Duration = Duration::from_secs(1);
 /// Longest head of an answer, in bytes.
 const LONGEST_HEAD: usize = 16 * 1024;
+/// Most headers of an answer.
+const MOST_HEADERS: usize = 256;
 /// How much of an answer's body is read, so that the app sees its answer taken and no reset.
 const TAKEN_BODY: usize = 64 * 1024;
 /// How long that may take.
@@ -270,27 +272,25 @@ async fn ask(mut stream: TcpStream, address: SocketAddr, path: &str) -> io::Resu
     Ok(status)
 }
 
-/// The status of the first final answer in `head`, once its line is there. Interim answers (1xx)
-/// are dropped from `head`.
+/// The status of the first final answer in `head`, once its head is whole: one that never ends answers no
+/// request either. Interim answers (1xx) are dropped from `head`.
 fn status_of(head: &mut Vec<u8>) -> io::Result<Option<u16>> {
     loop {
-        let Some(end) = head.windows(2).position(|pair| pair == b"\r\n") else {
-            return Ok(None);
+        let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
+        let mut answer = httparse::Response::new(&mut headers);
+        // As lenient as with the answers to requests.
+        let mut parser = httparse::ParserConfig::default();
+        parser.allow_spaces_after_header_name_in_responses(true);
+        parser.allow_obsolete_multiline_headers_in_responses(true);
+        let end = match parser.parse_response(&mut answer, head) {
+            Ok(httparse::Status::Complete(end)) => end,
+            Ok(httparse::Status::Partial) => return Ok(None),
+            Err(_) => return Err(io::Error::other(NOT_HTTP)),
         };
-        let line = String::from_utf8_lossy(&head[..end]);
-        let mut words = line.split(' ');
-        let version = words.next().unwrap_or_default();
-        let status = words.next().and_then(|word| word.parse::<u16>().ok());
-        let (true, Some(status)) = (version.starts_with("HTTP/1."), status) else {
-            return Err(io::Error::other(NOT_HTTP));
-        };
-        if !(100..200).contains(&status) {
-            return Ok(Some(status));
+        match answer.code {
+            Some(100..200) => drop(head.drain(..end)),
+            status => return Ok(status),
         }
-        let Some(blank) = head.windows(4).position(|four| four == b"\r\n\r\n") else {
-            return Ok(None);
-        };
-        head.drain(..blank + 4);
     }
 }
 
@@ -318,6 +318,10 @@ mod tests {
         let ok = answering(b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n\r\n").await;
         let Outcome { good, answer, .. } = check(ok, &plan).await;
         assert!(good && answer.starts_with("200 in "), "{answer}");
+
+        let endless = answering(b"HTTP/1.1 200 OK\r\nServer: x\r\n").await;
+        let Outcome { good, answer, .. } = check(endless, &plan).await;
+        assert!(!good, "{answer}");
 
         let Outcome { good, answer, .. } =
             check(answering(b"HTTP/1.1 500 No\r\n\r\n").await, &plan).await;

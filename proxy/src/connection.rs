@@ -353,6 +353,8 @@ pub struct Connection {
     refuser: Box<dyn Refuse>,
     /// Whether a refusal has taken the place of pingora's own.
     replaced: bool,
+    /// Whether anything was written since the last flush.
+    unflushed: bool,
 }
 
 impl Connection {
@@ -381,6 +383,7 @@ impl Connection {
             head_since: None,
             refuser,
             replaced: false,
+            unflushed: false,
         }
     }
 
@@ -496,6 +499,7 @@ impl Connection {
     }
 
     fn poll_carrier_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.unflushed = true;
         match &mut self.carrier {
             Carrier::Plain(io) => Pin::new(io).poll_write(cx, buf),
             Carrier::Tls(io) => Pin::new(io).poll_write(cx, buf),
@@ -503,10 +507,12 @@ impl Connection {
     }
 
     fn poll_carrier_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.carrier {
+        let flushed = match &mut self.carrier {
             Carrier::Plain(io) => Pin::new(io).poll_flush(cx),
             Carrier::Tls(io) => Pin::new(io).poll_flush(cx),
-        }
+        };
+        self.unflushed = flushed.is_pending();
+        flushed
     }
 
     /// pingora answers a head that it refuses itself, with nothing but a status. True when what is
@@ -551,6 +557,11 @@ impl AsyncRead for Connection {
         let before = buf.filled().len();
         let polled = this.poll_carrier(cx, buf);
         if phase == BUSY {
+            // pingora flushes an answer of known length at its end alone, and now waits: for more of it, or
+            // for the client. What has come so far need not wait as well.
+            if polled.is_pending() && this.unflushed {
+                let _ = this.poll_carrier_flush(cx);
+            }
             return polled;
         }
         if phase == H2 {
@@ -633,6 +644,7 @@ impl AsyncWrite for Connection {
         if self.replaces(cx) {
             return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
         }
+        self.unflushed = true;
         match &mut self.carrier {
             Carrier::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Carrier::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),

@@ -3,8 +3,8 @@
 //! than twice the cost of this, and refuses requests with it that others serve.
 
 use http::header::HeaderName;
-use http::{HeaderMap, HeaderValue, Version, header};
-use pingora_http::ResponseHeader;
+use http::{HeaderMap, HeaderValue, Method, Version, header};
+use pingora_http::{RequestHeader, ResponseHeader};
 
 /// Most names in the `Connection` headers of a request.
 const MOST_NAMED: usize = 10;
@@ -82,6 +82,25 @@ pub fn clean_answer(answer: &mut ResponseHeader) {
         if answer.headers.contains_key(name) {
             answer.remove_header(name);
         }
+    }
+}
+
+/// A target is a path, an `http` address, or `*` of OPTIONS (RFC 9112, section 3.2).
+pub fn has_a_target(head: &RequestHeader) -> Result<(), &'static str> {
+    let raw = head.raw_path();
+    let begins = |scheme: &str| {
+        let there = raw.get(..scheme.len());
+        there.is_some_and(|there| there.eq_ignore_ascii_case(scheme.as_bytes()))
+    };
+    let sane = match raw.first() {
+        Some(b'/') => true,
+        Some(b'*') => raw == b"*" && head.method == Method::OPTIONS,
+        _ => begins("http://") || begins("https://"),
+    };
+    if sane {
+        Ok(())
+    } else {
+        Err("Its target is neither a path nor an http address.")
     }
 }
 

@@ -34,6 +34,9 @@ const DRAIN_BODY: Duration = Duration::from_secs(5);
 const TAKEN_BODY: usize = 1024 * 1024;
 const TAKE_BODY: Duration = Duration::from_secs(1);
 
+/// Why an answer that had begun is not whole, in the access log.
+const BROKEN_OFF: &str = "broken-off";
+
 /// What all workers share.
 pub struct Shared {
     /// The table in force.
@@ -319,6 +322,7 @@ impl ProxyHttp for Service {
                 return Err(Page::NoTunnel);
             }
             let bad = |why| Page::BadRequest { why };
+            head::has_a_target(head).map_err(bad)?;
             let seen = Seen::look(&head.headers, head.version, client.is_trusted()).map_err(bad)?;
             if seen.encoded && has_both_lengths(session) {
                 return Err(bad("It has both a Content-Length and a Transfer-Encoding."));
@@ -401,10 +405,12 @@ impl ProxyHttp for Service {
     ) -> Result<()> {
         let empty = RequestHeader::from(http::Request::new(()).into_parts().0);
         let head = std::mem::replace(upstream, empty);
-        // An absolute or odd target would be lost with what pingora keeps besides the parts.
+        // An odd target would be lost with what pingora keeps besides the parts.
         let target = head.uri.path_and_query().map(|target| target.as_str());
-        let odd =
-            (target.map(str::as_bytes) != Some(head.raw_path())).then(|| head.raw_path().to_vec());
+        // An absolute one reaches the app as its path, which every app understands; the host is told apart.
+        let raw = head.raw_path();
+        let odd = raw.starts_with(b"/") && target.map(str::as_bytes) != Some(raw);
+        let odd = odd.then(|| raw.to_vec());
         // The spelling of names ends here: they are the same in any case (RFC 9110, section 5.1),
         // and keeping it costs a second map.
         let mut parts = http::request::Parts::from(head);
@@ -430,6 +436,8 @@ impl ProxyHttp for Service {
     ) -> Result<()> {
         let status = response.status;
         head::clean_answer(response);
+        // Each side of a proxy has its own version (RFC 9112, section 2.3).
+        response.set_version(Version::HTTP_11);
         if status.as_u16() == 101 {
             if !request.seen.websocket {
                 return Error::e_explain(
@@ -453,6 +461,23 @@ impl ProxyHttp for Service {
             if let Some(at) = &mut request.at {
                 at.answered();
             }
+        }
+        Ok(())
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        _request: &mut Request,
+    ) -> Result<()> {
+        if session.req_header().version < Version::HTTP_11
+            && response.headers.contains_key(header::TRANSFER_ENCODING)
+        {
+            // A client of HTTP/1.0 takes the chunks' sizes for content (RFC 9112, section 6.1): to it,
+            // the end of the connection is the end of the body.
+            response.remove_header(&header::TRANSFER_ENCODING);
+            session.as_downstream_mut().set_keepalive(None);
         }
         Ok(())
     }
@@ -610,7 +635,7 @@ impl ProxyHttp for Service {
                     .map(|pool| pool.environment_name.as_str()),
                 instance: target.map(|target| target.instance.as_str()),
                 release: target.map(|target| target.release.0),
-                why: request.why,
+                why: request.why.or((failed && by_app).then_some(BROKEN_OFF)),
             };
             self.with_client(session, request.connection.as_deref(), |client| {
                 log.add(&Entry {

@@ -285,7 +285,9 @@ async fn a_release_of_another_bundle_under_the_same_number_fails_and_starts_noth
     let failure = world.failure().await;
     assert_eq!(failure.code, "release-differs");
     assert!(
-        failure.message.starts_with("Release 1 was prepared on this host from another bundle"),
+        failure
+            .message
+            .starts_with("Release 1 was prepared on this host from another bundle"),
         "{}",
         failure.message
     );

@@ -457,13 +457,32 @@ async fn heads_that_no_app_sees_are_in_the_access_log() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_absolute_target_reaches_the_app_as_it_was_sent() {
+async fn an_absolute_target_reaches_the_app_as_its_path() {
     let (_backend, proxy) = serving_proxy().await;
     let head =
         format!("GET http://{HOST}/a?b=1 HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
     let (status, answer) = refused(&proxy, &head).await;
     assert_eq!(status, 200, "{answer}");
-    assert!(answer.contains("/a?b=1"), "{answer}");
+    assert!(answer.contains(r#""path":"/a?b=1""#), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_is_no_path_and_no_http_address_goes_nowhere() {
+    let (backend, proxy) = serving_proxy().await;
+    for target in [
+        "headers",
+        "?x",
+        "*",
+        "ftp://app.localhost/",
+        "app.localhost:80",
+    ] {
+        let head = format!("GET {target} HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
+        let (status, answer) = refused(&proxy, &head).await;
+        assert_eq!(status, 400, "{target}: {answer}");
+    }
+    assert_eq!(backend.hits(), 0);
+    let head = format!("OPTIONS * HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
+    assert_eq!(refused(&proxy, &head).await.0, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,6 @@
 //! The proxy with real backends and real clients, all on port 0.
 
+mod answers;
 mod control;
 mod crowd;
 mod heads;
