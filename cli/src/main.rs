@@ -77,6 +77,11 @@ fn misread(error: &clap::Error) -> ExitCode {
         .skip(1)
         .map(|word| word.to_string_lossy().into_owned())
         .collect();
+    let asks = |word: &String| word == "--help" || word == "-h";
+    if words.first().is_some_and(|word| word == "help") && words.iter().any(asks) {
+        let _ = args::Cli::command().print_help();
+        return ExitCode::SUCCESS;
+    }
     if missing && !json && words.iter().all(|word| word.starts_with('-')) {
         // No error to explain, but nothing was done either.
         let _ = eprint_help();

@@ -9,7 +9,9 @@ use clap::{Command, CommandFactory};
 use std::error::Error as _;
 
 /// What to type next when nothing better is known.
-const HELP: &str = "See the options and examples: add --help";
+fn help_of(command: &Command) -> String {
+    format!("See the options and examples: {} --help", path_of(command))
+}
 
 /// Explains `error`, met while reading `words`, the command line after the program's name.
 pub fn explain(error: &clap::Error, words: &[String]) -> Failure {
@@ -39,7 +41,7 @@ pub fn explain(error: &clap::Error, words: &[String]) -> Failure {
         }
         _ => other(error, &command),
     };
-    failure.or_hint(HELP)
+    failure.or_hint(&help_of(&command))
 }
 
 /// What clap says, without its layout, and with the usage of the command as its help shows it: the
@@ -108,7 +110,7 @@ fn unknown_argument(error: &clap::Error, command: &Command, words: &[String]) ->
     }
     match likeliest(error, ContextKind::SuggestedArg) {
         near if near.is_empty() => failure,
-        near => failure.hint(format!("Did you mean `{near}`? {HELP}")),
+        near => failure.hint(format!("Did you mean `{near}`? {}", help_of(command))),
     }
 }
 

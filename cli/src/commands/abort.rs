@@ -29,7 +29,11 @@ pub fn run(context: &Context, command: &Abort) -> Result<(), Failure> {
         &serde_json::json!({}),
     )?;
     if command.detach {
-        return watch::finish(context, operation, true);
+        let text = format!(
+            "The {} of {name} is being given up.\nFollow it: beanpole attach {}",
+            operation.kind, operation.id
+        );
+        return context.output.result(&operation, text);
     }
     let ended = watch::wait(context, operation)?;
     match ended.status {

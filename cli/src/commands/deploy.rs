@@ -49,7 +49,7 @@ pub struct Deploy {
     /// When it fails, leave the environment as it is
     #[arg(long)]
     no_auto_rollback: bool,
-    /// Show what would happen, and stop
+    /// Show what would happen, and stop; nothing but the bundle is uploaded for it
     #[arg(long, conflicts_with = "detach")]
     plan: bool,
     /// Do not wait for the end

@@ -27,7 +27,8 @@ impl Project {
     pub fn find(start: &Path) -> Result<Self, Failure> {
         for directory in start.ancestors() {
             let path = directory.join(FILE);
-            if path.is_file() {
+            // Whatever it is: one that cannot be read is told of, not passed over.
+            if path.symlink_metadata().is_ok() {
                 return Self::read(&path);
             }
         }

@@ -178,9 +178,12 @@ impl Engine {
             .iter()
             .map(|record| {
                 let address = hosts.get(&record.host).map(|host| &host.instance_address);
+                let instance = view_instance(&world, environment, record, address, now);
                 api::Instance {
-                    version: releases.get(&record.release).cloned(),
-                    ..view_instance(&world, environment, record, address, now)
+                    version: instance
+                        .release
+                        .and_then(|release| releases.get(&release).cloned()),
+                    ..instance
                 }
             })
             .collect();
@@ -339,7 +342,13 @@ fn view_instance(
         host: host_name(world, &record.host),
         host_id: record.host.clone(),
         address: format!("{}:{}", address.map_or("?", String::as_str), record.port),
-        release: Some(record.release),
+        // What its host says that it runs, where records that were brought back say another.
+        release: Some(
+            world
+                .instances
+                .get(&record.id)
+                .map_or(record.release, |state| state.release),
+        ),
         version: None,
         health,
         reason,

@@ -190,7 +190,7 @@ fn last_end(seen: &InstanceReport) -> String {
         return "A process ended and is started again.".to_owned();
     };
     let how = how_it_ended(process).map_or_else(String::new, |how| format!(" {how}"));
-    let times = match restarts(seen) {
+    let times = match process.restarts {
         1 => "once".to_owned(),
         n => format!("{n} times"),
     };

@@ -179,7 +179,7 @@ pub fn restarts(seen: &InstanceReport) -> u32 {
 pub fn how_it_ended(process: &ProcessReport) -> Option<String> {
     let exit = process.last_exit.as_ref()?;
     match (exit.oom, exit.code, exit.signal) {
-        (true, ..) => Some("killed for using too much memory".to_owned()),
+        (true, ..) => Some("by the kernel, for using too much memory".to_owned()),
         (_, Some(code), _) => Some(format!("with exit code {code}")),
         (_, _, Some(signal)) => Some(format!("by signal {signal}")),
         _ => None,

@@ -85,7 +85,7 @@ pub enum BootstrapError {
     #[error(transparent)]
     Executable(#[from] ExecutablesError),
     /// The executable arrived damaged.
-    #[error("the executable arrived damaged on {host}: its SHA-256 is {arrived}, not {sent}")]
+    #[error("the executable arrived damaged on {host}: its SHA-256 is {}, not {sent}", or_gone(arrived))]
     Damaged {
         /// The host.
         host: String,
@@ -217,5 +217,13 @@ pub fn ssh_problem(error: &SshError, detail: String) -> Problem {
             detail,
         )
         .hint("Try it from the controller's machine: ssh -p PORT USER@ADDRESS. Another port is written ADDRESS:PORT, a bastion is given with --jump."),
+    }
+}
+
+fn or_gone(arrived: &str) -> &str {
+    if arrived.is_empty() {
+        "none, for it is gone (is it being added or removed by somebody else?)"
+    } else {
+        arrived
     }
 }
