@@ -85,7 +85,10 @@ pub enum BootstrapError {
     #[error(transparent)]
     Executable(#[from] ExecutablesError),
     /// The executable arrived damaged.
-    #[error("the executable arrived damaged on {host}: its SHA-256 is {}, not {sent}", or_gone(arrived))]
+    #[error(
+        "the executable arrived damaged on {host}: its SHA-256 is {}, not {sent}",
+        or_gone(arrived)
+    )]
     Damaged {
         /// The host.
         host: String,
