@@ -168,8 +168,11 @@ fn a_deployment_names_what_it_leaves_out_on_an_unreachable_host_which_follows_la
         "{causes}"
     );
     Hosts::heal("h3");
-    until_host_is(&bed, "h3", "Ready", 60);
-    until_green(&bed, "shop-prod");
+    until_true("it has followed", seconds(60), || {
+        let status = bed.status("shop-prod");
+        let all = items(&status["instances"]);
+        status["status"] == "Ready" && all.iter().all(|one| one["version"] == "v2")
+    });
     assert_live(&bed, "shop-prod", "v2", 3);
 }
 
