@@ -3,7 +3,7 @@
 //! than twice the cost of this, and refuses requests with it that others serve.
 
 use http::header::HeaderName;
-use http::{HeaderMap, HeaderValue, Method, Version, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use pingora_http::{RequestHeader, ResponseHeader};
 
 /// Most names in the `Connection` headers of a request.
@@ -74,15 +74,41 @@ impl Seen {
     }
 }
 
-/// Takes out of an answer what is between the app and the proxy alone (RFC 9110, section 7.6.1).
-/// `Connection` itself is pingora's.
-pub fn clean_answer(answer: &mut ResponseHeader) {
+/// Takes out of an answer what is between the app and the proxy alone (RFC 9110, section 7.6.1), and says
+/// its length in one way (sections 8.6 and 6.4.1), which clients of HTTP/2 insist on; else what is wrong
+/// with it. `Connection` itself is pingora's.
+pub fn clean_answer(answer: &mut ResponseHeader) -> Result<(), &'static str> {
     const HOPS: [&str; 2] = ["keep-alive", "proxy-connection"];
     for name in HOPS {
         if answer.headers.contains_key(name) {
             answer.remove_header(name);
         }
     }
+    if answer.status == StatusCode::NO_CONTENT {
+        answer.remove_header(&header::CONTENT_LENGTH);
+        return Ok(());
+    }
+    let lengths = answer.headers.get_all(header::CONTENT_LENGTH).iter();
+    let mut each = lengths.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    if let (Some(first), Some(second)) = (each.next(), each.next()) {
+        let first = first.trim_ascii();
+        if second.trim_ascii() != first || each.any(|other| other.trim_ascii() != first) {
+            return Err("the app gave different lengths");
+        }
+        let one = HeaderValue::from_bytes(first).map_err(|_| "the app gave no length")?;
+        answer
+            .insert_header(header::CONTENT_LENGTH, one)
+            .map_err(|_| "the app gave no length")?;
+    }
+    let codings = answer.headers.get_all(header::TRANSFER_ENCODING);
+    if let Some(last) = codings.iter().next_back() {
+        let last = last.as_bytes().rsplit(|byte| *byte == b',').next();
+        let chunked = last.is_some_and(|last| last.trim_ascii().eq_ignore_ascii_case(b"chunked"));
+        if !chunked {
+            return Err("the app gave a transfer coding that does not say where its answer ends");
+        }
+    }
+    Ok(())
 }
 
 /// A target is a path, an `http` address, or `*` of OPTIONS (RFC 9112, section 3.2).

@@ -435,7 +435,9 @@ impl ProxyHttp for Service {
         request: &mut Request,
     ) -> Result<()> {
         let status = response.status;
-        head::clean_answer(response);
+        if let Err(why) = head::clean_answer(response) {
+            return Error::e_explain(ErrorType::HTTPStatus(502), why);
+        }
         // Each side of a proxy has its own version (RFC 9112, section 2.3).
         response.set_version(Version::HTTP_11);
         if status.as_u16() == 101 {

@@ -117,3 +117,36 @@ async fn an_app_of_http_1_0_is_served_in_http_1_1() {
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     assert!(answer.ends_with("\r\n\r\nab"), "{answer}");
 }
+
+/// What a client of HTTP/1.1 gets for an answer of the app.
+async fn passed_on(answer: &'static str) -> String {
+    let (proxy, app) = app_that_writes().await;
+    let client = ask(&proxy, "1.1").await;
+    app.send(answer).await.expect("sent");
+    rest(client).await.to_lowercase()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answers_length_is_said_once_or_it_is_none() {
+    for twice in [
+        "Content-Length: 2\r\nContent-Length: 2",
+        "Content-Length: 2, 2",
+    ] {
+        let answer: &'static str = format!("HTTP/1.1 200 OK\r\n{twice}\r\n\r\nab").leak();
+        let answer = passed_on(answer).await;
+        assert!(answer.starts_with("http/1.1 200 "), "{twice}: {answer}");
+        assert_eq!(
+            answer.matches("content-length: 2\r\n").count(),
+            1,
+            "{answer}"
+        );
+        assert_eq!(answer.matches("content-length").count(), 1, "{answer}");
+    }
+    let empty = passed_on("HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n").await;
+    assert!(!empty.contains("content-length"), "{empty}");
+    let endless = passed_on(
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 5\r\n\r\nhello",
+    )
+    .await;
+    assert!(endless.starts_with("http/1.1 502 "), "{endless}");
+}
