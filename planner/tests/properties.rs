@@ -54,28 +54,19 @@ fn cases() -> impl Strategy<Value = Case> {
         prop::collection::vec(0_u8..6, 1..40),
     )
         .prop_map(
-            |(
-                hosts,
-                instances,
-                unhealthy,
-                goal,
-                size,
-                batch,
-                policy,
-                sick_on,
-                ends_on,
-                moves,
-            )| Case {
-                hosts,
-                instances,
-                unhealthy,
-                goal,
-                size,
-                batch,
-                policy,
-                sick_on,
-                ends_on,
-                moves,
+            |(hosts, instances, unhealthy, goal, size, batch, policy, sick_on, ends_on, moves)| {
+                Case {
+                    hosts,
+                    instances,
+                    unhealthy,
+                    goal,
+                    size,
+                    batch,
+                    policy,
+                    sick_on,
+                    ends_on,
+                    moves,
+                }
             },
         )
 }

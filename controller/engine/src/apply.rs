@@ -369,7 +369,8 @@ impl Scene<'_, '_> {
         let word = batch.changes.first().map_or("", |c| c.action.word());
         let text = match word {
             _ if !batch.enters.is_empty() => {
-                "Successfully launched all instances. Moving all traffic to them at once.".to_owned()
+                "Successfully launched all instances. Moving all traffic to them at once."
+                    .to_owned()
             }
             "launch" if batch.hold && number == 1 => format!(
                 "Immutable deployment policy enabled. Launching one instance with the new settings to verify health [{ids}]."

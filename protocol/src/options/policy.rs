@@ -61,10 +61,15 @@ impl std::str::FromStr for DeploymentPolicy {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let plain = |text: &str| text.to_ascii_lowercase().replace(['-', '_'], "");
-        let found = Self::ALL.into_iter().find(|one| plain(one.name()) == plain(text));
+        let found = Self::ALL
+            .into_iter()
+            .find(|one| plain(one.name()) == plain(text));
         found.ok_or_else(|| {
             let known: Vec<String> = Self::ALL.iter().map(|one| format!("`{one}`")).collect();
-            format!("`{text}` is not a deployment policy: use {}", one_of(&known))
+            format!(
+                "`{text}` is not a deployment policy: use {}",
+                one_of(&known)
+            )
         })
     }
 }
