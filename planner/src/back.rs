@@ -20,14 +20,16 @@ pub fn plan_back(
     let mut gone: Vec<InstanceId> = Vec::new();
     let mut back_in: Vec<Change> = Vec::new();
     let mut skipped: Vec<Skipped> = Vec::new();
-    // Once an old instance is gone its successors stay: removing them too would leave nothing.
-    let removal_began = plan.changes().any(|(_, change)| {
+    // For each old instance that is gone a successor stays, and goes back in place: removing all of them
+    // would leave too few.
+    let removed = plan.changes().filter(|(_, change)| {
         change.action == Action::Remove
             && matches!(
                 progress.of(&change.instance),
                 ChangeState::Stopping { .. } | ChangeState::Done
             )
     });
+    let mut successors = removed.count();
     let mut widest = 1;
     for stage in &plan.stages {
         if let Stage::Batch(batch) = stage {
@@ -47,7 +49,14 @@ pub fn plan_back(
         }
         match (change.action, state) {
             (_, ChangeState::Pending) => {}
-            (Action::Launch { .. }, ChangeState::Done) if removal_began => {}
+            (Action::Launch { .. }, ChangeState::Done)
+                if successors > 0 && !(from.is_some() && world.host_lost(&change.host)) =>
+            {
+                successors -= 1;
+                if from.is_some() {
+                    back.push(id.clone());
+                }
+            }
             (Action::Launch { .. }, _) => gone.push(id.clone()),
             (Action::Remove, ChangeState::Stopping { .. }) => gone.push(id.clone()),
             (_, ChangeState::Draining { .. } | ChangeState::Drained) => back_in.push(Change {

@@ -82,6 +82,11 @@ pub fn plan(world: &World<'_>, goal: &Goal, rules: &Rules, seed: u128) -> Result
             draft.plan.policy = Some(*policy);
             draft.plan.release = Some(*release);
             draft.plan.watch = true;
+            // Where there is nothing to keep, a new set is what every policy makes.
+            if *policy == DeploymentPolicy::Immutable && !world.instances.is_empty() {
+                draft.whole_set(*release, *tree, *size)?;
+                return Ok(draft.plan);
+            }
             let touched =
                 draft.reachable("its host is unreachable; it follows when the host is back");
             let (removed, missing) = draft.leavers(*size);
@@ -89,7 +94,10 @@ pub fn plan(world: &World<'_>, goal: &Goal, rules: &Rules, seed: u128) -> Result
                 .into_iter()
                 .filter(|id| !removed.contains(id))
                 .collect();
-            let new = draft.places(missing, &BTreeMap::new())?;
+            // The last batch of what is there makes room for the additional one instead of changing.
+            let (stay, makes_room) = draft.additional(stay, *policy, *batch);
+            let more = u32::try_from(makes_room.len()).unwrap_or(u32::MAX);
+            let new = draft.places(missing.saturating_add(more), &BTreeMap::new())?;
             if stay.is_empty() && new.is_empty() {
                 return Err(Refusal::Unreachable);
             }
@@ -97,9 +105,14 @@ pub fn plan(world: &World<'_>, goal: &Goal, rules: &Rules, seed: u128) -> Result
             let action = Action::Replace { release: *release };
             draft.launch(*release, &new);
             // Where none stays, what serves now goes only when its successors serve.
-            draft.plan.floor = world.serving_count().min(*size);
+            let capacity = world.serving_count().min(*size);
+            draft.plan.floor = capacity;
             draft.change(&stay, action, *policy, *batch);
-            draft.remove(&removed, false);
+            if more > 0 {
+                draft.plan.floor = capacity;
+            }
+            let leave: Vec<InstanceId> = removed.into_iter().chain(makes_room).collect();
+            draft.remove(&leave, false);
         }
         Goal::Scale {
             release,
@@ -216,6 +229,59 @@ impl<'w, 'a> Draft<'w, 'a> {
         let stays_short = u32::from(!stale.is_empty());
         self.plan.floor = count.min(size).saturating_sub(stays_short);
         Ok(())
+    }
+
+    /// A new set: one instance first, then the others, then one change of routes; the old set goes.
+    fn whole_set(
+        &mut self,
+        release: ReleaseNumber,
+        tree: ReleaseNumber,
+        size: u32,
+    ) -> Result<(), Refusal> {
+        let old: Vec<InstanceId> = self.world.instances.keys().cloned().collect();
+        let mut leaving: BTreeMap<HostId, u32> = BTreeMap::new();
+        for instance in self.world.instances.values() {
+            *leaving.entry(instance.host.clone()).or_default() += 1;
+        }
+        let new = self.places(size, &leaving)?;
+        self.prepare(release, tree, &[], &new);
+        let (first, others) = new.split_at(new.len().min(1));
+        for part in [first, others] {
+            self.launch(release, part);
+            if let Some(Stage::Batch(batch)) = self.plan.stages.last_mut() {
+                batch.hold = true;
+            }
+        }
+        self.plan.floor = self.world.serving_count().min(size);
+        let enters = new.into_iter().map(|change| change.instance).collect();
+        self.plan.stages.push(Stage::Batch(Batch {
+            number: self.batches() + 1,
+            drain: true,
+            force: false,
+            hold: false,
+            enters,
+            changes: self.removals(&old),
+        }));
+        Ok(())
+    }
+
+    /// Under RollingWithAdditionalBatch as many of `stay` as a batch has do not change but leave, those
+    /// that are missed least.
+    fn additional(
+        &self,
+        stay: Vec<InstanceId>,
+        policy: DeploymentPolicy,
+        batch: BatchSize,
+    ) -> (Vec<InstanceId>, Vec<InstanceId>) {
+        if policy != DeploymentPolicy::RollingWithAdditionalBatch || stay.is_empty() {
+            return (stay, Vec::new());
+        }
+        let count = batch.of(u32::try_from(stay.len()).unwrap_or(u32::MAX));
+        let all = self.world.instances.keys();
+        let others: BTreeSet<InstanceId> = all.filter(|id| !stay.contains(id)).cloned().collect();
+        let leave = self.least_wanted(count, &others);
+        let stay = stay.into_iter().filter(|id| !leave.contains(id)).collect();
+        (stay, leave)
     }
 
     /// The instances that can be changed; the others are left out, with the reason.
@@ -378,7 +444,10 @@ impl<'w, 'a> Draft<'w, 'a> {
         });
         let (size, drain) = match policy {
             DeploymentPolicy::AllAtOnce => (count, false),
-            DeploymentPolicy::Rolling => (batch.of(count), true),
+            // Restarts and settings change no set of instances: they roll.
+            DeploymentPolicy::Rolling
+            | DeploymentPolicy::RollingWithAdditionalBatch
+            | DeploymentPolicy::Immutable => (batch.of(count), true),
         };
         self.plan.floor = count - size;
         let order = spread_over_hosts(world, order);
@@ -396,31 +465,37 @@ impl<'w, 'a> Draft<'w, 'a> {
     }
 
     pub(crate) fn remove(&mut self, instances: &[InstanceId], force: bool) {
-        let changes = instances
+        self.batch(self.removals(instances), true, force);
+    }
+
+    fn removals(&self, instances: &[InstanceId]) -> Vec<Change> {
+        instances
             .iter()
             .map(|id| Change {
                 instance: id.clone(),
                 host: self.world.instances[id].host.clone(),
                 action: Action::Remove,
             })
-            .collect();
-        self.batch(changes, true, force);
+            .collect()
+    }
+
+    /// How many batches there are so far.
+    fn batches(&self) -> u32 {
+        let stages = self.plan.stages.iter();
+        let batches = stages.filter(|stage| matches!(stage, Stage::Batch(_)));
+        u32::try_from(batches.count()).unwrap_or(u32::MAX)
     }
 
     pub(crate) fn batch(&mut self, changes: Vec<Change>, drain: bool, force: bool) {
         if changes.is_empty() {
             return;
         }
-        let before = self
-            .plan
-            .stages
-            .iter()
-            .filter(|stage| matches!(stage, Stage::Batch(_)))
-            .count();
         self.plan.stages.push(Stage::Batch(Batch {
-            number: before as u32 + 1,
+            number: self.batches() + 1,
             drain,
             force,
+            hold: false,
+            enters: Vec::new(),
             changes,
         }));
     }

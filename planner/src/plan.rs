@@ -60,6 +60,14 @@ pub struct Batch {
     /// At the bound of each phase go on, whatever proxies and agents say. Only for taking down.
     #[serde(default)]
     pub force: bool,
+    /// Instances that it starts get no traffic when they have passed the gate: they wait for a later
+    /// batch that `enters` them.
+    #[serde(default)]
+    pub hold: bool,
+    /// Instances that wait, of earlier batches: all go into service in one change of routes, in which all
+    /// that leaves here is drained; nothing is stopped before they serve.
+    #[serde(default)]
+    pub enters: Vec<InstanceId>,
     /// What happens to each.
     pub changes: Vec<Change>,
 }
@@ -67,9 +75,11 @@ pub struct Batch {
 impl Batch {
     /// Whether any instance of it has to become healthy.
     pub fn starts(&self) -> bool {
-        self.changes
-            .iter()
-            .any(|change| change.action != Action::Remove)
+        !self.enters.is_empty()
+            || self
+                .changes
+                .iter()
+                .any(|change| change.action != Action::Remove)
     }
 }
 
@@ -268,6 +278,12 @@ impl Plan {
                     ));
                 }
                 Stage::Batch(batch) => {
+                    if !batch.enters.is_empty() {
+                        lines.push(format!(
+                            "Batch {}: move all traffic to the new instances.",
+                            batch.number
+                        ));
+                    }
                     for word in ["launch", "replace", "restart", "return", "remove"] {
                         let of_kind: Vec<&Change> = batch
                             .changes

@@ -63,6 +63,8 @@ pub enum ChangeState {
         /// Since when.
         since: Timestamp,
     },
+    /// Passed the gate; gets no traffic yet, because it enters together with others.
+    Held,
     /// Passed the gate and is put into the load balancer; proxies have not confirmed it.
     Serving {
         /// Since when.
@@ -128,6 +130,13 @@ pub enum Happened {
         forced: bool,
         /// How often its processes had been restarted by then; absent when it did not pass the gate.
         #[serde(default)]
+        restarts: Option<u32>,
+    },
+    /// It passed the gate (or health is ignored), and waits for others to enter with.
+    Held {
+        /// Which.
+        instance: InstanceId,
+        /// How often its processes had been restarted by then; absent when it did not pass the gate.
         restarts: Option<u32>,
     },
     /// Another program has its port. Wanted: the next incarnation, running on another port, out of the
@@ -211,12 +220,13 @@ pub fn apply(
             instance, forced, ..
         } => Some((
             instance,
-            &[0, 4, 7][..],
+            &[0, 4, 7, 8][..],
             S::Serving {
                 since: at,
                 forced: *forced,
             },
         )),
+        Happened::Held { instance, .. } => Some((instance, &[4, 7][..], S::Held)),
         Happened::PortTaken { instance, .. } => {
             Some((instance, &[4, 7][..], S::Starting { since: at }))
         }
@@ -230,6 +240,10 @@ pub fn apply(
         progress.changes.insert(instance.clone(), to);
         match entry {
             Happened::PutIn {
+                restarts: Some(restarts),
+                ..
+            }
+            | Happened::Held {
                 restarts: Some(restarts),
                 ..
             } => {
@@ -255,6 +269,7 @@ const fn rank(state: &ChangeState) -> u8 {
         ChangeState::Serving { .. } => 5,
         ChangeState::Done => 6,
         ChangeState::Checking { .. } => 7,
+        ChangeState::Held => 8,
     }
 }
 

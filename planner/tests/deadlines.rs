@@ -82,6 +82,8 @@ fn plan_of(action: Action) -> Plan {
             number: 1,
             drain: true,
             force: false,
+            hold: false,
+            enters: Vec::new(),
             changes: vec![Change {
                 instance: one(),
                 host: host(),

@@ -30,7 +30,8 @@ struct Case {
     goal: u8,
     size: u32,
     batch: u32,
-    all_at_once: bool,
+    /// Of [`DeploymentPolicy::ALL`].
+    policy: usize,
     /// The new release never becomes healthy on hosts with these numbers.
     sick_on: BTreeSet<u8>,
     /// The new release answers well on this host and ends between any two looks at it.
@@ -47,34 +48,25 @@ fn cases() -> impl Strategy<Value = Case> {
         0_u8..4,
         1_u32..9,
         1_u32..5,
-        any::<bool>(),
+        0..DeploymentPolicy::ALL.len(),
         prop::collection::btree_set(0_u8..5, 0..2),
         prop::option::weighted(0.2, 0_u8..5),
         prop::collection::vec(0_u8..6, 1..40),
     )
         .prop_map(
-            |(
-                hosts,
-                instances,
-                unhealthy,
-                goal,
-                size,
-                batch,
-                all_at_once,
-                sick_on,
-                ends_on,
-                moves,
-            )| Case {
-                hosts,
-                instances,
-                unhealthy,
-                goal,
-                size,
-                batch,
-                all_at_once,
-                sick_on,
-                ends_on,
-                moves,
+            |(hosts, instances, unhealthy, goal, size, batch, policy, sick_on, ends_on, moves)| {
+                Case {
+                    hosts,
+                    instances,
+                    unhealthy,
+                    goal,
+                    size,
+                    batch,
+                    policy,
+                    sick_on,
+                    ends_on,
+                    moves,
+                }
             },
         )
 }
@@ -296,7 +288,14 @@ impl Fake {
                 let forced = plan.stages.iter().any(
                     |stage| matches!(stage, beanpole_planner::Stage::Batch(batch) if batch.force),
                 );
-                if served && !forced && serving_before <= plan.floor {
+                // Its successors are in the same table in which it is drained.
+                let entered = plan.stages.iter().any(|stage| {
+                    matches!(stage, beanpole_planner::Stage::Batch(batch)
+                        if batch.changes.iter().any(|c| c.instance == *instance)
+                            && !batch.enters.is_empty()
+                            && batch.enters.iter().all(|id| self.routed_to(id)))
+                });
+                if served && !forced && !entered && serving_before <= plan.floor {
                     self.broken.push(format!(
                         "{instance} left {serving_before} - 1 below the floor"
                     ));
@@ -377,6 +376,11 @@ impl Fake {
                 wanted.ordered = Some(generation);
             });
         }
+    }
+
+    fn routed_to(&self, id: &InstanceId) -> bool {
+        let wanted = self.instances.get(id);
+        wanted.is_some_and(|wanted| wanted.mode == Some(TargetMode::Serve))
     }
 
     fn undrained(&mut self, plan: &Plan, instance: &InstanceId) {
@@ -480,11 +484,7 @@ fn rules() -> Rules {
 }
 
 fn goal(case: &Case) -> Goal {
-    let policy = if case.all_at_once {
-        DeploymentPolicy::AllAtOnce
-    } else {
-        DeploymentPolicy::Rolling
-    };
+    let policy = DeploymentPolicy::ALL[case.policy];
     let batch = BatchSize::Fixed(case.batch);
     match case.goal {
         0 => Goal::Scale {
@@ -583,12 +583,51 @@ proptest! {
     }
 
     #[test]
+    fn an_immutable_plan_touches_nothing_before_all_that_is_new_is_well(case in cases()) {
+        let case = Case { goal: 3, policy: 3, ..case };
+        let mut fake = Fake::new(&case);
+        prop_assume!(!fake.instances.is_empty());
+        let before = fake.instances.clone();
+        let made = plan(&fake.world(), &goal(&case), &rules(), 7).expect("there is room");
+        let (finished, progress) = fake.carry_out(&made, &case.moves);
+        let moved = progress.changes.keys().any(|id| before.contains_key(id));
+        prop_assert!(!finished || moved);
+        if !moved {
+            for (id, instance) in &before {
+                prop_assert_eq!(&fake.instances[id], instance);
+            }
+            // Nothing new has had a request, nor has one when it went back.
+            let served = progress.changes.values().any(|state| {
+                matches!(state, beanpole_planner::ChangeState::Serving { .. })
+            });
+            prop_assert!(!served, "{progress:?}");
+        }
+    }
+
+    #[test]
+    fn an_additional_batch_keeps_all_in_service(
+        instances in 1_u8..9, batch in 1_u32..9, hosts in 1_u8..4,
+    ) {
+        let case = Case {
+            hosts, instances, unhealthy: BTreeSet::new(), goal: 3, size: u32::from(instances), batch,
+            policy: 2, sick_on: BTreeSet::new(), ends_on: None, moves: vec![0, 1, 2, 3],
+        };
+        let mut fake = Fake::new(&case);
+        let made = plan(&fake.world(), &goal(&case), &rules(), 1).expect("there is room");
+        prop_assert_eq!(made.floor, u32::from(instances));
+        let (finished, _) = fake.carry_out(&made, &case.moves);
+        prop_assert!(finished);
+        prop_assert_eq!(fake.instances.len(), usize::from(instances));
+        prop_assert!(fake.broken.is_empty(), "{:?}", fake.broken);
+    }
+
+    #[test]
     fn a_rolling_plan_keeps_all_but_one_batch(
         instances in 1_u8..9, batch in 1_u32..9, hosts in 1_u8..4,
     ) {
         let case = Case {
             hosts, instances, unhealthy: BTreeSet::new(), goal: 3, size: u32::from(instances), batch,
-            all_at_once: false, sick_on: BTreeSet::new(), ends_on: None, moves: vec![0],
+            policy: 1, sick_on: BTreeSet::new(), ends_on: None, moves: vec![0],
         };
         let fake = Fake::new(&case);
         let made = plan(&fake.world(), &goal(&case), &rules(), 1).expect("there is room");

@@ -12,5 +12,6 @@ mod fleet;
 mod kills;
 mod misuse;
 mod over_ssh;
+mod policies;
 mod state;
 mod without_systemd;

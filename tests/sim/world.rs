@@ -387,6 +387,8 @@ impl World {
                 None,
                 Some(DeploymentPolicy::AllAtOnce),
                 Some(DeploymentPolicy::Rolling),
+                Some(DeploymentPolicy::RollingWithAdditionalBatch),
+                Some(DeploymentPolicy::Immutable),
             ]);
             let batch = *self.rng.pick(&[
                 None,

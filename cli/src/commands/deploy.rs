@@ -40,7 +40,7 @@ pub struct Deploy {
     /// What the new version is, for people
     #[arg(long, short, short_alias = 'm')]
     description: Option<String>,
-    /// AllAtOnce or Rolling [default: the environment's]
+    /// AllAtOnce, Rolling, RollingWithAdditionalBatch or Immutable [default: the environment's]
     #[arg(long)]
     policy: Option<DeploymentPolicy>,
     /// How many instances at a time, `1` or `30%` [default: the environment's]

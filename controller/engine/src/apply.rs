@@ -276,8 +276,11 @@ impl Scene<'_, '_> {
                 );
                 self.say(Severity::Info, "batch-executing", text)
             }
-            (Happened::PutIn { .. }, Some(Stage::Batch(batch)))
-                if batch_in(progress, batch, put_in) == 0 =>
+            (Happened::PutIn { instance, .. }, Some(Stage::Batch(batch)))
+                if batch.enters.first().map_or_else(
+                    || batch_in(progress, batch, put_in) == 0,
+                    |first| first == instance,
+                ) =>
             {
                 let text = format!(
                     "Batch {}: Registering instance(s) with the load balancer and waiting for them to be healthy.",
@@ -365,6 +368,16 @@ impl Scene<'_, '_> {
         let number = batch.number;
         let word = batch.changes.first().map_or("", |c| c.action.word());
         let text = match word {
+            _ if !batch.enters.is_empty() => {
+                "Successfully launched all instances. Moving all traffic to them at once."
+                    .to_owned()
+            }
+            "launch" if batch.hold && number == 1 => format!(
+                "Immutable deployment policy enabled. Launching one instance with the new settings to verify health [{ids}]."
+            ),
+            "launch" if batch.hold => format!(
+                "Test instance passed health checks. Launching remaining new instances [{ids}]."
+            ),
             "launch" => format!("Batch {number}: Launching instance(s) [{ids}]."),
             "remove" => format!("Batch {number}: Removing instance(s) [{ids}]."),
             "return" => format!("Batch {number}: Returning instance(s) [{ids}] to service."),
@@ -394,7 +407,10 @@ impl Scene<'_, '_> {
             let of = all.len();
             let done = all
                 .iter()
-                .filter(|(_, change)| progress.of(&change.instance) == ChangeState::Done)
+                .filter(|(_, change)| {
+                    let state = progress.of(&change.instance);
+                    matches!(state, ChangeState::Done | ChangeState::Held)
+                })
                 .count();
             let text =
                 format!("Command execution completed on {done} of {of} instances in environment.");
@@ -433,6 +449,7 @@ fn started(state: &ChangeState) -> bool {
         state,
         ChangeState::Starting { .. }
             | ChangeState::Checking { .. }
+            | ChangeState::Held
             | ChangeState::Serving { .. }
             | ChangeState::Done
     )

@@ -397,6 +397,7 @@ fn progress(
                 ChangeState::Stopping { .. } => "stopping",
                 ChangeState::Starting { .. } => "starting",
                 ChangeState::Checking { .. } | ChangeState::Serving { .. } => "checking",
+                ChangeState::Held => "ready",
                 ChangeState::Done if change.action == Action::Remove => "removed",
                 ChangeState::Done => "done",
             };

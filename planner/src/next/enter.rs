@@ -3,8 +3,9 @@
 use super::failure::{restarts, unheard};
 use super::proxies::last_answer;
 use super::{Bound, Step, Turn};
-use crate::{Change, Gate, Happened, HostState, Reach};
+use crate::{Batch, Change, ChangeState, Gate, Happened, HostState, Reach};
 use beanpole_protocol::agent::{InstancePhase, InstanceReport, PortUse};
+use beanpole_protocol::proxy::TargetMode;
 use beanpole_protocol::{InstanceId, Timestamp};
 use std::time::Duration;
 
@@ -29,7 +30,13 @@ impl Turn<'_, '_> {
     /// Waits for the new incarnation to run, then has it checked, then for it to prove well. Checks
     /// begin only once it runs: before, they would meet the incarnation before on the same port, and
     /// its good answers would count for the new one.
-    pub(super) fn starting(&mut self, change: &Change, bound: Bound, checked: bool) -> Step<()> {
+    pub(super) fn starting(
+        &mut self,
+        batch: &Batch,
+        change: &Change,
+        bound: Bound,
+        checked: bool,
+    ) -> Step<()> {
         let id = &change.instance;
         let world = self.world;
         let (Some(instance), Some(host)) = (world.instances.get(id), world.hosts.get(&change.host))
@@ -87,23 +94,103 @@ impl Turn<'_, '_> {
             Gate::Settle { for_ms } => Self::unsettled(id, seen, said_at, for_ms),
         };
         let waiting = waiting.or_else(|| self.unseen(id, host, seen, bound));
-        let Some(text) = waiting else {
-            self.entries.push(Happened::PutIn {
-                instance: id.clone(),
-                forced: false,
-                restarts: Some(restarts(seen)),
-            });
-            return Ok(());
+        let restarts = match waiting {
+            None => Some(restarts(seen)),
+            Some(_) if self.late(bound) && self.plan.ignore_health => None,
+            Some(text) => return self.blocked(change, bound, "unhealthy", text),
         };
-        if self.late(bound) && self.plan.ignore_health {
-            self.entries.push(Happened::PutIn {
-                instance: id.clone(),
-                forced: true,
-                restarts: None,
-            });
-            return Ok(());
+        let instance = id.clone();
+        self.entries.push(if batch.hold {
+            Happened::Held { instance, restarts }
+        } else {
+            Happened::PutIn {
+                instance,
+                forced: restarts.is_none(),
+                restarts,
+            }
+        });
+        Ok(())
+    }
+
+    /// Puts all that `batch` enters into service at once, and takes all out that leaves with it; whether
+    /// they serve.
+    pub(super) fn enter(&mut self, batch: &Batch) -> Step<bool> {
+        let plan = self.plan;
+        let entering = |id: &InstanceId| batch.enters.contains(id);
+        let changes: Vec<&Change> = plan
+            .changes()
+            .map(|(_, change)| change)
+            .filter(|change| entering(&change.instance))
+            .collect();
+        let mut all = true;
+        let mut held = Vec::new();
+        for change in changes {
+            let state = self.progress.of(&change.instance);
+            all &= state == ChangeState::Done;
+            match state {
+                ChangeState::Held => held.push(change),
+                ChangeState::Serving { since, forced } => self.put_in(change, since, forced)?,
+                _ => {}
+            }
         }
-        self.blocked(change, bound, "unhealthy", text)
+        let mut ready = true;
+        for change in &held {
+            ready &= self.still_proven(change)?;
+        }
+        if held.is_empty() || !ready {
+            return Ok(all);
+        }
+        for change in held {
+            let restarts = self.progress.proven.get(&change.instance).copied();
+            self.entries.push(Happened::PutIn {
+                instance: change.instance.clone(),
+                forced: restarts.is_none(),
+                restarts,
+            });
+        }
+        for change in &batch.changes {
+            let id = &change.instance;
+            let instance = self.world.instances.get(id);
+            if self.progress.of(id) == ChangeState::Pending
+                && instance.is_some_and(|instance| instance.mode == Some(TargetMode::Serve))
+            {
+                self.entries.push(Happened::DrainStarted {
+                    instance: id.clone(),
+                });
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether one that waits is as well as it was when it passed the gate.
+    fn still_proven(&mut self, change: &Change) -> Step<bool> {
+        let id = &change.instance;
+        let world = self.world;
+        let Some(host) = world.hosts.get(&change.host).filter(|host| !host.lost()) else {
+            return Err(self.host_lost(change));
+        };
+        let Some(instance) = world.instances.get(id) else {
+            return Err(self.host_lost(change));
+        };
+        let seen = host
+            .instance(id)
+            .filter(|seen| seen.incarnation == instance.incarnation);
+        if let Some(seen) = seen {
+            self.crashed(change, seen)?;
+        }
+        let ignored = self.plan.ignore_health && !self.progress.proven.contains_key(id);
+        let waiting = match self.plan.gate {
+            Gate::Proxies { good_checks, .. } if !ignored => self.unproven(id, good_checks),
+            _ => None,
+        };
+        match waiting {
+            None => Ok(true),
+            Some(text) => {
+                let bound = self.stage_bound();
+                self.blocked(change, bound, "unhealthy", text)?;
+                Ok(false)
+            }
+        }
     }
 
     /// What a proxy still misses before the instance may serve.

@@ -146,7 +146,9 @@ impl Turn<'_, '_> {
     /// Whether every change of the batch is done.
     fn batch(&mut self, batch: &Batch) -> Step<bool> {
         let mut serving = self.capacity();
-        let mut all = true;
+        // Before its successors serve, nothing of what leaves is stopped.
+        let entered = self.enter(batch)?;
+        let mut all = entered;
         let under_way = batch.changes.iter().any(|change| {
             !matches!(
                 self.progress.of(&change.instance),
@@ -164,20 +166,21 @@ impl Turn<'_, '_> {
         for change in &batch.changes {
             let id = &change.instance;
             let state = self.progress.of(id);
-            all &= state == ChangeState::Done;
+            all &= state == ChangeState::Done || (batch.hold && state == ChangeState::Held);
             match state {
-                ChangeState::Done => {}
+                ChangeState::Done | ChangeState::Held => {}
+                ChangeState::Pending | ChangeState::Drained if !entered => {}
                 ChangeState::Pending => self.begin(batch, change, spare, &mut serving)?,
                 ChangeState::Draining { since } => self.draining(batch, change, since)?,
                 ChangeState::Drained => self.act(change)?,
                 ChangeState::Stopping { since } => self.stopping(change, since),
                 ChangeState::Starting { since } => {
                     let bound = self.bound(since, self.plan.timeouts.started_ms());
-                    self.starting(change, bound, false)?;
+                    self.starting(batch, change, bound, false)?;
                 }
                 ChangeState::Checking { since } => {
                     let proven = self.plan.timeouts.proven_ms(self.plan.gate);
-                    self.starting(change, self.bound(since, proven), true)?;
+                    self.starting(batch, change, self.bound(since, proven), true)?;
                 }
                 ChangeState::Serving { since, forced } => self.put_in(change, since, forced)?,
             }

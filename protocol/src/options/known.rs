@@ -57,7 +57,12 @@ pub const KNOWN: &[OptionSpec] = &[
         COMMAND,
         "DeploymentPolicy",
         "",
-        Kind::OneOf(&["AllAtOnce", "Rolling"]),
+        Kind::OneOf(&[
+            "AllAtOnce",
+            "Rolling",
+            "RollingWithAdditionalBatch",
+            "Immutable",
+        ]),
         Change::Nothing,
         "How a new release reaches the instances. Without it: Rolling when BatchSize is below 100 %, else AllAtOnce.",
     ),

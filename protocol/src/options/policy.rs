@@ -23,14 +23,36 @@ pub enum DeploymentPolicy {
     /// Batch after batch, each out of the load balancer while it changes.
     #[default]
     Rolling,
+    /// As Rolling, after a batch of new instances: capacity never falls.
+    RollingWithAdditionalBatch,
+    /// A whole set of new instances, first one of them, then one change of routes; the old set is not
+    /// touched before.
+    Immutable,
+}
+
+impl DeploymentPolicy {
+    /// All of them, in the order of EB's guide.
+    pub const ALL: [Self; 4] = [
+        Self::AllAtOnce,
+        Self::Rolling,
+        Self::RollingWithAdditionalBatch,
+        Self::Immutable,
+    ];
+
+    /// Its name, as in EB's options.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::AllAtOnce => "AllAtOnce",
+            Self::Rolling => "Rolling",
+            Self::RollingWithAdditionalBatch => "RollingWithAdditionalBatch",
+            Self::Immutable => "Immutable",
+        }
+    }
 }
 
 impl std::fmt::Display for DeploymentPolicy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::AllAtOnce => "AllAtOnce",
-            Self::Rolling => "Rolling",
-        })
+        f.write_str(self.name())
     }
 }
 
@@ -38,13 +60,26 @@ impl std::str::FromStr for DeploymentPolicy {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.to_ascii_lowercase().replace(['-', '_'], "").as_str() {
-            "allatonce" => Ok(Self::AllAtOnce),
-            "rolling" => Ok(Self::Rolling),
-            _ => Err(format!(
-                "`{text}` is not a deployment policy: use `AllAtOnce` or `Rolling`"
-            )),
-        }
+        let plain = |text: &str| text.to_ascii_lowercase().replace(['-', '_'], "");
+        let found = Self::ALL
+            .into_iter()
+            .find(|one| plain(one.name()) == plain(text));
+        found.ok_or_else(|| {
+            let known: Vec<String> = Self::ALL.iter().map(|one| format!("`{one}`")).collect();
+            format!(
+                "`{text}` is not a deployment policy: use {}",
+                one_of(&known)
+            )
+        })
+    }
+}
+
+/// `a`, `b` or `c`.
+fn one_of(names: &[String]) -> String {
+    match names.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, others)) => format!("{} or {last}", others.join(", ")),
+        None => String::new(),
     }
 }
 

@@ -57,11 +57,10 @@ impl OptionSettings {
         } else {
             BatchSize::Percentage(u8::try_from(size.min(100)).unwrap_or(100))
         };
-        let policy = match self.effective(COMMAND, "DeploymentPolicy") {
-            "AllAtOnce" => DeploymentPolicy::AllAtOnce,
-            "Rolling" => DeploymentPolicy::Rolling,
-            _ if batch == BatchSize::Percentage(100) => DeploymentPolicy::AllAtOnce,
-            _ => DeploymentPolicy::Rolling,
+        let policy = match self.effective(COMMAND, "DeploymentPolicy").parse() {
+            Ok(policy) => policy,
+            Err(_) if batch == BatchSize::Percentage(100) => DeploymentPolicy::AllAtOnce,
+            Err(_) => DeploymentPolicy::Rolling,
         };
         DeploymentOptions {
             policy,

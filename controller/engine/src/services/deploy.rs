@@ -336,10 +336,12 @@ impl Engine {
             created_at: call.now,
         };
         let options = wish.settings.deployment();
-        // A batch given without a policy asks for Rolling, as in the settings.
-        let policy = wish.policy.unwrap_or(match wish.batch {
-            Some(_) => DeploymentPolicy::Rolling,
-            None => options.policy,
+        // A batch given without a policy asks for one that has batches, as in the settings.
+        let policy = wish.policy.unwrap_or(match (wish.batch, options.policy) {
+            (Some(_), DeploymentPolicy::AllAtOnce | DeploymentPolicy::Immutable) => {
+                DeploymentPolicy::Rolling
+            }
+            (_, own) => own,
         });
         let goal = Goal::Deploy {
             release: number,
