@@ -53,7 +53,8 @@ pub fn plan_back(
                 if successors > 0 && !(from.is_some() && world.host_lost(&change.host)) =>
             {
                 successors -= 1;
-                if from.is_some() {
+                let runs = world.instances[id].release;
+                if from.is_some_and(|(release, _)| release != runs) {
                     back.push(id.clone());
                 }
             }

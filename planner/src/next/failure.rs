@@ -76,7 +76,7 @@ impl Turn<'_, '_> {
                 .find(|target| !target.healthy && target.bad_checks >= bad_checks);
             if let Some(sick) = sick {
                 let text = format!(
-                    "{id} was in service and is not well any more: {}.",
+                    "{id} had passed its checks and is not well any more: {}.",
                     last_answer(sick)
                 );
                 return Err(self.failure(change, "unhealthy", text));
