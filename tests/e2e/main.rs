@@ -13,5 +13,6 @@ mod kills;
 mod misuse;
 mod over_ssh;
 mod policies;
+mod splits;
 mod state;
 mod without_systemd;

@@ -443,15 +443,20 @@ impl Scene<'_, '_> {
         let ids = ids.join(", ");
         let number = batch.number;
         let word = batch.changes.first().map_or("", |c| c.action.word());
+        let policy = plan.policy.unwrap_or_default();
+        let sets = matches!(
+            policy,
+            DeploymentPolicy::Immutable | DeploymentPolicy::TrafficSplitting
+        );
         let text = match word {
             _ if !batch.enters.is_empty() => {
                 "Successfully launched all instances. Moving all traffic to them at once."
                     .to_owned()
             }
-            "launch" if batch.hold && number == 1 => format!(
-                "Immutable deployment policy enabled. Launching one instance with the new settings to verify health [{ids}]."
+            "launch" if batch.hold && number == 1 && sets => format!(
+                "{policy} deployment policy enabled. Launching one instance with the new settings to verify health [{ids}]."
             ),
-            "launch" if batch.hold => format!(
+            "launch" if batch.hold && sets => format!(
                 "Test instance passed health checks. Launching remaining new instances [{ids}]."
             ),
             "launch" => format!("Batch {number}: Launching instance(s) [{ids}]."),

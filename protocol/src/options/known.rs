@@ -331,6 +331,14 @@ pub const KNOWN: &[OptionSpec] = &[
         Change::Nothing,
         "Seconds from the first moment that an instance runs until it has to answer its health checks well. Without it: Timeout where that is set, else 120.",
     ),
+    option(
+        INSTANCE,
+        "Overlap",
+        "true",
+        Kind::Bool,
+        Change::Nothing,
+        "Whether the only instance of an environment serves until its successor, on another port, does. `false` for an application that must not run twice: its deployments interrupt the service.",
+    ),
     // Kubernetes' minReadySeconds is 0 unless set, Nomad's min_healthy_time 10 s, and EB's enhanced health
     // looks at a batch for 2 minutes. 5 s outlast an app that ends every second or two together with its
     // first pauses, and a rolling update still takes no longer than people wait for.
