@@ -50,7 +50,6 @@ fn share(outcome: &Outcome, version: &str) -> f64 {
 fn a_split_gives_each_share_for_its_time_and_then_all() {
     let bed = Bed::up();
     let app = environment(&bed, 2).version("v2");
-    let whole = bed.load("shop-prod");
     bed.deploy_with(&app, "shop-prod", "v2", "--split 20%:8s,50%:8s --detach")
         .ok();
     for asked in [20, 50] {
@@ -58,18 +57,21 @@ fn a_split_gives_each_share_for_its_time_and_then_all() {
         assert_eq!(split["steps"], 2, "{split:#}");
         let load = bed.load("shop-prod");
         pause(seconds(4));
-        let measured = share(&load.stop(), "v2");
-        // Shares are dealt to all clients together: of these few, any may get a turn more.
+        let outcome = load.stop();
+        assert_none_failed(&outcome);
+        // Shares are dealt to all clients together: a load beside this one would take turns with it.
+        let measured = share(&outcome, "v2");
         assert!(
             (measured - asked as f64).abs() < 0.5,
             "{measured} of {asked} %"
         );
     }
+    let load = bed.load("shop-prod");
     until_true("it is over", seconds(60), || {
         bed.status("shop-prod")["status"] == "Ready"
     });
     assert_live(&bed, "shop-prod", "v2", 2);
-    assert_none_failed(&whole.stop());
+    assert_none_failed(&load.stop());
 }
 
 #[test]
@@ -111,7 +113,9 @@ fn a_split_is_promoted_or_aborted_at_any_time() {
     )
     .ok();
     in_force(&bed, 10);
-    bed.run(&["promote", "shop-prod"]).ok().says("live");
+    bed.run(&["promote", "shop-prod"])
+        .ok()
+        .says("shop-prod runs v2-again");
     assert_live(&bed, "shop-prod", "v2-again", 2);
     assert_none_failed(&load.stop());
 }

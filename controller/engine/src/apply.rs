@@ -346,7 +346,10 @@ impl Scene<'_, '_> {
                 "promoted",
                 format!("Release {to} is promoted: it gets all requests without further waiting."),
             ),
-            Happened::StageFinished { .. } if progress.share.is_some() => {
+            // One that was passed over by a promotion had nothing.
+            Happened::StageFinished { stage }
+                if progress.share.is_some_and(|share| share.stage == *stage) =>
+            {
                 let seen = &self.operation.guard.evidence.total;
                 let text = if seen.new.requests == 0 {
                     format!("Release {to} had {percent} % of the requests.")
