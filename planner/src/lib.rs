@@ -15,6 +15,7 @@ mod next;
 mod place;
 mod plan;
 mod progress;
+mod timeline;
 mod world;
 
 pub use back::plan_back;
@@ -25,4 +26,5 @@ pub use next::{
 pub use place::{Lack, Place, Refusal, place};
 pub use plan::{Action, Batch, Change, Gate, Plan, Skipped, Stage, Timeouts};
 pub use progress::{ChangeState, Happened, IllegalTransition, Progress, apply};
+pub use timeline::Moment;
 pub use world::{HostState, InstanceState, ProxyState, Reach, Serving, World};

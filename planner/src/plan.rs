@@ -333,7 +333,7 @@ impl Plan {
             floor: self.floor,
             lines,
             left_out,
-            back_to: None,
+            ..PlanView::default()
         }
     }
 }

@@ -480,6 +480,7 @@ pub(crate) mod tests {
             live: None,
             last_release: ReleaseNumber(1),
             operation: None,
+            counted_after: None,
             hold: false,
             mend_after: None,
             mend_failures: 0,

@@ -12,11 +12,11 @@ use beanpole_engine::{Call, Engine};
 use beanpole_fleet::LogQuery;
 use beanpole_protocol::api::{
     CreateEnvironment, Deploy, Environment, EnvironmentHealth, Operation, Page, PlanView, Release,
-    Rollback, Scale, UpdateSettings,
+    ReleaseDetail, Rollback, Scale, UpdateSettings,
 };
 use beanpole_protocol::options::OptionSettings;
 use beanpole_protocol::problem::Problem;
-use beanpole_protocol::{ApplicationName, EnvironmentName, InstanceId, OperationId};
+use beanpole_protocol::{ApplicationName, EnvironmentName, InstanceId, OperationId, ReleaseNumber};
 use serde::Deserialize;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -37,6 +37,7 @@ pub(super) fn router() -> OpenApiRouter<App> {
         .routes(routes!(restart))
         .routes(routes!(abort))
         .routes(routes!(releases))
+        .routes(routes!(release))
         .routes(routes!(health))
         .routes(routes!(read_logs))
         .routes(routes!(operations))
@@ -316,6 +317,20 @@ async fn releases(
     Ok(super::request::page(items, limit, |release| {
         release.number.to_string()
     }))
+}
+
+/// One release, with the receipt of its last deployment.
+#[utoipa::path(get, path = "/v1/environments/{environment}/releases/{release}", tag = "environments", params(("environment" = String, Path), ("release" = u64, Path)), responses(
+    (status = 200, body = ReleaseDetail),
+))]
+async fn release(
+    State(app): State<App>,
+    In((name, number)): In<(EnvironmentName, ReleaseNumber)>,
+) -> Answer<axum::Json<ReleaseDetail>> {
+    let found = app
+        .blocking(move |app| app.engine.release(&name, number))
+        .await?;
+    Ok(axum::Json(found))
 }
 
 /// An environment's health.

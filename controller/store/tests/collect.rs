@@ -59,6 +59,7 @@ fn environment(number: u128, status: EnvironmentStatus) -> EnvironmentRecord {
         live: None,
         last_release: ReleaseNumber(1),
         operation: None,
+        counted_after: None,
         hold: false,
         mend_after: None,
         mend_failures: 0,

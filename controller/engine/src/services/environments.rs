@@ -41,6 +41,7 @@ impl Engine {
                 live: None,
                 last_release: ReleaseNumber(0),
                 operation: None,
+                counted_after: None,
                 hold: false,
                 mend_after: None,
                 mend_failures: 0,
