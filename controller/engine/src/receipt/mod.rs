@@ -384,3 +384,6 @@ fn name_of(names: &BTreeMap<HostId, HostName>, host: &HostId) -> HostName {
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;
