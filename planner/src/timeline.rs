@@ -162,6 +162,7 @@ fn count(number: usize) -> u32 {
 mod tests {
     use super::*;
     use crate::{Goal, HostState, InstanceState, ProxyState, Reach, Rules, plan};
+    use beanpole_protocol::agent::{HostFacts, HostReport};
     use beanpole_protocol::options::{BatchSize, DeploymentPolicy};
     use beanpole_protocol::proxy::{ProxyReport, TargetMode, TargetReport, Traffic};
     use beanpole_protocol::{EnvironmentId, Generation, Incarnation, ReleaseNumber, Timestamp};
@@ -192,8 +193,26 @@ mod tests {
         }
     }
 
+    fn agent() -> HostReport {
+        HostReport {
+            sequence: 1,
+            agent_version: String::new(),
+            agent_digest: None,
+            agent: None,
+            owner: None,
+            now: Timestamp::EPOCH,
+            generation: Generation(1),
+            facts: HostFacts {
+                memory_available_bytes: 8 << 30,
+                ..HostFacts::default()
+            },
+            releases: Vec::new(),
+            instances: Vec::new(),
+        }
+    }
+
     /// Healthy instances on two hosts, by turns.
-    fn world(instances: u128, report: &ProxyReport) -> World<'_> {
+    fn world<'w>(instances: u128, report: &'w ProxyReport, agent: &'w HostReport) -> World<'w> {
         let host = |n: u128| HostId::from_bits(n % 2);
         let state = |n| InstanceState {
             host: host(n),
@@ -211,7 +230,7 @@ mod tests {
             instances: 0,
             promised_memory: 0,
             heard: Some(Timestamp::EPOCH),
-            report: None,
+            report: Some(agent),
             cannot: None,
         };
         World {
@@ -228,8 +247,8 @@ mod tests {
 
     /// Before, the fewest and after in service, the most and after there at all, stage by stage.
     fn capacity(policy: DeploymentPolicy, size: u32) -> Vec<[u32; 5]> {
-        let report = report(4);
-        let world = world(4, &report);
+        let (report, agent) = (report(4), agent());
+        let world = world(4, &report, &agent);
         let goal = Goal::Deploy {
             release: ReleaseNumber(2),
             tree: ReleaseNumber(2),

@@ -13,5 +13,6 @@ mod kills;
 mod misuse;
 mod over_ssh;
 mod policies;
+mod receipts;
 mod state;
 mod without_systemd;
