@@ -1005,7 +1005,11 @@ fn app() -> tempfile::TempDir {
 
 #[test]
 fn a_deployment_is_shown_from_the_plan_to_the_url() {
-    let script = deployment(false, || operation("succeeded", "done"));
+    let script = deployment(false, || {
+        let mut ended = operation("succeeded", "done");
+        ended["receipt"] = receipt(false);
+        ended
+    });
     let app = app();
     let ran = beanpole(
         app.path(),
@@ -1369,7 +1373,7 @@ fn showing(deployment: serde_json::Value) -> Script {
     })
 }
 
-fn deployment(complete: bool) -> serde_json::Value {
+fn deployed_with(complete: bool) -> serde_json::Value {
     json!({"operation": "op-000000000001", "kind": "deploy", "from": 1, "message": "Done.",
         "started_at": "2026-01-02T03:04:05.000Z", "finished_at": "2026-01-02T03:04:11.200Z",
         "receipt": receipt(complete)})
@@ -1377,7 +1381,7 @@ fn deployment(complete: bool) -> serde_json::Value {
 
 #[test]
 fn a_release_is_shown_with_its_receipt() {
-    let script = showing(deployment(true));
+    let script = showing(deployed_with(true));
     let directory = tempfile::tempdir().expect("temporary directory");
     let show = |words: &[&str]| {
         let ran = beanpole(directory.path(), &script.url(), words);
@@ -1404,7 +1408,7 @@ fn a_release_is_shown_with_its_receipt() {
 
 #[test]
 fn a_receipt_that_is_not_complete_says_so() {
-    let script = showing(deployment(false));
+    let script = showing(deployed_with(false));
     let directory = tempfile::tempdir().expect("temporary directory");
     let ran = beanpole(directory.path(), &script.url(), &["show", "shop-prod"]);
     assert!(ran.out.contains("counted for a minute"), "{}", ran.all());
@@ -1415,7 +1419,7 @@ fn a_receipt_that_is_not_complete_says_so() {
 
 #[test]
 fn what_there_is_not_cannot_be_shown() {
-    let script = showing(deployment(true));
+    let script = showing(deployed_with(true));
     let directory = tempfile::tempdir().expect("temporary directory");
     let ran = beanpole(directory.path(), &script.url(), &["show", "shop-prod", "9"]);
     assert_eq!(ran.code, 1, "{}", ran.all());

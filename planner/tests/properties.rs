@@ -590,9 +590,9 @@ proptest! {
         let Ok(made) = plan(&fake.world(), &goal(&case), &rules(), 7) else { return Ok(()) };
         let moments = made.timeline(&fake.world());
         prop_assert_eq!(moments.len(), made.stages.len());
-        let drains = |stage: usize| match &made.stages[stage] {
-            beanpole_planner::Stage::Batch(batch) => batch.drain && !batch.force,
-            _ => true,
+        let drains = |stage: usize| {
+            !matches!(&made.stages[stage],
+                beanpole_planner::Stage::Batch(batch) if !batch.drain || batch.force)
         };
         for moment in &moments {
             let floor = made.floor.min(moment.serving_before);
