@@ -951,6 +951,22 @@ fn status_is_a_table_or_json() {
     }
 }
 
+/// The settings of a deployment as its plan tells of them, where none was there before.
+fn all_new(body: &[u8]) -> serde_json::Value {
+    let body: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    let namespaces = body["settings"].as_object().into_iter().flatten();
+    let all = namespaces.flat_map(|(namespace, options)| {
+        let options = options.as_object().into_iter().flatten();
+        options.map(move |(option, value)| {
+            let secret = namespace.ends_with("application:environment");
+            let to = if secret { &json!(null) } else { value };
+            json!({"namespace": namespace, "option": option, "from": null, "to": to,
+                "how": "set", "needs": "restart"})
+        })
+    });
+    all.collect()
+}
+
 /// A controller that takes a deployment, which ends as `ending` says after two looks.
 fn deployment(known: bool, ending: fn() -> serde_json::Value) -> Script {
     Script::start(move |request, seen| {
@@ -978,7 +994,9 @@ fn deployment(known: bool, ending: fn() -> serde_json::Value) -> Script {
                 )
             }
             ("POST", path) if path.ends_with("?plan=true") => {
-                (200, operation("running", "pending")["plan"].clone())
+                let mut plan = operation("running", "pending")["plan"].clone();
+                plan["settings"] = all_new(&request.body);
+                (200, plan)
             }
             ("POST", path) if path.ends_with("/deployments") => {
                 (202, operation("running", "pending"))

@@ -11,10 +11,16 @@ use std::time::Duration;
 
 /// Phases that took less are left out of a line, in milliseconds: nobody waits for them.
 const WORTH_TELLING_MS: u64 = 100;
+/// Those that took less than such a part of the whole are, too.
+const WORTH_TELLING_PART: u64 = 33;
 
-/// Milliseconds for people.
+/// Milliseconds for people: `4.2 s`, `10 min`.
 pub fn ms(millis: u64) -> String {
-    duration(Duration::from_millis(millis))
+    let text = duration(Duration::from_millis(millis));
+    match text.strip_suffix(" min 0 s") {
+        Some(minutes) => format!("{minutes} min"),
+        None => text,
+    }
 }
 
 /// A latency for people: `0.9 ms`, `20 ms`, `1.3 s`.
@@ -72,7 +78,9 @@ fn percentiles(traffic: &ReceiptTraffic) -> Option<String> {
 
 /// `4.0 s preparing, 12.1 s draining`.
 fn spent(phases: &[PhaseTime]) -> String {
-    let told = phases.iter().filter(|one| one.ms >= WORTH_TELLING_MS);
+    let all: u64 = phases.iter().map(|one| one.ms).sum();
+    let least = WORTH_TELLING_MS.max(all / WORTH_TELLING_PART);
+    let told = phases.iter().filter(|one| one.ms >= least);
     let texts: Vec<String> = told
         .map(|one| format!("{} {}", ms(one.ms), one.phase))
         .collect();
@@ -90,14 +98,6 @@ pub fn full(output: Output, receipt: &Receipt) -> String {
     }
     if !receipt.instances.is_empty() {
         parts.push(instances(output, &receipt.instances));
-    }
-    let messages: Vec<String> = receipt
-        .instances
-        .iter()
-        .filter_map(|one| Some(format!("{}: {}", one.instance, one.message.as_ref()?)))
-        .collect();
-    if !messages.is_empty() {
-        parts.push(messages.join("\n"));
     }
     parts.join("\n\n")
 }
@@ -174,7 +174,7 @@ fn batches(batches: &[BatchReceipt]) -> String {
     let mut headings = vec!["BATCH".to_owned(), "INSTANCES".into(), "TOOK".into()];
     headings.extend(phases.iter().map(|phase| phase.to_string().to_uppercase()));
     let rows = batches.iter().map(|batch| {
-        let way = if batch.back { " of the way back" } else { "" };
+        let way = if batch.back { ", back" } else { "" };
         let mut row = vec![
             format!("{}{way}", batch.number),
             batch.instances.to_string(),
@@ -303,7 +303,7 @@ fn about(millis: u64) -> String {
         1..1_000 => "under 1 s".to_owned(),
         _ => format!(
             "about {}",
-            duration(Duration::from_secs(millis.div_ceil(1_000))).replace(".0 s", " s")
+            ms(millis.div_ceil(1_000) * 1_000).replace(".0 s", " s")
         ),
     }
 }
@@ -406,6 +406,7 @@ mod tests {
         let phases = [of(Phase::Preparing, 4_020), of(Phase::Switching, 12)];
         assert_eq!(spent(&phases), "4.0 s preparing");
         assert_eq!(about(4_020), "about 5 s");
-        assert_eq!(about(60_000), "about 1 min 0 s");
+        assert_eq!(about(60_000), "about 1 min");
+        assert_eq!(ms(600_000), "10 min");
     }
 }
