@@ -491,7 +491,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn release(environment: &EnvironmentRecord) -> ReleaseRecord {
+    pub(crate) fn release(environment: &EnvironmentRecord) -> ReleaseRecord {
         ReleaseRecord {
             environment: environment.id.clone(),
             number: ReleaseNumber(1),

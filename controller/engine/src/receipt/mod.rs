@@ -237,7 +237,9 @@ fn keep(tx: &mut Tx<'_>, operation: &OperationRecord) -> Result<(), StoreError> 
     else {
         return Ok(());
     };
-    if operation.from == Some(to) {
+    let key = ReleaseRecord::key_of(&operation.environment, to);
+    // A release that is forgotten meanwhile takes its receipt along.
+    if operation.from == Some(to) || tx.get::<ReleaseRecord>(&key)?.is_none() {
         return Ok(());
     }
     tx.put(&ReceiptRecord {

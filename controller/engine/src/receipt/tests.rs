@@ -204,6 +204,10 @@ fn begin(
     };
     let operation = store
         .update(|tx| {
+            tx.put(&ReleaseRecord {
+                number: NEW,
+                ..crate::derive::tests::release(&environment)
+            })?;
             let mut new = NewOperation::new(OperationKind::Deploy, plan.clone());
             new.to = Some(NEW);
             new.write(tx, &mut environment, &call)
