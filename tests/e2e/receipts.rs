@@ -108,6 +108,10 @@ fn a_plan_is_measured_by_what_was_done_before() {
     bed.run(&["rollback", "shop-prod", "--plan"])
         .ok()
         .says("in service");
+    bed.run(&["scale", "shop-prod", "3", "--plan"])
+        .ok()
+        .says("2 → 3");
+    assert_eq!(bed.status("shop-prod")["size"], 2, "nothing was done");
 }
 
 #[test]

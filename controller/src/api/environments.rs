@@ -249,16 +249,24 @@ async fn planned(
     Ok(axum::Json(plan).into_response())
 }
 
-/// Change the number of instances.
-#[utoipa::path(post, path = "/v1/environments/{environment}/scale", tag = "environments", params(("environment" = String, Path)), request_body = Scale, responses(
+/// Change the number of instances, or show how it would be done.
+#[utoipa::path(post, path = "/v1/environments/{environment}/scale", tag = "environments", params(("environment" = String, Path), Deploying), request_body = Scale, responses(
     (status = 202, description = "It is under way", body = Operation),
+    (status = 200, description = "With `plan`: what would be done", body = PlanView),
 ))]
 async fn scale(
     State(app): State<App>,
     caller: Caller,
     In(name): In<EnvironmentName>,
+    Asked(asked): Asked<Deploying>,
     Json(body): Json<Scale>,
 ) -> Answer<Response> {
+    if asked.plan {
+        return planned(app, caller, move |engine, call| {
+            engine.plan_scale(call, &name, body)
+        })
+        .await;
+    }
     let operation = app
         .operate(caller.request_id, move |engine, call| {
             engine.scale(call, &name, body)
