@@ -14,6 +14,8 @@ pub struct Moment {
     pub stage: usize,
     /// The number of its batch, where it is one.
     pub batch: Option<u32>,
+    /// The share of requests that the new release gets, in per cent, where that is what the stage is about.
+    pub share: Option<u8>,
     /// What happens: the word for it, where, and to how many instances (0 for what is done to a host).
     pub changes: Vec<(&'static str, HostId, u32)>,
     /// Healthy instances in service when it begins.
@@ -49,6 +51,12 @@ impl Plan {
                         let hosts = hosts.iter().map(|host| ("prepare", host.clone(), 0));
                         (None, hosts.collect(), capacity.unchanged())
                     }
+                    Stage::Split(split) => {
+                        // What enters serves beside what is there.
+                        let around = capacity.unchanged();
+                        capacity.serving.extend(split.enters.iter().cloned());
+                        (None, Vec::new(), around)
+                    }
                     Stage::Batch(batch) => {
                         let around = capacity.through(batch);
                         (Some(batch.number), places(batch), around)
@@ -57,6 +65,10 @@ impl Plan {
                 Moment {
                     stage,
                     batch,
+                    share: match what {
+                        Stage::Split(split) => Some(split.percent),
+                        Stage::Prepare { .. } | Stage::Batch(_) => None,
+                    },
                     changes,
                     serving_before: count(before),
                     serving_lowest: count(around.lowest.min(before)),
@@ -242,6 +254,7 @@ mod tests {
             hosts: (0..2).map(|n| (host(n), seen(n))).collect(),
             proxies: vec![ProxyState::new("local".to_owned(), None, Some(report))],
             web: true,
+            evidence: None,
         }
     }
 
@@ -303,6 +316,13 @@ mod tests {
             &[4, 4, 4, 8, 4],
             "all routes at once"
         );
+    }
+
+    #[test]
+    fn both_sides_of_a_split_serve_until_the_old_one_goes() {
+        let steps = capacity(DeploymentPolicy::TrafficSplitting, 4);
+        assert!(steps.iter().all(|step| step[1] >= 4), "{steps:?}");
+        assert_eq!(steps.last().expect("the last")[2..], [4, 8, 4], "{steps:?}");
     }
 
     #[test]

@@ -257,9 +257,15 @@ pub fn plan(name: &str, plan: &PlanView) -> Vec<String> {
     };
     let rows = plan.steps.iter().map(|step| {
         vec![
-            step.batch
-                .map_or_else(|| "prepare".to_owned(), |number| format!("batch {number}")),
-            what(&step.changes),
+            match (step.batch, step.share) {
+                (Some(number), _) => format!("batch {number}"),
+                (None, Some(_)) => "share".to_owned(),
+                (None, None) => "prepare".to_owned(),
+            },
+            match step.share {
+                Some(percent) => format!("{percent} % to the new instances"),
+                None => what(&step.changes),
+            },
             in_service(step),
             running(step),
             step.expected_ms.map(about).unwrap_or_default(),

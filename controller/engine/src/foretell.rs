@@ -36,6 +36,7 @@ impl Engine {
             .into_iter()
             .map(|moment| PlanStep {
                 batch: moment.batch,
+                share: moment.share,
                 changes: moment
                     .changes
                     .into_iter()
@@ -106,6 +107,7 @@ impl Past {
                 });
                 if ready { Some(0) } else { self.preparing() }
             }
+            Stage::Split(split) => Some(split.wait_ms),
             Stage::Batch(batch) => {
                 let mut kinds = vec![Phase::Switching];
                 if drains(batch) {

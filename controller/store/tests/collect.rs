@@ -61,6 +61,7 @@ fn environment(number: u128, status: EnvironmentStatus) -> EnvironmentRecord {
         operation: None,
         counted_after: None,
         hold: false,
+        split: None,
         mend_after: None,
         mend_failures: 0,
         created_at: Timestamp::EPOCH,

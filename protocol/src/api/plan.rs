@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 pub struct PlanStep {
     /// The number of its batch; absent where no instance changes.
     pub batch: Option<u32>,
+    /// The share of requests that the new release gets, in per cent, where that is what the step is about.
+    #[serde(default)]
+    pub share: Option<u8>,
     /// What happens where.
     pub changes: Vec<PlannedChange>,
     /// Healthy instances in service when it begins.

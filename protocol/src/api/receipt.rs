@@ -107,6 +107,8 @@ pub enum Phase {
     Starting,
     /// What was started is checked, without traffic, until it has proven well.
     Checking,
+    /// A share of the requests goes to the new release, to be compared with the one before.
+    Splitting,
     /// The load balancer takes instances in.
     Switching,
     /// Nothing changes: too few instances would serve, or the controller was away.
@@ -122,6 +124,7 @@ impl std::fmt::Display for Phase {
             Self::Stopping => "stopping",
             Self::Starting => "starting",
             Self::Checking => "checking",
+            Self::Splitting => "splitting",
             Self::Switching => "switching",
             Self::Waiting => "waiting",
         })
