@@ -175,7 +175,7 @@ mod tests {
     use super::*;
     use crate::{Goal, HostState, InstanceState, ProxyState, Reach, Rules, plan};
     use beanpole_protocol::agent::{HostFacts, HostReport};
-    use beanpole_protocol::options::{BatchSize, DeploymentPolicy};
+    use beanpole_protocol::options::{BatchSize, DeploymentPolicy, SplitStep};
     use beanpole_protocol::proxy::{ProxyReport, TargetMode, TargetReport, Traffic};
     use beanpole_protocol::{EnvironmentId, Generation, Incarnation, ReleaseNumber, Timestamp};
 
@@ -269,7 +269,15 @@ mod tests {
             policy,
             batch: BatchSize::Fixed(2),
         };
-        let plan = plan(&world, &goal, &Rules::default(), 7).expect("there is a way");
+        let step = SplitStep {
+            percent: 10,
+            wait_s: Some(60),
+        };
+        let rules = Rules {
+            split: vec![step],
+            ..Rules::default()
+        };
+        let plan = plan(&world, &goal, &rules, 7).expect("there is a way");
         let moments = plan.timeline(&world);
         let figures = moments.iter().map(|moment| {
             [
