@@ -44,11 +44,10 @@ pub fn short(operation: &Operation) -> Vec<String> {
         return Vec::new();
     }
     let mut lines = Vec::new();
-    let before = percentiles(&receipt.before).map(|text| format!("{text} before"));
-    let during = percentiles(&receipt.during).map(|text| format!("{text} meanwhile"));
-    let latency: Vec<String> = before.into_iter().chain(during).collect();
-    if !latency.is_empty() {
-        lines.push(format!("Latency: {}.", latency.join("; ")));
+    if let Some(during) = percentiles(&receipt.during) {
+        let before = percentiles(&receipt.before).map(|text| format!("{text} before; "));
+        let before = before.unwrap_or_default();
+        lines.push(format!("Latency: {before}{during} meanwhile."));
     }
     let mut time = vec![spent(&receipt.phases)];
     if !receipt.sent.is_empty() {
