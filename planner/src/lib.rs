@@ -16,6 +16,7 @@ mod next;
 mod place;
 mod plan;
 mod progress;
+mod timeline;
 mod world;
 
 pub use back::plan_back;
@@ -26,4 +27,5 @@ pub use next::{
 pub use place::{Lack, Place, Refusal, place};
 pub use plan::{Action, Batch, Change, Gate, Plan, Skipped, Split, Stage, Timeouts};
 pub use progress::{ChangeState, Happened, IllegalTransition, Progress, Share, apply};
+pub use timeline::Moment;
 pub use world::{HostState, InstanceState, ProxyState, Reach, Serving, World};

@@ -372,7 +372,7 @@ impl Plan {
             floor: self.floor,
             lines,
             left_out,
-            back_to: None,
+            ..PlanView::default()
         }
     }
 }

@@ -652,6 +652,28 @@ proptest! {
     }
 
     #[test]
+    fn what_a_timeline_foretells_is_how_it_ends(case in cases()) {
+        let case = Case { sick_on: BTreeSet::new(), ends_on: None, ..case };
+        let mut fake = Fake::new(&case);
+        let Ok(made) = plan(&fake.world(), &goal(&case), &rules(), 7) else { return Ok(()) };
+        let moments = made.timeline(&fake.world());
+        prop_assert_eq!(moments.len(), made.stages.len());
+        let drains = |stage: usize| {
+            !matches!(&made.stages[stage],
+                beanpole_planner::Stage::Batch(batch) if !batch.drain || batch.force)
+        };
+        for moment in &moments {
+            let floor = made.floor.min(moment.serving_before);
+            prop_assert!(!drains(moment.stage) || moment.serving_lowest >= floor, "{moment:?}");
+        }
+        let (finished, _) = fake.carry_out(&made, &case.moves);
+        if let Some(last) = moments.last().filter(|_| finished) {
+            prop_assert_eq!(fake.instances.len(), last.running_after as usize);
+            prop_assert!(fake.world().serving_count() >= last.serving_after.min(made.floor));
+        }
+    }
+
+    #[test]
     fn an_immutable_plan_touches_nothing_before_all_that_is_new_is_well(case in cases()) {
         let case = Case { goal: 3, policy: 3, ..case };
         let mut fake = Fake::new(&case);

@@ -13,6 +13,7 @@ mod kills;
 mod misuse;
 mod over_ssh;
 mod policies;
+mod receipts;
 mod splits;
 mod state;
 mod without_systemd;

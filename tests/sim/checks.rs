@@ -484,6 +484,9 @@ impl Checks {
                     operation.id
                 ));
             }
+            if let Some(what) = receipt_tells_another_story(&operation) {
+                return Err(format!("the receipt of {} {what}", operation.id));
+            }
             let wanted = match (operation.kind, operation.status) {
                 (
                     OperationKind::Deploy
@@ -680,6 +683,31 @@ pub fn left_over(store: &Store, hosts: &[FakeHost]) -> Option<String> {
         });
         stray.map(|id| format!("{id} is left on {}", host.name))
     })
+}
+
+/// What is wrong with the receipt of an operation that is over, if anything is.
+fn receipt_tells_another_story(operation: &OperationRecord) -> Option<String> {
+    if operation.plan.stages.is_empty() && operation.back.is_none() {
+        return None;
+    }
+    let Some(receipt) = &operation.receipt else {
+        return Some("is missing".to_owned());
+    };
+    let spent: u64 = receipt.phases.iter().map(|of| of.ms).sum();
+    if spent != receipt.took_ms {
+        return Some(format!("tells of {spent} of {} ms", receipt.took_ms));
+    }
+    let plans = [Some(&operation.plan), operation.back.as_ref()];
+    let changes = plans.into_iter().flatten().flat_map(|plan| plan.changes());
+    let all: BTreeSet<_> = changes.map(|(_, change)| &change.instance).collect();
+    let told: BTreeSet<_> = receipt.instances.iter().map(|one| &one.instance).collect();
+    if all != told {
+        return Some("leaves instances out".to_owned());
+    }
+    let succeeded = operation.status == OperationStatus::Succeeded;
+    let undone = |result: &str| matches!(result, "failed" | "unfinished" | "untouched");
+    let mut results = receipt.instances.iter().map(|one| one.result.as_str());
+    (succeeded && results.any(undone)).then(|| "tells of what was not done".to_owned())
 }
 
 /// A share belongs to an operation that splits; the table shares all requests, each side with its own

@@ -498,6 +498,7 @@ pub(crate) mod tests {
             live: None,
             last_release: ReleaseNumber(1),
             operation: None,
+            counted_after: None,
             hold: false,
             split: None,
             mend_after: None,
@@ -509,7 +510,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn release(environment: &EnvironmentRecord) -> ReleaseRecord {
+    pub(crate) fn release(environment: &EnvironmentRecord) -> ReleaseRecord {
         ReleaseRecord {
             environment: environment.id.clone(),
             number: ReleaseNumber(1),

@@ -3,7 +3,7 @@
 use crate::apply::Scene;
 use crate::events::Draft;
 use crate::read::Repute;
-use crate::{Engine, EngineError, Observed, answers, compare, read, traffic};
+use crate::{Engine, EngineError, Observed, answers, compare, read, receipt};
 use beanpole_planner::{Decision, Happened, World, next, plan_back};
 use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus};
 use beanpole_protocol::event::Severity;
@@ -61,6 +61,7 @@ impl Engine {
                 return Ok(turn);
             }
             self.watch(&environment, observed, now, &mut turn)?;
+            self.count_after(&environment, observed, now, &mut turn)?;
             if environment.operation.is_some() {
                 self.advance(&environment, observed, now, &mut turn)?;
             } else if environment.status == EnvironmentStatus::Ready {
@@ -96,6 +97,7 @@ impl Engine {
             let world = self.world(&self.store, environment, observed, now, false)?;
             if let Decision::Wait { until, .. } = decide(&operation, &world, now)
                 && !answers::any_new(&operation, &world, now)
+                && !receipt::any_new(&operation, observed)
             {
                 turn.wake(until);
                 if let Some(due) = compare::due_at(&operation) {
@@ -132,7 +134,7 @@ impl Engine {
                 Some(due) => until.min(due),
                 None => until,
             });
-            traffic::advance(&mut operation.traffic, &environment.id, observed);
+            receipt::advance(&mut operation, observed, now);
             tx.put(&operation)?;
             tx.put(&environment)?;
             Ok::<_, EngineError>(until)

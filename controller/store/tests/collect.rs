@@ -59,6 +59,7 @@ fn environment(number: u128, status: EnvironmentStatus) -> EnvironmentRecord {
         live: None,
         last_release: ReleaseNumber(1),
         operation: None,
+        counted_after: None,
         hold: false,
         split: None,
         mend_after: None,

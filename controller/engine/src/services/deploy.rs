@@ -1,6 +1,6 @@
 //! To another release: deployments, forwards and back.
 
-use super::problems::{bad_option, nothing_before, nothing_deployed, refused};
+use super::problems::{bad_option, no_release, nothing_before, nothing_deployed, refused};
 use super::settings::change;
 use super::{NewOperation, idle, version};
 use crate::read::{self, Reader, Repute};
@@ -207,9 +207,10 @@ impl Engine {
     ) -> Result<PlanView, Problem> {
         let planned = || {
             let environment = idle(&self.store, name)?;
-            let (deployment, _) = self.work_out_deploy(&self.store, &environment, call, &body)?;
-            let world = self.world(&self.store, &environment, call.observed, call.now, false)?;
-            Ok::<_, Fault>(deployment.plan.view(&|host| world.host_name(host)))
+            let (deployment, settings) =
+                self.work_out_deploy(&self.store, &environment, call, &body)?;
+            self.foretell(&environment, &deployment.plan, &settings, call)
+                .map_err(Fault::from)
         };
         planned().map_err(Problem::from)
     }
@@ -242,15 +243,15 @@ impl Engine {
     ) -> Result<PlanView, Problem> {
         let planned = || {
             let environment = idle(&self.store, name)?;
-            let (deployment, _, to) =
+            let (deployment, settings, to) =
                 self.work_out_rollback(&self.store, &environment, call, body)?;
-            let world = self.world(&self.store, &environment, call.observed, call.now, false)?;
+            let plan = self.foretell(&environment, &deployment.plan, &settings, call)?;
             Ok::<_, Fault>(PlanView {
                 back_to: Some(BackTo {
                     release: to,
                     version: deployment.release.version.clone(),
                 }),
-                ..deployment.plan.view(&|host| world.host_name(host))
+                ..plan
             })
         };
         planned().map_err(Problem::from)
@@ -270,12 +271,7 @@ impl Engine {
             Some(number) => releases
                 .iter()
                 .find(|release| release.number == number)
-                .ok_or_else(|| {
-                    Problem::not_found("release", number).hint(format!(
-                        "`beanpole releases {}` lists them.",
-                        environment.name
-                    ))
-                })?,
+                .ok_or_else(|| no_release(number, &environment.name))?,
             None => before(environment, &releases).ok_or_else(|| nothing_before(environment))?,
         };
         // How much capacity there is belongs to now, not to the release: going back must not take

@@ -42,6 +42,7 @@ impl Engine {
                 live: None,
                 last_release: ReleaseNumber(0),
                 operation: None,
+                counted_after: None,
                 hold: false,
                 split: None,
                 mend_after: None,
