@@ -99,18 +99,19 @@ impl Engine {
                 return Ok(());
             }
         }
-        let until = self.store.update(|tx| {
+        let (until, entries) = self.store.update(|tx| {
             let Some(mut environment) =
                 tx.get::<EnvironmentRecord>(&EnvironmentRecord::key_of(&environment.id))?
             else {
-                return Ok(None);
+                return Ok((None, None));
             };
             let Some(mut operation) = tx.get::<OperationRecord>(&key)? else {
                 environment.operation = None;
                 environment.status = EnvironmentStatus::Ready;
                 tx.put(&environment)?;
-                return Ok(None);
+                return Ok((None, None));
             };
+            let before = operation.entries;
             let mut scene = Scene {
                 tx,
                 environment: &mut environment,
@@ -122,8 +123,13 @@ impl Engine {
             traffic::advance(&mut operation.traffic, &environment.id, observed);
             tx.put(&operation)?;
             tx.put(&environment)?;
-            Ok::<_, EngineError>(until)
+            Ok::<_, EngineError>((until, Some(before + 1..=operation.entries)))
         })?;
+        if let (Some(recorded), Some(entries)) = (&self.recorded, entries)
+            && !entries.is_empty()
+        {
+            recorded(id, entries);
+        }
         turn.events = true;
         turn.wake(until.unwrap_or(now));
         Ok(())
