@@ -6,6 +6,7 @@
 
 pub mod apps;
 pub mod bed;
+pub mod fail_points;
 pub mod hosts;
 pub mod http;
 pub mod load;

@@ -83,8 +83,7 @@ pub struct Outcome {
     pub sent: BTreeMap<Kind, u64>,
     /// Frames that came back.
     pub frames: u64,
-    /// WebSockets that were ended in an orderly way, between two frames, as those of an instance are
-    /// that leaves.
+    /// WebSockets that were ended between two frames, as those of an instance are that leaves.
     pub closed: u64,
     /// Requests and frames that failed.
     pub failures: Vec<Failure>,
@@ -182,6 +181,11 @@ impl Mixed {
             workers,
             started,
         }
+    }
+
+    /// Lets it run for that long: what comes before and after is part of what is measured.
+    pub fn run_on(&self, length: Duration) {
+        wait::pause(length);
     }
 
     /// Ends it and sums up, once every request on its way is answered.
@@ -367,7 +371,8 @@ impl Socket {
         Ok(Self(open.into_stream()))
     }
 
-    /// Sends a frame and awaits it. False when it was closed instead.
+    /// Sends a frame and awaits it. False when it was closed instead. A frame that crosses the close on
+    /// its way is answered with a reset: TCP knows no other answer.
     fn round(&mut self, number: u64) -> io::Result<bool> {
         let text = format!("from client {number}");
         let mask = [0x37, 0xfa, 0x21, 0x3d];
@@ -375,11 +380,13 @@ impl Socket {
         frame.extend(mask);
         let masked = text.bytes().zip(mask.iter().cycle());
         frame.extend(masked.map(|(byte, key)| byte ^ key));
-        self.0.get_mut().write_all(&frame)?;
         let mut head = [0; 2];
-        if self.0.read(&mut head[..1])? == 0 {
-            return Ok(false);
-        }
+        let begun = self.0.get_mut().write_all(&frame);
+        match begun.and_then(|()| self.0.read(&mut head[..1])) {
+            Ok(0) => return Ok(false),
+            Err(error) if is_reset(&error) => return Ok(false),
+            begun => begun?,
+        };
         self.0.read_exact(&mut head[1..])?;
         if head[0] & 0x0f == 8 {
             return Ok(false);
@@ -392,4 +399,9 @@ impl Socket {
             Err(io::Error::other("another frame came back"))
         }
     }
+}
+
+fn is_reset(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset};
+    matches!(error.kind(), ConnectionReset | BrokenPipe)
 }
