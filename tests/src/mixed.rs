@@ -96,9 +96,12 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Requests per second, as sent.
+    /// Requests per second, as sent; WebSockets apart, which come on top.
     pub fn rate(&self) -> f64 {
-        self.sent.values().sum::<u64>() as f64 / self.lasted.as_secs_f64().max(0.001)
+        let all = self.sent.iter();
+        let requests = all.filter(|(kind, _)| **kind != Kind::WebSocket);
+        let sum: u64 = requests.map(|(_, count)| count).sum();
+        sum as f64 / self.lasted.as_secs_f64().max(0.001)
     }
 
     /// Failures per kind, and the first of them: for messages of tests.

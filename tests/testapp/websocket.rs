@@ -42,6 +42,7 @@ pub fn echo(mut reader: impl Read, mut writer: impl Write) -> io::Result<()> {
     }
 }
 
+#[expect(clippy::many_single_char_names, reason = "the letters of RFC 3174")]
 fn sha1(text: &[u8]) -> [u8; 20] {
     let mut padded = text.to_vec();
     padded.push(0x80);
