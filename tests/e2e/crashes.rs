@@ -10,6 +10,7 @@ use crate::over_ssh::{add, hosts, until_host_is};
 use beanpole_tests::bed::{Bed, signal};
 use beanpole_tests::fail_points::{FailPoints, Step};
 use beanpole_tests::hosts::Hosts;
+use beanpole_tests::http::get;
 use beanpole_tests::load::{Load, Outcome};
 use beanpole_tests::wait::{seconds, until, until_true};
 use rustix::process::Signal;
@@ -254,6 +255,11 @@ impl Lane {
             assert_eq!(one["version"], version, "{status:#}");
         }
         until_green(&self.bed, ENVIRONMENT);
+        // A proxy that was killed at the very end may not be back yet.
+        let host = Bed::host(ENVIRONMENT);
+        until_true("it answers its users", seconds(20), || {
+            get(self.bed.http, &host, "/").is_ok_and(|answer| answer.text().starts_with(version))
+        });
         let deployed = version != self.live;
         self.live = version;
         deployed
@@ -376,7 +382,7 @@ impl fmt::Display for Cell {
     }
 }
 
-fn crashes(policy: &'static str, goes: Goes) {
+fn crashes(policy: &'static str) {
     let names: Vec<&'static str> = LANES.concat();
     let Some(_hosts) = hosts(policy, &names) else {
         return;
@@ -387,23 +393,29 @@ fn crashes(policy: &'static str, goes: Goes) {
         lanes.map(|lane| lane.join().expect("a lane is set up"))
     });
     let mut lanes = Vec::from(lanes);
-    let steps = lanes[0].steps(policy, goes);
-    assert!(steps.len() > 5, "{steps:?}");
     let ready = begun.elapsed();
+    for goes in [Goes::There, Goes::Back] {
+        crashes_of(&mut lanes, policy, goes);
+    }
+    say(&format!(
+        "{policy}: {:.0} s for setting up",
+        ready.as_secs_f64()
+    ));
+}
+
+/// Deploys once for each victim and step.
+fn crashes_of(lanes: &mut [Lane], policy: &str, goes: Goes) {
+    let begun = Instant::now();
+    let steps = lanes[0].steps(policy, goes);
     let mut done = Vec::new();
     let each = |step: &Step| VICTIMS.map(|victim| (victim, step.first));
-    share(
-        &mut lanes,
-        policy,
-        goes,
-        steps.iter().flat_map(each),
-        &mut done,
-    );
+    share(lanes, policy, goes, steps.iter().flat_map(each), &mut done);
     // Two reports that come at once in one run come one by one in another, and with them the entries
     // that share a transaction.
     let missing = not_met(&steps, &done);
-    share(&mut lanes, policy, goes, missing, &mut done);
-    print(policy, goes, &steps, &done, [ready, begun.elapsed()]);
+    share(lanes, policy, goes, missing, &mut done);
+    let took = begun.elapsed().as_secs_f64();
+    say(&format!("{policy}, {goes:?}: {}", table(&done, took)));
     let missing = not_met(&steps, &done);
     assert!(missing.is_empty(), "nobody died there: {missing:?}");
 }
@@ -443,47 +455,46 @@ fn share(
     });
 }
 
-#[expect(clippy::print_stdout, reason = "the table that a run is for")]
-fn print(policy: &str, goes: Goes, steps: &[Step], done: &[Cell], [ready, took]: [Duration; 2]) {
-    println!(
-        "{policy}, {goes:?}: {} steps, {} deployments with a crash, {:.0} s of which {:.0} s for setting up",
-        steps.len(),
-        done.len(),
-        took.as_secs_f64(),
-        ready.as_secs_f64()
-    );
-    for step in steps {
-        println!("  {:>2} {}", step.first, step.name());
-        for cell in done {
-            if (step.first..=step.last).contains(&cell.step.first) {
-                println!("       {:<14} {cell}", format!("{:?}", cell.victim));
-            }
+/// Who died at which step, and what became of it.
+fn table(done: &[Cell], took: f64) -> String {
+    let mut rows: BTreeMap<(u64, String), Vec<&Cell>> = BTreeMap::new();
+    for cell in done {
+        let row = (cell.step.first, cell.step.name());
+        rows.entry(row).or_default().push(cell);
+    }
+    let mut text = format!("{} deployments with a crash in {took:.0} s", done.len());
+    for ((first, name), mut cells) in rows {
+        text.push_str(&format!("\n  {first:>2} {name}"));
+        cells.sort_by_key(|cell| cell.victim);
+        for cell in cells {
+            text.push_str(&format!(
+                "\n       {:<14} {cell}",
+                format!("{:?}", cell.victim)
+            ));
         }
     }
     let worst = done.iter().map(|cell| cell.took).max().unwrap_or_default();
-    let back = done.iter().filter(|cell| !cell.deployed).count();
-    println!(
-        "  0 stuck, 0 mixed, 0 left over; {back} taken back; the longest took {:.1} s",
+    let deployed = done.iter().filter(|cell| cell.deployed).count();
+    let back = done.len() - deployed;
+    text.push_str(&format!(
+        "\n  {deployed} deployed, {back} taken back, 0 stuck, 0 mixed, 0 with anything left over; \
+         the longest took {:.1} s",
         worst.as_secs_f64()
-    );
+    ));
+    text
+}
+
+#[expect(clippy::print_stdout, reason = "the table that a run is for")]
+fn say(text: &str) {
+    println!("{text}");
 }
 
 #[test]
 fn a_crash_at_any_step_of_a_rolling_deployment_ends_on_one_version() {
-    crashes("Rolling", Goes::There);
+    crashes("Rolling");
 }
 
 #[test]
 fn a_crash_at_any_step_of_an_immutable_deployment_ends_on_one_version() {
-    crashes("Immutable", Goes::There);
-}
-
-#[test]
-fn a_crash_at_any_step_of_a_rolling_deployment_that_goes_back_ends_on_the_version_before() {
-    crashes("Rolling", Goes::Back);
-}
-
-#[test]
-fn a_crash_at_any_step_of_an_immutable_deployment_that_goes_back_ends_on_the_version_before() {
-    crashes("Immutable", Goes::Back);
+    crashes("Immutable");
 }
