@@ -2,8 +2,8 @@
 
 use crate::commands::{
     abort, apps, attach, backup, completions, config, create, daemons, demo, demo_app, deploy,
-    events, health, host, init, list, logs, open, printenv, releases, restart, restore, rollback,
-    scale, setenv, status, terminate, up, version, versions,
+    events, health, host, init, list, logs, open, printenv, promote, releases, restart, restore,
+    rollback, scale, setenv, status, terminate, up, version, versions,
 };
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -114,6 +114,7 @@ pub enum Command {
     Rollback(rollback::Rollback),
     Releases(releases::Releases),
     Abort(abort::Abort),
+    Promote(promote::Promote),
     Attach(attach::Attach),
     Terminate(terminate::Terminate),
     App(apps::Apps),

@@ -11,6 +11,7 @@
 
 mod back;
 mod deploy;
+pub mod guard;
 mod next;
 mod place;
 mod plan;
@@ -23,6 +24,6 @@ pub use next::{
     Decision, OTHER_PORTS, RESTARTS_THAT_FAIL, how_it_ended, listens_unreached, next, restarts,
 };
 pub use place::{Lack, Place, Refusal, place};
-pub use plan::{Action, Batch, Change, Gate, Plan, Skipped, Stage, Timeouts};
-pub use progress::{ChangeState, Happened, IllegalTransition, Progress, apply};
+pub use plan::{Action, Batch, Change, Gate, Plan, Skipped, Split, Stage, Timeouts};
+pub use progress::{ChangeState, Happened, IllegalTransition, Progress, Share, apply};
 pub use world::{HostState, InstanceState, ProxyState, Reach, Serving, World};

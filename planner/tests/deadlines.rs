@@ -225,6 +225,7 @@ impl Still {
                 ),
             ],
             environments: Vec::new(),
+            releases: Vec::new(),
             listeners: Vec::new(),
         };
         (host, proxy)
@@ -295,6 +296,7 @@ impl Still {
                 Some(&proxy_report),
             )],
             web: true,
+            evidence: None,
         };
         next(&self.plan, &self.progress, &world, now)
     }

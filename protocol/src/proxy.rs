@@ -6,6 +6,7 @@
 //! | `GET /v1/report` | a [`ProxyReport`] |
 //! | `GET /v1/watch` | a stream of [`ProxyReport`]s as JSON lines: one at once, one after each change of a target's state (ten a second in the long run, twenty at once), one at least every 2 s |
 
+use crate::latency::Latencies;
 use crate::{
     ApplicationName, EnvironmentId, EnvironmentName, Generation, Incarnation, InstanceId,
     ReleaseNumber, Timestamp,
@@ -31,6 +32,20 @@ pub struct Route {
     pub host: String,
     /// The pools and their shares. Weights are relative; a pool of weight 0 gets nothing.
     pub pools: Vec<WeightedPool>,
+    /// What keeps a client at the pool that it came to first, where there are several.
+    #[serde(default)]
+    pub sticky: Option<Sticky>,
+}
+
+/// What keeps a client at one pool of a route. Each client has a number, by which the shares are dealt:
+/// one that a pool's share takes in stays in as the share grows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sticky {
+    /// A cookie, given with the first answer.
+    Cookie,
+    /// The value of this header of its requests, in lower case; a request without one goes by turns.
+    Header(String),
 }
 
 /// A pool and its share of a route.
@@ -191,6 +206,9 @@ pub struct ProxyReport {
     pub targets: Vec<TargetReport>,
     /// Every environment of the table in force.
     pub environments: Vec<EnvironmentTraffic>,
+    /// Every release that a target of the table in force runs.
+    #[serde(default)]
+    pub releases: Vec<ReleaseTraffic>,
     /// The addresses it listens on.
     #[serde(default)]
     pub listeners: Vec<String>,
@@ -295,4 +313,20 @@ pub struct EnvironmentTraffic {
     pub environment: EnvironmentId,
     /// Its counts.
     pub traffic: Traffic,
+}
+
+/// What a proxy saw of all targets of one release together, in one run of the proxy: counts that only
+/// rise, so that what lies between two reports can be told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseTraffic {
+    /// Of which environment.
+    pub environment: EnvironmentId,
+    /// Which release.
+    pub release: ReleaseNumber,
+    /// Requests that its targets were given and that ended.
+    pub requests: u64,
+    /// Those of them that were answered with a status of 500 or above, or not, or not to the end.
+    pub errors: u64,
+    /// How long its answers took to begin.
+    pub latency: Latencies,
 }

@@ -1,11 +1,13 @@
 //! The routing table in force: an immutable value made for lookups, and who gets the next request.
 
+use crate::sticky::{Number, Sides};
 use crate::target::{Changes, TargetState};
-use crate::traffic::Counters;
+use crate::traffic::{Counters, ReleaseCounters};
 use beanpole_protocol::proxy::{
-    Algorithm, EnvironmentTraffic, RoutingTable, TargetMode, TargetPool, WeightedPool,
+    Algorithm, EnvironmentTraffic, ReleaseTraffic, RoutingTable, TargetMode, TargetPool,
+    WeightedPool,
 };
-use beanpole_protocol::{EnvironmentId, EnvironmentName, InstanceId};
+use beanpole_protocol::{EnvironmentId, EnvironmentName, InstanceId, ReleaseNumber};
 use fnv::FnvHashMap;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -25,6 +27,7 @@ pub struct Table {
     pools: HashMap<String, Arc<Pool>>,
     targets: BTreeMap<InstanceId, Arc<TargetState>>,
     environments: BTreeMap<EnvironmentId, Arc<Counters>>,
+    releases: BTreeMap<(EnvironmentId, ReleaseNumber), Arc<ReleaseCounters>>,
 }
 
 /// A hostname's pools in the order of their turns.
@@ -32,6 +35,7 @@ pub struct Route {
     pools: Vec<Arc<Pool>>,
     turns: Box<[u16]>,
     next: Arc<AtomicUsize>,
+    sides: Option<Sides>,
 }
 
 /// Targets that share traffic.
@@ -119,9 +123,13 @@ impl Table {
                 .clone();
             let mut serving = Vec::new();
             for target in &pool.targets {
+                let of_release = (pool.environment.clone(), target.release);
+                let kept = self.releases.get(&of_release).cloned();
+                let release = next.releases.entry(of_release);
+                let release = release.or_insert_with(|| kept.unwrap_or_default()).clone();
                 let known = self.targets.get(&target.instance).filter(|t| t.is(target));
                 let state = known.cloned().unwrap_or_else(|| {
-                    let new = TargetState::new(target, assumed, changes.clone());
+                    let new = TargetState::new(target, release, assumed, changes.clone());
                     difference.came.push(new.clone());
                     new
                 });
@@ -152,6 +160,11 @@ impl Table {
                 pools,
                 turns: turns(&route.pools),
                 next: cursor.unwrap_or_default(),
+                sides: route
+                    .sticky
+                    .as_ref()
+                    .filter(|_| route.pools.len() > 1)
+                    .and_then(|sticky| Sides::new(sticky, &route.pools)),
             };
             next.routes.insert(host, Arc::new(made));
         }
@@ -190,6 +203,14 @@ impl Table {
         self.targets.values()
     }
 
+    /// What every release was given.
+    pub fn releases(&self) -> Vec<ReleaseTraffic> {
+        self.releases
+            .iter()
+            .map(|((environment, release), counters)| counters.snapshot(environment, *release))
+            .collect()
+    }
+
     /// What every environment was given.
     pub fn environments(&self) -> Vec<EnvironmentTraffic> {
         self.environments
@@ -203,14 +224,22 @@ impl Table {
 }
 
 impl Route {
-    /// Who gets the next request, other than `except`. The pool without a target when no target
+    /// The number of the client that sent these headers, where clients stay on their side.
+    pub fn number(&self, headers: &http::HeaderMap) -> Option<Number> {
+        self.sides.as_ref()?.number(headers, &self.next)
+    }
+
+    /// Who gets the next request, of the client with that number, other than `except`. The pool without a target when no target
     /// is fit for it; nothing when the route has no pool at all.
     pub fn pick(
         &self,
         except: Option<&Arc<TargetState>>,
+        number: Option<Number>,
     ) -> Option<(&Arc<Pool>, Option<Arc<TargetState>>)> {
         let mut first = 0;
-        if self.turns.len() > 1 {
+        if let (Some(sides), Some(number)) = (&self.sides, number) {
+            first = sides.pool_of(number);
+        } else if self.turns.len() > 1 {
             let turn = self.next.fetch_add(1, Relaxed) % self.turns.len();
             first = usize::from(self.turns[turn]);
         } else if let Some(only) = self.turns.first() {

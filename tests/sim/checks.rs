@@ -82,6 +82,35 @@ impl Checks {
         nothing_outlives_its_environment(store, &now, &environments)?;
         self.what_runs_on_is_told(store, &now, hosts)?;
         operations_end_in_time(store, &environments, at)?;
+        splits_are_whole(store, &environments)?;
+        self.what_is_worse_is_not_live(store)?;
+        Ok(())
+    }
+
+    /// A release that the guard could see to be worse goes live only when somebody says so.
+    fn what_is_worse_is_not_live(&self, store: &Store) -> Result<(), String> {
+        for before in self.operations.values() {
+            let key = OperationRecord::key_of(&before.id);
+            let Some(operation) = store.get::<OperationRecord>(&key).expect("memory") else {
+                continue;
+            };
+            let worse = operation
+                .version
+                .as_ref()
+                .is_some_and(|version| Behaviour::of(version.as_str()) == Behaviour::Worse);
+            let seen = &operation.guard.evidence.total;
+            if worse
+                && operation.status == OperationStatus::Succeeded
+                && operation.promoted_by.is_none()
+                && seen.new.requests >= 100
+                && seen.old.errors == 0
+            {
+                return Err(format!(
+                    "{} went live with {} of {} requests failed",
+                    operation.id, seen.new.errors, seen.new.requests
+                ));
+            }
+        }
         Ok(())
     }
 
@@ -651,4 +680,38 @@ pub fn left_over(store: &Store, hosts: &[FakeHost]) -> Option<String> {
         });
         stray.map(|id| format!("{id} is left on {}", host.name))
     })
+}
+
+/// A share belongs to an operation that splits; the table shares all requests, each side with its own
+/// release.
+fn splits_are_whole(
+    store: &Store,
+    environments: &BTreeMap<EnvironmentId, EnvironmentRecord>,
+) -> Result<(), String> {
+    for environment in environments.values() {
+        if environment.split.is_some() && environment.operation.is_none() {
+            return Err(format!("{} is split for nobody", environment.name));
+        }
+    }
+    for record in store.list::<TableRecord>().expect("memory") {
+        for route in &record.table.routes {
+            let sum: u32 = route.pools.iter().map(|pool| pool.weight).sum();
+            if sum != if route.pools.len() == 1 { 1 } else { 100 } {
+                return Err(format!("{} shares {sum} of 100", route.host));
+            }
+        }
+        for pool in &record.table.pools {
+            let Some((_, release)) = pool.name.split_once('@') else {
+                continue;
+            };
+            if pool
+                .targets
+                .iter()
+                .any(|target| target.release.to_string() != release)
+            {
+                return Err(format!("{} holds another release", pool.name));
+            }
+        }
+    }
+    Ok(())
 }

@@ -11,7 +11,7 @@ use crate::project::settings::InForce;
 use crate::watch;
 use beanpole_protocol::api::{Deploy as Body, Environment, Operation, PlanView, Tier};
 use beanpole_protocol::options::{
-    BatchSize, DeploymentPolicy, ENVIRONMENT, OptionSettings, PROPERTIES,
+    BatchSize, DeploymentPolicy, ENVIRONMENT, OptionSettings, PROPERTIES, SplitSteps,
 };
 use beanpole_protocol::{EnvironmentName, VersionLabel};
 use clap::Args;
@@ -20,7 +20,7 @@ use std::path::PathBuf;
 /// Deploy the project, or a version that exists, to an environment
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  beanpole deploy                             what deploy.toml says\n  beanpole deploy shop-prod                   this directory, honouring .ebignore or .gitignore\n  beanpole deploy shop-prod --from app.zip --label v2\n  beanpole deploy shop-prod --git main\n  beanpole deploy shop-prod --version v1 --policy AllAtOnce\n  beanpole deploy shop-prod --batch 50%\n  beanpole deploy shop-prod --plan            show what would happen\n\nIt waits for the end and fails when the deployment does; Ctrl-C only stops the watching."
+    after_help = "Examples:\n  beanpole deploy                             what deploy.toml says\n  beanpole deploy shop-prod                   this directory, honouring .ebignore or .gitignore\n  beanpole deploy shop-prod --from app.zip --label v2\n  beanpole deploy shop-prod --git main\n  beanpole deploy shop-prod --version v1 --policy AllAtOnce\n  beanpole deploy shop-prod --batch 50%\n  beanpole deploy shop-prod --split 1%:5m,10%:10m,50%   a share of the requests first\n  beanpole deploy shop-prod --plan            show what would happen\n\nIt waits for the end and fails when the deployment does; Ctrl-C only stops the watching."
 )]
 pub struct Deploy {
     /// The environment [default: `environment` of deploy.toml]
@@ -40,12 +40,16 @@ pub struct Deploy {
     /// What the new version is, for people
     #[arg(long, short, short_alias = 'm')]
     description: Option<String>,
-    /// AllAtOnce, Rolling, RollingWithAdditionalBatch or Immutable [default: the environment's]
+    /// AllAtOnce, Rolling, RollingWithAdditionalBatch, Immutable or TrafficSplitting [default: the
+    /// environment's]
     #[arg(long)]
     policy: Option<DeploymentPolicy>,
     /// How many instances at a time, `1` or `30%` [default: the environment's]
     #[arg(long, value_name = "N|P%")]
     batch: Option<BatchSize>,
+    /// Rising shares of the requests for the new release, each with its time; then it gets all
+    #[arg(long, value_name = "STEPS", conflicts_with = "batch")]
+    split: Option<SplitSteps>,
     /// When it fails, leave the environment as it is
     #[arg(long)]
     no_auto_rollback: bool,
@@ -194,6 +198,7 @@ fn begin(
         version: Some(version.clone()),
         policy: command.policy,
         batch: command.batch,
+        split: command.split.clone(),
         no_auto_rollback: command.no_auto_rollback || auto_rollback == Some(false),
         settings: changed_settings(context, name, settings)?,
     };

@@ -20,6 +20,7 @@ pub mod list;
 pub mod logs;
 pub mod open;
 pub mod printenv;
+pub mod promote;
 pub mod releases;
 pub mod restart;
 pub mod restore;
@@ -94,6 +95,7 @@ fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Rollback(command) => rollback::run(context, &command),
         Command::Releases(command) => releases::run(context, &command),
         Command::Abort(command) => abort::run(context, &command),
+        Command::Promote(command) => promote::run(context, &command),
         Command::Attach(command) => attach::run(context, &command),
         Command::Terminate(command) => terminate::run(context, &command),
         Command::App(command) => apps::run(context, command),

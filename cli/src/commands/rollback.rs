@@ -20,7 +20,8 @@ pub struct Rollback {
     /// The release to return to; list them with `beanpole releases`
     #[arg(long, value_name = "RELEASE")]
     to: Option<ReleaseNumber>,
-    /// AllAtOnce, Rolling, RollingWithAdditionalBatch or Immutable [default: the environment's]
+    /// AllAtOnce, Rolling, RollingWithAdditionalBatch, Immutable or TrafficSplitting [default: the
+    /// environment's; Immutable where that is TrafficSplitting]
     #[arg(long)]
     policy: Option<DeploymentPolicy>,
     /// How many instances at a time, `1` or `30%` [default: the environment's]

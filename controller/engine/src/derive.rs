@@ -395,7 +395,7 @@ impl Records {
             let (Tier::Web, Some(cname)) = (environment.tier, &environment.cname) else {
                 continue;
             };
-            let targets = self
+            let targets: Vec<Target> = self
                 .instances
                 .iter()
                 .filter(|instance| instance.environment == environment.id)
@@ -412,20 +412,38 @@ impl Records {
                     })
                 })
                 .collect();
+            let name = environment.name.to_string();
+            let sides = match environment.split {
+                None => vec![(name, 1, targets)],
+                Some(split) => {
+                    let is_new = |target: &Target| target.release == split.release;
+                    let (new, old) = targets.into_iter().partition(is_new);
+                    let percent = u32::from(split.percent.min(100));
+                    let new_name = format!("{name}@{}", split.release);
+                    vec![(name, 100 - percent, old), (new_name, percent, new)]
+                }
+            };
+            let mut pools = Vec::new();
+            for (name, weight, targets) in sides {
+                pools.push(WeightedPool {
+                    pool: name.clone(),
+                    weight,
+                });
+                table.pools.push(TargetPool {
+                    name,
+                    environment: environment.id.clone(),
+                    environment_name: environment.name.clone(),
+                    application: environment.application.clone(),
+                    algorithm: environment.settings.algorithm(),
+                    targets,
+                });
+            }
             table.routes.push(Route {
                 host: format!("{cname}.{domain}").to_lowercase(),
-                pools: vec![WeightedPool {
-                    pool: environment.name.to_string(),
-                    weight: 1,
-                }],
-            });
-            table.pools.push(TargetPool {
-                name: environment.name.to_string(),
-                environment: environment.id.clone(),
-                environment_name: environment.name.clone(),
-                application: environment.application.clone(),
-                algorithm: environment.settings.algorithm(),
-                targets,
+                sticky: (pools.len() > 1)
+                    .then(|| environment.settings.sticky())
+                    .flatten(),
+                pools,
             });
         }
         table
@@ -481,6 +499,7 @@ pub(crate) mod tests {
             last_release: ReleaseNumber(1),
             operation: None,
             hold: false,
+            split: None,
             mend_after: None,
             mend_failures: 0,
             created_at: Timestamp::EPOCH,

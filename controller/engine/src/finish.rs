@@ -82,6 +82,7 @@ impl Engine {
             scene.environment.mend_after = Some(now.after(pause));
         }
         scene.environment.operation = None;
+        scene.environment.split = None;
         scene.environment.updated_at = now;
         scene.environment.status = EnvironmentStatus::Ready;
         if kind == OperationKind::Terminate && succeeded {

@@ -12,6 +12,7 @@
 
 mod answers;
 mod apply;
+mod compare;
 mod derive;
 mod events;
 mod finish;

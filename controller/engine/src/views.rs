@@ -6,6 +6,7 @@ use crate::read::Reader;
 use crate::services::existing;
 use crate::turn::decide;
 use crate::{Engine, Fault, Observed, traffic};
+use beanpole_planner::guard::Sample;
 use beanpole_planner::{Action, ChangeState, Decision, Stage, World};
 use beanpole_protocol::api::{
     self, EnvironmentHealth, EnvironmentStatus, InstanceProgress, OperationStatus,
@@ -22,6 +23,7 @@ use beanpole_store::model::{
     ReleaseRecord,
 };
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 impl Engine {
     /// An environment and how it is.
@@ -307,10 +309,46 @@ impl Engine {
             finished_at: operation.finished_at,
             deadline: operation.deadline,
             leftovers: operation.leftovers.clone(),
+            split: split_view(operation),
             requests_served: marks.served,
             requests_failed: marks.failed,
         })
     }
+}
+
+/// The split that an operation is in, if it is in one.
+fn split_view(operation: &OperationRecord) -> Option<api::SplitView> {
+    let share = operation.progress.share?;
+    if operation.status != OperationStatus::Running {
+        return None;
+    }
+    let stages = &operation.plan.stages;
+    let Some(Stage::Split(split)) = stages.get(operation.progress.stage) else {
+        return None;
+    };
+    let count = |stages: &[Stage]| {
+        let splits = stages.iter().filter(|s| matches!(s, Stage::Split(_)));
+        u32::try_from(splits.count()).unwrap_or(u32::MAX)
+    };
+    let side = |sample: &Sample| api::SideView {
+        requests: sample.requests,
+        errors: sample.errors,
+        p95_us: sample.latency.percentile_us(95),
+    };
+    let seen = &operation.guard.evidence.total;
+    let confirmed_at = share
+        .confirmed
+        .filter(|_| share.stage == operation.progress.stage);
+    Some(api::SplitView {
+        percent: share.percent,
+        step: count(&stages[..=operation.progress.stage]),
+        steps: count(stages),
+        confirmed_at,
+        until: confirmed_at.map(|at| at.after(Duration::from_millis(split.wait_ms))),
+        promoted: operation.progress.promoted,
+        new: side(&seen.new),
+        old: side(&seen.old),
+    })
 }
 
 fn without_values(mut settings: OptionSettings) -> OptionSettings {

@@ -36,6 +36,7 @@ pub(super) fn router() -> OpenApiRouter<App> {
         .routes(routes!(scale))
         .routes(routes!(restart))
         .routes(routes!(abort))
+        .routes(routes!(promote))
         .routes(routes!(releases))
         .routes(routes!(health))
         .routes(routes!(read_logs))
@@ -295,6 +296,23 @@ async fn abort(
     let operation = app
         .operate(caller.request_id, move |engine, call| {
             engine.abort(call, &name)
+        })
+        .await?;
+    Ok(accepted(operation))
+}
+
+/// Give all requests to the new release of a split, without further waiting.
+#[utoipa::path(post, path = "/v1/environments/{environment}/promote", tag = "environments", params(("environment" = String, Path)), responses(
+    (status = 202, description = "It gets them", body = Operation),
+))]
+async fn promote(
+    State(app): State<App>,
+    caller: Caller,
+    In(name): In<EnvironmentName>,
+) -> Answer<Response> {
+    let operation = app
+        .operate(caller.request_id, move |engine, call| {
+            engine.promote(call, &name)
         })
         .await?;
     Ok(accepted(operation))

@@ -6,6 +6,7 @@
 //! applications, versions, hosts and tokens; both write events.
 
 use crate::{Record, key};
+use beanpole_planner::guard::{Evidence, Sides};
 use beanpole_planner::{Happened, Plan, Progress};
 use beanpole_protocol::agent::{HostOrders, Owner, Platform};
 use beanpole_protocol::api::{
@@ -115,6 +116,9 @@ pub struct EnvironmentRecord {
     /// next operation.
     #[serde(default)]
     pub hold: bool,
+    /// The share of the requests that a new release has; all share alike where absent.
+    #[serde(default)]
+    pub split: Option<SplitRecord>,
     /// When mending by itself may be tried again, after it failed.
     #[serde(default)]
     pub mend_after: Option<Timestamp>,
@@ -131,6 +135,15 @@ pub struct EnvironmentRecord {
     /// The time of its newest event: the next one is later.
     #[serde(default)]
     pub last_event_at: Timestamp,
+}
+
+/// A share of an environment's requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitRecord {
+    /// The release whose instances get it.
+    pub release: ReleaseNumber,
+    /// Per cent, 1 to 100.
+    pub percent: u8,
 }
 
 impl EnvironmentRecord {
@@ -309,6 +322,12 @@ pub struct OperationRecord {
     pub no_auto_rollback: bool,
     /// The call that aborted it.
     pub aborted_by: Option<RequestId>,
+    /// The call that wants all requests to go to the new release at once.
+    #[serde(default)]
+    pub promoted_by: Option<RequestId>,
+    /// What a split has shown.
+    #[serde(default)]
+    pub guard: GuardRecord,
     /// The environment's settings before, when this operation changed them.
     pub settings_before: Option<OptionSettings>,
     /// What made it fail.
@@ -355,6 +374,26 @@ impl Record for OperationRecord {
     fn key(&self) -> Vec<u8> {
         Self::key_of(&self.id)
     }
+}
+
+/// What a split has shown, from counters that start at zero with each run of a proxy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardRecord {
+    /// Up to the marks.
+    pub evidence: Evidence,
+    /// When the marks were set; absent before the split has begun.
+    pub taken_at: Option<Timestamp>,
+    /// Proxy to the counters that are accounted for.
+    pub marks: BTreeMap<String, GuardMark>,
+}
+
+/// Counters of one run of a proxy, by side of the split.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardMark {
+    /// The proxy's run.
+    pub run: String,
+    /// Its counts.
+    pub seen: Sides,
 }
 
 /// Requests counted over some time, from counters that start at zero with each run of a proxy.

@@ -60,6 +60,7 @@ fn environment(number: u128, status: EnvironmentStatus) -> EnvironmentRecord {
         last_release: ReleaseNumber(1),
         operation: None,
         hold: false,
+        split: None,
         mend_after: None,
         mend_failures: 0,
         created_at: Timestamp::EPOCH,

@@ -1,7 +1,8 @@
 //! The step after this one: what to record now, what to wait for, or how it ended.
 //!
 //! A stage is looked at as a whole, each of its changes by how far it is: `prepare` before anything is
-//! touched, `leave` on the way out of service, `enter` on the way into it. `failure` says why a plan
+//! touched, `leave` on the way out of service, `enter` on the way into it, `split` while two releases share
+//! the requests. `failure` says why a plan
 //! cannot go on, `proxies` what the proxies know of an instance.
 
 mod enter;
@@ -9,6 +10,7 @@ mod failure;
 mod leave;
 mod prepare;
 mod proxies;
+mod split;
 
 use crate::{Batch, Change, ChangeState, Happened, Plan, Progress, Serving, Stage, World};
 use beanpole_protocol::api::OperationFailure;
@@ -67,6 +69,7 @@ pub fn next(plan: &Plan, progress: &Progress, world: &World<'_>, now: Timestamp)
             hosts,
         } => turn.prepare(*release, *tree, hosts),
         Stage::Batch(batch) => turn.batch(batch),
+        Stage::Split(split) => turn.split(split),
     });
     let done = match done {
         Ok(done) => done,
@@ -147,7 +150,7 @@ impl Turn<'_, '_> {
     fn batch(&mut self, batch: &Batch) -> Step<bool> {
         let mut serving = self.capacity();
         // Before its successors serve, nothing of what leaves is stopped.
-        let entered = self.enter(batch)?;
+        let entered = self.enter(&batch.enters, &batch.changes)?;
         let mut all = entered;
         let under_way = batch.changes.iter().any(|change| {
             !matches!(

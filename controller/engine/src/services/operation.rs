@@ -64,6 +64,8 @@ impl NewOperation {
             back_progress: Default::default(),
             no_auto_rollback: self.no_auto_rollback,
             aborted_by: None,
+            promoted_by: None,
+            guard: Default::default(),
             settings_before: self.settings_before,
             failure: None,
             message: None,

@@ -161,6 +161,7 @@ impl Engine {
             repute: Repute::New,
             policy: None,
             batch: None,
+            split: None,
             reason: "settings".to_owned(),
         };
         self.work_out(tx, environment, call, wish)
