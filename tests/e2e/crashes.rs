@@ -130,9 +130,8 @@ impl Lane {
             (Goes::There, "v1") => "v2",
             (Goes::There, _) => "v1",
         };
-        let options = ["--policy", policy, "--batch", "1", "--detach"];
-        let mut line = vec!["deploy", ENVIRONMENT, "--version", version];
-        line.extend(options);
+        let mut line = vec!["deploy", ENVIRONMENT, "--version", version, "--detach"];
+        line.extend(policy.split(' '));
         self.bed
             .run_in(&self.bed.home().join("apps/shop"), &line)
             .ok();
@@ -382,7 +381,8 @@ impl fmt::Display for Cell {
     }
 }
 
-fn crashes(policy: &'static str) {
+/// With a policy, as it is asked for.
+fn crashes(policy: &'static str, ways: &[Goes]) {
     let names: Vec<&'static str> = LANES.concat();
     let Some(_hosts) = hosts(policy, &names) else {
         return;
@@ -394,8 +394,8 @@ fn crashes(policy: &'static str) {
     });
     let mut lanes = Vec::from(lanes);
     let ready = begun.elapsed();
-    for goes in [Goes::There, Goes::Back] {
-        crashes_of(&mut lanes, policy, goes);
+    for goes in ways {
+        crashes_of(&mut lanes, policy, *goes);
     }
     say(&format!(
         "{policy}: {:.0} s for setting up",
@@ -491,10 +491,15 @@ fn say(text: &str) {
 
 #[test]
 fn a_crash_at_any_step_of_a_rolling_deployment_ends_on_one_version() {
-    crashes("Rolling");
+    crashes("--policy Rolling --batch 1", &[Goes::There, Goes::Back]);
 }
 
 #[test]
 fn a_crash_at_any_step_of_an_immutable_deployment_ends_on_one_version() {
-    crashes("Immutable");
+    crashes("--policy Immutable", &[Goes::There, Goes::Back]);
+}
+
+#[test]
+fn a_crash_at_any_step_of_a_split_ends_on_one_version() {
+    crashes("--split 50%:1s", &[Goes::There]);
 }

@@ -57,6 +57,8 @@ const IN_FLIGHT: usize = 15 + 5;
 /// What a policy promises for each kind of release.
 struct Contract {
     policy: &'static str,
+    /// How a deployment with it is asked for.
+    options: &'static str,
     /// How long a release that [`Release::Dies`] lives, in milliseconds.
     lives_ms: u32,
     good: Allowed,
@@ -69,11 +71,12 @@ struct Contract {
 /// Instances have to stay up for this long before they serve, in seconds.
 const MIN_UPTIME: u32 = 1;
 
-const CONTRACTS: [Contract; 4] = [
+const CONTRACTS: [Contract; 5] = [
     // All instances change together, undrained, and those of a bad release are changed back. The way
     // there is over once all serve, and nobody watches any more: this one dies before.
     Contract {
         policy: "AllAtOnce",
+        options: "--policy AllAtOnce",
         lives_ms: 900,
         good: Allowed::Interruption,
         fails_to_start: Allowed::Interruption,
@@ -85,6 +88,7 @@ const CONTRACTS: [Contract; 4] = [
     // serves already when it dies, while the second batch drains.
     Contract {
         policy: "Rolling",
+        options: "--policy Rolling --batch 1",
         lives_ms: 5_000,
         good: Allowed::Drained,
         fails_to_start: Allowed::Drained,
@@ -95,6 +99,7 @@ const CONTRACTS: [Contract; 4] = [
     // The first batch is additional: nothing leaves before it serves.
     Contract {
         policy: "RollingWithAdditionalBatch",
+        options: "--policy RollingWithAdditionalBatch --batch 1",
         lives_ms: 5_000,
         good: Allowed::Drained,
         fails_to_start: Allowed::Nothing,
@@ -106,6 +111,18 @@ const CONTRACTS: [Contract; 4] = [
     // others by then, and the old set is still there, draining, when it dies.
     Contract {
         policy: "Immutable",
+        options: "--policy Immutable",
+        lives_ms: 5_000,
+        good: Allowed::Drained,
+        fails_to_start: Allowed::Nothing,
+        answers_500: Allowed::Nothing,
+        dies: Allowed::InFlight,
+        build_fails: Allowed::Nothing,
+    },
+    // As Immutable; it dies while its set gets a fifth of the requests.
+    Contract {
+        policy: "TrafficSplitting",
+        options: "--split 20%:4s",
         lives_ms: 5_000,
         good: Allowed::Drained,
         fails_to_start: Allowed::Nothing,
@@ -152,8 +169,8 @@ fn deploy(bed: &Bed, contract: &Contract, release: Release) -> Ran {
             br#"{"name": "shop", "version": "1.0.0", "dependencies": {"a": "1"}}"#,
         ),
     };
-    let options = format!("--policy {} --batch 1", contract.policy);
-    let ran = bed.deploy_with(&app, ENVIRONMENT, &format!("{release:?}"), &options);
+    let label = format!("{release:?}");
+    let ran = bed.deploy_with(&app, ENVIRONMENT, &label, contract.options);
     match release {
         Release::Good => ran.ok(),
         Release::FailsToStart => ran.exits(1).says("cannot find the database, giving up"),
@@ -269,6 +286,11 @@ fn rolling_with_an_additional_batch_keeps_its_contract() {
 #[test]
 fn immutable_keeps_its_contract() {
     matrix("Immutable");
+}
+
+#[test]
+fn traffic_splitting_keeps_its_contract() {
+    matrix("TrafficSplitting");
 }
 
 /// What the table's figures rest on.
