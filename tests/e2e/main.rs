@@ -5,11 +5,13 @@
 
 mod builds;
 mod changes;
+mod crashes;
 mod demo;
 mod examples;
 mod failures;
 mod fleet;
 mod kills;
+mod matrix;
 mod misuse;
 mod over_ssh;
 mod policies;

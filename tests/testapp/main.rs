@@ -4,10 +4,13 @@
 //! [--lives MS] [--errors PERCENT]`
 //!
 //! It answers `VERSION INSTANCE PID` on `$PORT`. `/slow?MS` answers late, `/exit` ends the process,
-//! `/env?NAME` shows a variable, `/headers` what the proxy sent. On SIGTERM it ends at once: what it
+//! `/env?NAME` shows a variable, `/headers` what the proxy sent, `/echo` sends a body back and `/ws` the
+//! frames of a WebSocket. On SIGTERM it ends at once: what it
 //! was still answering is lost, so that a drain that comes too late shows.
 //! With `--lives` it serves well for that long, then gives up with exit code 9. With `--errors` it answers
 //! that share of the requests for `/` with 500.
+
+mod websocket;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -91,6 +94,7 @@ fn serve(stream: TcpStream, version: &str, status: u64, errors: u64) -> Option<(
         }
         let mut head = String::new();
         let mut length = 0;
+        let mut key = None;
         loop {
             let mut line = String::new();
             if reader.read_line(&mut line).ok()? == 0 {
@@ -99,10 +103,13 @@ fn serve(stream: TcpStream, version: &str, status: u64, errors: u64) -> Option<(
             if line.trim().is_empty() {
                 break;
             }
-            if let Some((name, value)) = line.split_once(':')
-                && name.eq_ignore_ascii_case("content-length")
-            {
-                length = value.trim().parse().unwrap_or(0);
+            if let Some((name, value)) = line.split_once(':') {
+                let value = value.trim();
+                if name.eq_ignore_ascii_case("content-length") {
+                    length = value.parse().unwrap_or(0);
+                } else if name.eq_ignore_ascii_case("sec-websocket-key") {
+                    key = Some(value.to_owned());
+                }
             }
             head.push_str(&line);
         }
@@ -110,6 +117,10 @@ fn serve(stream: TcpStream, version: &str, status: u64, errors: u64) -> Option<(
         reader.read_exact(&mut body).ok()?;
         let target = first.split(' ').nth(1).unwrap_or("/");
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        if let ("/ws", Some(key), 200) = (path, &key, status) {
+            writer.write_all(websocket::accepted(key).as_bytes()).ok()?;
+            return websocket::echo(reader, writer).ok();
+        }
         let answer = match path {
             "/slow" => {
                 pause(query.parse().unwrap_or(0));

@@ -106,19 +106,20 @@ impl Engine {
                 return Ok(());
             }
         }
-        let until = self.store.update(|tx| {
+        let (until, entries) = self.store.update(|tx| {
             let Some(mut environment) =
                 tx.get::<EnvironmentRecord>(&EnvironmentRecord::key_of(&environment.id))?
             else {
-                return Ok(None);
+                return Ok((None, None));
             };
             let Some(mut operation) = tx.get::<OperationRecord>(&key)? else {
                 environment.operation = None;
                 environment.status = EnvironmentStatus::Ready;
                 environment.split = None;
                 tx.put(&environment)?;
-                return Ok(None);
+                return Ok((None, None));
             };
+            let before = operation.entries;
             let mut scene = Scene {
                 tx,
                 environment: &mut environment,
@@ -137,8 +138,13 @@ impl Engine {
             receipt::advance(&mut operation, observed, now);
             tx.put(&operation)?;
             tx.put(&environment)?;
-            Ok::<_, EngineError>(until)
+            Ok::<_, EngineError>((until, Some(before + 1..=operation.entries)))
         })?;
+        if let (Some(recorded), Some(entries)) = (&self.recorded, entries)
+            && !entries.is_empty()
+        {
+            recorded(id, entries);
+        }
         turn.events = true;
         turn.wake(until.unwrap_or(now));
         Ok(())
