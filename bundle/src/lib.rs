@@ -13,7 +13,7 @@ pub mod platform;
 pub mod procfile;
 mod shared;
 
-pub use packed::check_runs;
+pub use packed::{check_runs, release_command};
 pub use shared::Shared;
 
 use std::collections::{BTreeMap, BTreeSet};

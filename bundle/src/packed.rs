@@ -15,6 +15,18 @@ use std::path::{Component, Path, PathBuf};
 /// Refuses a bundle that hosts could not run on `platform` in an environment of `tier`, as far as
 /// that can be told without them.
 pub fn check_runs(file: File, platform: Platform, tier: Tier) -> Result<(), Refused> {
+    look_into(file, |packed| platform::find(packed, platform)?.suits(tier))
+}
+
+/// The release command of a bundle, in full.
+pub fn release_command(file: File) -> Result<Option<String>, Refused> {
+    look_into(file, |packed| platform::release_command(packed))
+}
+
+fn look_into<T>(
+    file: File,
+    look: impl FnOnce(&mut Packed<'_>) -> Result<T, Refused>,
+) -> Result<T, Refused> {
     let (mut archive, contents) = examine(open(file)?, &UnpackLimits::default())?;
     let links = link_targets(&mut archive, &contents)?;
     let mut packed = Packed {
@@ -22,7 +34,7 @@ pub fn check_runs(file: File, platform: Platform, tier: Tier) -> Result<(), Refu
         contents: &contents,
         links,
     };
-    platform::find(&mut packed, platform)?.suits(tier)
+    look(&mut packed)
 }
 
 struct Packed<'c> {
@@ -181,6 +193,27 @@ mod tests {
         });
         let refused = check_runs(loops, Platform::Auto, Tier::Web).expect_err("leads nowhere");
         assert_eq!(refused.code, "no-platform");
+    }
+
+    #[test]
+    fn a_release_command_is_no_process() {
+        let (auto, web) = (Platform::Auto, Tier::Web);
+        let command = |files| release_command(bundle(files)).expect("readable");
+        let both = &[("Procfile", "release: ./migrate up\nweb: ./x\n")];
+        check_runs(bundle(both), auto, web).expect("runs");
+        assert_eq!(command(both).as_deref(), Some("./migrate up"));
+        assert_eq!(command(&[("Procfile", "web: ./x\n")]), None);
+        assert_eq!(command(&[("requirements.txt", "")]), None);
+        let only = ("Procfile", "release: ./migrate\n");
+        let refused = refusal(&[only], auto, web);
+        assert_eq!(refused.code, "procfile-invalid");
+        assert!(refused.message.contains("names no process"), "{refused}");
+        check_runs(bundle(&[only, ("requirements.txt", "flask\n")]), auto, web)
+            .expect("gunicorn is the process");
+        let no_web = &[("Procfile", "release: ./migrate\njobs: ./x\n")];
+        let refused = refusal(no_web, auto, web);
+        assert_eq!(refused.code, "procfile-without-web");
+        assert!(!refused.message.contains("release"), "{refused}");
     }
 
     #[test]

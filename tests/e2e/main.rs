@@ -11,6 +11,7 @@ mod failures;
 mod fleet;
 mod kills;
 mod misuse;
+mod once;
 mod over_ssh;
 mod policies;
 mod state;

@@ -7,6 +7,7 @@
 pub mod build;
 pub mod cache;
 pub mod node;
+pub mod once;
 pub mod platform;
 pub mod programs;
 pub mod python;
@@ -19,6 +20,7 @@ use crate::layout::Layout;
 use crate::remove;
 use crate::runtime::ProcessSpec;
 use crate::runtime::process::ShimProgram;
+use beanpole_bundle::procfile;
 use beanpole_daemon::files;
 use beanpole_protocol::Digest;
 use beanpole_protocol::agent::{Failure, Platform, ReleaseKey, ReleaseOrder, ReleasePhase};
@@ -128,6 +130,9 @@ pub struct Prepared {
     pub platform: Platform,
     /// The processes: name and command line.
     pub processes: Vec<(String, String)>,
+    /// What runs once for each deployment, before any of the processes.
+    #[serde(default)]
+    pub release_command: Option<String>,
     /// Directories that come first in `PATH`.
     pub path: Vec<PathBuf>,
     /// What the platform adds to the environment of the processes; properties win over it.
@@ -142,6 +147,39 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// What the application finds in its environment, wherever it runs on the host. Properties win over
+    /// what the platform adds, but for `PATH`, which keeps the platform's directories in front.
+    pub fn app_environment(&self, order: &ReleaseOrder) -> BTreeMap<String, String> {
+        let mut environment = self.environment.clone();
+        environment.extend(order.properties.0.clone());
+        let mut path = programs::path_with(self.path.iter().map(|path| path.as_path()));
+        if let Some(own) = order.properties.0.get("PATH") {
+            let first: Vec<_> = self.path.iter().map(|p| p.to_string_lossy()).collect();
+            path = first
+                .iter()
+                .map(|p| p.as_ref())
+                .chain([own.as_str()])
+                .collect::<Vec<_>>()
+                .join(":");
+        }
+        for (name, value) in [
+            ("PATH", path),
+            ("BEANPOLE_ENVIRONMENT", order.environment_name.to_string()),
+            ("BEANPOLE_RELEASE", order.key.number.to_string()),
+            ("BEANPOLE_VERSION", order.version.to_string()),
+        ] {
+            environment.insert(name.to_owned(), value);
+        }
+        environment
+    }
+
+    /// Agents of before took the release command for a process.
+    fn without_release_process(mut self) -> Self {
+        let command = procfile::take_release(&mut self.processes);
+        self.release_command = self.release_command.or(command);
+        self
+    }
+
     /// The processes for a runtime.
     pub fn process_specs(&self) -> Vec<ProcessSpec> {
         self.processes
@@ -198,7 +236,7 @@ impl Workshop {
                 .caches
                 .iter()
                 .all(|name| self.caches.is_complete(name));
-        whole.then_some(prepared)
+        whole.then(|| prepared.without_release_process())
     }
 
     /// Prepares the release of `job` from the bundle at `bundle`, within the order's time.
@@ -261,6 +299,7 @@ impl Workshop {
             bundle: job.order.bundle.clone(),
             platform: plan.platform,
             processes: made.processes.unwrap_or(plan.processes),
+            release_command: plan.release_command,
             path: made.path,
             environment: made.environment,
             caches: made.caches,
@@ -404,6 +443,7 @@ mod tests {
             options: BTreeMap::new(),
             prepare_timeout_ms: 1000,
             asked_by: None,
+            run_once: None,
         };
         let work = layout.release_work(&order.key);
         let whole = layout.release(&order.key);
@@ -422,6 +462,7 @@ mod tests {
             bundle: job.order.bundle.clone(),
             platform: Platform::Procfile,
             processes: Vec::new(),
+            release_command: None,
             path: Vec::new(),
             environment: BTreeMap::new(),
             caches: Vec::new(),

@@ -4,7 +4,7 @@
 use crate::turn::Turn;
 use crate::{Engine, EngineError, Observed, kept};
 use beanpole_planner::{Reach, Stage};
-use beanpole_protocol::agent::{HostOrders, InstanceOrder, ReleaseKey, ReleaseOrder};
+use beanpole_protocol::agent::{HostOrders, InstanceOrder, OnceOrder, ReleaseKey, ReleaseOrder};
 use beanpole_protocol::api::{EnvironmentStatus, Tier};
 use beanpole_protocol::options::OptionSettings;
 use beanpole_protocol::proxy::{Route, RoutingTable, Target, TargetPool, WeightedPool};
@@ -287,6 +287,7 @@ impl Records {
     fn orders(&self, host: &HostId) -> HostOrders {
         let mut wanted: BTreeMap<(EnvironmentId, ReleaseNumber), Option<OperationId>> =
             BTreeMap::new();
+        let mut once: BTreeMap<(EnvironmentId, ReleaseNumber), OnceOrder> = BTreeMap::new();
         let mut instances = Vec::new();
         let mut present: BTreeSet<&EnvironmentId> = BTreeSet::new();
         for instance in self.instances.iter().filter(|i| i.host == *host) {
@@ -327,6 +328,17 @@ impl Records {
                         *asked = Some(operation.id.clone());
                     }
                 }
+                if let (Stage::Once { tree, host: on, .. }, Some(agent)) =
+                    (stage, &progress.once_by)
+                    && on == host
+                    && number == progress.stage
+                {
+                    let order = OnceOrder {
+                        operation: operation.id.clone(),
+                        agent: agent.clone(),
+                    };
+                    once.insert((operation.environment.clone(), *tree), order);
+                }
             }
         }
         for id in present {
@@ -342,7 +354,11 @@ impl Records {
         }
         let releases = wanted
             .into_iter()
-            .filter_map(|(key, asked_by)| self.release_order(&key, asked_by))
+            .filter_map(|(key, asked_by)| {
+                let run_once = once.remove(&key);
+                let order = self.release_order(&key, asked_by)?;
+                Some(ReleaseOrder { run_once, ..order })
+            })
             .collect();
         HostOrders {
             generation: Generation(0),
@@ -374,6 +390,7 @@ impl Records {
             options: release.settings.platform_options(),
             prepare_timeout_ms: release.settings.deployment().timeout_ms,
             asked_by,
+            run_once: None,
         })
     }
 
@@ -501,6 +518,7 @@ pub(crate) mod tests {
             platform: Platform::Auto,
             settings: OptionSettings::default(),
             reason: "deploy".to_owned(),
+            release_command: None,
             outcome: None,
             live_at: None,
             created_at: Timestamp::EPOCH,
@@ -533,6 +551,8 @@ pub(crate) mod tests {
                 since: Timestamp::EPOCH,
                 asked_by: asked_by.cloned(),
                 again_at: Some(Timestamp::from_millis(600_000)),
+                has_release_command: false,
+                once: None,
             }],
             instances: Vec::new(),
         }

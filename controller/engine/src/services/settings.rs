@@ -159,6 +159,7 @@ impl Engine {
             settings,
             tree: same_tree.then_some(live.tree),
             repute: Repute::New,
+            runs_release_command: false,
             policy: None,
             batch: None,
             reason: "settings".to_owned(),
