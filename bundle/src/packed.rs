@@ -1,5 +1,6 @@
 //! Looks into a ZIP without unpacking it.
 
+use crate::hooks::{self, When};
 use crate::platform::{self, Top};
 use crate::{
     Archive, Contents, Entry, Refused, UnpackLimits, damaged, examine, follow, link_targets, open,
@@ -15,7 +16,10 @@ use std::path::{Component, Path, PathBuf};
 /// Refuses a bundle that hosts could not run on `platform` in an environment of `tier`, as far as
 /// that can be told without them.
 pub fn check_runs(file: File, platform: Platform, tier: Tier) -> Result<(), Refused> {
-    look_into(file, |packed| platform::find(packed, platform)?.suits(tier))
+    look_into(file, |packed| {
+        platform::find(packed, platform)?.suits(tier)?;
+        packed.check_hooks()
+    })
 }
 
 /// The release command of a bundle, in full.
@@ -51,6 +55,32 @@ impl Packed<'_> {
         let found = files.iter().find(|(file, _)| *file == path)?;
         Some(found.1)
     }
+
+    /// Refuses hooks that no host could start.
+    fn check_hooks(&mut self) -> Result<(), Refused> {
+        let contents = self.contents;
+        let directories = When::ALL.map(When::directory);
+        let hooks = contents.files.iter().filter(|(path, _)| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let directory = path.parent().unwrap_or(Path::new(""));
+            directories.iter().any(|one| one == directory) && hooks::counts(&name)
+        });
+        for (path, entry) in hooks {
+            hooks::check(path, &self.head_of(*entry, hooks::HEAD)?)?;
+        }
+        Ok(())
+    }
+
+    fn head_of(&mut self, entry: Entry, longest: u64) -> Result<Vec<u8>, Refused> {
+        let mut bytes = Vec::new();
+        self.archive
+            .by_index(entry.index)
+            .map_err(|error| damaged(&error))?
+            .take(longest)
+            .read_to_end(&mut bytes)
+            .map_err(|error| damaged(&error.into()))?;
+        Ok(bytes)
+    }
 }
 
 impl Top for Packed<'_> {
@@ -64,14 +94,7 @@ impl Top for Packed<'_> {
         let Some(entry) = self.entry(name) else {
             return Ok(None);
         };
-        let mut bytes = Vec::new();
-        self.archive
-            .by_index(entry.index)
-            .map_err(|error| damaged(&error))?
-            .take(longest)
-            .read_to_end(&mut bytes)
-            .map_err(|error| damaged(&error.into()))?;
-        Ok(Some(bytes))
+        self.head_of(entry, longest).map(Some)
     }
 
     fn names(&self) -> Vec<(String, bool)> {
@@ -193,6 +216,23 @@ mod tests {
         });
         let refused = check_runs(loops, Platform::Auto, Tier::Web).expect_err("leads nowhere");
         assert_eq!(refused.code, "no-platform");
+    }
+
+    #[test]
+    fn a_hook_that_nothing_could_start_is_refused_before_anything_is_sent() {
+        let (auto, web) = (Platform::Auto, Tier::Web);
+        let procfile = ("Procfile", "web: ./x\n");
+        let fine = [
+            procfile,
+            (".platform/hooks/predeploy/1.sh", "#!/bin/sh\n"),
+            (".platform/hooks/predeploy/.gitkeep", ""),
+            (".platform/hooks/prebuild/lib/common", "no hook"),
+        ];
+        check_runs(bundle(&fine), auto, web).expect("runs");
+        let no_script = (".platform/hooks/prebuild/1.sh", "make assets\n");
+        let refused = refusal(&[procfile, no_script], auto, web);
+        assert_eq!(refused.code, "hook-invalid");
+        assert!(refused.message.contains("prebuild/1.sh"), "{refused}");
     }
 
     #[test]

@@ -227,15 +227,27 @@ impl Workshop {
     /// Runs one command of a build to its end. Dropping the future has it killed; [`end_build`] waits
     /// for that.
     pub async fn run(&self, site: &Site<'_>, step: &Step<'_>) -> Result<(), Fault> {
-        let shown = step.shown();
+        self.run_as(site, step, &step.shown(), &CODES, &BTreeMap::new())
+            .await
+    }
+
+    /// [`Workshop::run`] of what is called `shown`, with `extra` in its environment.
+    pub(super) async fn run_as(
+        &self,
+        site: &Site<'_>,
+        step: &Step<'_>,
+        shown: &str,
+        codes: &Codes,
+        extra: &BTreeMap<String, String>,
+    ) -> Result<(), Fault> {
         (site.progress)(ReleasePhase::Building {
-            command: shown.clone(),
+            command: shown.to_owned(),
         });
         let home = site.work.join(HOME);
         make_home(&home, site.user.as_ref())?;
         let not_started = |why: &dyn std::fmt::Display| {
             Fault::new(
-                "build-failed",
+                codes.failed,
                 format!("The command `{shown}` could not be started: {why}."),
             )
         };
@@ -251,20 +263,20 @@ impl Workshop {
             program: step.program.to_owned(),
             arguments: step.arguments.to_vec(),
             directory: step.directory.to_owned(),
-            environment: environment(site, step, &home),
+            environment: environment(site, step, &home, extra),
             user: site.user.clone(),
             cgroup: cgroup.map(|trees| trees.build(&site.order.key)),
             limits,
             private_tmp,
         };
         let command = Guarded {
-            shown: &shown,
+            shown,
             spec,
             log: &site.log,
             record: &site.pid_file,
         };
         let ended = self.follow(command, || Ok(())).await?;
-        match ended.judge(&CODES, &shown, &limits) {
+        match ended.judge(codes, shown, &limits) {
             None => Ok(()),
             Some(fault) => Err(fault.with_log(ended.lines)),
         }
@@ -353,13 +365,19 @@ pub(super) fn make_tmp(work: &Path) -> io::Result<PathBuf> {
 }
 
 /// The whole environment of a build's command.
-fn environment(site: &Site<'_>, step: &Step<'_>, home: &Path) -> Properties {
+fn environment(
+    site: &Site<'_>,
+    step: &Step<'_>,
+    home: &Path,
+    extra: &BTreeMap<String, String>,
+) -> Properties {
     let inherited = INHERITED
         .iter()
         .filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)));
     let mut all: BTreeMap<String, String> = inherited.collect();
     all.insert("LANG".to_owned(), "C.UTF-8".to_owned());
     all.insert("PATH".to_owned(), step.path.to_owned());
+    all.extend(extra.clone());
     all.extend(site.order.properties.0.clone());
     all.insert("HOME".to_owned(), home.to_string_lossy().into_owned());
     all.insert("CI".to_owned(), "true".to_owned());

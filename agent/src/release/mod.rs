@@ -6,6 +6,7 @@
 
 pub mod build;
 pub mod cache;
+mod hooks;
 pub mod node;
 pub mod once;
 pub mod platform;
@@ -20,6 +21,7 @@ use crate::layout::Layout;
 use crate::remove;
 use crate::runtime::ProcessSpec;
 use crate::runtime::process::ShimProgram;
+use beanpole_bundle::hooks::When;
 use beanpole_bundle::procfile;
 use beanpole_daemon::files;
 use beanpole_protocol::Digest;
@@ -112,7 +114,10 @@ impl Fault {
     pub fn blames_the_bundle(&self) -> bool {
         let code = self.0.code.as_str();
         code.starts_with("bundle-")
-            || matches!(code, "procfile-invalid" | "package-invalid" | "no-platform")
+            || matches!(
+                code,
+                "procfile-invalid" | "package-invalid" | "no-platform" | "hook-invalid"
+            )
     }
 
     /// Whether it passes once there is room again.
@@ -162,14 +167,8 @@ impl Prepared {
                 .collect::<Vec<_>>()
                 .join(":");
         }
-        for (name, value) in [
-            ("PATH", path),
-            ("BEANPOLE_ENVIRONMENT", order.environment_name.to_string()),
-            ("BEANPOLE_RELEASE", order.key.number.to_string()),
-            ("BEANPOLE_VERSION", order.version.to_string()),
-        ] {
-            environment.insert(name.to_owned(), value);
-        }
+        environment.insert("PATH".to_owned(), path);
+        environment.extend(named(order));
         environment
     }
 
@@ -190,6 +189,17 @@ impl Prepared {
             })
             .collect()
     }
+}
+
+/// The variables that say what this is.
+fn named(order: &ReleaseOrder) -> BTreeMap<String, String> {
+    [
+        ("BEANPOLE_ENVIRONMENT", order.environment_name.to_string()),
+        ("BEANPOLE_RELEASE", order.key.number.to_string()),
+        ("BEANPOLE_VERSION", order.version.to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
 }
 
 /// What preparing needs beside the order.
@@ -280,7 +290,6 @@ impl Workshop {
         (job.progress)(ReleasePhase::Unpacking);
         let tree = work.join("app");
         self.unpack(work, &tree, job, bundle, cancelled).await?;
-        let plan = platform::find(&tree, job.order.platform)?;
         let site = build::Site {
             work: work.to_owned(),
             tree: tree.clone(),
@@ -290,11 +299,34 @@ impl Workshop {
             user: job.user.clone(),
             progress: &*job.progress,
         };
+        self.run_hooks(
+            &site,
+            When::Prebuild,
+            &programs::path_with([]),
+            &named(&job.order),
+        )
+        .await?;
+        let plan = platform::find(&tree, job.order.platform)?;
         let made = match plan.platform {
             Platform::Node => node::build(self, &site).await?,
             Platform::Python => python::build(self, &site, &plan).await?,
             Platform::Auto | Platform::Procfile => build::Made::default(),
         };
+        // The tree has not its final name yet.
+        let place = self.layout.release(&job.order.key).join("app");
+        let path: Vec<PathBuf> = made
+            .path
+            .iter()
+            .map(|path| {
+                path.strip_prefix(&place)
+                    .map_or(path.clone(), |below| tree.join(below))
+            })
+            .collect();
+        let path = programs::path_with(path.iter().map(PathBuf::as_path));
+        let mut extra = made.environment.clone();
+        extra.extend(named(&job.order));
+        self.run_hooks(&site, When::Predeploy, &path, &extra)
+            .await?;
         let prepared = Prepared {
             bundle: job.order.bundle.clone(),
             platform: plan.platform,
@@ -337,6 +369,7 @@ impl Workshop {
             };
             let started = std::time::Instant::now();
             let unpacked = unpack::unpack(&bundle, &tree, &limits, room, &cancelled)?;
+            hooks::make_fit(&tree)?;
             tracing::info!(
                 environment = %key.environment,
                 release = key.number.0,
