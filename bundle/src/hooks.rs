@@ -25,6 +25,9 @@ impl When {
     }
 }
 
+/// What Elastic Beanstalk would run of a bundle and hosts do not.
+pub const NOT_RUN: [&str; 2] = [".platform/hooks/postdeploy", ".platform/confighooks"];
+
 /// Bytes that tell what kind of program a file is.
 pub const HEAD: u64 = 4;
 

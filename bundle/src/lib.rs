@@ -14,7 +14,7 @@ pub mod platform;
 pub mod procfile;
 mod shared;
 
-pub use packed::{check_runs, release_command};
+pub use packed::{check_runs, not_run, release_command};
 pub use shared::Shared;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -27,6 +27,15 @@ pub fn release_command(file: File) -> Result<Option<String>, Refused> {
     look_into(file, |packed| platform::release_command(packed))
 }
 
+/// Those of [`hooks::NOT_RUN`] that a bundle has.
+pub fn not_run(file: File) -> Result<Vec<&'static str>, Refused> {
+    look_into(file, |packed| {
+        let files = &packed.contents.files;
+        let has = |directory: &&str| files.iter().any(|(path, _)| path.starts_with(directory));
+        Ok(hooks::NOT_RUN.into_iter().filter(has).collect())
+    })
+}
+
 fn look_into<T>(
     file: File,
     look: impl FnOnce(&mut Packed<'_>) -> Result<T, Refused>,
@@ -229,6 +238,11 @@ mod tests {
             (".platform/hooks/prebuild/lib/common", "no hook"),
         ];
         check_runs(bundle(&fine), auto, web).expect("runs");
+        assert!(not_run(bundle(&fine)).expect("readable").is_empty());
+        let after = (".platform/hooks/postdeploy/1.sh", "no script");
+        check_runs(bundle(&[procfile, after]), auto, web).expect("runs, without it");
+        let left_out = not_run(bundle(&[procfile, after])).expect("readable");
+        assert_eq!(left_out, [".platform/hooks/postdeploy"]);
         let no_script = (".platform/hooks/prebuild/1.sh", "make assets\n");
         let refused = refusal(&[procfile, no_script], auto, web);
         assert_eq!(refused.code, "hook-invalid");

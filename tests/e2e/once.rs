@@ -88,7 +88,11 @@ fn a_release_command_that_fails_touches_nothing() {
 fn a_release_command_whose_agent_is_killed_is_not_run_again() {
     let bed = Bed::up();
     let traces = Traces::of(&bed);
-    let app = traces.app(bed.serving("shop-prod", 2), "v2", "sleep 1000; touch $T/end");
+    let app = traces.app(
+        bed.serving("shop-prod", 2),
+        "v2",
+        "sleep 1000; touch $T/end",
+    );
     let load = bed.load("shop-prod");
     bed.deploy_with(&app, "shop-prod", "v2", "--detach").ok();
     traces.until_one_runs();
