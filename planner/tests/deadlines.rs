@@ -225,6 +225,7 @@ impl Still {
                 ),
             ],
             environments: Vec::new(),
+            releases: Vec::new(),
             listeners: Vec::new(),
         };
         (host, proxy)

@@ -103,6 +103,7 @@ impl Fake {
                 now: Timestamp::EPOCH,
                 targets: Vec::new(),
                 environments: Vec::new(),
+                releases: Vec::new(),
                 listeners: Vec::new(),
             },
             generation: Generation(1),

@@ -10,6 +10,7 @@ pub mod agent;
 pub mod api;
 pub mod event;
 pub mod ids;
+pub mod latency;
 pub mod names;
 pub mod options;
 pub mod problem;

@@ -6,6 +6,7 @@
 //! | `GET /v1/report` | a [`ProxyReport`] |
 //! | `GET /v1/watch` | a stream of [`ProxyReport`]s as JSON lines: one at once, one after each change of a target's state (ten a second in the long run, twenty at once), one at least every 2 s |
 
+use crate::latency::Latencies;
 use crate::{
     ApplicationName, EnvironmentId, EnvironmentName, Generation, Incarnation, InstanceId,
     ReleaseNumber, Timestamp,
@@ -191,6 +192,9 @@ pub struct ProxyReport {
     pub targets: Vec<TargetReport>,
     /// Every environment of the table in force.
     pub environments: Vec<EnvironmentTraffic>,
+    /// Every release that a target of the table in force runs.
+    #[serde(default)]
+    pub releases: Vec<ReleaseTraffic>,
     /// The addresses it listens on.
     #[serde(default)]
     pub listeners: Vec<String>,
@@ -295,4 +299,20 @@ pub struct EnvironmentTraffic {
     pub environment: EnvironmentId,
     /// Its counts.
     pub traffic: Traffic,
+}
+
+/// What a proxy saw of all targets of one release together, in one run of the proxy: counts that only
+/// rise, so that what lies between two reports can be told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseTraffic {
+    /// Of which environment.
+    pub environment: EnvironmentId,
+    /// Which release.
+    pub release: ReleaseNumber,
+    /// Requests that its targets were given and that ended.
+    pub requests: u64,
+    /// Those of them that were answered with a status of 500 or above, or not, or not to the end.
+    pub errors: u64,
+    /// How long its answers took to begin.
+    pub latency: Latencies,
 }

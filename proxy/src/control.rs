@@ -134,6 +134,7 @@ impl Control {
             now: clock::now(),
             targets: table.targets().map(|target| target.report()).collect(),
             environments: table.environments(),
+            releases: table.releases(),
             listeners: self.listeners.clone(),
         }
     }

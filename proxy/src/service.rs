@@ -607,6 +607,9 @@ impl ProxyHttp for Service {
                 .map(|at| (at, at.saturating_duration_since(request.begun)));
             if let Some(at) = &request.at {
                 at.target().counters.record(status, failed, answered);
+                let error = failed || status.is_some_and(|status| status >= 500);
+                let latency = answered.map(|(_, latency)| latency);
+                at.target().release.record(error, latency);
             }
             if let Some(pool) = &request.pool {
                 pool.counters.record(status, failed, answered);

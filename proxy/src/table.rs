@@ -1,11 +1,12 @@
 //! The routing table in force: an immutable value made for lookups, and who gets the next request.
 
 use crate::target::{Changes, TargetState};
-use crate::traffic::Counters;
+use crate::traffic::{Counters, ReleaseCounters};
 use beanpole_protocol::proxy::{
-    Algorithm, EnvironmentTraffic, RoutingTable, TargetMode, TargetPool, WeightedPool,
+    Algorithm, EnvironmentTraffic, ReleaseTraffic, RoutingTable, TargetMode, TargetPool,
+    WeightedPool,
 };
-use beanpole_protocol::{EnvironmentId, EnvironmentName, InstanceId};
+use beanpole_protocol::{EnvironmentId, EnvironmentName, InstanceId, ReleaseNumber};
 use fnv::FnvHashMap;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -25,6 +26,7 @@ pub struct Table {
     pools: HashMap<String, Arc<Pool>>,
     targets: BTreeMap<InstanceId, Arc<TargetState>>,
     environments: BTreeMap<EnvironmentId, Arc<Counters>>,
+    releases: BTreeMap<(EnvironmentId, ReleaseNumber), Arc<ReleaseCounters>>,
 }
 
 /// A hostname's pools in the order of their turns.
@@ -119,9 +121,13 @@ impl Table {
                 .clone();
             let mut serving = Vec::new();
             for target in &pool.targets {
+                let of_release = (pool.environment.clone(), target.release);
+                let kept = self.releases.get(&of_release).cloned();
+                let release = next.releases.entry(of_release);
+                let release = release.or_insert_with(|| kept.unwrap_or_default()).clone();
                 let known = self.targets.get(&target.instance).filter(|t| t.is(target));
                 let state = known.cloned().unwrap_or_else(|| {
-                    let new = TargetState::new(target, assumed, changes.clone());
+                    let new = TargetState::new(target, release, assumed, changes.clone());
                     difference.came.push(new.clone());
                     new
                 });
@@ -188,6 +194,14 @@ impl Table {
     /// Every target, by instance.
     pub fn targets(&self) -> impl Iterator<Item = &Arc<TargetState>> {
         self.targets.values()
+    }
+
+    /// What every release was given.
+    pub fn releases(&self) -> Vec<ReleaseTraffic> {
+        self.releases
+            .iter()
+            .map(|((environment, release), counters)| counters.snapshot(environment, *release))
+            .collect()
     }
 
     /// What every environment was given.

@@ -4,7 +4,7 @@
 //! table; a new incarnation gets a new one.
 
 use crate::connection::ConnState;
-use crate::traffic::Counters;
+use crate::traffic::{Counters, ReleaseCounters};
 use arc_swap::ArcSwap;
 use beanpole_daemon::clock;
 use beanpole_protocol::proxy::{CheckResult, HealthCheck, Target, TargetMode, TargetReport};
@@ -52,6 +52,8 @@ pub struct TargetState {
     pub target: Target,
     /// Requests given to it and how they went.
     pub counters: Counters,
+    /// The same, together with all others that run its release.
+    pub release: Arc<ReleaseCounters>,
     /// How it is checked now.
     pub plan: ArcSwap<HealthCheck>,
     /// Asks for a check at once.
@@ -92,7 +94,12 @@ struct Health {
 impl TargetState {
     /// A target of which nothing is known yet. `assumed`: it served when the proxy last ran, so it
     /// may have requests until a check says otherwise.
-    pub fn new(target: &Target, assumed: bool, changes: Changes) -> Arc<Self> {
+    pub fn new(
+        target: &Target,
+        release: Arc<ReleaseCounters>,
+        assumed: bool,
+        changes: Changes,
+    ) -> Arc<Self> {
         let mut peer = HttpPeer::new(target.address, false, String::new());
         peer.group_key = group_key(target);
         peer.options.connection_timeout = Some(CONNECT_TIMEOUT);
@@ -110,6 +117,7 @@ impl TargetState {
         Arc::new(Self {
             target: target.clone(),
             counters: Counters::default(),
+            release,
             plan: ArcSwap::from_pointee(target.check.clone()),
             nudge: Notify::new(),
             gone: CancellationToken::new(),

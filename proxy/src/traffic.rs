@@ -1,14 +1,11 @@
 //! Counts of requests and their latency: cheap enough for every request, without locks.
 
-use beanpole_protocol::proxy::Traffic;
+use beanpole_protocol::latency::{BUCKETS, Latencies, bucket, percentile_bucket, upper_bound};
+use beanpole_protocol::proxy::{ReleaseTraffic, Traffic};
+use beanpole_protocol::{EnvironmentId, ReleaseNumber};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// Buckets for each doubling: a bucket's bounds lie at most 1/8 apart.
-const STEPS: usize = 8;
-/// Doublings covered, from 1 µs to 2^27 µs (134 s); anything longer falls into the last bucket.
-const DOUBLINGS: usize = 27;
-const BUCKETS: usize = STEPS * DOUBLINGS;
 /// Slices of the last minute, and how long each lasts.
 const SLICES: usize = 12;
 const SLICE: Duration = Duration::from_secs(5);
@@ -60,6 +57,52 @@ impl Counters {
             failed: self.failed.load(Relaxed),
             p50_us,
             p99_us,
+        }
+    }
+}
+
+/// Counts of all targets of one release.
+pub struct ReleaseCounters {
+    requests: AtomicU64,
+    errors: AtomicU64,
+    latency: Box<[AtomicU64; BUCKETS]>,
+}
+
+impl Default for ReleaseCounters {
+    fn default() -> Self {
+        Self {
+            requests: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            latency: Box::new(std::array::from_fn(|_| AtomicU64::new(0))),
+        }
+    }
+}
+
+impl ReleaseCounters {
+    /// Counts one request: whether it went wrong, and how long its answer took to begin, if it did.
+    pub fn record(&self, error: bool, latency: Option<Duration>) {
+        self.requests.fetch_add(1, Relaxed);
+        if error {
+            self.errors.fetch_add(1, Relaxed);
+        }
+        if let Some(latency) = latency {
+            let us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+            self.latency[bucket(us)].fetch_add(1, Relaxed);
+        }
+    }
+
+    /// What was counted up to now.
+    pub fn snapshot(&self, environment: &EnvironmentId, release: ReleaseNumber) -> ReleaseTraffic {
+        let counts = self.latency.iter().enumerate().filter_map(|(at, count)| {
+            let count = count.load(Relaxed);
+            (count > 0).then_some((u16::try_from(at).ok()?, count))
+        });
+        ReleaseTraffic {
+            environment: environment.clone(),
+            release,
+            requests: self.requests.load(Relaxed),
+            errors: self.errors.load(Relaxed),
+            latency: Latencies(counts.collect()),
         }
     }
 }
@@ -127,55 +170,18 @@ impl Latency {
                 *sum += u64::from(count.load(Relaxed));
             }
         }
-        let total: u64 = sums.iter().sum();
-        (quantile(&sums, total, 50), quantile(&sums, total, 99))
+        (percentile(&sums, 50), percentile(&sums, 99))
     }
 }
 
-fn quantile(sums: &[u64; BUCKETS], total: u64, percent: u64) -> u64 {
-    let wanted = (total * percent).div_ceil(100);
-    let mut seen = 0;
-    for (index, count) in sums.iter().enumerate() {
-        seen += count;
-        if seen >= wanted && *count > 0 {
-            return upper_bound(index);
-        }
-    }
-    0
-}
-
-fn bucket(us: u64) -> usize {
-    let us = us.max(1);
-    let doubling = us.ilog2() as usize;
-    let step = if doubling >= 3 {
-        (us >> (doubling - 3)) as usize & 7
-    } else {
-        ((us << (3 - doubling)) as usize) & 7
-    };
-    (doubling * STEPS + step).min(BUCKETS - 1)
-}
-
-/// The largest latency that falls into a bucket, in microseconds.
-fn upper_bound(index: usize) -> u64 {
-    let (doubling, step) = (index / STEPS, (index % STEPS) as u64);
-    if doubling >= 3 {
-        ((8 + step + 1) << (doubling - 3)) - 1
-    } else {
-        (8 + step) >> (3 - doubling)
-    }
+fn percentile(sums: &[u64; BUCKETS], percent: u64) -> u64 {
+    let counts = sums.iter().copied().enumerate();
+    percentile_bucket(counts, percent).map_or(0, upper_bound)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_bucket_holds_what_falls_into_it_within_an_eighth() {
-        for us in [1, 2, 3, 5, 9, 17, 100, 999, 12_345, 1_000_000, 60_000_000] {
-            let bound = upper_bound(bucket(us));
-            assert!(bound >= us && bound <= us + us / 8 + 1, "{us} -> {bound}");
-        }
-    }
 
     #[test]
     fn quantiles_are_of_the_last_minute() {

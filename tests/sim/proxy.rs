@@ -208,6 +208,7 @@ impl FakeProxy {
                     traffic: *traffic,
                 })
                 .collect(),
+            releases: Vec::new(),
             listeners: Vec::new(),
         }
     }

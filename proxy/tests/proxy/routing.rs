@@ -1,6 +1,7 @@
 //! Hosts, pools, shares, pages, headers.
 
 use crate::support::*;
+use beanpole_protocol::ReleaseNumber;
 use beanpole_protocol::proxy::{Algorithm, TargetMode};
 use http::Method;
 
@@ -83,6 +84,40 @@ async fn without_a_healthy_target_there_is_a_503_that_says_what_to_type_here() {
     .await;
     assert_eq!((traffic.requests, traffic.failed), (1, 1));
     assert_eq!(traffic.by_class, [0, 0, 0, 0, 1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_are_counted_by_release_and_go_on_over_new_tables() {
+    let (first, second) = (Backend::start().await, Backend::start().await);
+    let proxy = Proxy::start().await;
+    let new = |number, backend: &Backend| beanpole_protocol::proxy::Target {
+        release: ReleaseNumber(2),
+        ..serving(number, backend)
+    };
+    let old = serving(1, &first).release;
+    proxy
+        .serve(&table(1, vec![serving(1, &first), new(2, &second)]))
+        .await;
+    let mut client = Client::connect(proxy.http).await;
+    for _ in 0..10 {
+        assert_eq!(client.get(HOST, "/").await.expect("answer").status, 200);
+    }
+    let wanted = table(2, vec![new(2, &second)]);
+    proxy.serve(&wanted).await;
+    for _ in 0..5 {
+        assert_eq!(client.get(HOST, "/").await.expect("answer").status, 200);
+    }
+    let releases = until("all are counted", || async {
+        let releases = proxy.report().await.releases;
+        (releases.iter().map(|one| one.requests).sum::<u64>() >= 10).then_some(releases)
+    })
+    .await;
+    assert!(
+        releases.iter().all(|one| one.release != old),
+        "{releases:?}"
+    );
+    assert_eq!((releases[0].requests, releases[0].errors), (10, 0));
+    assert_eq!(releases[0].latency.total(), 10);
 }
 
 #[tokio::test(flavor = "multi_thread")]
