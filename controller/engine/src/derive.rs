@@ -456,11 +456,13 @@ pub(crate) mod tests {
     use crate::{Call, EngineConfig};
     use beanpole_planner::{Plan, Timeouts};
     use beanpole_protocol::agent::{
-        ControllerIdentity, Failure, HostFacts, HostReport, Platform, ReleasePhase, ReleaseReport,
+        ControllerIdentity, Failure, HostFacts, HostReport, OncePhase, OnceReport, Platform,
+        ReleasePhase, ReleaseReport,
     };
     use beanpole_protocol::api::OperationKind;
     use beanpole_protocol::{
-        ApplicationName, ControllerId, Digest, EnvironmentName, HostName, RequestId, VersionLabel,
+        AgentId, ApplicationName, ControllerId, Digest, EnvironmentName, HostName, Incarnation,
+        InstanceId, RequestId, VersionLabel,
     };
     use beanpole_store::Store;
 
@@ -608,6 +610,87 @@ pub(crate) mod tests {
         assert_eq!(orders.releases[0].asked_by, operation);
         observed.host_report(&id, failed(operation.as_ref()), now);
         assert_eq!(running(&observed), None, "its own attempt failed");
+    }
+
+    #[test]
+    fn a_release_command_is_ordered_from_one_agent_and_only_while_it_is_waited_for() {
+        let store = Store::in_memory();
+        let id = HostId::from_bits(1);
+        let now = Timestamp::from_millis(1);
+        let mut environment = environment();
+        let plan = Plan {
+            stages: vec![Stage::Once {
+                release: ReleaseNumber(1),
+                tree: ReleaseNumber(1),
+                host: id.clone(),
+                command: "./migrate".to_owned(),
+            }],
+            timeouts: Timeouts {
+                prepare_ms: 600_000,
+                ..Timeouts::default()
+            },
+            ..Plan::default()
+        };
+        let call = Call {
+            request_id: RequestId::from_bits(1),
+            now,
+            bits: 1,
+            observed: &Observed::default(),
+        };
+        store
+            .update(|tx| {
+                tx.put(&host(&id))?;
+                tx.put(&InstanceRecord {
+                    id: InstanceId::from_bits(1),
+                    environment: environment.id.clone(),
+                    host: id.clone(),
+                    port: 20_000,
+                    release: ReleaseNumber(1),
+                    incarnation: Incarnation(1),
+                    run: true,
+                    mode: None,
+                    withdrawn: false,
+                    routed: None,
+                    ordered: None,
+                    told: None,
+                    created_at: now,
+                })?;
+                tx.put(&release(&environment))?;
+                NewOperation::new(OperationKind::Deploy, plan).write(tx, &mut environment, &call)
+            })
+            .expect("memory");
+        let operation = environment.operation.clone().expect("it runs");
+        let engine = Engine::new(store, EngineConfig::default());
+        let mut observed = Observed::default();
+        let mut ordered_after = |report: HostReport| {
+            observed.host_report(&id, report, now);
+            engine.turn(&observed, now, &mut || 1).expect("a turn");
+            let orders = engine.host_orders(&id).expect("orders");
+            orders.releases[0].run_once.clone()
+        };
+        let mut report = failed(None);
+        report.agent = Some(AgentId::from_bits(1));
+        report.releases[0].phase = ReleasePhase::Ready;
+        report.releases[0].has_release_command = true;
+        let order = OnceOrder {
+            operation: operation.clone(),
+            agent: AgentId::from_bits(1),
+        };
+        assert_eq!(ordered_after(report.clone()), Some(order.clone()));
+        report.sequence = 2;
+        report.releases[0].once = Some(OnceReport {
+            operation: operation.clone(),
+            phase: OncePhase::Running,
+            since: now,
+        });
+        assert_eq!(ordered_after(report.clone()), Some(order));
+        report.sequence = 3;
+        report.releases[0].once = Some(OnceReport {
+            operation,
+            phase: OncePhase::Succeeded { log: Vec::new() },
+            since: now,
+        });
+        assert_eq!(ordered_after(report), None, "it has succeeded");
     }
 
     #[test]
