@@ -12,10 +12,11 @@ use beanpole_protocol::agent::{
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
-/// Said by an agent that finds an order which it has not begun to carry out.
-const NOT_STARTED: &str =
+/// The code of an order that an agent finds at its start and that was not begun.
+const NOT_STARTED: &str = "release-command-not-started";
+const NOT_STARTED_SAID: &str =
     "The agent was started again before it had begun. Nothing was run: deploy again.";
-/// Said by an agent that finds a command which another run of it had begun.
+/// The code of a command that an agent finds at its start and that was begun.
 const INTERRUPTED: &str = "release-command-interrupted";
 const INTERRUPTED_SAID: &str = "The agent was started again while it ran, which ended it. It is not \
                                 known whether it ran to its end: look at what it changes, such as \
@@ -29,7 +30,7 @@ impl Host {
         let orders = Arc::clone(&state.orders);
         for order in &orders.releases {
             let wanted = self.is_told(order);
-            let not_started = |wanted| ended(wanted, "release-command-not-started", NOT_STARTED);
+            let not_started = |wanted| ended(wanted, NOT_STARTED, NOT_STARTED_SAID);
             let (report, known) = match self.workshop.recall_once(order) {
                 // What was run for an operation before says nothing of this one.
                 Ok(Some(report)) => match wanted.filter(|one| one.operation != report.operation) {
