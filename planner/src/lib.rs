@@ -13,6 +13,7 @@ mod back;
 mod deploy;
 pub mod guard;
 mod next;
+mod once;
 mod place;
 mod plan;
 mod progress;
@@ -24,6 +25,7 @@ pub use deploy::{Goal, Rules, plan};
 pub use next::{
     Decision, OTHER_PORTS, RESTARTS_THAT_FAIL, how_it_ended, listens_unreached, next, restarts,
 };
+pub use once::run_once;
 pub use place::{Lack, Place, Refusal, place};
 pub use plan::{Action, Batch, Change, Gate, Plan, Skipped, Split, Stage, Timeouts};
 pub use progress::{ChangeState, Happened, IllegalTransition, Progress, Share, apply};

@@ -51,6 +51,10 @@ impl Plan {
                         let hosts = hosts.iter().map(|host| ("prepare", host.clone(), 0));
                         (None, hosts.collect(), capacity.unchanged())
                     }
+                    Stage::Once { host, .. } => {
+                        let changes = vec![("run", host.clone(), 0)];
+                        (None, changes, capacity.unchanged())
+                    }
                     Stage::Split(split) => {
                         // What enters serves beside what is there.
                         let around = capacity.unchanged();
@@ -67,7 +71,7 @@ impl Plan {
                     batch,
                     share: match what {
                         Stage::Split(split) => Some(split.percent),
-                        Stage::Prepare { .. } | Stage::Batch(_) => None,
+                        Stage::Prepare { .. } | Stage::Once { .. } | Stage::Batch(_) => None,
                     },
                     changes,
                     serving_before: count(before),

@@ -250,6 +250,8 @@ impl Fake {
                             since: Timestamp::EPOCH,
                             asked_by: None,
                             again_at: None,
+                            has_release_command: false,
+                            once: None,
                         })
                         .to_vec();
                 }

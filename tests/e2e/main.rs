@@ -13,6 +13,7 @@ mod fleet;
 mod kills;
 mod matrix;
 mod misuse;
+mod once;
 mod over_ssh;
 mod policies;
 mod receipts;

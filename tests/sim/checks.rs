@@ -84,6 +84,7 @@ impl Checks {
         operations_end_in_time(store, &environments, at)?;
         splits_are_whole(store, &environments)?;
         self.what_is_worse_is_not_live(store)?;
+        release_commands_run_once_and_first(store, &now, hosts)?;
         Ok(())
     }
 
@@ -595,6 +596,42 @@ fn nothing_outlives_its_environment(
             .is_none()
         {
             return Err(format!("{id} runs a release that was forgotten"));
+        }
+    }
+    Ok(())
+}
+
+/// A release command is started once for its operation at most, and nothing of its version starts in an
+/// environment before it has succeeded there.
+fn release_commands_run_once_and_first(
+    store: &Store,
+    now: &BTreeMap<InstanceId, InstanceRecord>,
+    hosts: &[FakeHost],
+) -> Result<(), String> {
+    let ran = || hosts.iter().flat_map(|host| &host.ran);
+    let mut operations = BTreeSet::new();
+    for one in ran() {
+        if !operations.insert(&one.operation) {
+            return Err(format!(
+                "the release command of {} ran twice for {}",
+                one.version, one.operation
+            ));
+        }
+    }
+    for (id, record) in now {
+        let release: Option<ReleaseRecord> = store
+            .get(&ReleaseRecord::key_of(&record.environment, record.release))
+            .expect("memory");
+        let Some(release) = release.filter(|one| one.release_command.is_some()) else {
+            continue;
+        };
+        let version = release.version.as_str();
+        if !ran().any(|one| {
+            one.succeeded && one.environment == record.environment && one.version == version
+        }) {
+            return Err(format!(
+                "{id} runs {version}, whose release command has not succeeded"
+            ));
         }
     }
     Ok(())

@@ -259,7 +259,10 @@ pub fn plan(name: &str, plan: &PlanView) -> Vec<String> {
             match (step.batch, step.share) {
                 (Some(number), _) => format!("batch {number}"),
                 (None, Some(_)) => "share".to_owned(),
-                (None, None) => "prepare".to_owned(),
+                (None, None) => match step.changes.first().map(|change| change.change.as_str()) {
+                    Some("run") => "command".to_owned(),
+                    _ => "prepare".to_owned(),
+                },
             },
             match step.share {
                 Some(percent) => format!("{percent} % to the new instances"),
@@ -330,6 +333,7 @@ fn what(changes: &[PlannedChange]) -> String {
         .into_iter()
         .map(|(word, places)| match word {
             "prepare" => format!("on {}", places.join(", ")),
+            "run" => format!("the release command on {}", places.join(", ")),
             _ => format!("{word} {}", places.join(", ")),
         })
         .collect();

@@ -7,12 +7,12 @@ use beanpole_planner::{
     Action, Batch, ChangeState, Happened, OTHER_PORTS, Plan, Progress, Split, Stage, World, apply,
     guard,
 };
-use beanpole_protocol::agent::INSTANCE_PORTS as PORTS;
+use beanpole_protocol::agent::{INSTANCE_PORTS as PORTS, OncePhase};
 use beanpole_protocol::api::{Leftover, OperationFailure, OperationKind};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::options::DeploymentPolicy;
 use beanpole_protocol::proxy::{TargetMode, said};
-use beanpole_protocol::{HostId, HostName, Incarnation, InstanceId, Timestamp};
+use beanpole_protocol::{HostId, HostName, Incarnation, InstanceId, ReleaseNumber, Timestamp};
 use beanpole_store::model::{
     EnvironmentRecord, InstanceRecord, JournalRecord, OperationRecord, SplitRecord,
 };
@@ -279,6 +279,24 @@ impl Scene<'_, '_> {
                 let text = format!("Release {release} is ready on every host.");
                 self.say(Severity::Info, "release-ready", text)
             }
+            (
+                Happened::StageStarted { .. },
+                Some(Stage::Once {
+                    release,
+                    host,
+                    command,
+                    ..
+                }),
+            ) => {
+                let name = world.host_name(host);
+                let text = format!(
+                    "Running the release command `{command}` of release {release} once, on {name}."
+                );
+                self.say(Severity::Info, "release-command-starting", text)
+            }
+            (Happened::StageFinished { .. }, Some(Stage::Once { tree, host, .. })) => {
+                self.tell_once_succeeded(world, *tree, host)
+            }
             (Happened::StageStarted { .. }, Some(Stage::Batch(batch))) => {
                 self.tell_batch_started(plan, batch)
             }
@@ -369,6 +387,29 @@ impl Scene<'_, '_> {
             _ => return self.tell_of_instance(progress, entry),
         };
         self.say(Severity::Info, code, text)
+    }
+
+    /// Also with what it wrote, which is nowhere else by then.
+    fn tell_once_succeeded(
+        &mut self,
+        world: &World<'_>,
+        tree: ReleaseNumber,
+        host: &HostId,
+    ) -> Result<(), StoreError> {
+        let seen = world
+            .hosts
+            .get(host)
+            .and_then(|host| host.release(&world.environment, tree))
+            .and_then(|seen| seen.once.as_ref());
+        let log = match seen.map(|once| &once.phase) {
+            Some(OncePhase::Succeeded { log }) => log.clone(),
+            _ => Vec::new(),
+        };
+        let text = "The release command succeeded.";
+        let draft = Draft::new(Severity::Info, "release-command-succeeded", text, self.now)
+            .operation(self.operation)
+            .details(log);
+        self.say_draft(draft)
     }
 
     fn tell_of_instance(

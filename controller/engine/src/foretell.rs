@@ -107,6 +107,7 @@ impl Past {
                 });
                 if ready { Some(0) } else { self.preparing() }
             }
+            Stage::Once { .. } => self.release_command(),
             Stage::Split(split) => Some(split.wait_ms),
             Stage::Batch(batch) => {
                 let mut kinds = vec![Phase::Switching];
@@ -136,6 +137,16 @@ impl Past {
         let times = fresh.map(|(_, receipt)| {
             in_phase(&receipt.phases, Phase::Bundle) + in_phase(&receipt.phases, Phase::Preparing)
         });
+        median(times.collect())
+    }
+
+    /// What release commands took.
+    fn release_command(&self) -> Option<u64> {
+        let ran = self.operations.iter().filter(|(operation, _)| {
+            let mut stages = operation.plan.stages.iter();
+            stages.any(|stage| matches!(stage, Stage::Once { .. }))
+        });
+        let times = ran.map(|(_, receipt)| in_phase(&receipt.phases, Phase::ReleaseCommand));
         median(times.collect())
     }
 

@@ -464,7 +464,10 @@ fn progress(
             .map(|back| (back, &operation.back_progress)),
     ];
     for (plan, progress) in ways.into_iter().flatten() {
-        let preparing = matches!(plan.stages.get(progress.stage), Some(Stage::Prepare { .. }));
+        let preparing = matches!(
+            plan.stages.get(progress.stage),
+            Some(Stage::Prepare { .. } | Stage::Once { .. })
+        );
         for (batch, change) in plan.changes() {
             let detail = reasons
                 .iter()

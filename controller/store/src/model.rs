@@ -63,6 +63,9 @@ pub struct VersionRecord {
     pub bundle: Digest,
     /// The bundle's size in bytes.
     pub bundle_size: u64,
+    /// Its release command, for people; absent where it has none.
+    #[serde(default)]
+    pub release_command: Option<String>,
     /// When it was created.
     pub created_at: Timestamp,
 }
@@ -188,6 +191,9 @@ pub struct ReleaseRecord {
     pub settings: OptionSettings,
     /// What made it: `deploy`, `rollback to 3`, `settings`.
     pub reason: String,
+    /// Its release command, for people; absent where it has none.
+    #[serde(default)]
+    pub release_command: Option<String>,
     /// How its last deployment ended.
     pub outcome: Option<OperationStatus>,
     /// When it last became live.

@@ -41,6 +41,7 @@ fn version(label: &str, bundle: &Digest) -> VersionRecord {
         description: String::new(),
         bundle: bundle.clone(),
         bundle_size: 0,
+        release_command: None,
         created_at: Timestamp::EPOCH,
     }
 }
@@ -82,6 +83,7 @@ fn release(environment: &EnvironmentRecord, bundle: &Digest) -> ReleaseRecord {
         platform: Platform::Auto,
         settings: Default::default(),
         reason: "deploy".to_owned(),
+        release_command: None,
         outcome: None,
         live_at: None,
         created_at: Timestamp::EPOCH,

@@ -85,7 +85,7 @@ fn sent(observed: &Observed, host: &HostId, bundle: Option<&Digest>, bytes: u64)
 fn hosts(plan: &Plan) -> impl Iterator<Item = &HostId> {
     plan.stages.iter().flat_map(|stage| match stage {
         Stage::Prepare { hosts, .. } => hosts.as_slice(),
-        Stage::Batch(_) | Stage::Split(_) => &[],
+        Stage::Once { .. } | Stage::Batch(_) | Stage::Split(_) => &[],
     })
 }
 

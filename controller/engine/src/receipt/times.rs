@@ -46,6 +46,7 @@ pub(super) fn of(
                     (Phase::Preparing, ms(had, to)),
                 ]
             }
+            Some(Stage::Once { .. }) => vec![(Phase::ReleaseCommand, ms(from, to))],
             Some(Stage::Split(_)) => vec![(Phase::Splitting, ms(from, to))],
             Some(Stage::Batch(batch)) => vec![(laggard(batch, &walk.progress), ms(from, to))],
         };

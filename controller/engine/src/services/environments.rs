@@ -60,6 +60,7 @@ impl Engine {
                         settings: &body.settings,
                         tree: None,
                         repute: Repute::New,
+                        runs_release_command: true,
                         policy: None,
                         batch: None,
                         split: None,

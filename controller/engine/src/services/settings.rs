@@ -169,6 +169,7 @@ impl Engine {
             settings,
             tree: same_tree.then_some(live.tree),
             repute: Repute::New,
+            runs_release_command: false,
             policy: None,
             batch: None,
             split: None,
