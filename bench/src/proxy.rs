@@ -177,6 +177,7 @@ fn beanpole(setup: &Setup, dir: &Path, to: SocketAddr) -> Result<Server, Failed>
         generation: Generation(1),
         routes: vec![Route {
             host: address.ip().to_string(),
+            sticky: None,
             pools: vec![WeightedPool {
                 pool: "app".to_owned(),
                 weight: 1,

@@ -15,6 +15,7 @@ mod auth;
 mod certificate;
 mod config;
 mod driver;
+mod fail_points;
 mod free;
 mod identity;
 mod links;

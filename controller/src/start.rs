@@ -2,6 +2,7 @@
 
 use crate::app::{App, Expects, Shared, TRANSFERS};
 use crate::auth::Tokens;
+use crate::fail_points::FailPoints;
 use crate::links::{LOCAL_PROXY, Links};
 use crate::listen::Api;
 use crate::observations::Observations;
@@ -149,7 +150,7 @@ fn assemble(
     let tokens = Tokens::prepare(&store, &config.data.join("token"))?;
     let identity = identity::load_or_make(&store, &directory)?;
     let controller_key = ControllerKey::load_or_create(&directory)?;
-    let engine = Engine::new(
+    let mut engine = Engine::new(
         store.clone(),
         EngineConfig {
             controller: Some(identity.clone()),
@@ -158,6 +159,9 @@ fn assemble(
             ..EngineConfig::default()
         },
     );
+    if let Some(fail_points) = FailPoints::from_environment() {
+        engine = engine.telling(fail_points.stop_where_asked(&store));
+    }
     let time = Time::start(|reading| engine.start_time(reading))
         .map_err(|error| ControllerError::Engine(error.to_string()))?;
     let observations = Observations::default();
@@ -167,6 +171,7 @@ fn assemble(
     hosts::end_removals(&store)?;
     let hosts: Vec<HostRecord> = store.list()?;
     observations.change(|seen| {
+        seen.run = format!("{:032x}", clock::random_bits());
         for host in &hosts {
             seen.register_host(&host.id, time.now());
             if host.taken.is_some() {

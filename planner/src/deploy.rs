@@ -2,9 +2,10 @@
 
 use crate::world::Serving;
 use crate::{
-    Action, Batch, Change, Gate, Place, Plan, Refusal, Skipped, Stage, Timeouts, World, place,
+    Action, Batch, Change, Gate, Place, Plan, Refusal, Skipped, Split, Stage, Timeouts, World,
+    place,
 };
-use beanpole_protocol::options::{BatchSize, DeploymentPolicy};
+use beanpole_protocol::options::{BatchSize, DeploymentPolicy, GuardLimits, SplitStep};
 use beanpole_protocol::{HostId, InstanceId, ReleaseNumber};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -64,6 +65,12 @@ pub struct Rules {
     pub timeouts: Timeouts,
     /// Go on with instances that run but are not healthy in time.
     pub ignore_health: bool,
+    /// The steps of a split, each with its time, where the policy has some.
+    pub split: Vec<SplitStep>,
+    /// How much worse a release may be in a split.
+    pub guard: Option<GuardLimits>,
+    /// The only instance of an environment may run beside its successor for a moment.
+    pub overlap: bool,
     /// What a new instance asks of its host.
     pub needs: Place,
 }
@@ -83,8 +90,12 @@ pub fn plan(world: &World<'_>, goal: &Goal, rules: &Rules, seed: u128) -> Result
             draft.plan.release = Some(*release);
             draft.plan.watch = true;
             // Where there is nothing to keep, a new set is what every policy makes.
-            if *policy == DeploymentPolicy::Immutable && !world.instances.is_empty() {
-                draft.whole_set(*release, *tree, *size)?;
+            let splits = *policy == DeploymentPolicy::TrafficSplitting;
+            if (splits || *policy == DeploymentPolicy::Immutable) && !world.instances.is_empty() {
+                draft.whole_set(*release, *tree, *size, splits)?;
+                return Ok(draft.plan);
+            }
+            if draft.overlaps(*policy, *size) && draft.beside(*release, *tree) {
                 return Ok(draft.plan);
             }
             let touched =
@@ -231,12 +242,14 @@ impl<'w, 'a> Draft<'w, 'a> {
         Ok(())
     }
 
-    /// A new set: one instance first, then the others, then one change of routes; the old set goes.
+    /// A new set: one instance first, then the others, then one change of routes (or, where it `splits`, a
+    /// share of the requests, step by step); the old set goes.
     fn whole_set(
         &mut self,
         release: ReleaseNumber,
         tree: ReleaseNumber,
         size: u32,
+        splits: bool,
     ) -> Result<(), Refusal> {
         let old: Vec<InstanceId> = self.world.instances.keys().cloned().collect();
         let mut leaving: BTreeMap<HostId, u32> = BTreeMap::new();
@@ -253,7 +266,17 @@ impl<'w, 'a> Draft<'w, 'a> {
             }
         }
         self.plan.floor = self.world.serving_count().min(size);
-        let enters = new.into_iter().map(|change| change.instance).collect();
+        let mut enters: Vec<InstanceId> = new.into_iter().map(|change| change.instance).collect();
+        if splits {
+            self.plan.guard = self.rules.guard;
+            for step in &self.rules.split {
+                self.plan.stages.push(Stage::Split(Split {
+                    percent: step.percent,
+                    wait_ms: step.wait_s.unwrap_or(0) * 1_000,
+                    enters: std::mem::take(&mut enters),
+                }));
+            }
+        }
         self.plan.stages.push(Stage::Batch(Batch {
             number: self.batches() + 1,
             drain: true,
@@ -263,6 +286,56 @@ impl<'w, 'a> Draft<'w, 'a> {
             changes: self.removals(&old),
         }));
         Ok(())
+    }
+
+    /// Whether the only instance serves until its successor does: where changing it in place would
+    /// interrupt the service, and the application may run twice for a moment.
+    fn overlaps(&self, policy: DeploymentPolicy, size: u32) -> bool {
+        matches!(
+            policy,
+            DeploymentPolicy::AllAtOnce | DeploymentPolicy::Rolling
+        ) && self.rules.overlap
+            && self.world.web
+            && size == 1
+            && self.world.instances.len() == 1
+            && self.world.serving_count() == 1
+    }
+
+    /// The successor of the only instance on another port of the same host, then one change of routes.
+    /// Whether the host can take it.
+    fn beside(&mut self, release: ReleaseNumber, tree: ReleaseNumber) -> bool {
+        let Some((old, instance)) = self.world.instances.iter().next() else {
+            return false;
+        };
+        let here = self.world.hosts.get(&instance.host);
+        let alone = World {
+            hosts: here
+                .map(|host| (instance.host.clone(), host.clone()))
+                .into_iter()
+                .collect(),
+            ..self.world.clone()
+        };
+        let leaving = BTreeMap::from([(instance.host.clone(), 1)]);
+        if place(&alone, 1, &self.rules.needs, &leaving).is_err() {
+            return false;
+        }
+        let new = Change {
+            instance: self.new_id(),
+            host: instance.host.clone(),
+            action: Action::Launch { release },
+        };
+        self.prepare(release, tree, &[], std::slice::from_ref(&new));
+        let enters = vec![new.instance.clone()];
+        self.plan.floor = 1;
+        self.batch(vec![new], true, false);
+        if let Some(Stage::Batch(batch)) = self.plan.stages.last_mut() {
+            batch.hold = true;
+        }
+        self.batch(self.removals(std::slice::from_ref(old)), true, false);
+        if let Some(Stage::Batch(batch)) = self.plan.stages.last_mut() {
+            batch.enters = enters;
+        }
+        true
     }
 
     /// Under RollingWithAdditionalBatch as many of `stay` as a batch has do not change but leave, those
@@ -447,7 +520,8 @@ impl<'w, 'a> Draft<'w, 'a> {
             // Restarts and settings change no set of instances: they roll.
             DeploymentPolicy::Rolling
             | DeploymentPolicy::RollingWithAdditionalBatch
-            | DeploymentPolicy::Immutable => (batch.of(count), true),
+            | DeploymentPolicy::Immutable
+            | DeploymentPolicy::TrafficSplitting => (batch.of(count), true),
         };
         self.plan.floor = count - size;
         let order = spread_over_hosts(world, order);

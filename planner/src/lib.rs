@@ -11,11 +11,13 @@
 
 mod back;
 mod deploy;
+pub mod guard;
 mod next;
 mod once;
 mod place;
 mod plan;
 mod progress;
+mod timeline;
 mod world;
 
 pub use back::plan_back;
@@ -25,6 +27,7 @@ pub use next::{
 };
 pub use once::run_once;
 pub use place::{Lack, Place, Refusal, place};
-pub use plan::{Action, Batch, Change, Gate, Plan, Skipped, Stage, Timeouts};
-pub use progress::{ChangeState, Happened, IllegalTransition, Progress, apply};
+pub use plan::{Action, Batch, Change, Gate, Plan, Skipped, Split, Stage, Timeouts};
+pub use progress::{ChangeState, Happened, IllegalTransition, Progress, Share, apply};
+pub use timeline::Moment;
 pub use world::{HostState, InstanceState, ProxyState, Reach, Serving, World};

@@ -2,7 +2,7 @@
 //! and fields are only ever added.
 
 use beanpole_protocol::api::{LeftOut, PlanBatch, PlanView};
-use beanpole_protocol::options::DeploymentPolicy;
+use beanpole_protocol::options::{DeploymentPolicy, GuardLimits, SplitStep, SplitSteps};
 use beanpole_protocol::{HostId, InstanceId, ReleaseNumber};
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +27,9 @@ pub struct Plan {
     /// An instance that passed the gate and ends or loses its health before the plan is done fails it.
     #[serde(default)]
     pub watch: bool,
+    /// How much worse its release may be than the one before while both get requests; any where absent.
+    #[serde(default)]
+    pub guard: Option<GuardLimits>,
     /// Instances that are left out, and why.
     #[serde(default)]
     pub skipped: Vec<Skipped>,
@@ -59,6 +62,20 @@ pub enum Stage {
     },
     /// Instances that change together.
     Batch(Batch),
+    /// The new release gets a share of the requests for a while.
+    Split(Split),
+}
+
+/// A share of the requests for the plan's release; all others go to what serves besides it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Split {
+    /// Per cent, 1 to 100.
+    pub percent: u8,
+    /// How long, in milliseconds, from when every proxy has confirmed the share.
+    pub wait_ms: u64,
+    /// Instances that wait, of earlier batches, and go into service with it.
+    #[serde(default)]
+    pub enters: Vec<InstanceId>,
 }
 
 /// Instances that change together.
@@ -245,7 +262,7 @@ impl Plan {
     pub fn changes(&self) -> impl Iterator<Item = (u32, &Change)> {
         self.stages.iter().flat_map(|stage| {
             let (number, changes) = match stage {
-                Stage::Prepare { .. } | Stage::Once { .. } => (0, [].as_slice()),
+                Stage::Prepare { .. } | Stage::Once { .. } | Stage::Split(_) => (0, [].as_slice()),
                 Stage::Batch(batch) => (batch.number, batch.changes.as_slice()),
             };
             changes.iter().map(move |change| (number, change))
@@ -261,6 +278,9 @@ impl Plan {
             Some(Stage::Prepare { .. }) => t.prepare_ms,
             // The agent ends it when its time is up, and has to be able to say so.
             Some(Stage::Once { .. }) => t.prepare_ms + MARGIN_MS,
+            Some(Stage::Split(split)) => {
+                t.spared_ms(true) + t.confirmed_ms() + split.wait_ms + t.confirmed_ms()
+            }
             Some(Stage::Batch(batch)) => {
                 let starts = batch.starts();
                 let leaving = t.drained_ms() + t.stopped_ms();
@@ -281,6 +301,7 @@ impl Plan {
     pub fn view(&self, host_name: &dyn Fn(&HostId) -> String) -> PlanView {
         let mut batches = Vec::new();
         let mut lines = Vec::new();
+        let mut shared = false;
         for stage in &self.stages {
             match stage {
                 Stage::Prepare { release, hosts, .. } => {
@@ -294,8 +315,26 @@ impl Plan {
                     "Run the release command `{command}` once, on {}.",
                     host_name(host)
                 )),
+                Stage::Split(split) => {
+                    shared = true;
+                    let step = SplitStep {
+                        percent: split.percent,
+                        wait_s: Some(split.wait_ms / 1_000),
+                    };
+                    let text = SplitSteps(vec![step]).to_string();
+                    let lasts = text.split(':').nth(1).unwrap_or_default();
+                    let guarded = if self.guard.is_some() && split.percent < 100 {
+                        ", and compare it with the release before"
+                    } else {
+                        ""
+                    };
+                    lines.push(format!(
+                        "Give the new instances {} % of the requests for {lasts}{guarded}.",
+                        split.percent
+                    ));
+                }
                 Stage::Batch(batch) => {
-                    if !batch.enters.is_empty() {
+                    if !batch.enters.is_empty() || shared {
                         lines.push(format!(
                             "Batch {}: move all traffic to the new instances.",
                             batch.number
@@ -350,7 +389,7 @@ impl Plan {
             floor: self.floor,
             lines,
             left_out,
-            back_to: None,
+            ..PlanView::default()
         }
     }
 }

@@ -25,6 +25,25 @@ pub struct Progress {
     /// The agent that the release command was ordered from.
     #[serde(default)]
     pub once_by: Option<AgentId>,
+    /// The share of the requests that the plan's release has; absent before it has one.
+    #[serde(default)]
+    pub share: Option<Share>,
+    /// It shall get all requests without further waiting.
+    #[serde(default)]
+    pub promoted: bool,
+}
+
+/// A share of the requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// The stage that gave it, counted from 0.
+    pub stage: usize,
+    /// Per cent.
+    pub percent: u8,
+    /// Since when it is wanted.
+    pub since: Timestamp,
+    /// When every proxy had confirmed it.
+    pub confirmed: Option<Timestamp>,
 }
 
 impl Progress {
@@ -160,6 +179,18 @@ pub enum Happened {
         /// Which.
         instance: InstanceId,
     },
+    /// Wanted: this share of the requests for the plan's release.
+    ShareSet {
+        /// Per cent.
+        percent: u8,
+    },
+    /// Every proxy confirmed the share.
+    ShareConfirmed {
+        /// Per cent.
+        percent: u8,
+    },
+    /// Somebody wants all requests to go to the plan's release now.
+    Promoted,
     /// The stage is done.
     StageFinished {
         /// Which, counted from 0.
@@ -217,6 +248,37 @@ pub fn apply(
         }
         Happened::Failed { failure } => {
             progress.failed = Some(failure.clone());
+            None
+        }
+        Happened::ShareSet { percent } => {
+            let is_new = progress
+                .share
+                .is_none_or(|share| share.stage < progress.stage);
+            if progress.since.is_none() || !is_new {
+                return Err(illegal(entry, &progress.share));
+            }
+            progress.share = Some(Share {
+                stage: progress.stage,
+                percent: *percent,
+                since: at,
+                confirmed: None,
+            });
+            None
+        }
+        Happened::ShareConfirmed { percent } => {
+            match &mut progress.share {
+                Some(share) if share.percent == *percent && share.confirmed.is_none() => {
+                    share.confirmed = Some(at);
+                }
+                share => return Err(illegal(entry, share)),
+            }
+            None
+        }
+        Happened::Promoted => {
+            if progress.share.is_none() || progress.promoted {
+                return Err(illegal(entry, &progress.share));
+            }
+            progress.promoted = true;
             None
         }
         Happened::DrainStarted { instance } => {

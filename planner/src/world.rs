@@ -1,5 +1,6 @@
 //! What the planner looks at: instances as they are wanted, hosts and proxies as they were last seen.
 
+use crate::guard::Evidence;
 use beanpole_protocol::agent::{
     HostReport, InstancePhase, InstanceReport, ReleaseKey, ReleaseReport,
 };
@@ -25,6 +26,8 @@ pub struct World<'a> {
     pub proxies: Vec<ProxyState<'a>>,
     /// Whether the environment gets requests through the proxies.
     pub web: bool,
+    /// What a split has shown so far.
+    pub evidence: Option<Evidence>,
 }
 
 /// An instance as it is wanted.
@@ -260,6 +263,7 @@ mod tests {
                 hosts: BTreeMap::new(),
                 proxies: vec![ProxyState::new("proxy".to_owned(), None, None)],
                 web,
+                evidence: None,
             };
             assert_eq!(world.serving(&id), Serving::No);
         }

@@ -296,6 +296,7 @@ impl Still {
                 Some(&proxy_report),
             )],
             web: true,
+            evidence: None,
         };
         next(&self.plan, &self.progress, &world, now)
     }

@@ -161,6 +161,7 @@ fn world<'r, const N: usize>(
             .collect(),
         proxies: Vec::new(),
         web: true,
+        evidence: None,
     }
 }
 

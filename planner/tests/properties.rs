@@ -8,7 +8,7 @@ use beanpole_protocol::agent::{
     HostFacts, HostReport, InstancePhase, InstanceReport, MemoryKills, PortUse, ProcessReport,
     ReleaseKey, ReleasePhase, ReleaseReport,
 };
-use beanpole_protocol::options::{BatchSize, DeploymentPolicy};
+use beanpole_protocol::options::{BatchSize, DeploymentPolicy, SplitStep};
 use beanpole_protocol::proxy::{ProxyReport, TargetMode, TargetReport, Traffic};
 use beanpole_protocol::{
     Digest, EnvironmentId, Generation, HostId, Incarnation, InstanceId, ReleaseNumber, Timestamp,
@@ -81,6 +81,12 @@ struct Fake {
     sick_on: BTreeSet<HostId>,
     ends_on: Option<HostId>,
     now: u64,
+    /// Somebody promotes a split as soon as it has begun.
+    promotes: bool,
+    /// The share of the new release.
+    share: Option<u8>,
+    /// Every share that it had, with the time at which proxies confirmed it and at which it was over.
+    shares: Vec<(u8, u64, u64)>,
     /// What went against a property.
     broken: Vec<String>,
 }
@@ -110,6 +116,9 @@ impl Fake {
             sick_on: case.sick_on.iter().map(|n| host(*n)).collect(),
             ends_on: case.ends_on.map(host),
             now: 1_000_000,
+            promotes: false,
+            share: None,
+            shares: Vec::new(),
             broken: Vec::new(),
         };
         for n in 0..case.instances {
@@ -161,6 +170,7 @@ impl Fake {
                 .collect(),
             proxies: vec![ProxyState::new("p".to_owned(), None, Some(&self.proxy))],
             web: true,
+            evidence: None,
         }
     }
 
@@ -317,6 +327,15 @@ impl Fake {
                 if !proven && !forced {
                     self.broken.push(format!("{instance} serves unproven"));
                 }
+                let splits = plan.policy == Some(DeploymentPolicy::TrafficSplitting);
+                let launched = plan.changes().any(|(_, change)| {
+                    change.instance == *instance && matches!(change.action, Action::Launch { .. })
+                });
+                let old_serves = self.instances.values().any(|i| i.release == OLD);
+                if splits && launched && old_serves && self.share.is_none() {
+                    self.broken
+                        .push(format!("{instance} serves without a share"));
+                }
                 let report = &self.reports[&wanted.host];
                 let up = report.instances.iter().any(|seen| {
                     seen.id == *instance
@@ -364,6 +383,40 @@ impl Fake {
             }
             Happened::Removed { instance, .. } => {
                 self.instances.remove(instance);
+            }
+            Happened::ShareSet { percent } => {
+                if self.share.is_some_and(|before| before >= *percent) {
+                    self.broken.push(format!("the share falls to {percent} %"));
+                }
+                self.share = Some(*percent);
+                for instance in self.instances.values_mut() {
+                    if instance.release == NEW {
+                        instance.routed = Some(generation);
+                    }
+                }
+            }
+            Happened::ShareConfirmed { percent } => {
+                let new = self.instances.values().filter(|i| i.release == NEW);
+                let routed = new.filter_map(|i| i.routed).max();
+                if routed.is_some_and(|routed| self.proxy.generation < routed) {
+                    self.broken.push(format!("{percent} % confirmed by nobody"));
+                }
+                self.shares.push((*percent, self.now, 0));
+                return;
+            }
+            Happened::StageFinished { stage } => {
+                if let (Some(beanpole_planner::Stage::Split(_)), Some(last)) =
+                    (plan.stages.get(*stage), self.shares.last_mut())
+                {
+                    last.2 = self.now;
+                }
+                return;
+            }
+            Happened::StageStarted { stage } => {
+                if !matches!(plan.stages[*stage], beanpole_planner::Stage::Split(_)) {
+                    self.share = None;
+                }
+                return;
             }
             _ => return,
         }
@@ -417,6 +470,9 @@ impl Fake {
         let mut idle = 0;
         for turn in 0..20_000 {
             let now = Timestamp::from_millis(self.now);
+            if self.promotes && progress.share.is_some() && !progress.promoted {
+                progress = apply(progress, now, &Happened::Promoted).expect("a legal entry");
+            }
             let world = self.world();
             let decision = next(plan, &progress, &world, now);
             assert_eq!(decision, next(plan, &progress, &world, now), "same input");
@@ -482,8 +538,20 @@ fn rules() -> Rules {
             stop_ms: 5_000,
         },
         ignore_health: false,
+        split: steps(),
+        guard: None,
+        overlap: false,
         needs: Place::default(),
     }
+}
+
+fn steps() -> Vec<SplitStep> {
+    [(5, 60), (50, 120)]
+        .map(|(percent, wait_s)| SplitStep {
+            percent,
+            wait_s: Some(wait_s),
+        })
+        .to_vec()
 }
 
 fn goal(case: &Case) -> Goal {
@@ -586,6 +654,28 @@ proptest! {
     }
 
     #[test]
+    fn what_a_timeline_foretells_is_how_it_ends(case in cases()) {
+        let case = Case { sick_on: BTreeSet::new(), ends_on: None, ..case };
+        let mut fake = Fake::new(&case);
+        let Ok(made) = plan(&fake.world(), &goal(&case), &rules(), 7) else { return Ok(()) };
+        let moments = made.timeline(&fake.world());
+        prop_assert_eq!(moments.len(), made.stages.len());
+        let drains = |stage: usize| {
+            !matches!(&made.stages[stage],
+                beanpole_planner::Stage::Batch(batch) if !batch.drain || batch.force)
+        };
+        for moment in &moments {
+            let floor = made.floor.min(moment.serving_before);
+            prop_assert!(!drains(moment.stage) || moment.serving_lowest >= floor, "{moment:?}");
+        }
+        let (finished, _) = fake.carry_out(&made, &case.moves);
+        if let Some(last) = moments.last().filter(|_| finished) {
+            prop_assert_eq!(fake.instances.len(), last.running_after as usize);
+            prop_assert!(fake.world().serving_count() >= last.serving_after.min(made.floor));
+        }
+    }
+
+    #[test]
     fn an_immutable_plan_touches_nothing_before_all_that_is_new_is_well(case in cases()) {
         let case = Case { goal: 3, policy: 3, ..case };
         let mut fake = Fake::new(&case);
@@ -605,6 +695,75 @@ proptest! {
             });
             prop_assert!(!served, "{progress:?}");
         }
+    }
+
+    #[test]
+    fn a_split_goes_step_by_step_and_keeps_what_serves_until_its_end(case in cases()) {
+        let case = Case { goal: 3, policy: 4, ..case };
+        let mut fake = Fake::new(&case);
+        prop_assume!(!fake.instances.is_empty());
+        let before = fake.instances.clone();
+        let made = plan(&fake.world(), &goal(&case), &rules(), 7).expect("there is room");
+        let (finished, progress) = fake.carry_out(&made, &case.moves);
+        prop_assert!(fake.broken.is_empty(), "{:?}", fake.broken);
+        let touched = progress.changes.keys().any(|id| before.contains_key(id));
+        let full: Vec<u8> = fake.shares.iter().map(|(percent, ..)| *percent).collect();
+        if touched {
+            prop_assert_eq!(full, vec![5, 50]);
+            for ((.., from, to), step) in fake.shares.iter().zip(steps()) {
+                prop_assert!(to - from >= step.wait_s.expect("a wait") * 1_000);
+            }
+        } else {
+            prop_assert!(!finished);
+            let back = plan_back(&fake.world(), &made, &progress, Some((OLD, OLD)), &rules());
+            let (finished, _) = fake.carry_out(&back, &[0, 1, 2, 3, 4, 5]);
+            prop_assert!(finished);
+            for (id, instance) in &before {
+                prop_assert_eq!(fake.instances.get(id), Some(instance));
+            }
+        }
+    }
+
+    #[test]
+    fn a_promoted_split_waits_no_longer(instances in 1_u8..6, hosts in 1_u8..4) {
+        let case = Case {
+            hosts, instances, unhealthy: BTreeSet::new(), goal: 3, size: u32::from(instances), batch: 1,
+            policy: 4, sick_on: BTreeSet::new(), ends_on: None, moves: vec![0, 1, 2, 3],
+        };
+        let mut fake = Fake::new(&case);
+        let made = plan(&fake.world(), &goal(&case), &rules(), 7).expect("there is room");
+        fake.promotes = true;
+        let (finished, _) = fake.carry_out(&made, &case.moves);
+        prop_assert!(finished);
+        prop_assert!(fake.broken.is_empty(), "{:?}", fake.broken);
+        prop_assert_eq!(fake.shares.len(), 1);
+        prop_assert!(fake.instances.values().all(|i| i.release == NEW));
+    }
+
+    #[test]
+    fn the_only_instance_serves_until_its_successor_does(
+        hosts in 1_u8..4, policy in 0_usize..2, ends_on in prop::option::weighted(0.3, 0_u8..4),
+        moves in prop::collection::vec(0_u8..6, 1..40),
+    ) {
+        let case = Case {
+            hosts, instances: 1, unhealthy: BTreeSet::new(), goal: 3, size: 1, batch: 1,
+            policy, sick_on: BTreeSet::new(), ends_on, moves,
+        };
+        let mut fake = Fake::new(&case);
+        let rules = Rules { overlap: true, ..rules() };
+        let made = plan(&fake.world(), &goal(&case), &rules, 7).expect("there is room");
+        prop_assert_eq!(made.floor, 1);
+        let before = fake.instances.clone();
+        let (finished, progress) = fake.carry_out(&made, &case.moves);
+        prop_assert!(fake.broken.is_empty(), "{:?}", fake.broken);
+        let hosts_before: Vec<_> = before.values().map(|i| i.host.clone()).collect();
+        if !finished {
+            let back = plan_back(&fake.world(), &made, &progress, Some((OLD, OLD)), &rules);
+            let (finished, _) = fake.carry_out(&back, &[0, 1, 2, 3, 4, 5]);
+            prop_assert!(finished);
+        }
+        let hosts_after: Vec<_> = fake.instances.values().map(|i| i.host.clone()).collect();
+        prop_assert_eq!(hosts_before, hosts_after, "on the same host");
     }
 
     #[test]

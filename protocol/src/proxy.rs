@@ -32,6 +32,20 @@ pub struct Route {
     pub host: String,
     /// The pools and their shares. Weights are relative; a pool of weight 0 gets nothing.
     pub pools: Vec<WeightedPool>,
+    /// What keeps a client at the pool that it came to first, where there are several.
+    #[serde(default)]
+    pub sticky: Option<Sticky>,
+}
+
+/// What keeps a client at one pool of a route. Each client has a number, by which the shares are dealt:
+/// one that a pool's share takes in stays in as the share grows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sticky {
+    /// A cookie, given with the first answer.
+    Cookie,
+    /// The value of this header of its requests, in lower case; a request without one goes by turns.
+    Header(String),
 }
 
 /// A pool and its share of a route.

@@ -95,6 +95,7 @@ fn table(upstream: SocketAddr) -> Result<RoutingTable, Box<dyn Error>> {
         generation: Generation(1),
         routes: vec![Route {
             host: "127.0.0.1".to_owned(),
+            sticky: None,
             pools: vec![WeightedPool {
                 pool: "main".to_owned(),
                 weight: 1,

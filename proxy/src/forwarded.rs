@@ -156,6 +156,11 @@ impl Client {
         Some(told.clone())
     }
 
+    /// Whether it came over TLS.
+    pub fn is_tls(&self) -> bool {
+        self.proto == "https"
+    }
+
     /// Whether its claims are believed.
     pub fn is_trusted(&self) -> bool {
         self.trusted

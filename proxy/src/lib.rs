@@ -30,6 +30,7 @@ mod host;
 mod listen;
 mod pages;
 mod service;
+mod sticky;
 mod table;
 mod target;
 mod tls;

@@ -9,6 +9,7 @@ use crate::forwarded::{self, Client, Network};
 use crate::head::{self, Seen};
 use crate::host::{Asked, host_of};
 use crate::pages::{self, Page, RETRY_AFTER_S, Rendered};
+use crate::sticky::Number;
 use crate::table::{Pool, Table, normal_host};
 use crate::target::{Changes, InFlight, TargetState};
 use arc_swap::ArcSwap;
@@ -76,6 +77,8 @@ pub struct Request {
     /// What was found in its head, and whom it is for.
     seen: Seen,
     asked: Option<Arc<Asked>>,
+    /// The client's number, where a split keeps clients on their side.
+    number: Option<Number>,
 }
 
 /// Where a request goes.
@@ -89,13 +92,24 @@ impl Service {
     /// Chooses a target. On return the request counts as in flight there under the table in force:
     /// once a newer table is confirmed, no request can still be on its way to a target that this
     /// table took out.
-    fn choose(&self, host: &str, except: Option<&Arc<TargetState>>) -> Way {
+    ///
+    /// `number` is the client's, once it is known.
+    fn choose(
+        &self,
+        host: &str,
+        headers: &http::HeaderMap,
+        except: Option<&Arc<TargetState>>,
+        number: &mut Option<Number>,
+    ) -> Way {
         loop {
             let table = self.0.table.load();
             let Some(route) = table.route(host) else {
                 return Way::UnknownHost;
             };
-            let (pool, target) = match route.pick(except) {
+            if number.is_none() {
+                *number = route.number(headers);
+            }
+            let (pool, target) = match route.pick(except, *number) {
                 None => return Way::NoTarget(None),
                 Some((pool, None)) => return Way::NoTarget(Some(pool.clone())),
                 Some((pool, Some(target))) => (pool.clone(), target),
@@ -287,6 +301,7 @@ impl ProxyHttp for Service {
             on_stream: None,
             seen: Seen::default(),
             asked: None,
+            number: None,
         }
     }
 
@@ -337,7 +352,8 @@ impl ProxyHttp for Service {
                 return Ok(true);
             }
         };
-        match self.choose(&asked.name, None) {
+        let headers = &session.req_header().headers;
+        match self.choose(&asked.name, headers, None, &mut request.number) {
             Way::To(pool, at) => {
                 request.id = Some(if seen.has_id {
                     forwarded::request_id(&session.req_header().headers)
@@ -377,10 +393,12 @@ impl ProxyHttp for Service {
             let failed = request.at.take();
             let failed = failed.as_ref().map(InFlight::target);
             let host = normal_host(host_of(session.req_header()));
-            let mut way = self.choose(&host, failed);
+            let headers = &session.req_header().headers;
+            let number = &mut request.number;
+            let mut way = self.choose(&host, headers, failed, number);
             if failed.is_some() && request.refused == 0 && !matches!(way, Way::To(..)) {
                 // It only closed an idle connection: without another target, ask it again.
-                way = self.choose(&host, None);
+                way = self.choose(&host, headers, None, number);
             }
             let Way::To(pool, at) = way else {
                 request.unanswered = true;
@@ -437,6 +455,15 @@ impl ProxyHttp for Service {
         let status = response.status;
         if let Err(why) = head::clean_answer(response) {
             return Error::e_explain(ErrorType::HTTPStatus(502), why);
+        }
+        if let Some(number) = request.number
+            && !status.is_informational()
+        {
+            let connection = request.connection.as_deref();
+            let tls = self.with_client(session, connection, Client::is_tls);
+            if let Some(cookie) = number.cookie(tls) {
+                response.append_header(header::SET_COOKIE, cookie)?;
+            }
         }
         // Each side of a proxy has its own version (RFC 9112, section 2.3).
         response.set_version(Version::HTTP_11);

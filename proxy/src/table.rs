@@ -1,5 +1,6 @@
 //! The routing table in force: an immutable value made for lookups, and who gets the next request.
 
+use crate::sticky::{Number, Sides};
 use crate::target::{Changes, TargetState};
 use crate::traffic::{Counters, ReleaseCounters};
 use beanpole_protocol::proxy::{
@@ -34,6 +35,7 @@ pub struct Route {
     pools: Vec<Arc<Pool>>,
     turns: Box<[u16]>,
     next: Arc<AtomicUsize>,
+    sides: Option<Sides>,
 }
 
 /// Targets that share traffic.
@@ -158,6 +160,11 @@ impl Table {
                 pools,
                 turns: turns(&route.pools),
                 next: cursor.unwrap_or_default(),
+                sides: route
+                    .sticky
+                    .as_ref()
+                    .filter(|_| route.pools.len() > 1)
+                    .and_then(|sticky| Sides::new(sticky, &route.pools)),
             };
             next.routes.insert(host, Arc::new(made));
         }
@@ -217,14 +224,22 @@ impl Table {
 }
 
 impl Route {
-    /// Who gets the next request, other than `except`. The pool without a target when no target
+    /// The number of the client that sent these headers, where clients stay on their side.
+    pub fn number(&self, headers: &http::HeaderMap) -> Option<Number> {
+        self.sides.as_ref()?.number(headers, &self.next)
+    }
+
+    /// Who gets the next request, of the client with that number, other than `except`. The pool without a target when no target
     /// is fit for it; nothing when the route has no pool at all.
     pub fn pick(
         &self,
         except: Option<&Arc<TargetState>>,
+        number: Option<Number>,
     ) -> Option<(&Arc<Pool>, Option<Arc<TargetState>>)> {
         let mut first = 0;
-        if self.turns.len() > 1 {
+        if let (Some(sides), Some(number)) = (&self.sides, number) {
+            first = sides.pool_of(number);
+        } else if self.turns.len() > 1 {
             let turn = self.next.fetch_add(1, Relaxed) % self.turns.len();
             first = usize::from(self.turns[turn]);
         } else if let Some(only) = self.turns.first() {

@@ -10,7 +10,7 @@ use rustix::process::Signal;
 const ALL: [&str; 3] = ["h1", "h2", "h3"];
 
 /// Three hosts, and instances on them only.
-fn fleet(test: &str) -> Option<(Hosts, Bed)> {
+pub fn fleet(test: &str) -> Option<(Hosts, Bed)> {
     let hosts = hosts(test, &ALL)?;
     let bed = Bed::up();
     for name in ALL {

@@ -5,14 +5,18 @@
 
 mod builds;
 mod changes;
+mod crashes;
 mod demo;
 mod examples;
 mod failures;
 mod fleet;
 mod kills;
+mod matrix;
 mod misuse;
 mod once;
 mod over_ssh;
 mod policies;
+mod receipts;
+mod splits;
 mod state;
 mod without_systemd;

@@ -83,6 +83,35 @@ impl Checks {
         self.what_runs_on_is_told(store, &now, hosts)?;
         operations_end_in_time(store, &environments, at)?;
         release_commands_run_once_and_first(store, &now, hosts)?;
+        splits_are_whole(store, &environments)?;
+        self.what_is_worse_is_not_live(store)?;
+        Ok(())
+    }
+
+    /// A release that the guard could see to be worse goes live only when somebody says so.
+    fn what_is_worse_is_not_live(&self, store: &Store) -> Result<(), String> {
+        for before in self.operations.values() {
+            let key = OperationRecord::key_of(&before.id);
+            let Some(operation) = store.get::<OperationRecord>(&key).expect("memory") else {
+                continue;
+            };
+            let worse = operation
+                .version
+                .as_ref()
+                .is_some_and(|version| Behaviour::of(version.as_str()) == Behaviour::Worse);
+            let seen = &operation.guard.evidence.total;
+            if worse
+                && operation.status == OperationStatus::Succeeded
+                && operation.promoted_by.is_none()
+                && seen.new.requests >= 100
+                && seen.old.errors == 0
+            {
+                return Err(format!(
+                    "{} went live with {} of {} requests failed",
+                    operation.id, seen.new.errors, seen.new.requests
+                ));
+            }
+        }
         Ok(())
     }
 
@@ -456,6 +485,9 @@ impl Checks {
                     operation.id
                 ));
             }
+            if let Some(what) = receipt_tells_another_story(&operation) {
+                return Err(format!("the receipt of {} {what}", operation.id));
+            }
             let wanted = match (operation.kind, operation.status) {
                 (
                     OperationKind::Deploy
@@ -688,4 +720,63 @@ pub fn left_over(store: &Store, hosts: &[FakeHost]) -> Option<String> {
         });
         stray.map(|id| format!("{id} is left on {}", host.name))
     })
+}
+
+/// What is wrong with the receipt of an operation that is over, if anything is.
+fn receipt_tells_another_story(operation: &OperationRecord) -> Option<String> {
+    if operation.plan.stages.is_empty() && operation.back.is_none() {
+        return None;
+    }
+    let Some(receipt) = &operation.receipt else {
+        return Some("is missing".to_owned());
+    };
+    let spent: u64 = receipt.phases.iter().map(|of| of.ms).sum();
+    if spent != receipt.took_ms {
+        return Some(format!("tells of {spent} of {} ms", receipt.took_ms));
+    }
+    let plans = [Some(&operation.plan), operation.back.as_ref()];
+    let changes = plans.into_iter().flatten().flat_map(|plan| plan.changes());
+    let all: BTreeSet<_> = changes.map(|(_, change)| &change.instance).collect();
+    let told: BTreeSet<_> = receipt.instances.iter().map(|one| &one.instance).collect();
+    if all != told {
+        return Some("leaves instances out".to_owned());
+    }
+    let succeeded = operation.status == OperationStatus::Succeeded;
+    let undone = |result: &str| matches!(result, "failed" | "unfinished" | "untouched");
+    let mut results = receipt.instances.iter().map(|one| one.result.as_str());
+    (succeeded && results.any(undone)).then(|| "tells of what was not done".to_owned())
+}
+
+/// A share belongs to an operation that splits; the table shares all requests, each side with its own
+/// release.
+fn splits_are_whole(
+    store: &Store,
+    environments: &BTreeMap<EnvironmentId, EnvironmentRecord>,
+) -> Result<(), String> {
+    for environment in environments.values() {
+        if environment.split.is_some() && environment.operation.is_none() {
+            return Err(format!("{} is split for nobody", environment.name));
+        }
+    }
+    for record in store.list::<TableRecord>().expect("memory") {
+        for route in &record.table.routes {
+            let sum: u32 = route.pools.iter().map(|pool| pool.weight).sum();
+            if sum != if route.pools.len() == 1 { 1 } else { 100 } {
+                return Err(format!("{} shares {sum} of 100", route.host));
+            }
+        }
+        for pool in &record.table.pools {
+            let Some((_, release)) = pool.name.split_once('@') else {
+                continue;
+            };
+            if pool
+                .targets
+                .iter()
+                .any(|target| target.release.to_string() != release)
+            {
+                return Err(format!("{} holds another release", pool.name));
+            }
+        }
+    }
+    Ok(())
 }

@@ -28,6 +28,8 @@ pub enum Behaviour {
     Crash,
     /// Good at first, sick after a while.
     Dies,
+    /// Answers its checks well, and a fifth of the requests with an error.
+    Worse,
     /// Answers well, and ends that many milliseconds after each start.
     Flaps(u64),
 }
@@ -82,6 +84,7 @@ impl Behaviour {
             Some("sick") => Self::Sick,
             Some("crash") => Self::Crash,
             Some("dies") => Self::Dies,
+            Some("worse") => Self::Worse,
             Some("flaps1") => Self::Flaps(1_000),
             Some("flaps4") => Self::Flaps(4_000),
             Some("flaps9") => Self::Flaps(9_000),
@@ -92,7 +95,7 @@ impl Behaviour {
     /// Whether an instance of it may ever be put into service.
     pub fn may_serve(self) -> bool {
         match self {
-            Self::Good | Self::Slow | Self::Dies => true,
+            Self::Good | Self::Slow | Self::Dies | Self::Worse => true,
             Self::Flaps(lives_ms) => lives_ms > MIN_UPTIME_MS,
             Self::NoBuild | Self::Sick | Self::Crash => false,
         }

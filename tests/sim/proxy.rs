@@ -1,12 +1,13 @@
 //! A fake proxy: checks its targets, counts, confirms tables, as the real one does.
 
-use crate::host::FakeHost;
+use crate::host::{Behaviour, FakeHost};
 use crate::rng::Rng;
+use beanpole_protocol::latency::{Latencies, bucket};
 use beanpole_protocol::proxy::{
-    CheckResult, EnvironmentTraffic, Probe, ProxyReport, RoutingTable, TargetMode, TargetReport,
-    Traffic,
+    CheckResult, EnvironmentTraffic, Probe, ProxyReport, ReleaseTraffic, RoutingTable, TargetMode,
+    TargetReport, Traffic,
 };
-use beanpole_protocol::{EnvironmentId, Incarnation, InstanceId, Timestamp};
+use beanpole_protocol::{EnvironmentId, Incarnation, InstanceId, ReleaseNumber, Timestamp};
 use std::collections::BTreeMap;
 
 pub struct FakeProxy {
@@ -22,7 +23,12 @@ pub struct FakeProxy {
     sequence: u64,
     seen: BTreeMap<(InstanceId, Incarnation), Seen>,
     traffic: BTreeMap<EnvironmentId, Traffic>,
+    /// Requests and errors by release.
+    releases: BTreeMap<(EnvironmentId, ReleaseNumber), (u64, u64)>,
 }
+
+/// Requests that an environment gets in one step.
+const REQUESTS_A_STEP: u64 = 25;
 
 #[derive(Default)]
 pub struct Seen {
@@ -47,6 +53,7 @@ impl FakeProxy {
             sequence: 0,
             seen: BTreeMap::new(),
             traffic: BTreeMap::new(),
+            releases: BTreeMap::new(),
         }
     }
 
@@ -79,6 +86,7 @@ impl FakeProxy {
         self.sequence = 0;
         self.seen.clear();
         self.traffic.clear();
+        self.releases.clear();
         self.up = true;
     }
 
@@ -98,6 +106,17 @@ impl FakeProxy {
         }
         let mut changed = false;
         for pool in &self.table.pools {
+            // Its share of the requests, in per cent.
+            let weighted = self.table.routes.iter().flat_map(|route| &route.pools);
+            let weight = weighted
+                .filter(|of| of.pool == pool.name)
+                .map(|of| of.weight);
+            let share = match weight.sum() {
+                1 => 100,
+                weight => u64::from(weight),
+            };
+            let serving = pool.targets.iter().filter(|t| t.mode == TargetMode::Serve);
+            let serving = serving.count().max(1) as u64;
             let mut served = false;
             let traffic = self.traffic.entry(pool.environment.clone()).or_default();
             for target in &pool.targets {
@@ -147,6 +166,15 @@ impl FakeProxy {
                     TargetMode::Serve if seen.healthy => {
                         served = true;
                         traffic.requests += 1;
+                        let key = (pool.environment.clone(), target.release);
+                        let counts = self.releases.entry(key).or_default();
+                        let requests = rng.range(0, REQUESTS_A_STEP * share / 50 / serving + 1);
+                        counts.0 += requests;
+                        let worse = answer.as_ref().is_some_and(|answer| {
+                            Behaviour::of(answer.version) == Behaviour::Worse
+                        });
+                        counts.1 +=
+                            (0..requests).filter(|_| worse && rng.chance(200)).count() as u64;
                         seen.in_flight = rng.range(0, 3) as u32;
                         if answer.is_none() {
                             traffic.failed += 1;
@@ -208,7 +236,19 @@ impl FakeProxy {
                     traffic: *traffic,
                 })
                 .collect(),
-            releases: Vec::new(),
+            releases: self
+                .releases
+                .iter()
+                .map(
+                    |((environment, release), (requests, errors))| ReleaseTraffic {
+                        environment: environment.clone(),
+                        release: *release,
+                        requests: *requests,
+                        errors: *errors,
+                        latency: Latencies([(bucket(3_000) as u16, *requests)].into()),
+                    },
+                )
+                .collect(),
             listeners: Vec::new(),
         }
     }

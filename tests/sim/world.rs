@@ -389,6 +389,8 @@ impl World {
                 Some(DeploymentPolicy::Rolling),
                 Some(DeploymentPolicy::RollingWithAdditionalBatch),
                 Some(DeploymentPolicy::Immutable),
+                Some(DeploymentPolicy::TrafficSplitting),
+                Some(DeploymentPolicy::TrafficSplitting),
             ]);
             let batch = *self.rng.pick(&[
                 None,
@@ -438,7 +440,9 @@ impl World {
                     api::Deploy {
                         version: Some(label),
                         policy: if calm { None } else { policy },
-                        batch,
+                        batch: batch.filter(|_| policy != Some(DeploymentPolicy::TrafficSplitting)),
+                        split: (policy == Some(DeploymentPolicy::TrafficSplitting) && !calm)
+                            .then(|| "10%:20s,50%:20s".parse().expect("steps")),
                         no_auto_rollback,
                         settings: check,
                     },
@@ -446,7 +450,8 @@ impl World {
                 45..58 => self
                     .engine
                     .scale(&call, &name, api::Scale { instances: sizes }),
-                58..68 => self.engine.abort(&call, &name),
+                58..66 => self.engine.abort(&call, &name),
+                66..68 => self.engine.promote(&call, &name),
                 68..76 => self
                     .engine
                     .rollback(&call, &name, &api::Rollback::default()),
@@ -501,8 +506,8 @@ impl World {
             &["good"]
         } else {
             &[
-                "good", "good", "good", "good", "good", "slow", "nobuild", "sick", "crash", "dies",
-                "flaps1", "flaps4", "flaps9",
+                "good", "good", "good", "good", "good", "worse", "worse", "slow", "nobuild",
+                "sick", "crash", "dies", "flaps1", "flaps4", "flaps9",
             ]
         };
         let commands: &[&str] = if calm {

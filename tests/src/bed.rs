@@ -2,6 +2,7 @@
 //! to it.
 
 use crate::apps::{self, App};
+use crate::fail_points::FailPoints;
 use crate::http::{self, Answer, Connection};
 use crate::load::Load;
 use crate::wait;
@@ -27,6 +28,7 @@ pub struct Bed {
     /// Its proxy, HTTPS.
     pub https: SocketAddr,
     executable: PathBuf,
+    fail_points: Option<PathBuf>,
     up: Option<Child>,
 }
 
@@ -116,6 +118,23 @@ impl Bed {
     /// When they do not within 30 s; with what they printed.
     #[track_caller]
     pub fn up() -> Self {
+        let mut bed = Self::prepared();
+        bed.start();
+        bed
+    }
+
+    /// The same, with a controller that stops where it is asked to.
+    #[track_caller]
+    pub fn up_with_fail_points() -> (Self, FailPoints) {
+        let mut bed = Self::prepared();
+        let directory = bed.home().join("fail-points");
+        let points = FailPoints::at(&directory);
+        bed.fail_points = Some(directory);
+        bed.start();
+        (bed, points)
+    }
+
+    fn prepared() -> Self {
         let home = tempfile::Builder::new()
             .prefix("beanpole-")
             .tempdir()
@@ -125,16 +144,15 @@ impl Bed {
             .expect("its mode can be set");
         let executable = std::env::var_os("BEANPOLE_BIN")
             .map_or_else(|| apps::executable("beanpole"), PathBuf::from);
-        let mut bed = Self {
+        Self {
             home,
             api: free_address(),
             http: free_address(),
             https: free_address(),
             executable,
+            fail_points: None,
             up: None,
-        };
-        bed.start();
-        bed
+        }
     }
 
     /// Its temporary directory.
@@ -189,6 +207,9 @@ impl Bed {
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("the log can be shared"))
             .stderr(log);
+        if let Some(directory) = &self.fail_points {
+            command.env("BEANPOLE_FAIL_POINTS", directory);
+        }
         self.up = Some(command.spawn().expect("beanpole can be started"));
         self.wait_healthy();
     }

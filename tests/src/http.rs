@@ -78,6 +78,11 @@ impl Connection {
         self.read(method == "HEAD")
     }
 
+    /// The bare connection, after an answer that switched to another protocol.
+    pub fn into_stream(self) -> BufReader<TcpStream> {
+        self.stream
+    }
+
     fn line(&mut self) -> io::Result<String> {
         let mut line = String::new();
         if self.stream.read_line(&mut line)? == 0 {
@@ -111,7 +116,7 @@ impl Connection {
         self.closing = answer
             .header("connection")
             .is_some_and(|value| value.eq_ignore_ascii_case("close"));
-        if head_only || status == 204 || status == 304 {
+        if head_only || matches!(status, 101 | 204 | 304) {
             return Ok(answer);
         }
         if answer.header("transfer-encoding") == Some("chunked") {

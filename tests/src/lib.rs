@@ -6,9 +6,11 @@
 
 pub mod apps;
 pub mod bed;
+pub mod fail_points;
 pub mod hosts;
 pub mod http;
 pub mod load;
+pub mod mixed;
 pub mod wait;
 
 /// Says that a test cannot run here. `./dev` shows it; in CI it is a failure.

@@ -1,16 +1,21 @@
 //! The application that test bundles run: a small web server that does as its arguments say.
 //!
 //! `testapp VERSION [--status N] [--exit CODE] [--no-listen] [--start-delay MS] [--hog MIB]
-//! [--lives MS]`
+//! [--lives MS] [--errors PERCENT]`
 //!
 //! It answers `VERSION INSTANCE PID` on `$PORT`. `/slow?MS` answers late, `/exit` ends the process,
-//! `/env?NAME` shows a variable, `/headers` what the proxy sent. On SIGTERM it ends at once: what it
+//! `/env?NAME` shows a variable, `/headers` what the proxy sent, `/echo` sends a body back and `/ws` the
+//! frames of a WebSocket. On SIGTERM it ends at once: what it
 //! was still answering is lost, so that a drain that comes too late shows.
-//! With `--lives` it serves well for that long, then gives up with exit code 9.
+//! With `--lives` it serves well for that long, then gives up with exit code 9. With `--errors` it answers
+//! that share of the requests for `/` with 500.
+
+mod websocket;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 fn main() -> ExitCode {
@@ -44,6 +49,7 @@ fn main() -> ExitCode {
         }
     }
     let status = number("--status").unwrap_or(200);
+    let errors = number("--errors").unwrap_or(0);
     let Some(port) = std::env::var("PORT")
         .ok()
         .and_then(|port| port.parse::<u16>().ok())
@@ -62,7 +68,7 @@ fn main() -> ExitCode {
     let serving = std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let version = version.clone();
-            std::thread::spawn(move || serve(stream, &version, status));
+            std::thread::spawn(move || serve(stream, &version, status, errors));
         }
     });
     if let Some(lives) = number("--lives") {
@@ -74,7 +80,10 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn serve(stream: TcpStream, version: &str, status: u64) -> Option<()> {
+/// Requests for `/` so far.
+static ASKED: AtomicU64 = AtomicU64::new(0);
+
+fn serve(stream: TcpStream, version: &str, status: u64, errors: u64) -> Option<()> {
     stream.set_nodelay(true).ok()?;
     let mut writer = stream.try_clone().ok()?;
     let mut reader = BufReader::new(stream);
@@ -85,6 +94,7 @@ fn serve(stream: TcpStream, version: &str, status: u64) -> Option<()> {
         }
         let mut head = String::new();
         let mut length = 0;
+        let mut key = None;
         loop {
             let mut line = String::new();
             if reader.read_line(&mut line).ok()? == 0 {
@@ -93,10 +103,13 @@ fn serve(stream: TcpStream, version: &str, status: u64) -> Option<()> {
             if line.trim().is_empty() {
                 break;
             }
-            if let Some((name, value)) = line.split_once(':')
-                && name.eq_ignore_ascii_case("content-length")
-            {
-                length = value.trim().parse().unwrap_or(0);
+            if let Some((name, value)) = line.split_once(':') {
+                let value = value.trim();
+                if name.eq_ignore_ascii_case("content-length") {
+                    length = value.parse().unwrap_or(0);
+                } else if name.eq_ignore_ascii_case("sec-websocket-key") {
+                    key = Some(value.to_owned());
+                }
             }
             head.push_str(&line);
         }
@@ -104,6 +117,10 @@ fn serve(stream: TcpStream, version: &str, status: u64) -> Option<()> {
         reader.read_exact(&mut body).ok()?;
         let target = first.split(' ').nth(1).unwrap_or("/");
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        if let ("/ws", Some(key), 200) = (path, &key, status) {
+            writer.write_all(websocket::accepted(key).as_bytes()).ok()?;
+            return websocket::echo(reader, writer).ok();
+        }
         let answer = match path {
             "/slow" => {
                 pause(query.parse().unwrap_or(0));
@@ -132,6 +149,8 @@ fn serve(stream: TcpStream, version: &str, status: u64) -> Option<()> {
         // What only one version has.
         let status = match path.strip_prefix("/only/") {
             Some(which) if which != version => 404,
+            // Evenly: one in five for a fifth.
+            None if path == "/" && ASKED.fetch_add(errors, Ordering::Relaxed) % 100 < errors => 500,
             _ => status,
         };
         let reply = format!(

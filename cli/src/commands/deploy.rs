@@ -5,13 +5,13 @@ use crate::client::escape;
 use crate::context::Context;
 use crate::interrupt;
 use crate::output::errors::Failure;
-use crate::output::{Output, plural};
+use crate::output::{Output, plural, receipt};
 use crate::project::pack;
 use crate::project::settings::InForce;
 use crate::watch;
 use beanpole_protocol::api::{Deploy as Body, Environment, Operation, PlanView, Tier};
 use beanpole_protocol::options::{
-    BatchSize, DeploymentPolicy, ENVIRONMENT, OptionSettings, PROPERTIES,
+    BatchSize, DeploymentPolicy, ENVIRONMENT, OptionSettings, SplitSteps,
 };
 use beanpole_protocol::{EnvironmentName, VersionLabel};
 use clap::Args;
@@ -20,7 +20,7 @@ use std::path::PathBuf;
 /// Deploy the project, or a version that exists, to an environment
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  beanpole deploy                             what deploy.toml says\n  beanpole deploy shop-prod                   this directory, honouring .ebignore or .gitignore\n  beanpole deploy shop-prod --from app.zip --label v2\n  beanpole deploy shop-prod --git main\n  beanpole deploy shop-prod --version v1 --policy AllAtOnce\n  beanpole deploy shop-prod --batch 50%\n  beanpole deploy shop-prod --plan            show what would happen\n\nIt waits for the end and fails when the deployment does; Ctrl-C only stops the watching."
+    after_help = "Examples:\n  beanpole deploy                             what deploy.toml says\n  beanpole deploy shop-prod                   this directory, honouring .ebignore or .gitignore\n  beanpole deploy shop-prod --from app.zip --label v2\n  beanpole deploy shop-prod --git main\n  beanpole deploy shop-prod --version v1 --policy AllAtOnce\n  beanpole deploy shop-prod --batch 50%\n  beanpole deploy shop-prod --split 1%:5m,10%:10m,50%   a share of the requests first\n  beanpole deploy shop-prod --plan            show what would happen\n\nIt waits for the end and fails when the deployment does; Ctrl-C only stops the watching."
 )]
 pub struct Deploy {
     /// The environment [default: `environment` of deploy.toml]
@@ -40,12 +40,16 @@ pub struct Deploy {
     /// What the new version is, for people
     #[arg(long, short, short_alias = 'm')]
     description: Option<String>,
-    /// AllAtOnce, Rolling, RollingWithAdditionalBatch or Immutable [default: the environment's]
+    /// AllAtOnce, Rolling, RollingWithAdditionalBatch, Immutable or TrafficSplitting [default: the
+    /// environment's]
     #[arg(long)]
     policy: Option<DeploymentPolicy>,
     /// How many instances at a time, `1` or `30%` [default: the environment's]
     #[arg(long, value_name = "N|P%")]
     batch: Option<BatchSize>,
+    /// Rising shares of the requests for the new release, each with its time; then it gets all
+    #[arg(long, value_name = "STEPS", conflicts_with = "batch")]
+    split: Option<SplitSteps>,
     /// When it fails, leave the environment as it is
     #[arg(long)]
     no_auto_rollback: bool,
@@ -194,17 +198,19 @@ fn begin(
         version: Some(version.clone()),
         policy: command.policy,
         batch: command.batch,
+        split: command.split.clone(),
         no_auto_rollback: command.no_auto_rollback || auto_rollback == Some(false),
         settings: changed_settings(context, name, settings)?,
     };
     let client = context.client()?;
     let path = format!("{}/deployments", environment_path(name));
     let plan: PlanView = client.post(&format!("{path}?plan=true"), &body)?;
-    let lines = all_lines(environment, version, &plan, &body.settings);
+    let mut lines = all_lines(environment, version, &plan);
     if command.plan {
         if context.output.json {
             context.output.json(&plan)?;
         } else {
+            lines.extend(receipt::plan(name.as_str(), &plan));
             for line in lines {
                 context.output.line(line);
             }
@@ -250,27 +256,14 @@ pub(super) fn show_plan(output: Output, lines: &[String]) {
 }
 
 /// A deployment's plan, with what it sets.
-fn all_lines(
-    environment: &Environment,
-    version: &VersionLabel,
-    plan: &PlanView,
-    settings: &OptionSettings,
-) -> Vec<String> {
+fn all_lines(environment: &Environment, version: &VersionLabel, plan: &PlanView) -> Vec<String> {
     let from = environment
         .version
         .as_ref()
         .map_or_else(|| "nothing".to_owned(), ToString::to_string);
     let mut lines = vec![format!("Plan for {}: {from} → {version}", environment.name)];
     lines.extend(plan_lines(plan));
-    for (namespace, options) in &settings.0 {
-        for (name, value) in options {
-            lines.push(if namespace == PROPERTIES {
-                format!("  sets environment property {name}")
-            } else {
-                format!("  sets {name} to {value} ({namespace})")
-            });
-        }
-    }
+    lines.extend(receipt::settings(&plan.settings));
     lines
 }
 

@@ -20,12 +20,14 @@ pub mod list;
 pub mod logs;
 pub mod open;
 pub mod printenv;
+pub mod promote;
 pub mod releases;
 pub mod restart;
 pub mod restore;
 pub mod rollback;
 pub mod scale;
 pub mod setenv;
+pub mod show;
 pub mod source;
 pub mod status;
 pub mod terminate;
@@ -93,7 +95,9 @@ fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Restart(command) => restart::run(context, &command),
         Command::Rollback(command) => rollback::run(context, &command),
         Command::Releases(command) => releases::run(context, &command),
+        Command::Show(command) => show::run(context, &command),
         Command::Abort(command) => abort::run(context, &command),
+        Command::Promote(command) => promote::run(context, &command),
         Command::Attach(command) => attach::run(context, &command),
         Command::Terminate(command) => terminate::run(context, &command),
         Command::App(command) => apps::run(context, command),

@@ -4,7 +4,8 @@
 use crate::EngineError;
 use crate::events::{Draft, emit_for};
 use beanpole_planner::{
-    Action, Batch, ChangeState, Happened, OTHER_PORTS, Plan, Progress, Stage, World, apply,
+    Action, Batch, ChangeState, Happened, OTHER_PORTS, Plan, Progress, Split, Stage, World, apply,
+    guard,
 };
 use beanpole_protocol::agent::{INSTANCE_PORTS as PORTS, OncePhase};
 use beanpole_protocol::api::{Leftover, OperationFailure, OperationKind};
@@ -12,7 +13,9 @@ use beanpole_protocol::event::Severity;
 use beanpole_protocol::options::DeploymentPolicy;
 use beanpole_protocol::proxy::{TargetMode, said};
 use beanpole_protocol::{HostId, HostName, Incarnation, InstanceId, ReleaseNumber, Timestamp};
-use beanpole_store::model::{EnvironmentRecord, InstanceRecord, JournalRecord, OperationRecord};
+use beanpole_store::model::{
+    EnvironmentRecord, InstanceRecord, JournalRecord, OperationRecord, SplitRecord,
+};
 use beanpole_store::{StoreError, Tx};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -123,9 +126,33 @@ impl Scene<'_, '_> {
                 self.tx.delete::<InstanceRecord>(&key)
             }
             Happened::Switched { instance } => self.switch(world, plan, instance),
+            Happened::ShareSet { percent } => self.share(plan, *percent),
+            // A share is a split's, and ends with it: what serves from then on serves alike.
+            Happened::StageStarted { stage }
+                if !matches!(plan.stages.get(*stage), Some(Stage::Split(_))) =>
+            {
+                self.environment.split = None;
+                Ok(())
+            }
             Happened::PortTaken { instance, .. } => self.change_port(world, instance),
             _ => Ok(()),
         }
+    }
+
+    /// Gives the plan's release a share. Its instances wait for the table that says so.
+    fn share(&mut self, plan: &Plan, percent: u8) -> Result<(), StoreError> {
+        let Some(release) = plan.release else {
+            return Ok(());
+        };
+        self.environment.split = Some(SplitRecord { release, percent });
+        let prefix = InstanceRecord::prefix(&self.environment.id);
+        for mut record in self.tx.list_prefix::<InstanceRecord>(&prefix)? {
+            if record.release == release {
+                record.routed = None;
+                self.tx.put(&record)?;
+            }
+        }
+        Ok(())
     }
 
     fn instance(
@@ -276,6 +303,9 @@ impl Scene<'_, '_> {
             (Happened::StageFinished { .. }, Some(Stage::Batch(batch))) => {
                 self.tell_batch_finished(plan, progress, batch)
             }
+            (_, Some(Stage::Split(split))) if !matches!(entry, Happened::Failed { .. }) => {
+                self.tell_of_split(progress, split, entry)
+            }
             (Happened::DrainStarted { .. }, Some(Stage::Batch(batch)))
                 if batch_in(progress, batch, |_| true) == 0 =>
             {
@@ -331,6 +361,55 @@ impl Scene<'_, '_> {
             .operation(self.operation)
             .details(log);
         self.say_draft(draft)
+    }
+
+    fn tell_of_split(
+        &mut self,
+        progress: &Progress,
+        split: &Split,
+        entry: &Happened,
+    ) -> Result<(), StoreError> {
+        let to = self.operation.to.unwrap_or_default();
+        let percent = split.percent;
+        let (code, text) = match entry {
+            Happened::ShareSet { .. } => (
+                "share-set",
+                format!("Traffic splitting: giving release {to} {percent} % of the requests."),
+            ),
+            Happened::ShareConfirmed { .. } => (
+                "share-confirmed",
+                format!(
+                    "Every load balancer gives release {to} {percent} % of the requests, for {} s.",
+                    split.wait_ms / 1_000
+                ),
+            ),
+            Happened::Promoted => (
+                "promoted",
+                format!("Release {to} is promoted: it gets all requests without further waiting."),
+            ),
+            // One that was passed over by a promotion had nothing.
+            Happened::StageFinished { stage }
+                if progress.share.is_some_and(|share| share.stage == *stage) =>
+            {
+                let seen = &self.operation.guard.evidence.total;
+                let text = if seen.new.requests == 0 {
+                    format!("Release {to} had {percent} % of the requests.")
+                } else {
+                    format!(
+                        "Release {to} had {percent} % of the requests. So far {} of its {} failed and 95 % took at most {}; of the other's {} {} and {}.",
+                        guard::percent(&seen.new),
+                        seen.new.requests,
+                        guard::p95(&seen.new),
+                        seen.old.requests,
+                        guard::percent(&seen.old),
+                        guard::p95(&seen.old),
+                    )
+                };
+                ("split-step-completed", text)
+            }
+            _ => return self.tell_of_instance(progress, entry),
+        };
+        self.say(Severity::Info, code, text)
     }
 
     fn tell_of_instance(
@@ -408,15 +487,20 @@ impl Scene<'_, '_> {
         let ids = ids.join(", ");
         let number = batch.number;
         let word = batch.changes.first().map_or("", |c| c.action.word());
+        let policy = plan.policy.unwrap_or_default();
+        let sets = matches!(
+            policy,
+            DeploymentPolicy::Immutable | DeploymentPolicy::TrafficSplitting
+        );
         let text = match word {
             _ if !batch.enters.is_empty() => {
                 "Successfully launched all instances. Moving all traffic to them at once."
                     .to_owned()
             }
-            "launch" if batch.hold && number == 1 => format!(
-                "Immutable deployment policy enabled. Launching one instance with the new settings to verify health [{ids}]."
+            "launch" if batch.hold && number == 1 && sets => format!(
+                "{policy} deployment policy enabled. Launching one instance with the new settings to verify health [{ids}]."
             ),
-            "launch" if batch.hold => format!(
+            "launch" if batch.hold && sets => format!(
                 "Test instance passed health checks. Launching remaining new instances [{ids}]."
             ),
             "launch" => format!("Batch {number}: Launching instance(s) [{ids}]."),

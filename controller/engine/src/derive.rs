@@ -412,7 +412,7 @@ impl Records {
             let (Tier::Web, Some(cname)) = (environment.tier, &environment.cname) else {
                 continue;
             };
-            let targets = self
+            let targets: Vec<Target> = self
                 .instances
                 .iter()
                 .filter(|instance| instance.environment == environment.id)
@@ -429,20 +429,38 @@ impl Records {
                     })
                 })
                 .collect();
+            let name = environment.name.to_string();
+            let sides = match environment.split {
+                None => vec![(name, 1, targets)],
+                Some(split) => {
+                    let is_new = |target: &Target| target.release == split.release;
+                    let (new, old) = targets.into_iter().partition(is_new);
+                    let percent = u32::from(split.percent.min(100));
+                    let new_name = format!("{name}@{}", split.release);
+                    vec![(name, 100 - percent, old), (new_name, percent, new)]
+                }
+            };
+            let mut pools = Vec::new();
+            for (name, weight, targets) in sides {
+                pools.push(WeightedPool {
+                    pool: name.clone(),
+                    weight,
+                });
+                table.pools.push(TargetPool {
+                    name,
+                    environment: environment.id.clone(),
+                    environment_name: environment.name.clone(),
+                    application: environment.application.clone(),
+                    algorithm: environment.settings.algorithm(),
+                    targets,
+                });
+            }
             table.routes.push(Route {
                 host: format!("{cname}.{domain}").to_lowercase(),
-                pools: vec![WeightedPool {
-                    pool: environment.name.to_string(),
-                    weight: 1,
-                }],
-            });
-            table.pools.push(TargetPool {
-                name: environment.name.to_string(),
-                environment: environment.id.clone(),
-                environment_name: environment.name.clone(),
-                application: environment.application.clone(),
-                algorithm: environment.settings.algorithm(),
-                targets,
+                sticky: (pools.len() > 1)
+                    .then(|| environment.settings.sticky())
+                    .flatten(),
+                pools,
             });
         }
         table
@@ -499,7 +517,9 @@ pub(crate) mod tests {
             live: None,
             last_release: ReleaseNumber(1),
             operation: None,
+            counted_after: None,
             hold: false,
+            split: None,
             mend_after: None,
             mend_failures: 0,
             created_at: Timestamp::EPOCH,
@@ -509,7 +529,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn release(environment: &EnvironmentRecord) -> ReleaseRecord {
+    pub(crate) fn release(environment: &EnvironmentRecord) -> ReleaseRecord {
         ReleaseRecord {
             environment: environment.id.clone(),
             number: ReleaseNumber(1),

@@ -12,15 +12,18 @@
 
 mod answers;
 mod apply;
+mod compare;
 mod derive;
 mod events;
 mod finish;
+mod foretell;
 mod health;
 mod kept;
 mod mend;
 mod observed;
 mod pace;
 mod read;
+mod receipt;
 mod services;
 mod traffic;
 mod turn;
@@ -39,10 +42,11 @@ use beanpole_planner::IllegalTransition;
 use beanpole_protocol::agent::{ControllerIdentity, HostOrders};
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::proxy::RoutingTable;
-use beanpole_protocol::{HostId, RequestId, Timestamp};
+use beanpole_protocol::{HostId, OperationId, RequestId, Timestamp};
 use beanpole_store::model::{HostOrdersRecord, TableRecord};
 use beanpole_store::{Store, StoreError};
 use derive::Derived;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 
 /// What an [`Engine`] needs to be told.
@@ -136,6 +140,10 @@ impl From<Fault> for Problem {
     }
 }
 
+/// Called with the numbers of the journal entries that have just been recorded in one transaction,
+/// before anything comes of them.
+pub type Recorded = Arc<dyn Fn(&OperationId, RangeInclusive<u64>) + Send + Sync>;
+
 /// Decides and remembers. Cheap to clone.
 #[derive(Clone)]
 pub struct Engine {
@@ -143,6 +151,7 @@ pub struct Engine {
     pub(crate) config: EngineConfig,
     /// What the last derivation was made from, to leave out one that would give the same.
     pub(crate) derived: Arc<Mutex<Option<Derived>>>,
+    pub(crate) recorded: Option<Recorded>,
 }
 
 impl Engine {
@@ -152,6 +161,16 @@ impl Engine {
             store,
             config,
             derived: Arc::default(),
+            recorded: None,
+        }
+    }
+
+    /// The same, and `recorded` is called with what it records in journals. For tests.
+    #[must_use]
+    pub fn telling(self, recorded: Recorded) -> Self {
+        Self {
+            recorded: Some(recorded),
+            ..self
         }
     }
 

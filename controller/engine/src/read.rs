@@ -6,7 +6,9 @@ use beanpole_planner::{HostState, InstanceState, Place, ProxyState, Rules, Timeo
 use beanpole_protocol::api::{EnvironmentStatus, Tier};
 use beanpole_protocol::options::OptionSettings;
 use beanpole_protocol::{EnvironmentId, EnvironmentName, HostId, ReleaseNumber, Timestamp};
-use beanpole_store::model::{EnvironmentRecord, HostRecord, InstanceRecord, ReleaseRecord};
+use beanpole_store::model::{
+    EnvironmentRecord, HostRecord, InstanceRecord, OperationRecord, ReleaseRecord,
+};
 use beanpole_store::{Record, Store, StoreError, Tx};
 use std::collections::BTreeMap;
 
@@ -112,6 +114,9 @@ pub(crate) fn rules(
             stop_ms: settings.stop_grace_ms().max(leaves.stop_grace_ms()),
         },
         ignore_health: deployment.ignore_health_check,
+        split: settings.split().0,
+        guard: settings.guard(),
+        overlap: settings.overlap(),
         needs: Place {
             memory: settings.limits().memory_bytes,
             labels: settings.host_labels(),
@@ -168,6 +173,13 @@ impl Engine {
             }
             instances.insert(id, state);
         }
+        // Where two releases share the requests, so far as that was looked at.
+        let evidence = match (&environment.operation, environment.split) {
+            (Some(id), Some(_)) => reader
+                .one::<OperationRecord>(&OperationRecord::key_of(id))?
+                .map(|operation| operation.guard.evidence),
+            _ => None,
+        };
         Ok(World {
             environment: environment.id.clone(),
             operation: environment.operation.clone(),
@@ -181,6 +193,7 @@ impl Engine {
                 })
                 .collect(),
             web: environment.tier == Tier::Web,
+            evidence,
         })
     }
 

@@ -3,8 +3,8 @@
 use crate::apply::Scene;
 use crate::events::Draft;
 use crate::read::Repute;
-use crate::{Engine, EngineError, Observed, answers, read, traffic};
-use beanpole_planner::{Decision, Stage, World, next, plan_back};
+use crate::{Engine, EngineError, Observed, answers, compare, read, receipt};
+use beanpole_planner::{Decision, Happened, Stage, World, next, plan_back};
 use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::{HostId, Timestamp};
@@ -61,6 +61,7 @@ impl Engine {
                 return Ok(turn);
             }
             self.watch(&environment, observed, now, &mut turn)?;
+            self.count_after(&environment, observed, now, &mut turn)?;
             if environment.operation.is_some() {
                 self.advance(&environment, observed, now, &mut turn)?;
             } else if environment.status == EnvironmentStatus::Ready {
@@ -90,27 +91,35 @@ impl Engine {
         // Most looks find nothing to record; those cost no write.
         if let Some(operation) = self.store.get::<OperationRecord>(&key)?
             && !wants_back(&operation)
+            && !wants_promotion(&operation)
+            && compare::due_at(&operation).is_none_or(|due| now < due)
         {
             let world = self.world(&self.store, environment, observed, now, false)?;
             if let Decision::Wait { until, .. } = decide(&operation, &world, now)
                 && !answers::any_new(&operation, &world, now)
+                && !receipt::any_new(&operation, observed)
             {
                 turn.wake(until);
+                if let Some(due) = compare::due_at(&operation) {
+                    turn.wake(due);
+                }
                 return Ok(());
             }
         }
-        let until = self.store.update(|tx| {
+        let (until, entries) = self.store.update(|tx| {
             let Some(mut environment) =
                 tx.get::<EnvironmentRecord>(&EnvironmentRecord::key_of(&environment.id))?
             else {
-                return Ok(None);
+                return Ok((None, None));
             };
             let Some(mut operation) = tx.get::<OperationRecord>(&key)? else {
                 environment.operation = None;
                 environment.status = EnvironmentStatus::Ready;
+                environment.split = None;
                 tx.put(&environment)?;
-                return Ok(None);
+                return Ok((None, None));
             };
+            let before = operation.entries;
             let mut scene = Scene {
                 tx,
                 environment: &mut environment,
@@ -118,12 +127,24 @@ impl Engine {
                 now,
                 ports: None,
             };
+            compare::advance(scene.operation, observed, now);
+            // The planner reads what was compared from the records.
+            scene.tx.put(scene.operation)?;
             let until = self.play(&mut scene, observed)?;
-            traffic::advance(&mut operation.traffic, &environment.id, observed);
+            let until = until.map(|until| match compare::due_at(scene.operation) {
+                Some(due) => until.min(due),
+                None => until,
+            });
+            receipt::advance(&mut operation, observed, now);
             tx.put(&operation)?;
             tx.put(&environment)?;
-            Ok::<_, EngineError>(until)
+            Ok::<_, EngineError>((until, Some(before + 1..=operation.entries)))
         })?;
+        if let (Some(recorded), Some(entries)) = (&self.recorded, entries)
+            && !entries.is_empty()
+        {
+            recorded(id, entries);
+        }
         turn.events = true;
         turn.wake(until.unwrap_or(now));
         Ok(())
@@ -140,6 +161,10 @@ impl Engine {
             let world = self.world(scene.tx, scene.environment, observed, now, false)?;
             if wants_back(scene.operation) {
                 Self::turn_back(scene, &world)?;
+                continue;
+            }
+            if wants_promotion(scene.operation) {
+                scene.record(&world, &Happened::Promoted)?;
                 continue;
             }
             match decide(scene.operation, &world, now) {
@@ -211,6 +236,8 @@ impl Engine {
             &rules,
         );
         operation.back = Some(back);
+        // Until they are drained, in this same turn, the new instances get their fair part and no more.
+        scene.environment.split = None;
         operation.status = OperationStatus::RollingBack;
         if let Some(request) = operation.aborted_by.clone() {
             let text = "The operation is being aborted.";
@@ -253,6 +280,15 @@ fn runs_once(operation: &OperationRecord) -> bool {
 /// It was aborted and has not turned back yet.
 fn wants_back(operation: &OperationRecord) -> bool {
     operation.aborted_by.is_some() && operation.back.is_none()
+}
+
+/// Somebody wants its split to end with all requests at the new release, and it is not recorded yet.
+fn wants_promotion(operation: &OperationRecord) -> bool {
+    operation.promoted_by.is_some()
+        && !operation.progress.promoted
+        && operation.back.is_none()
+        && operation.progress.failed.is_none()
+        && operation.progress.share.is_some()
 }
 
 /// Whether a failed operation goes back. A first deployment has nowhere to go: what it left is kept

@@ -2,10 +2,11 @@
 //! was last seen.
 
 use crate::health::{colour, health, seen};
-use crate::read::Reader;
-use crate::services::existing;
+use crate::read::{self, Reader};
+use crate::services::{existing, no_release};
 use crate::turn::decide;
 use crate::{Engine, Fault, Observed, traffic};
+use beanpole_planner::guard::Sample;
 use beanpole_planner::{Action, ChangeState, Decision, Stage, World};
 use beanpole_protocol::api::{
     self, EnvironmentHealth, EnvironmentStatus, InstanceProgress, OperationStatus,
@@ -14,14 +15,15 @@ use beanpole_protocol::options::{OptionSettings, PROPERTIES};
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{
     ApplicationName, EnvironmentId, EnvironmentName, HostId, HostName, InstanceId, OperationId,
-    Timestamp,
+    ReleaseNumber, Timestamp,
 };
 use beanpole_store::StoreError;
 use beanpole_store::model::{
     EnvironmentRecord, HostRecord, InstanceRecord, OperationIndexRecord, OperationRecord,
-    ReleaseRecord,
+    ReceiptRecord, ReleaseRecord,
 };
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 impl Engine {
     /// An environment and how it is.
@@ -131,22 +133,46 @@ impl Engine {
     pub fn releases(&self, name: &EnvironmentName) -> Result<Vec<api::Release>, Problem> {
         let view = || {
             let environment = existing(&self.store, name)?;
+            let prefix = ReleaseRecord::prefix(&environment.id);
+            let receipts: BTreeMap<_, _> = self
+                .store
+                .under::<ReceiptRecord>(&prefix)?
+                .into_iter()
+                .map(|kept| (kept.release, kept.deployment.receipt.summary()))
+                .collect();
             let mut releases: Vec<api::Release> = self
                 .store
-                .under::<ReleaseRecord>(&ReleaseRecord::prefix(&environment.id))?
+                .under::<ReleaseRecord>(&prefix)?
                 .into_iter()
-                .map(|release| api::Release {
-                    number: release.number,
-                    version: release.version,
-                    created_at: release.created_at,
-                    reason: release.reason,
-                    outcome: release.outcome,
-                    live: environment.live == Some(release.number),
-                    settings: without_values(release.settings),
+                .map(|release| {
+                    let receipt = receipts.get(&release.number).cloned();
+                    view_release(&environment, release, receipt)
                 })
                 .collect();
             releases.reverse();
             Ok::<_, Fault>(releases)
+        };
+        view().map_err(Problem::from)
+    }
+
+    /// One release of an environment, and how it was deployed.
+    pub fn release(
+        &self,
+        name: &EnvironmentName,
+        number: ReleaseNumber,
+    ) -> Result<api::ReleaseDetail, Problem> {
+        let view = || {
+            let environment = existing(&self.store, name)?;
+            let release = read::release(&self.store, &environment.id, number)?
+                .ok_or_else(|| no_release(number, name))?;
+            let key = ReceiptRecord::key_of(&environment.id, number);
+            let kept: Option<ReceiptRecord> = self.store.one(&key)?;
+            let deployment = kept.map(|kept| kept.deployment);
+            let receipt = deployment.as_ref().map(|one| one.receipt.summary());
+            Ok::<_, Fault>(api::ReleaseDetail {
+                release: view_release(&environment, release, receipt),
+                deployment,
+            })
         };
         view().map_err(Problem::from)
     }
@@ -285,7 +311,7 @@ impl Engine {
             if let Decision::Wait { reasons: now, .. } = decide(operation, &world, now) {
                 reasons = now;
             }
-            traffic::advance(&mut marks, &operation.environment, observed);
+            traffic::advance(&mut marks, &operation.environment, observed, &|_| false);
         }
         let plan = operation.plan.view(&|host| world.host_name(host));
         Ok(api::Operation {
@@ -307,10 +333,64 @@ impl Engine {
             finished_at: operation.finished_at,
             deadline: operation.deadline,
             leftovers: operation.leftovers.clone(),
+            split: split_view(operation),
             requests_served: marks.served,
             requests_failed: marks.failed,
+            receipt: operation.receipt.clone(),
         })
     }
+}
+
+fn view_release(
+    environment: &EnvironmentRecord,
+    release: ReleaseRecord,
+    receipt: Option<api::ReceiptSummary>,
+) -> api::Release {
+    api::Release {
+        number: release.number,
+        version: release.version,
+        created_at: release.created_at,
+        reason: release.reason,
+        outcome: release.outcome,
+        live: environment.live == Some(release.number),
+        settings: without_values(release.settings),
+        receipt,
+    }
+}
+
+/// The split that an operation is in, if it is in one.
+fn split_view(operation: &OperationRecord) -> Option<api::SplitView> {
+    let share = operation.progress.share?;
+    if operation.status != OperationStatus::Running {
+        return None;
+    }
+    let stages = &operation.plan.stages;
+    let Some(Stage::Split(split)) = stages.get(operation.progress.stage) else {
+        return None;
+    };
+    let count = |stages: &[Stage]| {
+        let splits = stages.iter().filter(|s| matches!(s, Stage::Split(_)));
+        u32::try_from(splits.count()).unwrap_or(u32::MAX)
+    };
+    let side = |sample: &Sample| api::SideView {
+        requests: sample.requests,
+        errors: sample.errors,
+        p95_us: sample.latency.percentile_us(95),
+    };
+    let seen = &operation.guard.evidence.total;
+    let confirmed_at = share
+        .confirmed
+        .filter(|_| share.stage == operation.progress.stage);
+    Some(api::SplitView {
+        percent: share.percent,
+        step: count(&stages[..=operation.progress.stage]),
+        steps: count(stages),
+        confirmed_at,
+        until: confirmed_at.map(|at| at.after(Duration::from_millis(split.wait_ms))),
+        promoted: operation.progress.promoted,
+        new: side(&seen.new),
+        old: side(&seen.old),
+    })
 }
 
 fn without_values(mut settings: OptionSettings) -> OptionSettings {

@@ -6,12 +6,15 @@
 //! applications, versions, hosts and tokens; both write events.
 
 use crate::{Record, key};
+use beanpole_planner::guard::{Evidence, Sides};
 use beanpole_planner::{Happened, Plan, Progress};
 use beanpole_protocol::agent::{HostOrders, Owner, Platform};
 use beanpole_protocol::api::{
-    EnvironmentStatus, Leftover, OperationFailure, OperationKind, OperationStatus, SshAddress, Tier,
+    EnvironmentStatus, Leftover, OperationFailure, OperationKind, OperationStatus, Receipt,
+    ReceiptTraffic, ReleaseDeployment, SshAddress, Tier,
 };
 use beanpole_protocol::event::Event;
+use beanpole_protocol::latency::Latencies;
 use beanpole_protocol::options::OptionSettings;
 use beanpole_protocol::proxy::{RoutingTable, TargetMode};
 use beanpole_protocol::{
@@ -114,10 +117,16 @@ pub struct EnvironmentRecord {
     pub last_release: ReleaseNumber,
     /// The operation that runs.
     pub operation: Option<OperationId>,
+    /// The operation that ended last, while the minute after it is counted for its receipt.
+    #[serde(default)]
+    pub counted_after: Option<OperationId>,
     /// Left as a failed operation left it, as its user asked: nothing is mended by itself until the
     /// next operation.
     #[serde(default)]
     pub hold: bool,
+    /// The share of the requests that a new release has; all share alike where absent.
+    #[serde(default)]
+    pub split: Option<SplitRecord>,
     /// When mending by itself may be tried again, after it failed.
     #[serde(default)]
     pub mend_after: Option<Timestamp>,
@@ -134,6 +143,15 @@ pub struct EnvironmentRecord {
     /// The time of its newest event: the next one is later.
     #[serde(default)]
     pub last_event_at: Timestamp,
+}
+
+/// A share of an environment's requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitRecord {
+    /// The release whose instances get it.
+    pub release: ReleaseNumber,
+    /// Per cent, 1 to 100.
+    pub percent: u8,
 }
 
 impl EnvironmentRecord {
@@ -200,6 +218,32 @@ impl Record for ReleaseRecord {
     const TABLE: &'static str = "releases";
     fn key(&self) -> Vec<u8> {
         Self::key_of(&self.environment, self.number)
+    }
+}
+
+/// How a release was last deployed: kept as long as the release is, the operation itself may be forgotten
+/// before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiptRecord {
+    /// The environment.
+    pub environment: EnvironmentId,
+    /// The release.
+    pub release: ReleaseNumber,
+    /// Its deployment.
+    pub deployment: ReleaseDeployment,
+}
+
+impl ReceiptRecord {
+    /// Its key: the release's.
+    pub fn key_of(environment: &EnvironmentId, release: ReleaseNumber) -> Vec<u8> {
+        ReleaseRecord::key_of(environment, release)
+    }
+}
+
+impl Record for ReceiptRecord {
+    const TABLE: &'static str = "receipts";
+    fn key(&self) -> Vec<u8> {
+        Self::key_of(&self.environment, self.release)
     }
 }
 
@@ -315,6 +359,12 @@ pub struct OperationRecord {
     pub no_auto_rollback: bool,
     /// The call that aborted it.
     pub aborted_by: Option<RequestId>,
+    /// The call that wants all requests to go to the new release at once.
+    #[serde(default)]
+    pub promoted_by: Option<RequestId>,
+    /// What a split has shown.
+    #[serde(default)]
+    pub guard: GuardRecord,
     /// The environment's settings before, when this operation changed them.
     pub settings_before: Option<OptionSettings>,
     /// What made it fail.
@@ -333,6 +383,12 @@ pub struct OperationRecord {
     /// Requests of the environment, counted while it runs.
     #[serde(default)]
     pub traffic: TrafficMarks,
+    /// What its receipt will be made from.
+    #[serde(default)]
+    pub receipt_marks: ReceiptMarks,
+    /// What it did, once it is over; absent of one that changed nothing that runs.
+    #[serde(default)]
+    pub receipt: Option<Receipt>,
     /// Instances that it gave up on hosts that could not be reached.
     #[serde(default)]
     pub leftovers: Vec<Leftover>,
@@ -363,6 +419,26 @@ impl Record for OperationRecord {
     }
 }
 
+/// What a split has shown, from counters that start at zero with each run of a proxy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardRecord {
+    /// Up to the marks.
+    pub evidence: Evidence,
+    /// When the marks were set; absent before the split has begun.
+    pub taken_at: Option<Timestamp>,
+    /// Proxy to the counters that are accounted for.
+    pub marks: BTreeMap<String, GuardMark>,
+}
+
+/// Counters of one run of a proxy, by side of the split.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardMark {
+    /// The proxy's run.
+    pub run: String,
+    /// Its counts.
+    pub seen: Sides,
+}
+
 /// Requests counted over some time, from counters that start at zero with each run of a proxy.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrafficMarks {
@@ -370,8 +446,25 @@ pub struct TrafficMarks {
     pub served: u64,
     /// Got no answer from the app, up to the marks.
     pub failed: u64,
+    /// What each release was given, up to the marks.
+    #[serde(default)]
+    pub releases: BTreeMap<ReleaseNumber, ReleaseCount>,
+    /// Requests that each instance was given, up to the marks.
+    #[serde(default)]
+    pub instances: BTreeMap<InstanceId, u64>,
     /// Proxy to the counters that are accounted for.
     pub marks: BTreeMap<String, TrafficMark>,
+}
+
+/// Requests that the instances of a release were given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseCount {
+    /// Those that ended.
+    pub requests: u64,
+    /// Those of them that went wrong.
+    pub errors: u64,
+    /// How long answers took to begin.
+    pub latency: Latencies,
 }
 
 /// Counters of one run of a proxy.
@@ -383,6 +476,39 @@ pub struct TrafficMark {
     pub requests: u64,
     /// Its count of failed ones.
     pub failed: u64,
+    /// Its counts of each release. Those of one whose last instance left its table begin at zero when
+    /// it comes back.
+    #[serde(default)]
+    pub releases: BTreeMap<ReleaseNumber, ReleaseCount>,
+    /// Its counts of each instance's requests, and the incarnation that they belong to.
+    #[serde(default)]
+    pub instances: BTreeMap<InstanceId, (Incarnation, u64)>,
+}
+
+/// What a receipt is made from that neither the journal nor the counts of requests hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiptMarks {
+    /// The minute before the operation began, as proxies saw it.
+    pub before: ReceiptTraffic,
+    /// The bundle whose way to hosts is counted.
+    pub bundle: Option<Digest>,
+    /// What each host was sent of it.
+    pub sent: BTreeMap<HostId, SentMark>,
+    /// When each host had the bundle.
+    pub bundle_at: BTreeMap<HostId, Timestamp>,
+    /// Requests since the operation ended.
+    pub after: TrafficMarks,
+}
+
+/// What a host was sent of a bundle, from a counter that starts at zero with each run of the controller.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SentMark {
+    /// The controller's run.
+    pub run: String,
+    /// The counter that is accounted for, in bytes.
+    pub counted: u64,
+    /// What was sent, up to the mark, in bytes.
+    pub bytes: u64,
 }
 
 /// An entry in an operation's journal.

@@ -112,15 +112,35 @@ impl Turn<'_, '_> {
         Ok(())
     }
 
-    /// Puts all that `batch` enters into service at once, and takes all out that leaves with it; whether
-    /// they serve.
-    pub(super) fn enter(&mut self, batch: &Batch) -> Step<bool> {
+    /// Puts all of `enters` into service at once, and takes all out that leaves with them; whether they
+    /// serve.
+    pub(super) fn enter(&mut self, enters: &[InstanceId], leaves: &[Change]) -> Step<bool> {
+        let (all, held) = self.entering(enters)?;
+        if held.is_empty() {
+            return Ok(all);
+        }
+        for change in leaves {
+            let id = &change.instance;
+            let instance = self.world.instances.get(id);
+            if self.progress.of(id) == ChangeState::Pending
+                && instance.is_some_and(|instance| instance.mode == Some(TargetMode::Serve))
+            {
+                self.entries.push(Happened::DrainStarted {
+                    instance: id.clone(),
+                });
+            }
+        }
+        Ok(false)
+    }
+
+    /// Puts those of `enters` in that wait, once all of them are as well as they were; whether all serve,
+    /// and which were put in.
+    pub(super) fn entering(&mut self, enters: &[InstanceId]) -> Step<(bool, Vec<InstanceId>)> {
         let plan = self.plan;
-        let entering = |id: &InstanceId| batch.enters.contains(id);
         let changes: Vec<&Change> = plan
             .changes()
             .map(|(_, change)| change)
-            .filter(|change| entering(&change.instance))
+            .filter(|change| enters.contains(&change.instance))
             .collect();
         let mut all = true;
         let mut held = Vec::new();
@@ -137,10 +157,10 @@ impl Turn<'_, '_> {
         for change in &held {
             ready &= self.still_proven(change)?;
         }
-        if held.is_empty() || !ready {
-            return Ok(all);
+        if !ready {
+            return Ok((all, Vec::new()));
         }
-        for change in held {
+        for change in &held {
             let restarts = self.progress.proven.get(&change.instance).copied();
             self.entries.push(Happened::PutIn {
                 instance: change.instance.clone(),
@@ -148,18 +168,8 @@ impl Turn<'_, '_> {
                 restarts,
             });
         }
-        for change in &batch.changes {
-            let id = &change.instance;
-            let instance = self.world.instances.get(id);
-            if self.progress.of(id) == ChangeState::Pending
-                && instance.is_some_and(|instance| instance.mode == Some(TargetMode::Serve))
-            {
-                self.entries.push(Happened::DrainStarted {
-                    instance: id.clone(),
-                });
-            }
-        }
-        Ok(false)
+        let ids = held.into_iter().map(|change| change.instance.clone());
+        Ok((all, ids.collect()))
     }
 
     /// Whether one that waits is as well as it was when it passed the gate.

@@ -1,7 +1,8 @@
 //! The step after this one: what to record now, what to wait for, or how it ended.
 //!
-//! A stage is looked at as a whole, each of its changes by how far it is: `prepare` and `once` before anything
-//! is touched, `leave` on the way out of service, `enter` on the way into it. `failure` says why a plan
+//! A stage is looked at as a whole, each of its changes by how far it is: `prepare` and `once` before
+//! anything is touched, `leave` on the way out of service, `enter` on the way into it, `split` while two
+//! releases share the requests. `failure` says why a plan
 //! cannot go on, `proxies` what the proxies know of an instance.
 
 mod enter;
@@ -10,6 +11,7 @@ mod leave;
 mod once;
 mod prepare;
 mod proxies;
+mod split;
 
 use crate::{Batch, Change, ChangeState, Happened, Plan, Progress, Serving, Stage, World};
 use beanpole_protocol::api::OperationFailure;
@@ -79,6 +81,7 @@ pub fn next(plan: &Plan, progress: &Progress, world: &World<'_>, now: Timestamp)
             shown: command,
         }),
         Stage::Batch(batch) => turn.batch(batch),
+        Stage::Split(split) => turn.split(split),
     });
     let done = match done {
         Ok(done) => done,
@@ -159,7 +162,7 @@ impl Turn<'_, '_> {
     fn batch(&mut self, batch: &Batch) -> Step<bool> {
         let mut serving = self.capacity();
         // Before its successors serve, nothing of what leaves is stopped.
-        let entered = self.enter(batch)?;
+        let entered = self.enter(&batch.enters, &batch.changes)?;
         let mut all = entered;
         let under_way = batch.changes.iter().any(|change| {
             !matches!(

@@ -2,7 +2,7 @@
 
 use super::{Operation, OperationStatus};
 use crate::agent::{Platform, ProcessReport};
-use crate::options::{BatchSize, DeploymentPolicy, OptionSettings};
+use crate::options::{BatchSize, DeploymentPolicy, OptionSettings, SplitSteps};
 use crate::proxy::{CheckResult, Traffic};
 use crate::{
     ApplicationName, Cname, EnvironmentId, EnvironmentName, HostId, HostName, InstanceId,
@@ -272,6 +272,10 @@ pub struct Deploy {
     /// How many at a time; the environment's setting if absent.
     #[serde(default)]
     pub batch: Option<BatchSize>,
+    /// The steps of a split; the environment's setting if absent. Only under TrafficSplitting, which it
+    /// asks for where no policy is named.
+    #[serde(default)]
+    pub split: Option<SplitSteps>,
     /// Leave the environment as it is when the deployment fails.
     #[serde(default)]
     pub no_auto_rollback: bool,

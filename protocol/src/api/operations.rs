@@ -123,10 +123,48 @@ pub struct Operation {
     /// back.
     #[serde(default)]
     pub leftovers: Vec<Leftover>,
+    /// The share of the requests that the new release has, while it has one.
+    #[serde(default)]
+    pub split: Option<SplitView>,
     /// Requests of the environment answered meanwhile.
     pub requests_served: u64,
     /// Requests that got no answer from the app meanwhile.
     pub requests_failed: u64,
+    /// What it did, once it is over, if it changed what runs.
+    #[serde(default)]
+    pub receipt: Option<super::Receipt>,
+}
+
+/// Two releases that share the requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct SplitView {
+    /// The new release's share, in per cent.
+    pub percent: u8,
+    /// Which step it is, counted from 1.
+    pub step: u32,
+    /// How many there are.
+    pub steps: u32,
+    /// When every load balancer had confirmed the share.
+    pub confirmed_at: Option<Timestamp>,
+    /// When the step is over; absent before it is confirmed.
+    pub until: Option<Timestamp>,
+    /// Somebody had it get all requests without further waiting.
+    pub promoted: bool,
+    /// The new release's requests since the first step began.
+    pub new: SideView,
+    /// Those of the release before, in the same time.
+    pub old: SideView,
+}
+
+/// Requests of one side of a split.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct SideView {
+    /// Requests that ended.
+    pub requests: u64,
+    /// Those answered with a status of 500 or above, or not, or not to the end.
+    pub errors: u64,
+    /// The 95th percentile of the time until the answer began, in microseconds; absent without answers.
+    pub p95_us: Option<u64>,
 }
 
 /// An instance that was given up on a host that did not say that it is gone.
@@ -166,6 +204,15 @@ pub struct PlanView {
     /// Where a rollback leads: only in the plan of one that is asked what it would do.
     #[serde(default)]
     pub back_to: Option<BackTo>,
+    /// Each step with its capacity and time: only in a plan that is asked for before it is carried out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<super::PlanStep>,
+    /// How long all of it takes: only in such a plan, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<super::PlanTime>,
+    /// Settings that change with it: only in such a plan, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settings: Vec<super::PlannedSetting>,
 }
 
 /// An instance that a plan leaves out.
@@ -261,4 +308,7 @@ pub struct Release {
     pub live: bool,
     /// Its settings, without the values of environment properties.
     pub settings: OptionSettings,
+    /// How its last deployment went, in short; absent until that is over.
+    #[serde(default)]
+    pub receipt: Option<super::ReceiptSummary>,
 }

@@ -1,5 +1,6 @@
 //! What values options take, and how they are read.
 
+use super::split::{SplitSteps, parse_sticky};
 use std::collections::BTreeMap;
 
 /// What values an option takes.
@@ -19,6 +20,10 @@ pub enum Kind {
     Statuses,
     /// Labels: `disk=ssd`, `disk=ssd,zone=a`.
     Labels,
+    /// Steps of a split: `10%`, `1%:5m,5%:10m,25%`.
+    Steps,
+    /// `none`, `cookie`, `header:NAME`.
+    Sticky,
 }
 
 impl Kind {
@@ -31,6 +36,10 @@ impl Kind {
             Self::OneOf(words) => format!("one of {}", words.join(", ")),
             Self::Path => "a path that begins with `/`, or nothing".to_owned(),
             Self::Labels => "labels such as `disk=ssd` or `disk=ssd,zone=a`, or nothing".to_owned(),
+            Self::Steps => {
+                "rising shares with the time that each lasts, such as `10%` or `1%:90s,5%:10m,25%:1h`, or nothing".to_owned()
+            }
+            Self::Sticky => "`none`, `cookie` or `header:NAME`".to_owned(),
             Self::Statuses => "statuses or ranges such as `200`, `200-399` or `200,204`".to_owned(),
         }
     }
@@ -51,6 +60,8 @@ impl Kind {
             }
             Self::Statuses => parse_statuses(value).is_some(),
             Self::Labels => parse_labels(value).is_some(),
+            Self::Steps => value.is_empty() || value.parse::<SplitSteps>().is_ok(),
+            Self::Sticky => parse_sticky(value).is_some(),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     APPLICATION, ASG, COMMAND, ENVIRONMENT, INSTANCE, Kind, PLACEMENT, PROCESS, PROXY, PYTHON,
-    RELEASE,
+    RELEASE, SPLIT, SPLITTING,
 };
 
 /// What a change of an option does to what runs (EB guide, "command-options-general").
@@ -62,6 +62,7 @@ pub const KNOWN: &[OptionSpec] = &[
             "Rolling",
             "RollingWithAdditionalBatch",
             "Immutable",
+            "TrafficSplitting",
         ]),
         Change::Nothing,
         "How a new release reaches the instances. Without it: Rolling when BatchSize is below 100 %, else AllAtOnce.",
@@ -98,6 +99,63 @@ pub const KNOWN: &[OptionSpec] = &[
         Kind::Bool,
         Change::Nothing,
         "Go on to the next batch when instances start but do not become healthy in time.",
+    ),
+    option(
+        SPLITTING,
+        "NewVersionPercent",
+        "10",
+        Kind::Number(1, 100),
+        Change::Nothing,
+        "The share of the requests, in per cent, that a new release gets first under TrafficSplitting.",
+    ),
+    // EB: at least 3.
+    option(
+        SPLITTING,
+        "EvaluationTime",
+        "5",
+        Kind::Number(1, 600),
+        Change::Nothing,
+        "Minutes that a new release has its share before it gets all requests. Of every step that has no time of its own.",
+    ),
+    option(
+        SPLIT,
+        "Steps",
+        "",
+        Kind::Steps,
+        Change::Nothing,
+        "Shares one after the other, each with the time that it lasts. Without them: NewVersionPercent for EvaluationTime.",
+    ),
+    option(
+        SPLIT,
+        "Guard",
+        "true",
+        Kind::Bool,
+        Change::Nothing,
+        "Compare the new release with the one before over the requests of the same time, and go back by itself when it is worse.",
+    ),
+    option(
+        SPLIT,
+        "GuardErrors",
+        "1",
+        Kind::Number(0, 100),
+        Change::Nothing,
+        "By how many points the new release's share of failed requests has to be higher for the guard to go back.",
+    ),
+    option(
+        SPLIT,
+        "GuardLatency",
+        "50",
+        Kind::Number(0, 10_000),
+        Change::Nothing,
+        "By how many per cent the new release's 95th percentile of latency has to be higher for the guard to go back. 0: latency is not compared.",
+    ),
+    option(
+        SPLIT,
+        "Sticky",
+        "none",
+        Kind::Sticky,
+        Change::Nothing,
+        "What keeps a client on one side of a split: nothing, a cookie, or the value of a header of its requests.",
     ),
     option(
         ENVIRONMENT,
@@ -272,6 +330,14 @@ pub const KNOWN: &[OptionSpec] = &[
         Kind::Number(1, 3_600),
         Change::Nothing,
         "Seconds from the first moment that an instance runs until it has to answer its health checks well. Without it: Timeout where that is set, else 120.",
+    ),
+    option(
+        INSTANCE,
+        "Overlap",
+        "true",
+        Kind::Bool,
+        Change::Nothing,
+        "Whether the only instance of an environment serves until its successor, on another port, does. `false` for an application that must not run twice: its deployments interrupt the service.",
     ),
     // Kubernetes' minReadySeconds is 0 unless set, Nomad's min_healthy_time 10 s, and EB's enhanced health
     // looks at a batch for 2 minutes. 5 s outlast an app that ends every second or two together with its

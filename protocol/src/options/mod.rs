@@ -12,6 +12,7 @@ mod known;
 mod nearest;
 mod policy;
 mod property;
+mod split;
 mod typed;
 
 pub use error::OptionError;
@@ -19,6 +20,7 @@ pub use kind::{Kind, parse_label};
 pub use known::{Change, KNOWN, OptionSpec, spec};
 pub use nearest::nearest;
 pub use policy::{BatchSize, DeploymentPolicy};
+pub use split::{GuardLimits, SplitStep, SplitSteps};
 pub use typed::DeploymentOptions;
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +30,10 @@ use std::collections::BTreeMap;
 pub const PROPERTIES: &str = "aws:elasticbeanstalk:application:environment";
 /// How deployments run.
 pub const COMMAND: &str = "aws:elasticbeanstalk:command";
+/// The share of a new release under TrafficSplitting.
+pub const SPLITTING: &str = "aws:elasticbeanstalk:trafficsplitting";
+/// Beanpole's own: steps, comparison and clients that stay on a side under TrafficSplitting.
+pub const SPLIT: &str = "beanpole:trafficsplitting";
 /// The process that gets the traffic: health checks and draining.
 pub const PROCESS: &str = "aws:elasticbeanstalk:environment:process:default";
 /// The legacy name of the health check's path.

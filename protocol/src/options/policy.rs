@@ -28,15 +28,19 @@ pub enum DeploymentPolicy {
     /// A whole set of new instances, first one of them, then one change of routes; the old set is not
     /// touched before.
     Immutable,
+    /// A whole set of new instances that gets a share of the requests first, in one step or several, while
+    /// both releases are compared; then all of them.
+    TrafficSplitting,
 }
 
 impl DeploymentPolicy {
     /// All of them, in the order of EB's guide.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::AllAtOnce,
         Self::Rolling,
         Self::RollingWithAdditionalBatch,
         Self::Immutable,
+        Self::TrafficSplitting,
     ];
 
     /// Its name, as in EB's options.
@@ -46,6 +50,7 @@ impl DeploymentPolicy {
             Self::Rolling => "Rolling",
             Self::RollingWithAdditionalBatch => "RollingWithAdditionalBatch",
             Self::Immutable => "Immutable",
+            Self::TrafficSplitting => "TrafficSplitting",
         }
     }
 }

@@ -1,12 +1,14 @@
 //! Options as values: what is in force, with its type.
 
 use super::kind::{parse_bool, parse_labels, parse_statuses};
+use super::split::{GuardLimits, SplitStep, parse_sticky};
 use super::{
     APPLICATION, ASG, BatchSize, COMMAND, DeploymentPolicy, ENVIRONMENT, INSTANCE, KNOWN,
-    OptionSettings, PLACEMENT, PROCESS, PROPERTIES, PROXY, PYTHON, RELEASE,
+    OptionSettings, PLACEMENT, PROCESS, PROPERTIES, PROXY, PYTHON, RELEASE, SPLIT, SPLITTING,
+    SplitSteps,
 };
 use crate::agent::{Limits, Properties};
-use crate::proxy::{Algorithm, HealthCheck, Probe};
+use crate::proxy::{Algorithm, HealthCheck, Probe, Sticky};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -76,6 +78,50 @@ impl OptionSettings {
             drain_timeout_ms: self.number(PROCESS, "DeregistrationDelay").unwrap_or(20) * 1_000,
             keep_releases: u32::try_from(self.number(RELEASE, "Keep").unwrap_or(5)).unwrap_or(5),
         }
+    }
+
+    /// Whether the only instance may run beside its successor for a moment.
+    pub fn overlap(&self) -> bool {
+        self.flag(INSTANCE, "Overlap")
+    }
+
+    /// The steps of a split.
+    pub fn split(&self) -> SplitSteps {
+        let own = self.get(SPLIT, "Steps").and_then(|text| text.parse().ok());
+        let steps: SplitSteps = own.unwrap_or_else(|| {
+            let percent = self.number(SPLITTING, "NewVersionPercent").unwrap_or(10);
+            SplitSteps(vec![SplitStep {
+                percent: u8::try_from(percent.clamp(1, 100)).unwrap_or(100),
+                wait_s: None,
+            }])
+        });
+        steps.with_waits(self.evaluation_s())
+    }
+
+    /// How long a step of a split lasts that has no time of its own, in seconds.
+    pub fn evaluation_s(&self) -> u64 {
+        self.number(SPLITTING, "EvaluationTime").unwrap_or(5) * 60
+    }
+
+    /// How much worse a new release may be in a split; none where releases are not compared.
+    pub fn guard(&self) -> Option<GuardLimits> {
+        self.flag(SPLIT, "Guard").then(|| {
+            let limit = |name, default| {
+                let number = self.number(SPLIT, name);
+                number
+                    .and_then(|n| u32::try_from(n).ok())
+                    .unwrap_or(default)
+            };
+            GuardLimits {
+                errors_points: limit("GuardErrors", 1),
+                latency_percent: limit("GuardLatency", 50),
+            }
+        })
+    }
+
+    /// What keeps a client on one side of a split.
+    pub fn sticky(&self) -> Option<Sticky> {
+        parse_sticky(self.effective(SPLIT, "Sticky")).flatten()
     }
 
     /// How the load balancer checks instances.

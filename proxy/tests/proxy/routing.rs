@@ -2,7 +2,7 @@
 
 use crate::support::*;
 use beanpole_protocol::ReleaseNumber;
-use beanpole_protocol::proxy::{Algorithm, TargetMode};
+use beanpole_protocol::proxy::{Algorithm, Sticky, TargetMode};
 use http::Method;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -118,6 +118,49 @@ async fn requests_are_counted_by_release_and_go_on_over_new_tables() {
     );
     assert_eq!((releases[0].requests, releases[0].errors), (10, 0));
     assert_eq!(releases[0].latency.total(), 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_with_a_cookie_stays_on_its_side_and_new_ones_are_shared_out_exactly() {
+    let (first, second) = (Backend::start().await, Backend::start().await);
+    let proxy = Proxy::start().await;
+    let split = |generation, percent| {
+        let mut wanted = table(generation, vec![serving(1, &first)]);
+        wanted.pools.push(pool("main@2", vec![serving(2, &second)]));
+        wanted.routes = vec![route(HOST, &[("main", 100 - percent), ("main@2", percent)])];
+        wanted.routes[0].sticky = Some(Sticky::Cookie);
+        wanted
+    };
+    proxy.serve(&split(1, 10)).await;
+    let mut client = Client::connect(proxy.http).await;
+    let mut taken_in = None;
+    for _ in 0..1_000 {
+        let before = second.hits();
+        let answer = client.get(HOST, "/").await.expect("answer");
+        let cookie = answer.headers["set-cookie"]
+            .to_str()
+            .expect("text")
+            .to_owned();
+        if second.hits() > before {
+            taken_in = Some(cookie);
+        }
+    }
+    let share = second.hits();
+    assert!((99..=101).contains(&share), "{share} of 1000 clients");
+    let cookie = taken_in.expect("a client of the new side");
+    assert!(cookie.contains("; HttpOnly; SameSite=Lax"), "{cookie}");
+    let pair = cookie.split(';').next().expect("a pair");
+    // Its side grows, and it stays.
+    for (generation, percent) in [(2, 10), (3, 50), (4, 100)] {
+        proxy.serve(&split(generation, percent)).await;
+        let before = second.hits();
+        for _ in 0..20 {
+            let known = request(Method::GET, HOST, "/", &[("cookie", pair)]);
+            let answer = client.send(known).await.expect("answer");
+            assert!(!answer.headers.contains_key("set-cookie"));
+        }
+        assert_eq!(second.hits(), before + 20, "at {percent} %");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

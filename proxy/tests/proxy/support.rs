@@ -231,6 +231,7 @@ pub fn check_all(table: &mut RoutingTable, change: impl Fn(&mut HealthCheck)) {
 pub fn route(host: &str, pools: &[(&str, u32)]) -> Route {
     Route {
         host: host.to_owned(),
+        sticky: None,
         pools: pools
             .iter()
             .map(|(pool, weight)| WeightedPool {

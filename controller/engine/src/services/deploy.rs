@@ -1,6 +1,6 @@
 //! To another release: deployments, forwards and back.
 
-use super::problems::{bad_option, nothing_before, nothing_deployed, refused};
+use super::problems::{bad_option, no_release, nothing_before, nothing_deployed, refused};
 use super::settings::change;
 use super::{NewOperation, idle, version};
 use crate::read::{self, Reader, Repute};
@@ -8,7 +8,7 @@ use crate::{Call, Engine, Fault};
 use beanpole_planner::{Goal, Plan, plan, run_once};
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::{self, BackTo, OperationKind, PlanView, Tier};
-use beanpole_protocol::options::{self, BatchSize, DeploymentPolicy, OptionSettings};
+use beanpole_protocol::options::{self, BatchSize, DeploymentPolicy, OptionSettings, SplitSteps};
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{Digest, EnvironmentName, ReleaseNumber, VersionLabel};
 use beanpole_store::model::{EnvironmentRecord, ReleaseRecord, VersionRecord};
@@ -91,6 +91,7 @@ pub(super) struct Wish<'r> {
     pub(super) runs_release_command: bool,
     pub(super) policy: Option<DeploymentPolicy>,
     pub(super) batch: Option<BatchSize>,
+    pub(super) split: Option<SplitSteps>,
     pub(super) reason: String,
 }
 
@@ -131,6 +132,26 @@ fn before<'r>(
         .iter()
         .filter(|release| release.live_at.is_some() && !same(release))
         .max_by_key(|release| (release.live_at, release.number))
+}
+
+/// The policy that a wish names or asks for by what it gives, else the environment's own.
+fn chosen_policy(wish: &Wish<'_>, own: DeploymentPolicy) -> Result<DeploymentPolicy, Problem> {
+    use DeploymentPolicy as P;
+    if wish.split.is_some() {
+        let other = wish.policy.filter(|policy| *policy != P::TrafficSplitting);
+        let against = match (other, wish.batch) {
+            (Some(policy), _) => format!("The policy {policy} has no steps of a split."),
+            (None, Some(_)) => "A split has steps, and no batches.".to_owned(),
+            (None, None) => return Ok(P::TrafficSplitting),
+        };
+        return Err(Problem::invalid("split-and-policy", against)
+            .hint("Give the steps of a split, or another policy and its batch size."));
+    }
+    // A batch given without a policy asks for one that has batches, as in the settings.
+    Ok(wish.policy.unwrap_or(match (wish.batch, own) {
+        (Some(_), P::AllAtOnce | P::Immutable | P::TrafficSplitting) => P::Rolling,
+        (_, own) => own,
+    }))
 }
 
 impl Engine {
@@ -192,9 +213,10 @@ impl Engine {
     ) -> Result<PlanView, Problem> {
         let planned = || {
             let environment = idle(&self.store, name)?;
-            let (deployment, _) = self.work_out_deploy(&self.store, &environment, call, &body)?;
-            let world = self.world(&self.store, &environment, call.observed, call.now, false)?;
-            Ok::<_, Fault>(deployment.plan.view(&|host| world.host_name(host)))
+            let (deployment, settings) =
+                self.work_out_deploy(&self.store, &environment, call, &body)?;
+            self.foretell(&environment, &deployment.plan, &settings, call)
+                .map_err(Fault::from)
         };
         planned().map_err(Problem::from)
     }
@@ -227,15 +249,15 @@ impl Engine {
     ) -> Result<PlanView, Problem> {
         let planned = || {
             let environment = idle(&self.store, name)?;
-            let (deployment, _, to) =
+            let (deployment, settings, to) =
                 self.work_out_rollback(&self.store, &environment, call, body)?;
-            let world = self.world(&self.store, &environment, call.observed, call.now, false)?;
+            let plan = self.foretell(&environment, &deployment.plan, &settings, call)?;
             Ok::<_, Fault>(PlanView {
                 back_to: Some(BackTo {
                     release: to,
                     version: deployment.release.version.clone(),
                 }),
-                ..deployment.plan.view(&|host| world.host_name(host))
+                ..plan
             })
         };
         planned().map_err(Problem::from)
@@ -255,12 +277,7 @@ impl Engine {
             Some(number) => releases
                 .iter()
                 .find(|release| release.number == number)
-                .ok_or_else(|| {
-                    Problem::not_found("release", number).hint(format!(
-                        "`beanpole releases {}` lists them.",
-                        environment.name
-                    ))
-                })?,
+                .ok_or_else(|| no_release(number, &environment.name))?,
             None => before(environment, &releases).ok_or_else(|| nothing_before(environment))?,
         };
         // How much capacity there is belongs to now, not to the release: going back must not take
@@ -274,14 +291,21 @@ impl Engine {
                 }
             }
         }
+        // What was live and healthy needs no trial: whoever goes back wants to be back.
+        let own = settings.deployment().policy;
+        let no_trial = own == DeploymentPolicy::TrafficSplitting && body.batch.is_none();
+        let policy = body
+            .policy
+            .or(no_trial.then_some(DeploymentPolicy::Immutable));
         let wish = Wish {
             content: Content::from(target),
             settings: &settings,
             tree: target.live_at.map(|_| target.tree),
             repute: target.live_at.map_or(Repute::New, |_| Repute::Live),
             runs_release_command: target.live_at.is_none(),
-            policy: body.policy,
+            policy,
             batch: body.batch,
+            split: None,
             reason: format!("rollback to {}", target.number),
         };
         let deployment = self.work_out(reader, environment, call, wish)?;
@@ -314,6 +338,7 @@ impl Engine {
             runs_release_command: true,
             policy: body.policy,
             batch: body.batch,
+            split: body.split.clone(),
             reason: "deploy".to_owned(),
         };
         let deployment = self.work_out(reader, environment, call, wish)?;
@@ -328,6 +353,19 @@ impl Engine {
         call: &Call<'_>,
         wish: Wish<'_>,
     ) -> Result<Deployment, Fault> {
+        let options = wish.settings.deployment();
+        let policy = chosen_policy(&wish, options.policy)?;
+        if policy == DeploymentPolicy::TrafficSplitting && environment.tier == Tier::Worker {
+            return Err(Problem::invalid(
+                "policy-needs-traffic",
+                format!(
+                    "`{}` is a worker: it has no requests that a new release could get a share of.",
+                    environment.name
+                ),
+            )
+            .hint("Use the policy Immutable.")
+            .into());
+        }
         let number = environment.last_release.next();
         let release = ReleaseRecord {
             environment: environment.id.clone(),
@@ -344,14 +382,6 @@ impl Engine {
             live_at: None,
             created_at: call.now,
         };
-        let options = wish.settings.deployment();
-        // A batch given without a policy asks for one that has batches, as in the settings.
-        let policy = wish.policy.unwrap_or(match (wish.batch, options.policy) {
-            (Some(_), DeploymentPolicy::AllAtOnce | DeploymentPolicy::Immutable) => {
-                DeploymentPolicy::Rolling
-            }
-            (_, own) => own,
-        });
         let goal = Goal::Deploy {
             release: number,
             tree: release.tree,
@@ -365,7 +395,12 @@ impl Engine {
             None => None,
         };
         let leaves = live.map_or_else(|| wish.settings.clone(), |live| live.settings);
-        let rules = read::rules(wish.settings, &leaves, environment.tier, wish.repute);
+        let mut rules = read::rules(wish.settings, &leaves, environment.tier, wish.repute);
+        if let Some(steps) = wish.split {
+            // A step without a time of its own lasts as long as one of the settings would.
+            let own = wish.settings.evaluation_s();
+            rules.split = steps.with_waits(own).0;
+        }
         let mut plan = plan(&world, &goal, &rules, call.bits.rotate_left(17)).map_err(refused)?;
         if let Some(command) = &release.release_command
             && wish.runs_release_command

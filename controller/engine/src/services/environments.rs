@@ -6,11 +6,12 @@ use super::{NewOperation, application, existing, idle, version};
 use crate::events::{Draft, emit_for};
 use crate::read::{Reader, Repute};
 use crate::{Call, Engine, Fault};
-use beanpole_planner::{Goal, Plan};
+use beanpole_planner::{Goal, Plan, Stage};
 use beanpole_protocol::api::{self, EnvironmentStatus, OperationKind, Tier};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{Cname, EnvironmentId, EnvironmentName, ReleaseNumber, Timestamp};
+use beanpole_store::Tx;
 use beanpole_store::model::{EnvironmentRecord, OperationRecord};
 
 impl Engine {
@@ -41,7 +42,9 @@ impl Engine {
                 live: None,
                 last_release: ReleaseNumber(0),
                 operation: None,
+                counted_after: None,
                 hold: false,
+                split: None,
                 mend_after: None,
                 mend_failures: 0,
                 created_at: call.now,
@@ -60,6 +63,7 @@ impl Engine {
                         runs_release_command: true,
                         policy: None,
                         batch: None,
+                        split: None,
                         reason: "create".to_owned(),
                     };
                     self.work_out(tx, &environment, call, wish)?.begin(
@@ -90,6 +94,60 @@ impl Engine {
         self.answer(operation, call)
     }
 
+    /// Has the new release of a split get all requests without further waiting.
+    pub fn promote(
+        &self,
+        call: &Call<'_>,
+        name: &EnvironmentName,
+    ) -> Result<api::Operation, Problem> {
+        let operation = self.store.update(|tx| {
+            let mut environment = existing(tx, name)?;
+            let mut operation = under_way(tx, &environment)?;
+            if operation.back.is_some() || operation.aborted_by.is_some() {
+                return Err(going_back(&operation, name).into());
+            }
+            let splits = operation
+                .plan
+                .stages
+                .iter()
+                .any(|stage| matches!(stage, Stage::Split(_)));
+            if !splits {
+                return Err(Problem::conflict(
+                    "no-split",
+                    format!(
+                        "The {} of `{name}` splits no traffic: there is nothing to promote.",
+                        operation.kind
+                    ),
+                )
+                .hint(format!("`beanpole status {name}` shows what it does."))
+                .into());
+            }
+            if operation.progress.share.is_none() {
+                return Err(Problem::conflict(
+                    "no-share-yet",
+                    format!("The new release of `{name}` gets no requests yet."),
+                )
+                .hint(format!(
+                    "Promote it once it has its first share: `beanpole status {name}` shows how far it is."
+                ))
+                .into());
+            }
+            if operation.promoted_by.is_none() {
+                operation.promoted_by = Some(call.request_id.clone());
+                environment.updated_at = call.now;
+                let text = "The promotion of the new release is starting.";
+                let draft = Draft::new(Severity::Info, "promotion-starting", text, call.now)
+                    .request(&call.request_id)
+                    .operation_id(&operation.id);
+                emit_for(tx, &mut environment, draft)?;
+                tx.put(&operation)?;
+                tx.put(&environment)?;
+            }
+            Ok(operation)
+        });
+        self.answer(operation, call)
+    }
+
     /// Gives up the operation under way; what it changed is taken back.
     pub fn abort(
         &self,
@@ -98,18 +156,7 @@ impl Engine {
     ) -> Result<api::Operation, Problem> {
         let operation = self.store.update(|tx| {
             let mut environment = existing(tx, name)?;
-            let operation = match &environment.operation {
-                Some(id) => tx.get::<OperationRecord>(&OperationRecord::key_of(id))?,
-                None => None,
-            };
-            let Some(mut operation) = operation else {
-                return Err(Problem::conflict(
-                    "no-operation",
-                    format!("No operation runs on `{name}`."),
-                )
-                .hint(format!("`beanpole events {name}` shows what ran."))
-                .into());
-            };
+            let mut operation = under_way(tx, &environment)?;
             if operation.kind == OperationKind::Terminate {
                 return Err(Problem::conflict(
                     "not-abortable",
@@ -118,12 +165,7 @@ impl Engine {
                 .into());
             }
             if operation.back.is_some() || operation.aborted_by.is_some() {
-                return Err(Problem::conflict(
-                    "already-going-back",
-                    format!("The {} is on its way back already.", operation.kind),
-                )
-                .hint(format!("`beanpole status {name}` shows how far it is."))
-                .into());
+                return Err(going_back(&operation, name).into());
             }
             operation.aborted_by = Some(call.request_id.clone());
             environment.status = EnvironmentStatus::Aborting;
@@ -139,6 +181,28 @@ impl Engine {
         });
         self.answer(operation, call)
     }
+}
+
+/// The operation that runs on an environment.
+fn under_way(tx: &Tx<'_>, environment: &EnvironmentRecord) -> Result<OperationRecord, Fault> {
+    let operation = match &environment.operation {
+        Some(id) => tx.get::<OperationRecord>(&OperationRecord::key_of(id))?,
+        None => None,
+    };
+    let name = &environment.name;
+    operation.ok_or_else(|| {
+        Problem::conflict("no-operation", format!("No operation runs on `{name}`."))
+            .hint(format!("`beanpole events {name}` shows what ran."))
+            .into()
+    })
+}
+
+fn going_back(operation: &OperationRecord, name: &EnvironmentName) -> Problem {
+    Problem::conflict(
+        "already-going-back",
+        format!("The {} is on its way back already.", operation.kind),
+    )
+    .hint(format!("`beanpole status {name}` shows how far it is."))
 }
 
 /// The hostname of an environment to be created, when neither that nor its name is taken.
