@@ -5,6 +5,7 @@
 //! work itself runs beside the loop, so that one release that fails or takes long never holds up
 //! another. A restart of the agent is just another first turn.
 
+mod once;
 mod releases;
 mod report;
 mod work;
@@ -18,7 +19,9 @@ use crate::release::Prepared;
 use crate::release::Workshop;
 use crate::runtime::Runtime;
 use beanpole_daemon::{clock, files};
-use beanpole_protocol::agent::{Claim, Failure, HostOrders, Owner, ReleaseKey, ReleasePhase};
+use beanpole_protocol::agent::{
+    Claim, Failure, HostOrders, OnceReport, Owner, ReleaseKey, ReleasePhase,
+};
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{
     AgentId, ControllerId, Digest, Incarnation, InstanceId, OperationId, ReleaseNumber, Timestamp,
@@ -86,6 +89,10 @@ struct Release {
     asked_by: Option<OperationId>,
     /// Its bundle was damaged here and is asked for once more.
     resent: bool,
+    /// How far its release command is, for the operation that ran it last.
+    once: Option<OnceReport>,
+    /// Set while that runs.
+    once_job: Option<CancellationToken>,
 }
 
 /// The next attempt: when, and what the report says of that.
@@ -116,6 +123,8 @@ impl Release {
             attempts: 0,
             asked_by: None,
             resent: false,
+            once: None,
+            once_job: None,
         }
     }
 
@@ -197,7 +206,9 @@ impl Host {
 
     /// Takes stock of the releases on disk. Call it once, before [`Host::converge`].
     pub fn recover(&self) -> std::io::Result<()> {
-        self.recover_releases()
+        self.recover_releases()?;
+        self.recover_once();
+        Ok(())
     }
 
     /// The orders in force.

@@ -117,6 +117,29 @@ impl Layout {
             .join(format!("{}-{}.log", key.environment, key.number))
     }
 
+    /// Where its release command has its home directory, while it runs.
+    pub fn once_work(&self, key: &ReleaseKey) -> PathBuf {
+        self.environment(key).join(format!("{}.once", key.number))
+    }
+
+    /// Remembers that its release command was started, and how it ended.
+    pub fn once(&self, key: &ReleaseKey) -> PathBuf {
+        self.builds()
+            .join(format!("{}-{}-once.json", key.environment, key.number))
+    }
+
+    /// What its release command wrote.
+    pub fn once_log(&self, key: &ReleaseKey) -> PathBuf {
+        self.builds()
+            .join(format!("{}-{}-once.log", key.environment, key.number))
+    }
+
+    /// Tells of its running release command.
+    pub fn once_pid(&self, key: &ReleaseKey) -> PathBuf {
+        self.builds()
+            .join(format!("{}-{}-once.pid", key.environment, key.number))
+    }
+
     /// Tells of its running build.
     pub fn build_pid(&self, key: &ReleaseKey) -> PathBuf {
         self.builds()

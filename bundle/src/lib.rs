@@ -8,12 +8,13 @@
 //! [`check_runs`] says whether a host could run it at all: [`platform`] and [`procfile`] are what the
 //! agent, too, finds that out with.
 
+pub mod hooks;
 mod packed;
 pub mod platform;
 pub mod procfile;
 mod shared;
 
-pub use packed::check_runs;
+pub use packed::{check_runs, not_run, release_command};
 pub use shared::Shared;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,6 +51,9 @@ impl Refused {
             }
             "no-platform" => {
                 "Put a Procfile with a line such as `web: ./server --port $PORT` at the top of what you deploy."
+            }
+            "hook-invalid" => {
+                "Give that script a first line such as `#!/bin/sh`, or move the file elsewhere if it is no hook."
             }
             "package-invalid" => "Mend package.json and deploy again; nothing was changed.",
             "disk-full" => "Make room on that disk and try again.",

@@ -1,5 +1,6 @@
 //! Looks into a ZIP without unpacking it.
 
+use crate::hooks::{self, When};
 use crate::platform::{self, Top};
 use crate::{
     Archive, Contents, Entry, Refused, UnpackLimits, damaged, examine, follow, link_targets, open,
@@ -15,6 +16,30 @@ use std::path::{Component, Path, PathBuf};
 /// Refuses a bundle that hosts could not run on `platform` in an environment of `tier`, as far as
 /// that can be told without them.
 pub fn check_runs(file: File, platform: Platform, tier: Tier) -> Result<(), Refused> {
+    look_into(file, |packed| {
+        platform::find(packed, platform)?.suits(tier)?;
+        packed.check_hooks()
+    })
+}
+
+/// The release command of a bundle, in full.
+pub fn release_command(file: File) -> Result<Option<String>, Refused> {
+    look_into(file, |packed| platform::release_command(packed))
+}
+
+/// Those of [`hooks::NOT_RUN`] that a bundle has.
+pub fn not_run(file: File) -> Result<Vec<&'static str>, Refused> {
+    look_into(file, |packed| {
+        let files = &packed.contents.files;
+        let has = |directory: &&str| files.iter().any(|(path, _)| path.starts_with(directory));
+        Ok(hooks::NOT_RUN.into_iter().filter(has).collect())
+    })
+}
+
+fn look_into<T>(
+    file: File,
+    look: impl FnOnce(&mut Packed<'_>) -> Result<T, Refused>,
+) -> Result<T, Refused> {
     let (mut archive, contents) = examine(open(file)?, &UnpackLimits::default())?;
     let links = link_targets(&mut archive, &contents)?;
     let mut packed = Packed {
@@ -22,7 +47,7 @@ pub fn check_runs(file: File, platform: Platform, tier: Tier) -> Result<(), Refu
         contents: &contents,
         links,
     };
-    platform::find(&mut packed, platform)?.suits(tier)
+    look(&mut packed)
 }
 
 struct Packed<'c> {
@@ -39,6 +64,32 @@ impl Packed<'_> {
         let found = files.iter().find(|(file, _)| *file == path)?;
         Some(found.1)
     }
+
+    /// Refuses hooks that no host could start.
+    fn check_hooks(&mut self) -> Result<(), Refused> {
+        let contents = self.contents;
+        let directories = When::ALL.map(When::directory);
+        let hooks = contents.files.iter().filter(|(path, _)| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let directory = path.parent().unwrap_or(Path::new(""));
+            directories.iter().any(|one| one == directory) && hooks::counts(&name)
+        });
+        for (path, entry) in hooks {
+            hooks::check(path, &self.head_of(*entry, hooks::HEAD)?)?;
+        }
+        Ok(())
+    }
+
+    fn head_of(&mut self, entry: Entry, longest: u64) -> Result<Vec<u8>, Refused> {
+        let mut bytes = Vec::new();
+        self.archive
+            .by_index(entry.index)
+            .map_err(|error| damaged(&error))?
+            .take(longest)
+            .read_to_end(&mut bytes)
+            .map_err(|error| damaged(&error.into()))?;
+        Ok(bytes)
+    }
 }
 
 impl Top for Packed<'_> {
@@ -52,14 +103,7 @@ impl Top for Packed<'_> {
         let Some(entry) = self.entry(name) else {
             return Ok(None);
         };
-        let mut bytes = Vec::new();
-        self.archive
-            .by_index(entry.index)
-            .map_err(|error| damaged(&error))?
-            .take(longest)
-            .read_to_end(&mut bytes)
-            .map_err(|error| damaged(&error.into()))?;
-        Ok(Some(bytes))
+        self.head_of(entry, longest).map(Some)
     }
 
     fn names(&self) -> Vec<(String, bool)> {
@@ -181,6 +225,49 @@ mod tests {
         });
         let refused = check_runs(loops, Platform::Auto, Tier::Web).expect_err("leads nowhere");
         assert_eq!(refused.code, "no-platform");
+    }
+
+    #[test]
+    fn a_hook_that_nothing_could_start_is_refused_before_anything_is_sent() {
+        let (auto, web) = (Platform::Auto, Tier::Web);
+        let procfile = ("Procfile", "web: ./x\n");
+        let fine = [
+            procfile,
+            (".platform/hooks/predeploy/1.sh", "#!/bin/sh\n"),
+            (".platform/hooks/predeploy/.gitkeep", ""),
+            (".platform/hooks/prebuild/lib/common", "no hook"),
+        ];
+        check_runs(bundle(&fine), auto, web).expect("runs");
+        assert!(not_run(bundle(&fine)).expect("readable").is_empty());
+        let after = (".platform/hooks/postdeploy/1.sh", "no script");
+        check_runs(bundle(&[procfile, after]), auto, web).expect("runs, without it");
+        let left_out = not_run(bundle(&[procfile, after])).expect("readable");
+        assert_eq!(left_out, [".platform/hooks/postdeploy"]);
+        let no_script = (".platform/hooks/prebuild/1.sh", "make assets\n");
+        let refused = refusal(&[procfile, no_script], auto, web);
+        assert_eq!(refused.code, "hook-invalid");
+        assert!(refused.message.contains("prebuild/1.sh"), "{refused}");
+    }
+
+    #[test]
+    fn a_release_command_is_no_process() {
+        let (auto, web) = (Platform::Auto, Tier::Web);
+        let command = |files| release_command(bundle(files)).expect("readable");
+        let both = &[("Procfile", "release: ./migrate up\nweb: ./x\n")];
+        check_runs(bundle(both), auto, web).expect("runs");
+        assert_eq!(command(both).as_deref(), Some("./migrate up"));
+        assert_eq!(command(&[("Procfile", "web: ./x\n")]), None);
+        assert_eq!(command(&[("requirements.txt", "")]), None);
+        let only = ("Procfile", "release: ./migrate\n");
+        let refused = refusal(&[only], auto, web);
+        assert_eq!(refused.code, "procfile-invalid");
+        assert!(refused.message.contains("names no process"), "{refused}");
+        check_runs(bundle(&[only, ("requirements.txt", "flask\n")]), auto, web)
+            .expect("gunicorn is the process");
+        let no_web = &[("Procfile", "release: ./migrate\njobs: ./x\n")];
+        let refused = refusal(no_web, auto, web);
+        assert_eq!(refused.code, "procfile-without-web");
+        assert!(!refused.message.contains("release"), "{refused}");
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub struct Plan {
     /// What to start: from the `Procfile`, else as the platform does it. Empty for Python without a
     /// `Procfile`, where options decide.
     pub processes: Vec<(String, String)>,
+    /// What runs once for each deployment of it, before any of its processes.
+    pub release_command: Option<String>,
 }
 
 impl Plan {
@@ -101,9 +103,11 @@ pub fn package<T: Top>(top: &mut T) -> Result<Option<Value>, T::Error> {
 
 /// Finds how a bundle runs on `platform`.
 pub fn find<T: Top>(top: &mut T, platform: Platform) -> Result<Plan, T::Error> {
-    let processes = text(top, "Procfile", procfile::LONGEST)?
+    let mut processes = text(top, "Procfile", procfile::LONGEST)?
         .map(|text| procfile::parse(&text))
         .transpose()?;
+    let release_command = processes.as_mut().and_then(procfile::take_release);
+    let only_release = processes.as_ref().is_some_and(Vec::is_empty);
     let platform = match platform {
         Platform::Auto if top.has_file("package.json") => Platform::Node,
         Platform::Auto if top.has_file("requirements.txt") => Platform::Python,
@@ -121,6 +125,16 @@ pub fn find<T: Top>(top: &mut T, platform: Platform) -> Result<Plan, T::Error> {
         }
         chosen => chosen,
     };
+    if only_release && platform == Platform::Procfile {
+        return Err(Refused::new(
+            "procfile-invalid",
+            "The Procfile has a `release` command, which runs once for each deployment, and names no \
+             process to be started. Add a line such as `web: ./server`.",
+        )
+        .into());
+    }
+    // Beside a release command the platform knows what to start as it does without a Procfile.
+    let processes = processes.filter(|named| !named.is_empty());
     let package = match platform {
         Platform::Node => package(top)?,
         _ => None,
@@ -133,7 +147,16 @@ pub fn find<T: Top>(top: &mut T, platform: Platform) -> Result<Plan, T::Error> {
     Ok(Plan {
         platform,
         processes,
+        release_command,
     })
+}
+
+/// The release command of a bundle, whatever its platform.
+pub fn release_command<T: Top>(top: &mut T) -> Result<Option<String>, T::Error> {
+    let Some(text) = text(top, "Procfile", procfile::LONGEST)? else {
+        return Ok(None);
+    };
+    Ok(procfile::take_release(&mut procfile::parse(&text)?))
 }
 
 fn node_command<T: Top>(top: &T, package: Option<&Value>) -> Result<String, Refused> {

@@ -1,4 +1,6 @@
 //! Reads a `Procfile` by Elastic Beanstalk's grammar: every line is `name: command`.
+//!
+//! As with Heroku, a line `release` names no process but the command that a new release runs once.
 
 use crate::Refused;
 
@@ -61,6 +63,24 @@ pub fn parse(text: &str) -> Result<Vec<(String, String)>, Refused> {
         ));
     }
     Ok(processes)
+}
+
+/// The name of the line that is no process: its command runs once for each deployment.
+pub const RELEASE: &str = "release";
+
+/// Takes the release command out of what a `Procfile` names.
+pub fn take_release(processes: &mut Vec<(String, String)>) -> Option<String> {
+    let at = processes.iter().position(|(name, _)| name == RELEASE)?;
+    Some(processes.remove(at).1)
+}
+
+/// A command, short enough for a line and without what would disturb a terminal.
+pub fn shown(command: &str) -> String {
+    let mut text: String = command.escape_debug().take(SHOWN).collect();
+    if text.len() < command.len() {
+        text.push('…');
+    }
+    text
 }
 
 fn invalid(message: impl Into<String>) -> Refused {

@@ -3,7 +3,7 @@
 use crate::commands::{
     abort, apps, attach, backup, completions, config, create, daemons, demo, demo_app, deploy,
     events, health, host, init, list, logs, open, printenv, promote, releases, restart, restore,
-    rollback, scale, setenv, status, terminate, up, version, versions,
+    rollback, scale, setenv, show, status, terminate, up, version, versions,
 };
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -113,6 +113,7 @@ pub enum Command {
     Restart(restart::Restart),
     Rollback(rollback::Rollback),
     Releases(releases::Releases),
+    Show(show::Show),
     Abort(abort::Abort),
     Promote(promote::Promote),
     Attach(attach::Attach),

@@ -9,7 +9,7 @@ use crate::context::Context;
 use crate::interrupt;
 use crate::output::errors::Failure;
 use crate::output::progress::Board;
-use crate::output::{count, duration, plural};
+use crate::output::{count, duration, plural, receipt};
 use beanpole_protocol::OperationId;
 use beanpole_protocol::api::{Environment, Operation, OperationKind, OperationStatus};
 use beanpole_protocol::event::Event;
@@ -207,6 +207,9 @@ fn summary(operation: &Operation, environment: Option<&Environment>, took: Durat
     if let Some(meanwhile) = meanwhile(operation) {
         text.push_str(&format!("\n{meanwhile}"));
     }
+    for line in receipt::short(operation) {
+        text.push_str(&format!("\n{line}"));
+    }
     if operation.kind == OperationKind::Create && environment.is_some_and(|e| e.version.is_none()) {
         text.push_str(&format!("\nNext: beanpole deploy {name}"));
     }
@@ -289,6 +292,7 @@ pub fn explain(context: &Context, operation: &Operation) -> Failure {
             .map(|end| format!(" It took {}.", duration(end.since(operation.started_at))));
         text + &took.unwrap_or_default()
     }));
+    failure.details.extend(receipt::short(operation));
     failure
         .details
         .extend(environment.and_then(|environment| environment.url));

@@ -3,7 +3,7 @@
 
 mod script;
 
-use script::{Script, environment, operation, problem};
+use script::{Script, environment, operation, problem, receipt};
 use serde_json::json;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -82,6 +82,7 @@ const COMMANDS: &[&[&str]] = &[
     &["restart"],
     &["rollback"],
     &["releases"],
+    &["show"],
     &["abort"],
     &["attach"],
     &["terminate"],
@@ -147,6 +148,9 @@ fn misuse_exits_2_and_says_what_to_write() {
         &["list", "--url", "http://127.0.0.1:99999"],
         &["up", "--api", "localhost:7700"],
         &["attach", "x"],
+        &["show", "shop-prod", "live"],
+        &["show", "shop-prod", "1", "2"],
+        &["show", "1"],
         &["deploy", "shop-prod", "--batch", "0"],
         &["deploy", "shop-prod", "--policy", "Immutible"],
         &["create", "shop-prod", "--platform", "pyton"],
@@ -261,7 +265,15 @@ fn a_shell_completes_the_names_of_environments() {
         Script::start(|_, _| (200, json!({"items": [environment("v1", 1)], "next": null})));
     let directory = tempfile::tempdir().expect("temporary directory");
     let at = directory.path();
-    for command in ["status", "deploy", "scale", "setenv", "attach", "terminate"] {
+    for command in [
+        "status",
+        "deploy",
+        "scale",
+        "setenv",
+        "attach",
+        "show",
+        "terminate",
+    ] {
         let words = completed(at, &script.url(), &["beanpole", command, "sh"]);
         assert_eq!(words, ["shop-prod"], "{command}");
     }
@@ -432,6 +444,7 @@ fn a_mistyped_environment_is_told_with_the_one_that_was_meant() {
         &["restart"],
         &["rollback"],
         &["releases"],
+        &["show"],
         &["abort"],
         &["attach"],
         &["terminate", "--yes"],
@@ -938,6 +951,22 @@ fn status_is_a_table_or_json() {
     }
 }
 
+/// The settings of a deployment as its plan tells of them, where none was there before.
+fn all_new(body: &[u8]) -> serde_json::Value {
+    let body: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    let namespaces = body["settings"].as_object().into_iter().flatten();
+    let all = namespaces.flat_map(|(namespace, options)| {
+        let options = options.as_object().into_iter().flatten();
+        options.map(move |(option, value)| {
+            let secret = namespace.ends_with("application:environment");
+            let to = if secret { &json!(null) } else { value };
+            json!({"namespace": namespace, "option": option, "from": null, "to": to,
+                "how": "set", "needs": "restart"})
+        })
+    });
+    all.collect()
+}
+
 /// A controller that takes a deployment, which ends as `ending` says after two looks.
 fn deployment(known: bool, ending: fn() -> serde_json::Value) -> Script {
     Script::start(move |request, seen| {
@@ -965,7 +994,9 @@ fn deployment(known: bool, ending: fn() -> serde_json::Value) -> Script {
                 )
             }
             ("POST", path) if path.ends_with("?plan=true") => {
-                (200, operation("running", "pending")["plan"].clone())
+                let mut plan = operation("running", "pending")["plan"].clone();
+                plan["settings"] = all_new(&request.body);
+                (200, plan)
             }
             ("POST", path) if path.ends_with("/deployments") => {
                 (202, operation("running", "pending"))
@@ -992,7 +1023,11 @@ fn app() -> tempfile::TempDir {
 
 #[test]
 fn a_deployment_is_shown_from_the_plan_to_the_url() {
-    let script = deployment(false, || operation("succeeded", "done"));
+    let script = deployment(false, || {
+        let mut ended = operation("succeeded", "done");
+        ended["receipt"] = receipt(false);
+        ended
+    });
     let app = app();
     let ran = beanpole(
         app.path(),
@@ -1318,4 +1353,150 @@ fn a_daemon_keeps_no_lock_of_the_script_that_started_it() {
         assert!(daemon.wait().expect("wait").success(), "{supervise:?}");
         assert!(free, "{supervise:?}");
     }
+}
+
+/// A controller with release 2, whose deployment is described by `deployment`.
+fn showing(deployment: serde_json::Value) -> Script {
+    Script::start(move |request, _| {
+        let release = json!({"number": 2, "version": "v2", "created_at": "2026-01-02T03:04:05.000Z",
+            "reason": "deploy", "outcome": "succeeded", "live": true, "settings": {}});
+        match request.path.as_str() {
+            "/v1/environments/shop-prod/releases?limit=1" => {
+                (200, json!({"items": [release], "next": null}))
+            }
+            "/v1/environments/shop-prod/releases" => {
+                let mut told = release;
+                told["receipt"] = json!({"took_ms": 6_200, "requests": 1_234, "failed": 2,
+                    "p99_before_us": null, "p99_during_us": null, "p99_after_us": null,
+                    "sent_bytes": 0});
+                (200, json!({"items": [told], "next": null}))
+            }
+            "/v1/environments/shop-prod/releases/2" => {
+                let mut detail = release;
+                detail["deployment"] = deployment.clone();
+                (200, detail)
+            }
+            "/v1/operations/op-000000000001" => {
+                let mut operation = operation("succeeded", "done");
+                operation["kind"] = json!("restart");
+                operation["receipt"] = receipt(true);
+                (200, operation)
+            }
+            _ => problem(
+                404,
+                "release-not-found",
+                "There is no release of that number.",
+            ),
+        }
+    })
+}
+
+fn deployed_with(complete: bool) -> serde_json::Value {
+    json!({"operation": "op-000000000001", "kind": "deploy", "from": 1, "message": "Done.",
+        "started_at": "2026-01-02T03:04:05.000Z", "finished_at": "2026-01-02T03:04:11.200Z",
+        "receipt": receipt(complete)})
+}
+
+#[test]
+fn a_release_is_shown_with_its_receipt() {
+    let script = showing(deployed_with(true));
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let show = |words: &[&str]| {
+        let ran = beanpole(directory.path(), &script.url(), words);
+        assert_eq!(ran.code, 0, "{}", ran.all());
+        ran
+    };
+    let last = show(&["show", "shop-prod"]);
+    insta::assert_snapshot!("show", last.all());
+    assert_eq!(show(&["show", "shop-prod", "2"]).out, last.out);
+    let json = show(&["show", "shop-prod", "2", "--json"]).out;
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(json["number"], 2);
+    assert_eq!(json["deployment"]["receipt"], receipt(true));
+    let restarted = show(&["show", "op-000000000001"]);
+    assert!(
+        restarted.out.contains("restart of shop-prod"),
+        "{}",
+        restarted.all()
+    );
+    assert!(restarted.out.contains("INSTANCE"), "{}", restarted.all());
+    let listed = show(&["releases", "shop-prod"]);
+    assert!(listed.out.contains("6.2 s  2 of 1,234"), "{}", listed.all());
+}
+
+#[test]
+fn a_receipt_that_is_not_complete_says_so() {
+    let script = showing(deployed_with(false));
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let ran = beanpole(directory.path(), &script.url(), &["show", "shop-prod"]);
+    assert!(ran.out.contains("counted for a minute"), "{}", ran.all());
+    let script = showing(json!(null));
+    let ran = beanpole(directory.path(), &script.url(), &["show", "shop-prod"]);
+    assert!(ran.err.contains("left receipts"), "{}", ran.all());
+}
+
+#[test]
+fn what_there_is_not_cannot_be_shown() {
+    let script = showing(deployed_with(true));
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let ran = beanpole(directory.path(), &script.url(), &["show", "shop-prod", "9"]);
+    assert_eq!(ran.code, 1, "{}", ran.all());
+    let ran = beanpole(
+        directory.path(),
+        &script.url(),
+        &["show", "other-prod", "op-000000000001"],
+    );
+    assert_eq!(ran.code, 2, "{}", ran.all());
+    assert!(ran.err.contains("not of other-prod"), "{}", ran.err);
+}
+
+#[test]
+fn a_plan_shows_capacity_time_and_settings() {
+    let script = Script::start(|request, _| {
+        let step = |batch: serde_json::Value, change: &str, host: &str, lowest: u32, ms: u64| {
+            json!({"batch": batch, "changes": [{"change": change, "host": host,
+                    "instances": u32::from(change != "prepare")}],
+                "serving_before": 2, "serving_lowest": lowest, "serving_after": 2,
+                "running_most": 2, "running_after": 2,
+                "expected_ms": ms, "at_most_ms": 600_000})
+        };
+        let setting = |option: &str,
+                       from: serde_json::Value,
+                       to: serde_json::Value,
+                       needs: &str| {
+            let namespace = if option == "SECRET" {
+                "aws:elasticbeanstalk:application:environment"
+            } else {
+                "aws:elasticbeanstalk:command"
+            };
+            json!({"namespace": namespace, "option": option, "from": from, "to": to, "how": "set",
+                "needs": needs})
+        };
+        match request.path.as_str() {
+            "/v1/environments/shop-prod" => (200, environment("v1", 1)),
+            path if path.ends_with("?plan=true") => {
+                let mut plan = operation("running", "pending")["plan"].clone();
+                plan["steps"] = json!([
+                    step(json!(null), "prepare", "web-1", 2, 1_400),
+                    step(json!(1), "replace", "web-1", 1, 2_400),
+                    step(json!(2), "replace", "web-2", 1, 2_400),
+                ]);
+                plan["time"] =
+                    json!({"expected_ms": 6_200, "at_most_ms": 1_800_000, "measured": 3});
+                plan["settings"] = json!([
+                    setting("SECRET", json!(null), json!(null), "restart"),
+                    setting("BatchSize", json!("30"), json!("50"), "nothing"),
+                ]);
+                (200, plan)
+            }
+            _ => problem(404, "none", "none"),
+        }
+    });
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let ran = beanpole(
+        directory.path(),
+        &script.url(),
+        &["deploy", "shop-prod", "--version", "v2", "--plan"],
+    );
+    insta::assert_snapshot!("plan", ran.all());
 }

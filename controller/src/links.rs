@@ -408,6 +408,10 @@ fn from_host(app: &App, event: LinkEvent) {
                 state.refused = refused;
             });
         }
+        LinkNews::BundleSent { digest, bytes } => {
+            see(app, &host, |seen| seen.bundle_sent(&host, &digest, bytes));
+            return;
+        }
         LinkNews::BundleDone { digest } => {
             tracing::info!(%host, bundle = digest.short(), "bundle delivered");
             return;

@@ -171,6 +171,7 @@ fn assemble(
     hosts::end_removals(&store)?;
     let hosts: Vec<HostRecord> = store.list()?;
     observations.change(|seen| {
+        seen.run = format!("{:032x}", clock::random_bits());
         for host in &hosts {
             seen.register_host(&host.id, time.now());
             if host.taken.is_some() {

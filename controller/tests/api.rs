@@ -530,6 +530,19 @@ fn a_version_goes_with_its_bundle_once_no_environment_needs_it() {
         .map(|release| release["number"].as_u64().expect("a number"))
         .collect();
     assert!(!numbers.contains(&2) && numbers.len() == 6, "{numbers:?}");
+    let release =
+        |number: &str| controller.get(&format!("/v1/environments/shop-prod/releases/{number}"));
+    let seventh = release("7").json();
+    assert_eq!(
+        (&seventh["number"], &seventh["version"]),
+        (&json!(7), &json!("v7"))
+    );
+    assert!(
+        seventh["deployment"].is_null(),
+        "nothing deployed it: {seventh}"
+    );
+    release("2").expect_problem(404, "release-not-found");
+    release("last").expect_problem(400, "invalid-path");
     controller
         .post("/v1/environments/shop-prod/rollback", &json!({"to": 2}))
         .expect_problem(404, "release-not-found");
@@ -604,6 +617,7 @@ fn the_description_has_every_path_of_the_api() {
         ("/v1/environments/{environment}/restart", "post"),
         ("/v1/environments/{environment}/abort", "post"),
         ("/v1/environments/{environment}/releases", "get"),
+        ("/v1/environments/{environment}/releases/{release}", "get"),
         ("/v1/environments/{environment}/health", "get"),
         ("/v1/environments/{environment}/events", "get"),
         ("/v1/environments/{environment}/logs", "get"),
@@ -643,6 +657,7 @@ fn the_description_has_every_path_of_the_api() {
             let filled = path
                 .replace("{application}", "none")
                 .replace("{environment}", "none-such")
+                .replace("{release}", "1")
                 .replace("{host}", "none")
                 .replace("{operation}", "op-000000000000")
                 .replace("{digest}", &"0".repeat(64))

@@ -1,4 +1,5 @@
-//! The way back from a plan that failed or was aborted: exactly the instances that it touched.
+//! The way back from a plan that failed or was aborted: exactly the instances that it touched, and those
+//! it was to bring together with them.
 
 use crate::deploy::Draft;
 use crate::{Action, Change, ChangeState, Plan, Progress, Rules, Skipped, Stage, World};
@@ -47,7 +48,16 @@ pub fn plan_back(
         if !world.instances.contains_key(id) {
             continue;
         }
+        // Left on another release by a deployment before, which nobody took back.
+        let strays = matches!(change.action, Action::Replace { .. })
+            && from.is_some_and(|(release, _)| release != world.instances[id].release)
+            && !world.host_lost(&change.host);
         match (change.action, state) {
+            (_, ChangeState::Pending | ChangeState::Draining { .. } | ChangeState::Drained)
+                if strays =>
+            {
+                back.push(id.clone());
+            }
             (_, ChangeState::Pending) => {}
             (Action::Launch { .. }, ChangeState::Done)
                 if successors > 0 && !(from.is_some() && world.host_lost(&change.host)) =>

@@ -69,6 +69,8 @@ pub struct Rules {
     pub split: Vec<SplitStep>,
     /// How much worse a release may be in a split.
     pub guard: Option<GuardLimits>,
+    /// The only instance of an environment may run beside its successor for a moment.
+    pub overlap: bool,
     /// What a new instance asks of its host.
     pub needs: Place,
 }
@@ -91,6 +93,9 @@ pub fn plan(world: &World<'_>, goal: &Goal, rules: &Rules, seed: u128) -> Result
             let splits = *policy == DeploymentPolicy::TrafficSplitting;
             if (splits || *policy == DeploymentPolicy::Immutable) && !world.instances.is_empty() {
                 draft.whole_set(*release, *tree, *size, splits)?;
+                return Ok(draft.plan);
+            }
+            if draft.overlaps(*policy, *size) && draft.beside(*release, *tree) {
                 return Ok(draft.plan);
             }
             let touched =
@@ -281,6 +286,56 @@ impl<'w, 'a> Draft<'w, 'a> {
             changes: self.removals(&old),
         }));
         Ok(())
+    }
+
+    /// Whether the only instance serves until its successor does: where changing it in place would
+    /// interrupt the service, and the application may run twice for a moment.
+    fn overlaps(&self, policy: DeploymentPolicy, size: u32) -> bool {
+        matches!(
+            policy,
+            DeploymentPolicy::AllAtOnce | DeploymentPolicy::Rolling
+        ) && self.rules.overlap
+            && self.world.web
+            && size == 1
+            && self.world.instances.len() == 1
+            && self.world.serving_count() == 1
+    }
+
+    /// The successor of the only instance on another port of the same host, then one change of routes.
+    /// Whether the host can take it.
+    fn beside(&mut self, release: ReleaseNumber, tree: ReleaseNumber) -> bool {
+        let Some((old, instance)) = self.world.instances.iter().next() else {
+            return false;
+        };
+        let here = self.world.hosts.get(&instance.host);
+        let alone = World {
+            hosts: here
+                .map(|host| (instance.host.clone(), host.clone()))
+                .into_iter()
+                .collect(),
+            ..self.world.clone()
+        };
+        let leaving = BTreeMap::from([(instance.host.clone(), 1)]);
+        if place(&alone, 1, &self.rules.needs, &leaving).is_err() {
+            return false;
+        }
+        let new = Change {
+            instance: self.new_id(),
+            host: instance.host.clone(),
+            action: Action::Launch { release },
+        };
+        self.prepare(release, tree, &[], std::slice::from_ref(&new));
+        let enters = vec![new.instance.clone()];
+        self.plan.floor = 1;
+        self.batch(vec![new], true, false);
+        if let Some(Stage::Batch(batch)) = self.plan.stages.last_mut() {
+            batch.hold = true;
+        }
+        self.batch(self.removals(std::slice::from_ref(old)), true, false);
+        if let Some(Stage::Batch(batch)) = self.plan.stages.last_mut() {
+            batch.enters = enters;
+        }
+        true
     }
 
     /// Under RollingWithAdditionalBatch as many of `stay` as a batch has do not change but leave, those

@@ -13,9 +13,11 @@ mod back;
 mod deploy;
 pub mod guard;
 mod next;
+mod once;
 mod place;
 mod plan;
 mod progress;
+mod timeline;
 mod world;
 
 pub use back::plan_back;
@@ -23,7 +25,9 @@ pub use deploy::{Goal, Rules, plan};
 pub use next::{
     Decision, OTHER_PORTS, RESTARTS_THAT_FAIL, how_it_ended, listens_unreached, next, restarts,
 };
+pub use once::run_once;
 pub use place::{Lack, Place, Refusal, place};
 pub use plan::{Action, Batch, Change, Gate, Plan, Skipped, Split, Stage, Timeouts};
 pub use progress::{ChangeState, Happened, IllegalTransition, Progress, Share, apply};
+pub use timeline::Moment;
 pub use world::{HostState, InstanceState, ProxyState, Reach, Serving, World};

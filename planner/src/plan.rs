@@ -49,6 +49,17 @@ pub enum Stage {
         /// Where.
         hosts: Vec<HostId>,
     },
+    /// The release command runs, on one host, while nothing that runs is touched. A plan has one at most.
+    Once {
+        /// The release, as people know it.
+        release: ReleaseNumber,
+        /// The release whose prepared tree it runs in.
+        tree: ReleaseNumber,
+        /// Where.
+        host: HostId,
+        /// The command, for people.
+        command: String,
+    },
     /// Instances that change together.
     Batch(Batch),
     /// The new release gets a share of the requests for a while.
@@ -187,7 +198,7 @@ const fn three() -> u32 {
 /// How long things may take, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timeouts {
-    /// Preparing a release on all hosts.
+    /// Preparing a release on all hosts; running its release command.
     pub prepare_ms: u64,
     /// From the first moment that a started instance runs until it has to be healthy.
     pub batch_ms: u64,
@@ -251,7 +262,7 @@ impl Plan {
     pub fn changes(&self) -> impl Iterator<Item = (u32, &Change)> {
         self.stages.iter().flat_map(|stage| {
             let (number, changes) = match stage {
-                Stage::Prepare { .. } | Stage::Split(_) => (0, [].as_slice()),
+                Stage::Prepare { .. } | Stage::Once { .. } | Stage::Split(_) => (0, [].as_slice()),
                 Stage::Batch(batch) => (batch.number, batch.changes.as_slice()),
             };
             changes.iter().map(move |change| (number, change))
@@ -268,6 +279,8 @@ impl Plan {
             Some(Stage::Split(split)) => {
                 t.spared_ms(true) + t.confirmed_ms() + split.wait_ms + t.confirmed_ms()
             }
+            // The agent ends it when its time is up, and has to be able to say so.
+            Some(Stage::Once { .. }) => t.prepare_ms + MARGIN_MS,
             Some(Stage::Batch(batch)) => {
                 let starts = batch.starts();
                 let leaving = t.drained_ms() + t.stopped_ms();
@@ -316,6 +329,10 @@ impl Plan {
                         split.percent
                     ));
                 }
+                Stage::Once { host, command, .. } => lines.push(format!(
+                    "Run the release command `{command}` once, on {}.",
+                    host_name(host)
+                )),
                 Stage::Batch(batch) => {
                     if !batch.enters.is_empty() || shared {
                         lines.push(format!(
@@ -372,7 +389,7 @@ impl Plan {
             floor: self.floor,
             lines,
             left_out,
-            back_to: None,
+            ..PlanView::default()
         }
     }
 }

@@ -1,7 +1,7 @@
 //! How far a plan is: the fold of its journal. [`apply`] is the one function of legal transitions.
 
 use beanpole_protocol::api::OperationFailure;
-use beanpole_protocol::{InstanceId, Timestamp};
+use beanpole_protocol::{AgentId, InstanceId, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -28,6 +28,9 @@ pub struct Progress {
     /// It shall get all requests without further waiting.
     #[serde(default)]
     pub promoted: bool,
+    /// The agent that the release command was ordered from.
+    #[serde(default)]
+    pub once_by: Option<AgentId>,
 }
 
 /// A share of the requests.
@@ -104,6 +107,11 @@ pub enum Happened {
     StageStarted {
         /// Which, counted from 0.
         stage: usize,
+    },
+    /// Wanted: the release command runs, on that agent alone.
+    OnceOrdered {
+        /// Which agent.
+        agent: AgentId,
     },
     /// Wanted: mode Drain.
     DrainStarted {
@@ -229,6 +237,13 @@ pub fn apply(
             }
             progress.stage += 1;
             progress.since = None;
+            None
+        }
+        Happened::OnceOrdered { agent } => {
+            if progress.since.is_none() || progress.once_by.is_some() {
+                return Err(illegal(entry, &progress.once_by));
+            }
+            progress.once_by = Some(agent.clone());
             None
         }
         Happened::Failed { failure } => {

@@ -657,6 +657,8 @@ fn preparing(asked_by: Option<OperationId>, again_at: Option<Timestamp>) -> Stil
             since: at(0),
             asked_by,
             again_at,
+            has_release_command: false,
+            once: None,
         });
     })
 }

@@ -250,6 +250,8 @@ impl Fake {
                             since: Timestamp::EPOCH,
                             asked_by: None,
                             again_at: None,
+                            has_release_command: false,
+                            once: None,
                         })
                         .to_vec();
                 }
@@ -538,6 +540,7 @@ fn rules() -> Rules {
         ignore_health: false,
         split: steps(),
         guard: None,
+        overlap: false,
         needs: Place::default(),
     }
 }
@@ -651,6 +654,28 @@ proptest! {
     }
 
     #[test]
+    fn what_a_timeline_foretells_is_how_it_ends(case in cases()) {
+        let case = Case { sick_on: BTreeSet::new(), ends_on: None, ..case };
+        let mut fake = Fake::new(&case);
+        let Ok(made) = plan(&fake.world(), &goal(&case), &rules(), 7) else { return Ok(()) };
+        let moments = made.timeline(&fake.world());
+        prop_assert_eq!(moments.len(), made.stages.len());
+        let drains = |stage: usize| {
+            !matches!(&made.stages[stage],
+                beanpole_planner::Stage::Batch(batch) if !batch.drain || batch.force)
+        };
+        for moment in &moments {
+            let floor = made.floor.min(moment.serving_before);
+            prop_assert!(!drains(moment.stage) || moment.serving_lowest >= floor, "{moment:?}");
+        }
+        let (finished, _) = fake.carry_out(&made, &case.moves);
+        if let Some(last) = moments.last().filter(|_| finished) {
+            prop_assert_eq!(fake.instances.len(), last.running_after as usize);
+            prop_assert!(fake.world().serving_count() >= last.serving_after.min(made.floor));
+        }
+    }
+
+    #[test]
     fn an_immutable_plan_touches_nothing_before_all_that_is_new_is_well(case in cases()) {
         let case = Case { goal: 3, policy: 3, ..case };
         let mut fake = Fake::new(&case);
@@ -713,6 +738,32 @@ proptest! {
         prop_assert!(fake.broken.is_empty(), "{:?}", fake.broken);
         prop_assert_eq!(fake.shares.len(), 1);
         prop_assert!(fake.instances.values().all(|i| i.release == NEW));
+    }
+
+    #[test]
+    fn the_only_instance_serves_until_its_successor_does(
+        hosts in 1_u8..4, policy in 0_usize..2, ends_on in prop::option::weighted(0.3, 0_u8..4),
+        moves in prop::collection::vec(0_u8..6, 1..40),
+    ) {
+        let case = Case {
+            hosts, instances: 1, unhealthy: BTreeSet::new(), goal: 3, size: 1, batch: 1,
+            policy, sick_on: BTreeSet::new(), ends_on, moves,
+        };
+        let mut fake = Fake::new(&case);
+        let rules = Rules { overlap: true, ..rules() };
+        let made = plan(&fake.world(), &goal(&case), &rules, 7).expect("there is room");
+        prop_assert_eq!(made.floor, 1);
+        let before = fake.instances.clone();
+        let (finished, progress) = fake.carry_out(&made, &case.moves);
+        prop_assert!(fake.broken.is_empty(), "{:?}", fake.broken);
+        let hosts_before: Vec<_> = before.values().map(|i| i.host.clone()).collect();
+        if !finished {
+            let back = plan_back(&fake.world(), &made, &progress, Some((OLD, OLD)), &rules);
+            let (finished, _) = fake.carry_out(&back, &[0, 1, 2, 3, 4, 5]);
+            prop_assert!(finished);
+        }
+        let hosts_after: Vec<_> = fake.instances.values().map(|i| i.host.clone()).collect();
+        prop_assert_eq!(hosts_before, hosts_after, "on the same host");
     }
 
     #[test]

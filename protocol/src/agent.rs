@@ -112,6 +112,20 @@ pub struct ReleaseOrder {
     /// again at once.
     #[serde(default)]
     pub asked_by: Option<OperationId>,
+    /// Run its release command, once; absent when it shall not run, or not any more.
+    #[serde(default)]
+    pub run_once: Option<OnceOrder>,
+}
+
+/// Runs the release command of a prepared release. For one operation it is started at most once: by
+/// the agent that is named, which remembers on disk that it did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnceOrder {
+    /// The operation that it belongs to.
+    pub operation: OperationId,
+    /// The agent that shall run it. Another one at the same address, on a disk that was replaced, does
+    /// not know whether it has run.
+    pub agent: AgentId,
 }
 
 /// Environment properties of an application. Values may be secret and are never printed.
@@ -321,6 +335,40 @@ pub struct ReleaseReport {
     /// final.
     #[serde(default)]
     pub again_at: Option<Timestamp>,
+    /// Whether it has a release command, which this agent knows to run. Only once it is ready.
+    #[serde(default)]
+    pub has_release_command: bool,
+    /// How far its release command is, once it was ordered.
+    #[serde(default)]
+    pub once: Option<OnceReport>,
+}
+
+/// How far a release command is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnceReport {
+    /// The operation that it was run for.
+    pub operation: OperationId,
+    /// How far it is.
+    #[serde(flatten)]
+    pub phase: OncePhase,
+    /// Since when, by the host's clock.
+    pub since: Timestamp,
+}
+
+/// The stages of a release command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "phase", rename_all = "kebab-case")]
+pub enum OncePhase {
+    /// It was started, or is about to be.
+    Running,
+    /// It exited with 0.
+    Succeeded {
+        /// The last lines that it wrote, oldest first; at most 20.
+        #[serde(default)]
+        log: Vec<String>,
+    },
+    /// It failed, was ended, or nobody knows how it ended. It is not started again.
+    Failed(Failure),
 }
 
 /// The stages of preparing a release on a host.

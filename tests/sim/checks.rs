@@ -84,6 +84,7 @@ impl Checks {
         operations_end_in_time(store, &environments, at)?;
         splits_are_whole(store, &environments)?;
         self.what_is_worse_is_not_live(store)?;
+        release_commands_run_once_and_first(store, &now, hosts)?;
         Ok(())
     }
 
@@ -484,6 +485,9 @@ impl Checks {
                     operation.id
                 ));
             }
+            if let Some(what) = receipt_tells_another_story(&operation) {
+                return Err(format!("the receipt of {} {what}", operation.id));
+            }
             let wanted = match (operation.kind, operation.status) {
                 (
                     OperationKind::Deploy
@@ -597,6 +601,42 @@ fn nothing_outlives_its_environment(
     Ok(())
 }
 
+/// A release command is started once for its operation at most, and nothing of its version starts in an
+/// environment before it has succeeded there.
+fn release_commands_run_once_and_first(
+    store: &Store,
+    now: &BTreeMap<InstanceId, InstanceRecord>,
+    hosts: &[FakeHost],
+) -> Result<(), String> {
+    let ran = || hosts.iter().flat_map(|host| &host.ran);
+    let mut operations = BTreeSet::new();
+    for one in ran() {
+        if !operations.insert(&one.operation) {
+            return Err(format!(
+                "the release command of {} ran twice for {}",
+                one.version, one.operation
+            ));
+        }
+    }
+    for (id, record) in now {
+        let release: Option<ReleaseRecord> = store
+            .get(&ReleaseRecord::key_of(&record.environment, record.release))
+            .expect("memory");
+        let Some(release) = release.filter(|one| one.release_command.is_some()) else {
+            continue;
+        };
+        let version = release.version.as_str();
+        if !ran().any(|one| {
+            one.succeeded && one.environment == record.environment && one.version == version
+        }) {
+            return Err(format!(
+                "{id} runs {version}, whose release command has not succeeded"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Every operation ends by the deadline that it was shown with.
 fn operations_end_in_time(
     store: &Store,
@@ -680,6 +720,31 @@ pub fn left_over(store: &Store, hosts: &[FakeHost]) -> Option<String> {
         });
         stray.map(|id| format!("{id} is left on {}", host.name))
     })
+}
+
+/// What is wrong with the receipt of an operation that is over, if anything is.
+fn receipt_tells_another_story(operation: &OperationRecord) -> Option<String> {
+    if operation.plan.stages.is_empty() && operation.back.is_none() {
+        return None;
+    }
+    let Some(receipt) = &operation.receipt else {
+        return Some("is missing".to_owned());
+    };
+    let spent: u64 = receipt.phases.iter().map(|of| of.ms).sum();
+    if spent != receipt.took_ms {
+        return Some(format!("tells of {spent} of {} ms", receipt.took_ms));
+    }
+    let plans = [Some(&operation.plan), operation.back.as_ref()];
+    let changes = plans.into_iter().flatten().flat_map(|plan| plan.changes());
+    let all: BTreeSet<_> = changes.map(|(_, change)| &change.instance).collect();
+    let told: BTreeSet<_> = receipt.instances.iter().map(|one| &one.instance).collect();
+    if all != told {
+        return Some("leaves instances out".to_owned());
+    }
+    let succeeded = operation.status == OperationStatus::Succeeded;
+    let undone = |result: &str| matches!(result, "failed" | "unfinished" | "untouched");
+    let mut results = receipt.instances.iter().map(|one| one.result.as_str());
+    (succeeded && results.any(undone)).then(|| "tells of what was not done".to_owned())
 }
 
 /// A share belongs to an operation that splits; the table shares all requests, each side with its own

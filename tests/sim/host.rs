@@ -4,12 +4,13 @@
 use crate::rng::Rng;
 use beanpole_protocol::agent::{
     ExitReport, Failure, HostFacts, HostOrders, HostReport, InstanceOrder, InstancePhase,
-    InstanceReport, MemoryKills, PortUse, ProcessReport, ReleaseKey, ReleaseOrder, ReleasePhase,
-    ReleaseReport,
+    InstanceReport, MemoryKills, OnceOrder, OncePhase, OnceReport, PortUse, ProcessReport,
+    ReleaseKey, ReleaseOrder, ReleasePhase, ReleaseReport,
 };
 use beanpole_protocol::api::Tier;
 use beanpole_protocol::{
-    Generation, HostId, Incarnation, InstanceId, OperationId, ReleaseNumber, Timestamp,
+    AgentId, EnvironmentId, Generation, HostId, Incarnation, InstanceId, OperationId,
+    ReleaseNumber, Timestamp,
 };
 use std::collections::BTreeMap;
 
@@ -36,6 +37,38 @@ pub enum Behaviour {
 /// What ends sooner than this after each start is never put into service as a new release: the default
 /// of `MinUptime`.
 const MIN_UPTIME_MS: u64 = 5_000;
+
+/// What a release command does; said after the last hyphen of a version's label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Succeeds.
+    Migrates,
+    /// Fails.
+    Fails,
+    /// Takes longer than its time.
+    Hangs,
+}
+
+impl Command {
+    /// The one of a version, if it has one.
+    pub fn of(label: &str) -> Option<Self> {
+        match label.rsplit('-').next()? {
+            "migrates" => Some(Self::Migrates),
+            "fails" => Some(Self::Fails),
+            "hangs" => Some(Self::Hangs),
+            _ => None,
+        }
+    }
+}
+
+/// A release command that really was started, whatever its agent knows of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    pub operation: OperationId,
+    pub environment: EnvironmentId,
+    pub version: String,
+    pub succeeded: bool,
+}
 
 /// After that long a failed preparation is tried again.
 const TRIED_AGAIN_MS: u64 = 10_000;
@@ -104,6 +137,19 @@ pub struct FakeHost {
     releases: BTreeMap<ReleaseKey, Prepared>,
     pub instances: BTreeMap<InstanceId, Fake>,
     sequence: u64,
+    /// Of its disk: another one after that was replaced.
+    agent: AgentId,
+    disks: u64,
+    /// Release commands, as its disk knows them.
+    once: BTreeMap<ReleaseKey, Once>,
+    /// Release commands, as they really were: no disk forgets them.
+    pub ran: Vec<Ran>,
+}
+
+/// A release command, as its agent has it on disk.
+struct Once {
+    report: OnceReport,
+    until: u64,
 }
 
 struct Prepared {
@@ -142,6 +188,10 @@ pub struct Fake {
 impl FakeHost {
     pub fn new(id: HostId, name: String) -> Self {
         Self {
+            agent: agent_of(&name, 0),
+            disks: 0,
+            once: BTreeMap::new(),
+            ran: Vec::new(),
             id,
             name,
             up: true,
@@ -193,6 +243,91 @@ impl FakeHost {
                 fake.restarts = 0;
             }
         }
+        // What the agent will find when it is started again.
+        for once in self.once.values_mut() {
+            if once.report.phase == OncePhase::Running {
+                once.report.phase = failed("release-command-interrupted");
+            }
+        }
+        for order in &self.orders.releases {
+            if let Some(wanted) = self.told(order) {
+                let known = self.once.get(&order.key);
+                if known.is_none_or(|once| once.report.operation != wanted.operation) {
+                    let report = OnceReport {
+                        operation: wanted.operation.clone(),
+                        phase: failed("release-command-not-started"),
+                        since: Timestamp::EPOCH,
+                    };
+                    let once = Once { report, until: 0 };
+                    self.once.insert(order.key.clone(), once);
+                }
+            }
+        }
+    }
+
+    fn told<'o>(&self, order: &'o ReleaseOrder) -> Option<&'o OnceOrder> {
+        let wanted = order.run_once.as_ref();
+        wanted.filter(|wanted| wanted.agent == self.agent)
+    }
+
+    /// Release commands: each is started once for its operation, and ended when nobody wants it.
+    fn run_once(&mut self, now: u64, rng: &mut Rng) -> bool {
+        let mut changed = false;
+        for order in self.orders.releases.clone() {
+            let wanted = self.told(&order).cloned();
+            let ready = self
+                .releases
+                .get(&order.key)
+                .is_some_and(|prepared| prepared.phase == ReleasePhase::Ready);
+            let known = self.once.get_mut(&order.key);
+            let operation = known.as_ref().map(|once| once.report.operation.clone());
+            match (known, wanted) {
+                (Some(once), wanted)
+                    if once.report.phase == OncePhase::Running
+                        && wanted.as_ref().map(|one| &one.operation) != operation.as_ref() =>
+                {
+                    once.report.phase = failed("release-command-ended");
+                    changed = true;
+                }
+                (Some(once), Some(_))
+                    if once.report.phase == OncePhase::Running && now >= once.until =>
+                {
+                    let does = Command::of(order.version.as_str());
+                    let succeeded = does == Some(Command::Migrates);
+                    once.report.phase = if succeeded {
+                        OncePhase::Succeeded { log: Vec::new() }
+                    } else {
+                        failed("release-command-failed")
+                    };
+                    for ran in &mut self.ran {
+                        ran.succeeded |= succeeded && Some(&ran.operation) == operation.as_ref();
+                    }
+                    changed = true;
+                }
+                (_, Some(wanted)) if ready && operation.as_ref() != Some(&wanted.operation) => {
+                    let takes = match Command::of(order.version.as_str()) {
+                        Some(Command::Hangs) => order.prepare_timeout_ms,
+                        _ => rng.range(100, 6_000) * self.slowness,
+                    };
+                    self.ran.push(Ran {
+                        operation: wanted.operation.clone(),
+                        environment: order.key.environment.clone(),
+                        version: order.version.to_string(),
+                        succeeded: false,
+                    });
+                    let report = OnceReport {
+                        operation: wanted.operation,
+                        phase: OncePhase::Running,
+                        since: Timestamp::from_millis(now + self.ahead),
+                    };
+                    let until = now + takes.min(order.prepare_timeout_ms);
+                    self.once.insert(order.key, Once { report, until });
+                    changed = true;
+                }
+                _ => {}
+            }
+        }
+        changed
     }
 
     /// The disk is replaced by an empty one: the agent knows nothing any more.
@@ -200,7 +335,10 @@ impl FakeHost {
         self.orders = HostOrders::default();
         self.releases.clear();
         self.instances.clear();
+        self.once.clear();
         self.sequence = 0;
+        self.disks += 1;
+        self.agent = agent_of(&self.name, self.disks);
     }
 
     /// One look at everything; true when something changed.
@@ -209,6 +347,7 @@ impl FakeHost {
             return false;
         }
         let mut changed = self.prepare(now, rng);
+        changed |= self.run_once(now, rng);
         let orders: Vec<InstanceOrder> = self.orders.instances.clone();
         for order in &orders {
             changed |= self.instance(order, now, rng);
@@ -453,7 +592,7 @@ impl FakeHost {
             sequence: self.sequence,
             agent_version: "0".to_owned(),
             agent_digest: None,
-            agent: None,
+            agent: Some(self.agent.clone()),
             owner: None,
             now,
             generation: self.orders.generation,
@@ -475,6 +614,8 @@ impl FakeHost {
                     asked_by: prepared.asked_by.clone(),
                     again_at: matches!(prepared.phase, ReleasePhase::Failed(_))
                         .then(|| clock(prepared.until)),
+                    has_release_command: prepared.phase == ReleasePhase::Ready,
+                    once: self.once.get(key).map(|once| once.report.clone()),
                 })
                 .collect(),
             instances: self
@@ -511,6 +652,22 @@ impl FakeHost {
     pub fn generation(&self) -> Generation {
         self.orders.generation
     }
+}
+
+/// Each disk of each host has another agent.
+fn agent_of(name: &str, disks: u64) -> AgentId {
+    let host = name.bytes().fold(7_u64, |sum, byte| {
+        sum.wrapping_mul(31).wrapping_add(byte.into())
+    });
+    AgentId::from_bits((u128::from(host) << 64) | u128::from(disks))
+}
+
+fn failed(code: &str) -> OncePhase {
+    OncePhase::Failed(Failure {
+        code: code.to_owned(),
+        message: "It failed.".to_owned(),
+        log: Vec::new(),
+    })
 }
 
 impl Fake {

@@ -1,7 +1,7 @@
 //! The fake world: time, links, faults and users.
 
 use crate::checks::{self, Checks};
-use crate::host::{Behaviour, FakeHost};
+use crate::host::{Behaviour, Command, FakeHost};
 use crate::proxy::FakeProxy;
 use crate::rng::Rng;
 use beanpole_engine::{Call, Engine, EngineConfig, Observed, Pace, Reading};
@@ -510,7 +510,14 @@ impl World {
                 "sick", "crash", "dies", "flaps1", "flaps4", "flaps9",
             ]
         };
-        let label = format!("{}-{}", self.rng.pick(words), self.versions);
+        let commands: &[&str] = if calm {
+            &["", "", "-migrates"]
+        } else {
+            &["", "", "", "", "-migrates", "-migrates", "-fails", "-hangs"]
+        };
+        let (word, command) = (*self.rng.pick(words), *self.rng.pick(commands));
+        let label = format!("{word}-{}{command}", self.versions);
+        let release_command = Command::of(&label).map(|_| "./migrate".to_owned());
         let label = VersionLabel::new(label).expect("a label");
         let record = VersionRecord {
             application: ApplicationName::new("app").expect("a name"),
@@ -518,6 +525,7 @@ impl World {
             description: String::new(),
             bundle: crate::digest(),
             bundle_size: 1,
+            release_command,
             created_at: self.at(),
         };
         self.store.update(|tx| tx.put(&record)).expect("memory");

@@ -1,19 +1,21 @@
 //! The application that test bundles run: a small web server that does as its arguments say.
 //!
 //! `testapp VERSION [--status N] [--exit CODE] [--no-listen] [--start-delay MS] [--hog MIB]
-//! [--lives MS]`
+//! [--lives MS] [--errors PERCENT]`
 //!
 //! It answers `VERSION INSTANCE PID` on `$PORT`. `/slow?MS` answers late, `/exit` ends the process,
 //! `/env?NAME` shows a variable, `/headers` what the proxy sent, `/echo` sends a body back and `/ws` the
 //! frames of a WebSocket. On SIGTERM it ends at once: what it
 //! was still answering is lost, so that a drain that comes too late shows.
-//! With `--lives` it serves well for that long, then gives up with exit code 9.
+//! With `--lives` it serves well for that long, then gives up with exit code 9. With `--errors` it answers
+//! that share of the requests for `/` with 500.
 
 mod websocket;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 fn main() -> ExitCode {
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         }
     }
     let status = number("--status").unwrap_or(200);
+    let errors = number("--errors").unwrap_or(0);
     let Some(port) = std::env::var("PORT")
         .ok()
         .and_then(|port| port.parse::<u16>().ok())
@@ -65,7 +68,7 @@ fn main() -> ExitCode {
     let serving = std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let version = version.clone();
-            std::thread::spawn(move || serve(stream, &version, status));
+            std::thread::spawn(move || serve(stream, &version, status, errors));
         }
     });
     if let Some(lives) = number("--lives") {
@@ -77,7 +80,10 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn serve(stream: TcpStream, version: &str, status: u64) -> Option<()> {
+/// Requests for `/` so far.
+static ASKED: AtomicU64 = AtomicU64::new(0);
+
+fn serve(stream: TcpStream, version: &str, status: u64, errors: u64) -> Option<()> {
     stream.set_nodelay(true).ok()?;
     let mut writer = stream.try_clone().ok()?;
     let mut reader = BufReader::new(stream);
@@ -143,6 +149,8 @@ fn serve(stream: TcpStream, version: &str, status: u64) -> Option<()> {
         // What only one version has.
         let status = match path.strip_prefix("/only/") {
             Some(which) if which != version => 404,
+            // Evenly: one in five for a fifth.
+            None if path == "/" && ASKED.fetch_add(errors, Ordering::Relaxed) % 100 < errors => 500,
             _ => status,
         };
         let reply = format!(

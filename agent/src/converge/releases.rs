@@ -207,10 +207,10 @@ impl Host {
         let orders = Arc::clone(&state.orders);
         let ordered: BTreeSet<&ReleaseKey> = orders.releases.iter().map(|o| &o.key).collect();
         for (key, release) in &state.releases {
-            if !ordered.contains(key)
-                && let Some(job) = &release.job
-            {
-                job.cancel();
+            if !ordered.contains(key) {
+                for job in release.job.iter().chain(&release.once_job) {
+                    job.cancel();
+                }
             }
         }
         if work.instances_move() {
@@ -223,7 +223,10 @@ impl Host {
             .releases
             .iter()
             .filter(|(key, release)| {
-                release.job.is_none() && !ordered.contains(key) && !used.contains(key)
+                release.job.is_none()
+                    && release.once_job.is_none()
+                    && !ordered.contains(key)
+                    && !used.contains(key)
             })
             .map(|(key, _)| key.clone())
             .collect();
@@ -262,7 +265,13 @@ impl Host {
 
     fn set_aside(&self, key: &ReleaseKey) -> io::Result<()> {
         remove::set_aside(&self.layout.release(key))?;
-        for path in [self.layout.build_log(key), self.layout.build_pid(key)] {
+        for path in [
+            self.layout.build_log(key),
+            self.layout.build_pid(key),
+            self.layout.once(key),
+            self.layout.once_log(key),
+            self.layout.once_pid(key),
+        ] {
             let _ = fs::remove_file(path);
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! What the agent tells its controller.
 
-use super::{Host, State};
+use super::{Host, Release, State};
 use beanpole_daemon::clock;
 use beanpole_protocol::Timestamp;
 use beanpole_protocol::agent::{
@@ -42,6 +42,8 @@ impl Host {
                     since: known.map_or_else(clock::now, |r| r.since),
                     asked_by: known.and_then(|r| r.asked_by.clone()),
                     again_at: known.and_then(|r| Some(r.retry?.at)),
+                    has_release_command: known.is_some_and(Release::has_release_command),
+                    once: known.and_then(|r| r.once.clone()),
                 }
             })
             .collect();

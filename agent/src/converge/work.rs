@@ -1,11 +1,11 @@
 //! The loop, and the instances' side of a turn.
 
 use super::{Host, Release, Trouble, pause_after};
-use crate::release::{Fault, Prepared, programs};
+use crate::release::{Fault, Prepared};
 use crate::runtime::{InstanceSpec, RuntimeError, Workload};
 use beanpole_daemon::clock;
 use beanpole_protocol::agent::{
-    InstanceOrder, InstancePhase, InstanceReport, Properties, ReleaseKey, ReleaseOrder,
+    InstanceOrder, InstancePhase, InstanceReport, OnceReport, Properties, ReleaseKey, ReleaseOrder,
 };
 use beanpole_protocol::{Incarnation, InstanceId, ReleaseNumber};
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +27,8 @@ const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 pub(super) enum Done {
     /// A preparation.
     Prepared(ReleaseKey, Result<Prepared, Fault>),
+    /// A release command.
+    Once(ReleaseKey, OnceReport),
     /// A start, stop or removal of an instance, and for which order.
     Moved(
         InstanceId,
@@ -112,6 +114,7 @@ impl Host {
 
     fn turn(self: &Arc<Self>, work: &mut Work) {
         self.prepare_releases(work);
+        self.run_release_commands(work);
         self.move_instances(work);
         self.drop_releases(work);
     }
@@ -135,6 +138,10 @@ impl Host {
             Ok(Done::Prepared(key, outcome)) => {
                 work.building -= 1;
                 self.prepared(&key, outcome);
+            }
+            Ok(Done::Once(key, report)) => {
+                work.building -= 1;
+                self.ran_once(&key, report);
             }
             Ok(Done::Moved(id, wanted, outcome)) => {
                 work.moving.remove(&id);
@@ -315,32 +322,16 @@ enum Move {
     },
 }
 
-/// An instance of a prepared release. Properties win over what the platform adds, but for `PATH`,
-/// which keeps the platform's directories in front.
+/// An instance of a prepared release.
 fn spec(
     order: &InstanceOrder,
     release: &ReleaseOrder,
     prepared: &Prepared,
     tree: &Path,
 ) -> InstanceSpec {
-    let mut environment = prepared.environment.clone();
-    environment.extend(release.properties.0.clone());
-    let mut path = programs::path_with(prepared.path.iter().map(|path| path.as_path()));
-    if let Some(own) = release.properties.0.get("PATH") {
-        let first: Vec<_> = prepared.path.iter().map(|p| p.to_string_lossy()).collect();
-        path = first
-            .iter()
-            .map(|p| p.as_ref())
-            .chain([own.as_str()])
-            .collect::<Vec<_>>()
-            .join(":");
-    }
+    let mut environment = prepared.app_environment(release);
     for (name, value) in [
-        ("PATH", path),
         ("PORT", order.port.to_string()),
-        ("BEANPOLE_ENVIRONMENT", release.environment_name.to_string()),
-        ("BEANPOLE_RELEASE", release.key.number.to_string()),
-        ("BEANPOLE_VERSION", release.version.to_string()),
         ("BEANPOLE_INSTANCE", order.id.to_string()),
     ] {
         environment.insert(name.to_owned(), value);

@@ -177,6 +177,15 @@ impl Cgroups {
         self.named(&format!("{BUILD}{environment}-{number}-{}", self.tag))
     }
 
+    /// The group of a release's release command, which need not exist.
+    pub fn once(&self, key: &ReleaseKey) -> Group {
+        let ReleaseKey {
+            environment,
+            number,
+        } = key;
+        self.named(&format!("{BUILD}{environment}-{number}-once-{}", self.tag))
+    }
+
     /// Groups of this agent that are there.
     fn owned(&self) -> Vec<(Owner, Group)> {
         let mut names = BTreeSet::new();

@@ -46,7 +46,7 @@ pub(super) const HOME: &str = "home";
 /// Holds what is mounted as a build's `/tmp`.
 pub(super) const PRIVATE: &str = "private";
 /// Names the build in the environment of its processes.
-const MARK: &str = "BEANPOLE_BUILD";
+pub(super) const MARK: &str = "BEANPOLE_BUILD";
 /// Processes and threads of a build where no option says: npm and pip need some dozens, parallel
 /// compilers some hundreds.
 const PROCESSES: u64 = 1024;
@@ -140,6 +140,36 @@ struct Running {
     mark: String,
 }
 
+/// A command to be run under a guard.
+pub(super) struct Guarded<'a> {
+    /// For people.
+    pub(super) shown: &'a str,
+    /// What the guard is told.
+    pub(super) spec: BuildSpec,
+    /// What the command writes.
+    pub(super) log: &'a Path,
+    /// Tells of it while it runs.
+    pub(super) record: &'a Path,
+}
+
+/// How a command under a guard ended.
+pub(super) struct Ended {
+    end: Option<BuildEnd>,
+    /// The last lines that it wrote.
+    pub(super) lines: Vec<String>,
+}
+
+/// What a command that failed is called.
+pub(super) struct Codes {
+    pub(super) failed: &'static str,
+    pub(super) out_of_memory: &'static str,
+}
+
+const CODES: Codes = Codes {
+    failed: "build-failed",
+    out_of_memory: "build-out-of-memory",
+};
+
 /// A guard process and the way to talk to it. Its end is the end of the build: dropping it is enough.
 struct Guard {
     process: Child,
@@ -197,15 +227,27 @@ impl Workshop {
     /// Runs one command of a build to its end. Dropping the future has it killed; [`end_build`] waits
     /// for that.
     pub async fn run(&self, site: &Site<'_>, step: &Step<'_>) -> Result<(), Fault> {
-        let shown = step.shown();
+        self.run_as(site, step, &step.shown(), &CODES, &BTreeMap::new())
+            .await
+    }
+
+    /// [`Workshop::run`] of what is called `shown`, with `extra` in its environment.
+    pub(super) async fn run_as(
+        &self,
+        site: &Site<'_>,
+        step: &Step<'_>,
+        shown: &str,
+        codes: &Codes,
+        extra: &BTreeMap<String, String>,
+    ) -> Result<(), Fault> {
         (site.progress)(ReleasePhase::Building {
-            command: shown.clone(),
+            command: shown.to_owned(),
         });
         let home = site.work.join(HOME);
         make_home(&home, site.user.as_ref())?;
         let not_started = |why: &dyn std::fmt::Display| {
             Fault::new(
-                "build-failed",
+                codes.failed,
                 format!("The command `{shown}` could not be started: {why}."),
             )
         };
@@ -221,20 +263,44 @@ impl Workshop {
             program: step.program.to_owned(),
             arguments: step.arguments.to_vec(),
             directory: step.directory.to_owned(),
-            environment: environment(site, step, &home),
+            environment: environment(site, step, &home, extra),
             user: site.user.clone(),
             cgroup: cgroup.map(|trees| trees.build(&site.order.key)),
             limits,
             private_tmp,
         };
-        let mut log =
-            Log::open(&site.log, &shown).map_err(|error| Fault::io("write", &site.log, &error))?;
-        let mut guard =
-            Guard::start(&self.guard, spec.cgroup.clone()).map_err(|error| not_started(&error))?;
-        guard
-            .begin(&site.pid_file, &spec)
-            .await
-            .map_err(|error| not_started(&error))?;
+        let command = Guarded {
+            shown,
+            spec,
+            log: &site.log,
+            record: &site.pid_file,
+        };
+        let ended = self.follow(command, || Ok(())).await?;
+        match ended.judge(codes, shown, &limits) {
+            None => Ok(()),
+            Some(fault) => Err(fault.with_log(ended.lines)),
+        }
+    }
+
+    /// Runs a command under a guard to its end. `begin` comes last before it is started, and keeps it
+    /// from that by failing. Dropping the future has it killed; [`end_build`] waits for that.
+    pub(super) async fn follow(
+        &self,
+        command: Guarded<'_>,
+        begin: impl FnOnce() -> io::Result<()>,
+    ) -> Result<Ended, Fault> {
+        let mut log = Log::open(command.log, command.shown)
+            .map_err(|error| Fault::io("write", command.log, &error))?;
+        let started = async {
+            let mut guard = Guard::start(&self.guard, command.spec.cgroup.clone())?;
+            begin()?;
+            guard.begin(command.record, &command.spec).await?;
+            Ok::<_, io::Error>(guard)
+        };
+        let mut guard = match started.await {
+            Ok(guard) => guard,
+            Err(error) => return Ok(Ended::not_started(&error)),
+        };
         let (mut out, mut err) = (guard.process.stdout.take(), guard.process.stderr.take());
         let (mut from_out, mut from_err) = (vec![0; 8192], vec![0; 8192]);
         let mut said = Vec::new();
@@ -271,23 +337,22 @@ impl Workshop {
         .await;
         let _ = tokio::time::timeout(LAST_WORDS, guard.process.wait()).await;
         drop(guard);
-        let record = site.pid_file.clone();
+        let record = command.record.to_owned();
         let left = blocking(move || Ok(end_build(&record))).await?;
         let mut end: Option<BuildEnd> = serde_json::from_slice(&said).ok();
         if let Some(end) = &mut end {
             end.left.extend(left);
         }
-        let lines = log.finish();
-        match judge(&shown, end, &limits, &lines) {
-            None => Ok(()),
-            Some(fault) => Err(fault.with_log(lines)),
-        }
+        Ok(Ended {
+            end,
+            lines: log.finish(),
+        })
     }
 }
 
 /// A directory that anybody may write to, in one that nobody else may enter. It goes with the rest of
 /// the preparation.
-fn make_tmp(work: &Path) -> io::Result<PathBuf> {
+pub(super) fn make_tmp(work: &Path) -> io::Result<PathBuf> {
     let private = work.join(PRIVATE);
     fs::DirBuilder::new()
         .recursive(true)
@@ -300,13 +365,19 @@ fn make_tmp(work: &Path) -> io::Result<PathBuf> {
 }
 
 /// The whole environment of a build's command.
-fn environment(site: &Site<'_>, step: &Step<'_>, home: &Path) -> Properties {
+fn environment(
+    site: &Site<'_>,
+    step: &Step<'_>,
+    home: &Path,
+    extra: &BTreeMap<String, String>,
+) -> Properties {
     let inherited = INHERITED
         .iter()
         .filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)));
     let mut all: BTreeMap<String, String> = inherited.collect();
     all.insert("LANG".to_owned(), "C.UTF-8".to_owned());
     all.insert("PATH".to_owned(), step.path.to_owned());
+    all.extend(extra.clone());
     all.extend(site.order.properties.0.clone());
     all.insert("HOME".to_owned(), home.to_string_lossy().into_owned());
     all.insert("CI".to_owned(), "true".to_owned());
@@ -315,7 +386,7 @@ fn environment(site: &Site<'_>, step: &Step<'_>, home: &Path) -> Properties {
 }
 
 /// What a build may use: as the environment's options say, else what leaves room for applications.
-fn limits(options: &BTreeMap<String, String>) -> Limits {
+pub(super) fn limits(options: &BTreeMap<String, String>) -> Limits {
     let number = |name: &str| {
         options
             .get(name)
@@ -336,54 +407,66 @@ fn limits(options: &BTreeMap<String, String>) -> Limits {
     }
 }
 
-/// Why the command failed; none when it did not.
-fn judge(shown: &str, end: Option<BuildEnd>, limits: &Limits, lines: &[String]) -> Option<Fault> {
-    let failed = |message: String| Some(Fault::new("build-failed", message));
-    let Some(end) = end else {
-        return failed(format!(
-            "The command `{shown}` was ended, since the process that guards it was killed."
-        ));
-    };
-    if let Some(why) = end.error {
-        return failed(format!(
-            "The command `{shown}` could not be started: {why}."
-        ));
+impl Ended {
+    fn not_started(why: &io::Error) -> Self {
+        Self {
+            end: Some(BuildEnd {
+                error: Some(why.to_string()),
+                ..BuildEnd::default()
+            }),
+            lines: Vec::new(),
+        }
     }
-    if !end.left.is_empty() {
-        return failed(format!(
-            "The command `{shown}` left processes that cannot be killed: {:?}. They wait for a disk \
-             or a network file system of this host.",
-            end.left
-        ));
+
+    /// Why the command failed; none when it did not.
+    pub(super) fn judge(&self, codes: &Codes, shown: &str, limits: &Limits) -> Option<Fault> {
+        let failed = |message: String| Some(Fault::new(codes.failed, message));
+        let Some(end) = &self.end else {
+            return failed(format!(
+                "The command `{shown}` was ended, since the process that guards it was killed."
+            ));
+        };
+        if let Some(why) = &end.error {
+            return failed(format!(
+                "The command `{shown}` could not be started: {why}."
+            ));
+        }
+        if !end.left.is_empty() {
+            return failed(format!(
+                "The command `{shown}` left processes that cannot be killed: {:?}. They wait for a \
+                 disk or a network file system of this host.",
+                end.left
+            ));
+        }
+        if end.code == Some(0) {
+            return None;
+        }
+        if end.oom_kills > 0 {
+            let most = limits.memory_bytes.unwrap_or_default() >> 20;
+            return Some(Fault::new(
+                codes.out_of_memory,
+                format!(
+                    "The command `{shown}` was killed by the kernel for memory: it may use {most} MiB \
+                     here. The option `beanpole:release` `BuildMemoryMax` sets another limit."
+                ),
+            ));
+        }
+        if ran_out_of_disk(&self.lines) {
+            return Some(Fault::new(
+                "disk-full",
+                format!("The disk filled up while `{shown}` ran."),
+            ));
+        }
+        let how = match (end.code, end.signal) {
+            (Some(code), _) => ExitStatus::from_raw(code << 8).to_string(),
+            (None, Some(signal)) => ExitStatus::from_raw(signal).to_string(),
+            (None, None) => "it was told to end".to_owned(),
+        };
+        failed(format!("The command `{shown}` failed: {how}."))
     }
-    if end.code == Some(0) {
-        return None;
-    }
-    if end.oom_kills > 0 {
-        let most = limits.memory_bytes.unwrap_or_default() >> 20;
-        return Some(Fault::new(
-            "build-out-of-memory",
-            format!(
-                "The command `{shown}` was killed by the kernel for memory: builds may use {most} MiB \
-                 here. The option `beanpole:release` `BuildMemoryMax` sets another limit."
-            ),
-        ));
-    }
-    if ran_out_of_disk(lines) {
-        return Some(Fault::new(
-            "disk-full",
-            format!("The disk filled up while `{shown}` ran."),
-        ));
-    }
-    let how = match (end.code, end.signal) {
-        (Some(code), _) => ExitStatus::from_raw(code << 8).to_string(),
-        (None, Some(signal)) => ExitStatus::from_raw(signal).to_string(),
-        (None, None) => "it was told to end".to_owned(),
-    };
-    failed(format!("The command `{shown}` failed: {how}."))
 }
 
-fn make_home(home: &Path, user: Option<&User>) -> Result<(), Fault> {
+pub(super) fn make_home(home: &Path, user: Option<&User>) -> Result<(), Fault> {
     match fs::DirBuilder::new().mode(0o700).create(home) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             return Err(Fault::io("make", home, &error));
@@ -606,7 +689,13 @@ mod tests {
             memory_bytes: Some(64 << 20),
             ..Limits::default()
         };
-        let judged = |end| judge("npm ci", Some(end), &limits, &[]);
+        let judged = |end| {
+            let ended = Ended {
+                end: Some(end),
+                lines: Vec::new(),
+            };
+            ended.judge(&CODES, "npm ci", &limits)
+        };
         assert_eq!(judged(end(0, 1)), None);
         let fault = judged(end(137, 1)).expect("failed").0;
         assert_eq!(fault.code, "build-out-of-memory");

@@ -6,7 +6,9 @@
 
 pub mod build;
 pub mod cache;
+mod hooks;
 pub mod node;
+pub mod once;
 pub mod platform;
 pub mod programs;
 pub mod python;
@@ -19,6 +21,8 @@ use crate::layout::Layout;
 use crate::remove;
 use crate::runtime::ProcessSpec;
 use crate::runtime::process::ShimProgram;
+use beanpole_bundle::hooks::When;
+use beanpole_bundle::procfile;
 use beanpole_daemon::files;
 use beanpole_protocol::Digest;
 use beanpole_protocol::agent::{Failure, Platform, ReleaseKey, ReleaseOrder, ReleasePhase};
@@ -110,7 +114,10 @@ impl Fault {
     pub fn blames_the_bundle(&self) -> bool {
         let code = self.0.code.as_str();
         code.starts_with("bundle-")
-            || matches!(code, "procfile-invalid" | "package-invalid" | "no-platform")
+            || matches!(
+                code,
+                "procfile-invalid" | "package-invalid" | "no-platform" | "hook-invalid"
+            )
     }
 
     /// Whether it passes once there is room again.
@@ -128,6 +135,9 @@ pub struct Prepared {
     pub platform: Platform,
     /// The processes: name and command line.
     pub processes: Vec<(String, String)>,
+    /// What runs once for each deployment, before any of the processes.
+    #[serde(default)]
+    pub release_command: Option<String>,
     /// Directories that come first in `PATH`.
     pub path: Vec<PathBuf>,
     /// What the platform adds to the environment of the processes; properties win over it.
@@ -142,6 +152,33 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// What the application finds in its environment, wherever it runs on the host. Properties win over
+    /// what the platform adds, but for `PATH`, which keeps the platform's directories in front.
+    pub fn app_environment(&self, order: &ReleaseOrder) -> BTreeMap<String, String> {
+        let mut environment = self.environment.clone();
+        environment.extend(order.properties.0.clone());
+        let mut path = programs::path_with(self.path.iter().map(|path| path.as_path()));
+        if let Some(own) = order.properties.0.get("PATH") {
+            let first: Vec<_> = self.path.iter().map(|p| p.to_string_lossy()).collect();
+            path = first
+                .iter()
+                .map(|p| p.as_ref())
+                .chain([own.as_str()])
+                .collect::<Vec<_>>()
+                .join(":");
+        }
+        environment.insert("PATH".to_owned(), path);
+        environment.extend(named(order));
+        environment
+    }
+
+    /// Agents of before took the release command for a process.
+    fn without_release_process(mut self) -> Self {
+        let command = procfile::take_release(&mut self.processes);
+        self.release_command = self.release_command.or(command);
+        self
+    }
+
     /// The processes for a runtime.
     pub fn process_specs(&self) -> Vec<ProcessSpec> {
         self.processes
@@ -152,6 +189,17 @@ impl Prepared {
             })
             .collect()
     }
+}
+
+/// The variables that say what this is.
+fn named(order: &ReleaseOrder) -> BTreeMap<String, String> {
+    [
+        ("BEANPOLE_ENVIRONMENT", order.environment_name.to_string()),
+        ("BEANPOLE_RELEASE", order.key.number.to_string()),
+        ("BEANPOLE_VERSION", order.version.to_string()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
 }
 
 /// What preparing needs beside the order.
@@ -198,7 +246,7 @@ impl Workshop {
                 .caches
                 .iter()
                 .all(|name| self.caches.is_complete(name));
-        whole.then_some(prepared)
+        whole.then(|| prepared.without_release_process())
     }
 
     /// Prepares the release of `job` from the bundle at `bundle`, within the order's time.
@@ -242,7 +290,6 @@ impl Workshop {
         (job.progress)(ReleasePhase::Unpacking);
         let tree = work.join("app");
         self.unpack(work, &tree, job, bundle, cancelled).await?;
-        let plan = platform::find(&tree, job.order.platform)?;
         let site = build::Site {
             work: work.to_owned(),
             tree: tree.clone(),
@@ -252,15 +299,39 @@ impl Workshop {
             user: job.user.clone(),
             progress: &*job.progress,
         };
+        self.run_hooks(
+            &site,
+            When::Prebuild,
+            &programs::path_with([]),
+            &named(&job.order),
+        )
+        .await?;
+        let plan = platform::find(&tree, job.order.platform)?;
         let made = match plan.platform {
             Platform::Node => node::build(self, &site).await?,
             Platform::Python => python::build(self, &site, &plan).await?,
             Platform::Auto | Platform::Procfile => build::Made::default(),
         };
+        // The tree has not its final name yet.
+        let place = self.layout.release(&job.order.key).join("app");
+        let path: Vec<PathBuf> = made
+            .path
+            .iter()
+            .map(|path| {
+                path.strip_prefix(&place)
+                    .map_or(path.clone(), |below| tree.join(below))
+            })
+            .collect();
+        let path = programs::path_with(path.iter().map(PathBuf::as_path));
+        let mut extra = made.environment.clone();
+        extra.extend(named(&job.order));
+        self.run_hooks(&site, When::Predeploy, &path, &extra)
+            .await?;
         let prepared = Prepared {
             bundle: job.order.bundle.clone(),
             platform: plan.platform,
             processes: made.processes.unwrap_or(plan.processes),
+            release_command: plan.release_command,
             path: made.path,
             environment: made.environment,
             caches: made.caches,
@@ -298,6 +369,7 @@ impl Workshop {
             };
             let started = std::time::Instant::now();
             let unpacked = unpack::unpack(&bundle, &tree, &limits, room, &cancelled)?;
+            hooks::make_fit(&tree)?;
             tracing::info!(
                 environment = %key.environment,
                 release = key.number.0,
@@ -404,6 +476,7 @@ mod tests {
             options: BTreeMap::new(),
             prepare_timeout_ms: 1000,
             asked_by: None,
+            run_once: None,
         };
         let work = layout.release_work(&order.key);
         let whole = layout.release(&order.key);
@@ -422,6 +495,7 @@ mod tests {
             bundle: job.order.bundle.clone(),
             platform: Platform::Procfile,
             processes: Vec::new(),
+            release_command: None,
             path: Vec::new(),
             environment: BTreeMap::new(),
             caches: Vec::new(),

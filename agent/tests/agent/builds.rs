@@ -125,6 +125,61 @@ async fn python_gets_a_virtualenv_that_the_next_release_reuses() {
     assert_eq!(count(), before);
 }
 
+#[tokio::test]
+async fn hooks_run_in_the_tree_in_the_order_of_their_names_with_what_the_app_finds() {
+    let mut world = World::new();
+    let says =
+        |name: &str| format!("#!/bin/sh\r\necho {name} $GREETING $BEANPOLE_VERSION >>said\r\n");
+    let (first, second, third) = (says("first"), says("second"), says("third"));
+    let app = bundle(&[
+        ("Procfile", "web: cat said; exec sleep 1000\n"),
+        (".platform/hooks/predeploy/20_last.sh", &third),
+        (".platform/hooks/predeploy/10_then.sh", &second),
+        (".platform/hooks/prebuild/99_first.sh", &first),
+        (".platform/hooks/prebuild/.gitkeep", ""),
+    ]);
+    world.send(&app).await.expect("blob");
+    world.order(&[release(1, &app)], &[instance(1, 1)]).await;
+    world.until("a running instance", |r| runs(r, 1, 1)).await;
+    let order = release(1, &app);
+    let said = world.data().join(format!(
+        "agent/releases/{}/{}/app/said",
+        order.key.environment, order.key.number
+    ));
+    assert_eq!(
+        std::fs::read_to_string(said).expect("what they said"),
+        "first hello v1\nsecond hello v1\nthird hello v1\n"
+    );
+}
+
+#[tokio::test]
+async fn a_failing_hook_fails_the_release_with_its_last_lines() {
+    let mut world = World::new();
+    let app = bundle(&[
+        SLEEPER[0],
+        (
+            ".platform/hooks/predeploy/1.sh",
+            "#!/bin/sh\necho no assets\nexit 3\n",
+        ),
+        (
+            ".platform/hooks/predeploy/2.sh",
+            "#!/bin/sh\necho too late\n",
+        ),
+    ]);
+    world.send(&app).await.expect("blob");
+    world.order(&[release(1, &app)], &[]).await;
+    let failure = world.failure().await;
+    assert_eq!(failure.code, "hook-failed");
+    assert!(
+        failure
+            .message
+            .contains("`.platform/hooks/predeploy/1.sh` failed: exit status: 3"),
+        "{}",
+        failure.message
+    );
+    assert_eq!(failure.log, ["no assets"]);
+}
+
 /// A release whose build is the script `npm` of [`World::tool`].
 fn built_by_npm() -> (Vec<u8>, ReleaseOrder) {
     let package = r#"{"name":"app","version":"1.0.0","dependencies":{"a":"1"}}"#;

@@ -2,6 +2,7 @@
 
 mod builds;
 mod inherited;
+mod once;
 mod world;
 
 use beanpole_agent::fences::cgroups::Group;

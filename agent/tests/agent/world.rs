@@ -286,6 +286,7 @@ pub fn release(number: u64, bundle: &[u8]) -> ReleaseOrder {
         options: Default::default(),
         prepare_timeout_ms: 120_000,
         asked_by: None,
+        run_once: None,
     }
 }
 

@@ -5,13 +5,13 @@ use crate::client::escape;
 use crate::context::Context;
 use crate::interrupt;
 use crate::output::errors::Failure;
-use crate::output::{Output, plural};
+use crate::output::{Output, plural, receipt};
 use crate::project::pack;
 use crate::project::settings::InForce;
 use crate::watch;
 use beanpole_protocol::api::{Deploy as Body, Environment, Operation, PlanView, Tier};
 use beanpole_protocol::options::{
-    BatchSize, DeploymentPolicy, ENVIRONMENT, OptionSettings, PROPERTIES, SplitSteps,
+    BatchSize, DeploymentPolicy, ENVIRONMENT, OptionSettings, SplitSteps,
 };
 use beanpole_protocol::{EnvironmentName, VersionLabel};
 use clap::Args;
@@ -205,11 +205,12 @@ fn begin(
     let client = context.client()?;
     let path = format!("{}/deployments", environment_path(name));
     let plan: PlanView = client.post(&format!("{path}?plan=true"), &body)?;
-    let lines = all_lines(environment, version, &plan, &body.settings);
+    let mut lines = all_lines(environment, version, &plan);
     if command.plan {
         if context.output.json {
             context.output.json(&plan)?;
         } else {
+            lines.extend(receipt::plan(name.as_str(), &plan));
             for line in lines {
                 context.output.line(line);
             }
@@ -255,27 +256,14 @@ pub(super) fn show_plan(output: Output, lines: &[String]) {
 }
 
 /// A deployment's plan, with what it sets.
-fn all_lines(
-    environment: &Environment,
-    version: &VersionLabel,
-    plan: &PlanView,
-    settings: &OptionSettings,
-) -> Vec<String> {
+fn all_lines(environment: &Environment, version: &VersionLabel, plan: &PlanView) -> Vec<String> {
     let from = environment
         .version
         .as_ref()
         .map_or_else(|| "nothing".to_owned(), ToString::to_string);
     let mut lines = vec![format!("Plan for {}: {from} → {version}", environment.name)];
     lines.extend(plan_lines(plan));
-    for (namespace, options) in &settings.0 {
-        for (name, value) in options {
-            lines.push(if namespace == PROPERTIES {
-                format!("  sets environment property {name}")
-            } else {
-                format!("  sets {name} to {value} ({namespace})")
-            });
-        }
-    }
+    lines.extend(receipt::settings(&plan.settings));
     lines
 }
 

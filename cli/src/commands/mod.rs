@@ -27,6 +27,7 @@ pub mod restore;
 pub mod rollback;
 pub mod scale;
 pub mod setenv;
+pub mod show;
 pub mod source;
 pub mod status;
 pub mod terminate;
@@ -94,6 +95,7 @@ fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Restart(command) => restart::run(context, &command),
         Command::Rollback(command) => rollback::run(context, &command),
         Command::Releases(command) => releases::run(context, &command),
+        Command::Show(command) => show::run(context, &command),
         Command::Abort(command) => abort::run(context, &command),
         Command::Promote(command) => promote::run(context, &command),
         Command::Attach(command) => attach::run(context, &command),

@@ -3,7 +3,7 @@
 use super::{all, environment_path};
 use crate::context::Context;
 use crate::output::errors::Failure;
-use crate::output::table;
+use crate::output::{count, receipt, table};
 use beanpole_protocol::EnvironmentName;
 use beanpole_protocol::api::Release;
 use clap::Args;
@@ -11,7 +11,7 @@ use clap::Args;
 /// List an environment's releases: version and configuration, frozen and numbered
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  beanpole releases shop-prod\n  beanpole rollback shop-prod --to 3"
+    after_help = "Examples:\n  beanpole releases shop-prod\n  beanpole show shop-prod 3                one of them, with its receipt\n  beanpole rollback shop-prod --to 3"
 )]
 pub struct Releases {
     /// The environment [default: `environment` of deploy.toml]
@@ -31,6 +31,7 @@ pub fn run(context: &Context, command: &Releases) -> Result<(), Failure> {
     let rows = releases
         .iter()
         .map(|release| {
+            let receipt = release.receipt.as_ref();
             vec![
                 release.number.to_string(),
                 release.version.to_string(),
@@ -40,12 +41,20 @@ pub fn run(context: &Context, command: &Releases) -> Result<(), Failure> {
                     .map(|outcome| context.output.status(outcome))
                     .unwrap_or_default(),
                 release.reason.clone(),
+                receipt
+                    .map(|of| receipt::ms(of.took_ms))
+                    .unwrap_or_default(),
+                receipt
+                    .map(|of| format!("{} of {}", count(of.failed), count(of.requests)))
+                    .unwrap_or_default(),
                 release.created_at.to_string(),
             ]
         })
         .collect();
     context.output.line(table::render(
-        &["RELEASE", "VERSION", "LIVE", "OUTCOME", "REASON", "CREATED"],
+        &[
+            "RELEASE", "VERSION", "LIVE", "OUTCOME", "REASON", "TOOK", "FAILED", "CREATED",
+        ],
         rows,
     ));
     Ok(())

@@ -3,6 +3,7 @@
 use super::{all, deploy, environment_path};
 use crate::context::Context;
 use crate::output::errors::Failure;
+use crate::output::receipt;
 use crate::watch;
 use beanpole_protocol::api::{Operation, PlanView, Release, Rollback as Body};
 use beanpole_protocol::options::{BatchSize, DeploymentPolicy};
@@ -54,7 +55,10 @@ pub fn run(context: &Context, command: &Rollback) -> Result<(), Failure> {
             Some(to) => format!("release {} ({})", to.release, to.version),
             None => "the release before".to_owned(),
         };
-        for line in lines(&name, &to, &plan) {
+        let mut lines = lines(&name, &to, &plan);
+        lines.extend(receipt::settings(&plan.settings));
+        lines.extend(receipt::plan(name.as_str(), &plan));
+        for line in lines {
             context.output.line(line);
         }
         return Ok(());

@@ -1,22 +1,26 @@
 //! `beanpole scale`: more or fewer instances.
 
-use super::environment_path;
+use super::{deploy, environment_path};
 use crate::context::Context;
 use crate::output::errors::Failure;
+use crate::output::{plural, receipt};
 use crate::watch;
 use beanpole_protocol::EnvironmentName;
-use beanpole_protocol::api::{Operation, Scale as Body};
+use beanpole_protocol::api::{Operation, PlanView, Scale as Body};
 use clap::Args;
 
 /// Change the number of an environment's instances
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  beanpole scale shop-prod 5\n  beanpole scale 5                 the environment of deploy.toml"
+    after_help = "Examples:\n  beanpole scale shop-prod 5\n  beanpole scale 5                 the environment of deploy.toml\n  beanpole scale shop-prod 5 --plan    show what would happen"
 )]
 pub struct Scale {
     /// The environment [default: `environment` of deploy.toml], then how many instances
     #[arg(value_name = "[ENVIRONMENT] INSTANCES", num_args = 1..=2, required = true)]
     what: Vec<String>,
+    /// Show what would happen, and stop
+    #[arg(long, conflicts_with = "detach")]
+    plan: bool,
     /// Do not wait for the end
     #[arg(long)]
     detach: bool,
@@ -48,9 +52,26 @@ pub fn run(context: &Context, command: &Scale) -> Result<(), Failure> {
         .transpose()
         .map_err(|error| Failure::misuse(error.to_string()))?;
     let name = context.environment(named.as_ref())?;
-    let operation: Operation = context.client()?.post(
-        &format!("{}/scale", environment_path(&name)),
-        &Body { instances },
-    )?;
+    let (client, body) = (context.client()?, Body { instances });
+    let path = format!("{}/scale", environment_path(&name));
+    if command.plan {
+        let plan: PlanView = client.post(&format!("{path}?plan=true"), &body)?;
+        if context.output.json {
+            return context.output.json(&plan);
+        }
+        let count = plural(u64::from(instances), "instance");
+        context.output.line(format!("Plan for {name}: {count}"));
+        if plan.steps.is_empty() {
+            context.output.line("  Nothing that runs changes.");
+        }
+        let mut lines = deploy::plan_lines(&plan);
+        lines.extend(receipt::settings(&plan.settings));
+        lines.extend(receipt::plan(name.as_str(), &plan));
+        for line in lines {
+            context.output.line(line);
+        }
+        return Ok(());
+    }
+    let operation: Operation = client.post(&path, &body)?;
     watch::finish(context, operation, command.detach)
 }

@@ -40,6 +40,12 @@ pub fn make_version(
     let (packed, commit) = pack(context, wanted)?;
     if let Some((platform, tier)) = wanted.runs_as {
         packed.check_runs(platform, tier)?;
+        for directory in packed.not_run()? {
+            crate::output::warn(&format!(
+                "Note: the hooks in {directory} are not run. Those in .platform/hooks/prebuild and \
+                 predeploy are, and the `release` command of the Procfile once for each deployment."
+            ));
+        }
     }
     let files = packed
         .files

@@ -4,6 +4,7 @@
 pub mod errors;
 pub mod foreign;
 pub mod progress;
+pub mod receipt;
 pub mod table;
 
 use errors::Failure;
@@ -101,7 +102,8 @@ impl Paint {
     /// The colour for a word that Beanpole uses for a status or a health.
     pub fn of(word: &str) -> Self {
         match word {
-            "Green" | "Healthy" | "Ready" | "succeeded" | "done" => Self::Good,
+            "Green" | "Healthy" | "Ready" | "succeeded" | "done" | "launched" | "replaced"
+            | "restarted" => Self::Good,
             "Yellow" | "Warning" | "Updating" | "Launching" | "Draining" | "Pending"
             | "Aborting" | "Connecting" | "WARN" => Self::Warn,
             "Red" | "Unhealthy" | "Unreachable" | "KeyChanged" | "TakenOver" | "failed"

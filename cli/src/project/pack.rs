@@ -42,6 +42,11 @@ impl Packed {
             .map_err(|refused| self.refused(&refused))
     }
 
+    /// Directories of the bundle that Elastic Beanstalk would run hooks of and hosts do not.
+    pub fn not_run(&self) -> Result<Vec<&'static str>, Failure> {
+        beanpole_bundle::not_run(self.reader()?).map_err(|refused| self.refused(&refused))
+    }
+
     fn reader(&self) -> Result<File, Failure> {
         self.file
             .try_clone()

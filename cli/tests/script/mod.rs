@@ -166,3 +166,32 @@ pub fn operation(status: &str, state: &str) -> Value {
         "finished_at": if over { json!("2026-01-02T03:04:11.200Z") } else { json!(null) },
         "deadline": "2026-01-02T04:04:05.000Z", "requests_served": 1234, "requests_failed": 0})
 }
+
+/// The receipt of that deployment, without the minute after it where it is not `complete`.
+pub fn receipt(complete: bool) -> Value {
+    let after = json!({"for_ms": 60_000, "requests": 12_000, "failed": 0, "p50_us": 1_250, "p99_us": 9_800});
+    let instance = |number: u32, requests: u64| {
+        json!({"instance": format!("i-{number:017}"), "host": format!("web-{number}"), "batch": number,
+            "change": "replace", "result": "replaced", "release": 2, "out_of_service_ms": 2_400,
+            "drained_ms": 310, "started_ms": 690, "checked_ms": 1_320, "stopped_ms": null, "cut": 0,
+            "restarts": 0, "requests": requests, "message": null})
+    };
+    let phase = |phase: &str, ms: u64| json!({"phase": phase, "ms": ms});
+    let batch = |number: u32| {
+        json!({"number": number, "back": false, "instances": 1, "took_ms": 2_400,
+            "phases": [phase("draining", 310), phase("starting", 690), phase("checking", 1_320),
+                phase("switching", 80)]})
+    };
+    json!({"complete": complete, "took_ms": 6_200,
+        "before": {"for_ms": 60_000, "requests": null, "failed": null, "p50_us": 1_200, "p99_us": 9_700},
+        "during": {"for_ms": 6_200, "requests": 1_234, "failed": 0, "p50_us": 1_300, "p99_us": 20_400},
+        "after": if complete { after } else { json!(null) },
+        "releases": [
+            {"release": 1, "requests": 620, "errors": 0, "p50_us": 1_200, "p99_us": 9_900},
+            {"release": 2, "requests": 614, "errors": 3, "p50_us": 1_400, "p99_us": 31_000}],
+        "phases": [phase("bundle", 520), phase("preparing", 880), phase("draining", 620),
+            phase("starting", 1_380), phase("checking", 2_640), phase("switching", 160)],
+        "batches": [batch(1), batch(2)],
+        "sent": [{"host": "web-1", "bytes": 1_200_000}, {"host": "web-2", "bytes": 1_200_000}],
+        "instances": [instance(1, 600), instance(2, 634)]})
+}

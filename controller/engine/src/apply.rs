@@ -7,12 +7,12 @@ use beanpole_planner::{
     Action, Batch, ChangeState, Happened, OTHER_PORTS, Plan, Progress, Split, Stage, World, apply,
     guard,
 };
-use beanpole_protocol::agent::INSTANCE_PORTS as PORTS;
+use beanpole_protocol::agent::{INSTANCE_PORTS as PORTS, OncePhase};
 use beanpole_protocol::api::{Leftover, OperationFailure, OperationKind};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::options::DeploymentPolicy;
 use beanpole_protocol::proxy::{TargetMode, said};
-use beanpole_protocol::{HostId, HostName, Incarnation, InstanceId, Timestamp};
+use beanpole_protocol::{HostId, HostName, Incarnation, InstanceId, ReleaseNumber, Timestamp};
 use beanpole_store::model::{
     EnvironmentRecord, InstanceRecord, JournalRecord, OperationRecord, SplitRecord,
 };
@@ -279,6 +279,24 @@ impl Scene<'_, '_> {
                 let text = format!("Release {release} is ready on every host.");
                 self.say(Severity::Info, "release-ready", text)
             }
+            (
+                Happened::StageStarted { .. },
+                Some(Stage::Once {
+                    release,
+                    host,
+                    command,
+                    ..
+                }),
+            ) => {
+                let name = world.host_name(host);
+                let text = format!(
+                    "Running the release command `{command}` of release {release} once, on {name}."
+                );
+                self.say(Severity::Info, "release-command-starting", text)
+            }
+            (Happened::StageFinished { .. }, Some(Stage::Once { tree, host, .. })) => {
+                self.tell_once_succeeded(world, *tree, host)
+            }
             (Happened::StageStarted { .. }, Some(Stage::Batch(batch))) => {
                 self.tell_batch_started(plan, batch)
             }
@@ -346,7 +364,10 @@ impl Scene<'_, '_> {
                 "promoted",
                 format!("Release {to} is promoted: it gets all requests without further waiting."),
             ),
-            Happened::StageFinished { .. } if progress.share.is_some() => {
+            // One that was passed over by a promotion had nothing.
+            Happened::StageFinished { stage }
+                if progress.share.is_some_and(|share| share.stage == *stage) =>
+            {
                 let seen = &self.operation.guard.evidence.total;
                 let text = if seen.new.requests == 0 {
                     format!("Release {to} had {percent} % of the requests.")
@@ -366,6 +387,29 @@ impl Scene<'_, '_> {
             _ => return self.tell_of_instance(progress, entry),
         };
         self.say(Severity::Info, code, text)
+    }
+
+    /// Also with what it wrote, which is nowhere else by then.
+    fn tell_once_succeeded(
+        &mut self,
+        world: &World<'_>,
+        tree: ReleaseNumber,
+        host: &HostId,
+    ) -> Result<(), StoreError> {
+        let seen = world
+            .hosts
+            .get(host)
+            .and_then(|host| host.release(&world.environment, tree))
+            .and_then(|seen| seen.once.as_ref());
+        let log = match seen.map(|once| &once.phase) {
+            Some(OncePhase::Succeeded { log }) => log.clone(),
+            _ => Vec::new(),
+        };
+        let text = "The release command succeeded.";
+        let draft = Draft::new(Severity::Info, "release-command-succeeded", text, self.now)
+            .operation(self.operation)
+            .details(log);
+        self.say_draft(draft)
     }
 
     fn tell_of_instance(
@@ -443,15 +487,20 @@ impl Scene<'_, '_> {
         let ids = ids.join(", ");
         let number = batch.number;
         let word = batch.changes.first().map_or("", |c| c.action.word());
+        let policy = plan.policy.unwrap_or_default();
+        let sets = matches!(
+            policy,
+            DeploymentPolicy::Immutable | DeploymentPolicy::TrafficSplitting
+        );
         let text = match word {
             _ if !batch.enters.is_empty() => {
                 "Successfully launched all instances. Moving all traffic to them at once."
                     .to_owned()
             }
-            "launch" if batch.hold && number == 1 => format!(
-                "Immutable deployment policy enabled. Launching one instance with the new settings to verify health [{ids}]."
+            "launch" if batch.hold && number == 1 && sets => format!(
+                "{policy} deployment policy enabled. Launching one instance with the new settings to verify health [{ids}]."
             ),
-            "launch" if batch.hold => format!(
+            "launch" if batch.hold && sets => format!(
                 "Test instance passed health checks. Launching remaining new instances [{ids}]."
             ),
             "launch" => format!("Batch {number}: Launching instance(s) [{ids}]."),

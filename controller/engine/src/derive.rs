@@ -4,7 +4,7 @@
 use crate::turn::Turn;
 use crate::{Engine, EngineError, Observed, kept};
 use beanpole_planner::{Reach, Stage};
-use beanpole_protocol::agent::{HostOrders, InstanceOrder, ReleaseKey, ReleaseOrder};
+use beanpole_protocol::agent::{HostOrders, InstanceOrder, OnceOrder, ReleaseKey, ReleaseOrder};
 use beanpole_protocol::api::{EnvironmentStatus, Tier};
 use beanpole_protocol::options::OptionSettings;
 use beanpole_protocol::proxy::{Route, RoutingTable, Target, TargetPool, WeightedPool};
@@ -287,6 +287,7 @@ impl Records {
     fn orders(&self, host: &HostId) -> HostOrders {
         let mut wanted: BTreeMap<(EnvironmentId, ReleaseNumber), Option<OperationId>> =
             BTreeMap::new();
+        let mut once: BTreeMap<(EnvironmentId, ReleaseNumber), OnceOrder> = BTreeMap::new();
         let mut instances = Vec::new();
         let mut present: BTreeSet<&EnvironmentId> = BTreeSet::new();
         for instance in self.instances.iter().filter(|i| i.host == *host) {
@@ -327,6 +328,17 @@ impl Records {
                         *asked = Some(operation.id.clone());
                     }
                 }
+                if let (Stage::Once { tree, host: on, .. }, Some(agent)) =
+                    (stage, &progress.once_by)
+                    && on == host
+                    && number == progress.stage
+                {
+                    let order = OnceOrder {
+                        operation: operation.id.clone(),
+                        agent: agent.clone(),
+                    };
+                    once.insert((operation.environment.clone(), *tree), order);
+                }
             }
         }
         for id in present {
@@ -342,7 +354,11 @@ impl Records {
         }
         let releases = wanted
             .into_iter()
-            .filter_map(|(key, asked_by)| self.release_order(&key, asked_by))
+            .filter_map(|(key, asked_by)| {
+                let run_once = once.remove(&key);
+                let order = self.release_order(&key, asked_by)?;
+                Some(ReleaseOrder { run_once, ..order })
+            })
             .collect();
         HostOrders {
             generation: Generation(0),
@@ -374,6 +390,7 @@ impl Records {
             options: release.settings.platform_options(),
             prepare_timeout_ms: release.settings.deployment().timeout_ms,
             asked_by,
+            run_once: None,
         })
     }
 
@@ -457,11 +474,13 @@ pub(crate) mod tests {
     use crate::{Call, EngineConfig};
     use beanpole_planner::{Plan, Timeouts};
     use beanpole_protocol::agent::{
-        ControllerIdentity, Failure, HostFacts, HostReport, Platform, ReleasePhase, ReleaseReport,
+        ControllerIdentity, Failure, HostFacts, HostReport, OncePhase, OnceReport, Platform,
+        ReleasePhase, ReleaseReport,
     };
     use beanpole_protocol::api::OperationKind;
     use beanpole_protocol::{
-        ApplicationName, ControllerId, Digest, EnvironmentName, HostName, RequestId, VersionLabel,
+        AgentId, ApplicationName, ControllerId, Digest, EnvironmentName, HostName, Incarnation,
+        InstanceId, RequestId, VersionLabel,
     };
     use beanpole_store::Store;
 
@@ -498,6 +517,7 @@ pub(crate) mod tests {
             live: None,
             last_release: ReleaseNumber(1),
             operation: None,
+            counted_after: None,
             hold: false,
             split: None,
             mend_after: None,
@@ -509,7 +529,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn release(environment: &EnvironmentRecord) -> ReleaseRecord {
+    pub(crate) fn release(environment: &EnvironmentRecord) -> ReleaseRecord {
         ReleaseRecord {
             environment: environment.id.clone(),
             number: ReleaseNumber(1),
@@ -520,6 +540,7 @@ pub(crate) mod tests {
             platform: Platform::Auto,
             settings: OptionSettings::default(),
             reason: "deploy".to_owned(),
+            release_command: None,
             outcome: None,
             live_at: None,
             created_at: Timestamp::EPOCH,
@@ -552,6 +573,8 @@ pub(crate) mod tests {
                 since: Timestamp::EPOCH,
                 asked_by: asked_by.cloned(),
                 again_at: Some(Timestamp::from_millis(600_000)),
+                has_release_command: false,
+                once: None,
             }],
             instances: Vec::new(),
         }
@@ -607,6 +630,87 @@ pub(crate) mod tests {
         assert_eq!(orders.releases[0].asked_by, operation);
         observed.host_report(&id, failed(operation.as_ref()), now);
         assert_eq!(running(&observed), None, "its own attempt failed");
+    }
+
+    #[test]
+    fn a_release_command_is_ordered_from_one_agent_and_only_while_it_is_waited_for() {
+        let store = Store::in_memory();
+        let id = HostId::from_bits(1);
+        let now = Timestamp::from_millis(1);
+        let mut environment = environment();
+        let plan = Plan {
+            stages: vec![Stage::Once {
+                release: ReleaseNumber(1),
+                tree: ReleaseNumber(1),
+                host: id.clone(),
+                command: "./migrate".to_owned(),
+            }],
+            timeouts: Timeouts {
+                prepare_ms: 600_000,
+                ..Timeouts::default()
+            },
+            ..Plan::default()
+        };
+        let call = Call {
+            request_id: RequestId::from_bits(1),
+            now,
+            bits: 1,
+            observed: &Observed::default(),
+        };
+        store
+            .update(|tx| {
+                tx.put(&host(&id))?;
+                tx.put(&InstanceRecord {
+                    id: InstanceId::from_bits(1),
+                    environment: environment.id.clone(),
+                    host: id.clone(),
+                    port: 20_000,
+                    release: ReleaseNumber(1),
+                    incarnation: Incarnation(1),
+                    run: true,
+                    mode: None,
+                    withdrawn: false,
+                    routed: None,
+                    ordered: None,
+                    told: None,
+                    created_at: now,
+                })?;
+                tx.put(&release(&environment))?;
+                NewOperation::new(OperationKind::Deploy, plan).write(tx, &mut environment, &call)
+            })
+            .expect("memory");
+        let operation = environment.operation.clone().expect("it runs");
+        let engine = Engine::new(store, EngineConfig::default());
+        let mut observed = Observed::default();
+        let mut ordered_after = |report: HostReport| {
+            observed.host_report(&id, report, now);
+            engine.turn(&observed, now, &mut || 1).expect("a turn");
+            let orders = engine.host_orders(&id).expect("orders");
+            orders.releases[0].run_once.clone()
+        };
+        let mut report = failed(None);
+        report.agent = Some(AgentId::from_bits(1));
+        report.releases[0].phase = ReleasePhase::Ready;
+        report.releases[0].has_release_command = true;
+        let order = OnceOrder {
+            operation: operation.clone(),
+            agent: AgentId::from_bits(1),
+        };
+        assert_eq!(ordered_after(report.clone()), Some(order.clone()));
+        report.sequence = 2;
+        report.releases[0].once = Some(OnceReport {
+            operation: operation.clone(),
+            phase: OncePhase::Running,
+            since: now,
+        });
+        assert_eq!(ordered_after(report.clone()), Some(order));
+        report.sequence = 3;
+        report.releases[0].once = Some(OnceReport {
+            operation,
+            phase: OncePhase::Succeeded { log: Vec::new() },
+            since: now,
+        });
+        assert_eq!(ordered_after(report), None, "it has succeeded");
     }
 
     #[test]

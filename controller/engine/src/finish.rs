@@ -1,13 +1,13 @@
 //! How operations end: what they leave behind, and the last event, which clients wait for.
 
 use crate::apply::Scene;
-use crate::{Engine, Observed, kept, traffic};
+use crate::{Engine, Observed, kept, receipt};
 use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::{ReleaseNumber, Timestamp};
 use beanpole_store::model::{
     EnvironmentRecord, EventIndexRecord, EventRecord, InstanceRecord, JournalRecord,
-    OperationIndexRecord, OperationRecord, ReleaseRecord,
+    OperationIndexRecord, OperationRecord, ReceiptRecord, ReleaseRecord,
 };
 use beanpole_store::{Record, StoreError, Tx};
 use std::collections::BTreeSet;
@@ -38,11 +38,7 @@ impl Engine {
         let now = scene.now;
         let succeeded = status == OperationStatus::Succeeded;
         let kind = scene.operation.kind;
-        traffic::advance(
-            &mut scene.operation.traffic,
-            &scene.environment.id,
-            observed,
-        );
+        receipt::advance(scene.operation, observed, now);
         scene.operation.status = status;
         scene.operation.finished_at = Some(now);
         if let Some(to) = scene.operation.to
@@ -94,6 +90,7 @@ impl Engine {
             }
         }
         scene.operation.message = Some(message(scene.operation, scene.environment));
+        receipt::close(scene.tx, scene.environment, scene.operation, observed)?;
         Self::last_words(scene)?;
         self.trim(scene.tx, scene.environment, kind)
     }
@@ -197,7 +194,7 @@ impl Engine {
                 !needed.contains_key(&release.number) && !trees.contains(&release.number)
             });
             for release in old.take(surplus) {
-                tx.delete::<ReleaseRecord>(&release.key())?;
+                drop_release(tx, release)?;
             }
         }
         if kind == OperationKind::Terminate {
@@ -242,9 +239,14 @@ fn forget(tx: &mut Tx<'_>, environment: &EnvironmentRecord) -> Result<(), StoreE
     let operations = tx.list_prefix::<OperationIndexRecord>(&OperationIndexRecord::prefix(id))?;
     drop_operations(tx, &operations)?;
     for release in tx.list_prefix::<ReleaseRecord>(&ReleaseRecord::prefix(id))? {
-        tx.delete::<ReleaseRecord>(&release.key())?;
+        drop_release(tx, &release)?;
     }
     tx.delete::<EnvironmentRecord>(&environment.key())
+}
+
+fn drop_release(tx: &mut Tx<'_>, release: &ReleaseRecord) -> Result<(), StoreError> {
+    tx.delete::<ReleaseRecord>(&release.key())?;
+    tx.delete::<ReceiptRecord>(&ReceiptRecord::key_of(&release.environment, release.number))
 }
 
 fn drop_events(tx: &mut Tx<'_>, events: &[EventIndexRecord]) -> Result<(), StoreError> {

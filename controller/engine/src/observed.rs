@@ -3,8 +3,8 @@
 use beanpole_planner::Reach;
 use beanpole_protocol::agent::HostReport;
 use beanpole_protocol::proxy::ProxyReport;
-use beanpole_protocol::{Generation, HostId, Timestamp};
-use std::collections::BTreeMap;
+use beanpole_protocol::{Digest, Generation, HostId, Timestamp};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// After that long without a word, reasons mention it, in milliseconds.
@@ -24,6 +24,8 @@ pub struct Observed {
     pub hosts: BTreeMap<HostId, HostObserved>,
     /// Proxies by name.
     pub proxies: BTreeMap<String, ProxyObserved>,
+    /// Differs for every run of the controller: what is counted here starts at zero in each.
+    pub run: String,
 }
 
 /// What was last seen of a host.
@@ -41,6 +43,20 @@ pub struct HostObserved {
     pub reused: Option<Generation>,
     /// Why it does not take its orders, as the end of "it cannot take orders: …"; absent while it does.
     pub cannot: Option<String>,
+    /// Bytes that it was sent of bundles in this run of the controller, those that were sent last at the
+    /// end.
+    pub sent: VecDeque<(Digest, u64)>,
+}
+
+/// Bundles whose bytes are remembered for each host: more than are on their way at once.
+const BUNDLES_COUNTED: usize = 16;
+
+impl HostObserved {
+    /// Bytes that it was sent of a bundle in this run of the controller.
+    pub fn sent_of(&self, bundle: &Digest) -> u64 {
+        let sent = self.sent.iter().find(|(of, _)| of == bundle);
+        sent.map_or(0, |(_, bytes)| *bytes)
+    }
 }
 
 /// What was last seen of a proxy.
@@ -103,6 +119,17 @@ impl Observed {
     /// Notes why a host does not take its orders, or that it does.
     pub fn orders_not_taken(&mut self, host: &HostId, why: Option<String>) {
         self.hosts.entry(host.clone()).or_default().cannot = why;
+    }
+
+    /// Notes bytes of a bundle that a host was sent.
+    pub fn bundle_sent(&mut self, host: &HostId, bundle: &Digest, bytes: u64) {
+        let seen = self.hosts.entry(host.clone()).or_default();
+        let before = seen.sent_of(bundle);
+        seen.sent.retain(|(of, _)| of != bundle);
+        seen.sent.push_back((bundle.clone(), before + bytes));
+        if seen.sent.len() > BUNDLES_COUNTED {
+            seen.sent.pop_front();
+        }
     }
 
     /// Takes a proxy's report in.

@@ -116,6 +116,7 @@ pub(crate) fn rules(
         ignore_health: deployment.ignore_health_check,
         split: settings.split().0,
         guard: settings.guard(),
+        overlap: settings.overlap(),
         needs: Place {
             memory: settings.limits().memory_bytes,
             labels: settings.host_labels(),

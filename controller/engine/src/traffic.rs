@@ -1,12 +1,19 @@
 //! Requests served and failed while an operation runs, from counters of proxies that may restart.
 
 use crate::Observed;
-use beanpole_protocol::EnvironmentId;
 use beanpole_protocol::proxy::Traffic;
-use beanpole_store::model::{TrafficMark, TrafficMarks};
+use beanpole_protocol::{EnvironmentId, InstanceId, ReleaseNumber};
+use beanpole_store::model::{ReleaseCount, TrafficMark, TrafficMarks};
+use std::collections::BTreeMap;
 
-/// Accounts for everything up to what is seen now.
-pub(crate) fn advance(marks: &mut TrafficMarks, environment: &EnvironmentId, observed: &Observed) {
+/// Accounts for everything up to what is seen now. Requests are counted by instance, too, for those that
+/// `counts` names: a report has the targets of every environment.
+pub(crate) fn advance(
+    marks: &mut TrafficMarks,
+    environment: &EnvironmentId,
+    observed: &Observed,
+    counts: &dyn Fn(&InstanceId) -> bool,
+) {
     for (name, proxy) in &observed.proxies {
         let Some(report) = &proxy.report else {
             continue;
@@ -17,33 +24,74 @@ pub(crate) fn advance(marks: &mut TrafficMarks, environment: &EnvironmentId, obs
             .find(|of| of.environment == *environment)
             .map(|of| of.traffic)
             .unwrap_or_default();
-        let mark = marks.marks.entry(name.clone()).or_insert(TrafficMark {
-            run: report.run.clone(),
-            requests: 0,
-            failed: 0,
-        });
+        let mark = marks.marks.entry(name.clone()).or_default();
         if mark.run != report.run {
             // Another run of the proxy: its counters began at zero.
             *mark = TrafficMark {
                 run: report.run.clone(),
-                requests: 0,
-                failed: 0,
+                ..TrafficMark::default()
             };
         }
         marks.served += seen.requests.saturating_sub(mark.requests);
         marks.failed += seen.failed.saturating_sub(mark.failed);
         mark.requests = seen.requests.max(mark.requests);
         mark.failed = seen.failed.max(mark.failed);
+        let ours = report
+            .releases
+            .iter()
+            .filter(|of| of.environment == *environment);
+        let mut held: BTreeMap<ReleaseNumber, ReleaseCount> = BTreeMap::new();
+        for of in ours {
+            let before = mark.releases.remove(&of.release).unwrap_or_default();
+            // It left the table and came back, and began at zero then.
+            let before = if of.requests < before.requests {
+                ReleaseCount::default()
+            } else {
+                before
+            };
+            let total = marks.releases.entry(of.release).or_default();
+            total.requests += of.requests - before.requests;
+            total.errors += of.errors.saturating_sub(before.errors);
+            total.latency.add(&of.latency.since(&before.latency));
+            held.insert(
+                of.release,
+                ReleaseCount {
+                    requests: of.requests,
+                    errors: of.errors,
+                    latency: of.latency.clone(),
+                },
+            );
+        }
+        mark.releases = held;
+        for target in report.targets.iter().filter(|one| counts(&one.instance)) {
+            let now = (target.incarnation, target.traffic.requests);
+            let before = mark.instances.insert(target.instance.clone(), now);
+            // A new incarnation starts from nothing.
+            let before = before
+                .filter(|(incarnation, count)| *incarnation == now.0 && *count <= now.1)
+                .map_or(0, |(_, count)| count);
+            *marks.instances.entry(target.instance.clone()).or_default() += now.1 - before;
+        }
     }
 }
 
 /// Starts counting from what is seen now.
-pub(crate) fn start(environment: &EnvironmentId, observed: &Observed) -> TrafficMarks {
+pub(crate) fn start(
+    environment: &EnvironmentId,
+    observed: &Observed,
+    counts: &dyn Fn(&InstanceId) -> bool,
+) -> TrafficMarks {
     let mut marks = TrafficMarks::default();
-    advance(&mut marks, environment, observed);
-    marks.served = 0;
-    marks.failed = 0;
-    marks
+    advance(&mut marks, environment, observed, counts);
+    afresh(&marks)
+}
+
+/// Goes on counting from where these marks are.
+pub(crate) fn afresh(marks: &TrafficMarks) -> TrafficMarks {
+    TrafficMarks {
+        marks: marks.marks.clone(),
+        ..TrafficMarks::default()
+    }
 }
 
 /// The environment's traffic over all proxies.

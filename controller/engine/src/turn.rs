@@ -3,8 +3,8 @@
 use crate::apply::Scene;
 use crate::events::Draft;
 use crate::read::Repute;
-use crate::{Engine, EngineError, Observed, answers, compare, read, traffic};
-use beanpole_planner::{Decision, Happened, World, next, plan_back};
+use crate::{Engine, EngineError, Observed, answers, compare, read, receipt};
+use beanpole_planner::{Decision, Happened, Stage, World, next, plan_back};
 use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::{HostId, Timestamp};
@@ -61,6 +61,7 @@ impl Engine {
                 return Ok(turn);
             }
             self.watch(&environment, observed, now, &mut turn)?;
+            self.count_after(&environment, observed, now, &mut turn)?;
             if environment.operation.is_some() {
                 self.advance(&environment, observed, now, &mut turn)?;
             } else if environment.status == EnvironmentStatus::Ready {
@@ -96,6 +97,7 @@ impl Engine {
             let world = self.world(&self.store, environment, observed, now, false)?;
             if let Decision::Wait { until, .. } = decide(&operation, &world, now)
                 && !answers::any_new(&operation, &world, now)
+                && !receipt::any_new(&operation, observed)
             {
                 turn.wake(until);
                 if let Some(due) = compare::due_at(&operation) {
@@ -133,7 +135,7 @@ impl Engine {
                 Some(due) => until.min(due),
                 None => until,
             });
-            traffic::advance(&mut operation.traffic, &environment.id, observed);
+            receipt::advance(&mut operation, observed, now);
             tx.put(&operation)?;
             tx.put(&environment)?;
             Ok::<_, EngineError>((until, Some(before + 1..=operation.entries)))
@@ -244,6 +246,11 @@ impl Engine {
                 .operation_id(&operation.id.clone());
             scene.say_draft(draft)?;
         }
+        if runs_once(scene.operation) {
+            let text = "The release command is ended where it is, if it still runs: what it has done so \
+                        far stays. Look at what it changes, such as the database.";
+            scene.say(Severity::Warn, "release-command-ended", text)?;
+        }
         let text = match &from {
             Some((number, ..)) => format!("Going back to release {number}."),
             None => "Undoing what can be undone.".to_owned(),
@@ -259,6 +266,15 @@ pub(crate) fn decide(operation: &OperationRecord, world: &World<'_>, now: Timest
         Some(back) => next(back, &operation.back_progress, world, now),
         None => next(&operation.plan, &operation.progress, world, now),
     }
+}
+
+/// It was given up by an abort while its release command was under way.
+fn runs_once(operation: &OperationRecord) -> bool {
+    let progress = &operation.progress;
+    let stage = operation.plan.stages.get(progress.stage);
+    progress.failed.is_none()
+        && progress.once_by.is_some()
+        && matches!(stage, Some(Stage::Once { .. }))
 }
 
 /// It was aborted and has not turned back yet.

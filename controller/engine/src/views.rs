@@ -2,8 +2,8 @@
 //! was last seen.
 
 use crate::health::{colour, health, seen};
-use crate::read::Reader;
-use crate::services::existing;
+use crate::read::{self, Reader};
+use crate::services::{existing, no_release};
 use crate::turn::decide;
 use crate::{Engine, Fault, Observed, traffic};
 use beanpole_planner::guard::Sample;
@@ -15,12 +15,12 @@ use beanpole_protocol::options::{OptionSettings, PROPERTIES};
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{
     ApplicationName, EnvironmentId, EnvironmentName, HostId, HostName, InstanceId, OperationId,
-    Timestamp,
+    ReleaseNumber, Timestamp,
 };
 use beanpole_store::StoreError;
 use beanpole_store::model::{
     EnvironmentRecord, HostRecord, InstanceRecord, OperationIndexRecord, OperationRecord,
-    ReleaseRecord,
+    ReceiptRecord, ReleaseRecord,
 };
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -133,22 +133,46 @@ impl Engine {
     pub fn releases(&self, name: &EnvironmentName) -> Result<Vec<api::Release>, Problem> {
         let view = || {
             let environment = existing(&self.store, name)?;
+            let prefix = ReleaseRecord::prefix(&environment.id);
+            let receipts: BTreeMap<_, _> = self
+                .store
+                .under::<ReceiptRecord>(&prefix)?
+                .into_iter()
+                .map(|kept| (kept.release, kept.deployment.receipt.summary()))
+                .collect();
             let mut releases: Vec<api::Release> = self
                 .store
-                .under::<ReleaseRecord>(&ReleaseRecord::prefix(&environment.id))?
+                .under::<ReleaseRecord>(&prefix)?
                 .into_iter()
-                .map(|release| api::Release {
-                    number: release.number,
-                    version: release.version,
-                    created_at: release.created_at,
-                    reason: release.reason,
-                    outcome: release.outcome,
-                    live: environment.live == Some(release.number),
-                    settings: without_values(release.settings),
+                .map(|release| {
+                    let receipt = receipts.get(&release.number).cloned();
+                    view_release(&environment, release, receipt)
                 })
                 .collect();
             releases.reverse();
             Ok::<_, Fault>(releases)
+        };
+        view().map_err(Problem::from)
+    }
+
+    /// One release of an environment, and how it was deployed.
+    pub fn release(
+        &self,
+        name: &EnvironmentName,
+        number: ReleaseNumber,
+    ) -> Result<api::ReleaseDetail, Problem> {
+        let view = || {
+            let environment = existing(&self.store, name)?;
+            let release = read::release(&self.store, &environment.id, number)?
+                .ok_or_else(|| no_release(number, name))?;
+            let key = ReceiptRecord::key_of(&environment.id, number);
+            let kept: Option<ReceiptRecord> = self.store.one(&key)?;
+            let deployment = kept.map(|kept| kept.deployment);
+            let receipt = deployment.as_ref().map(|one| one.receipt.summary());
+            Ok::<_, Fault>(api::ReleaseDetail {
+                release: view_release(&environment, release, receipt),
+                deployment,
+            })
         };
         view().map_err(Problem::from)
     }
@@ -287,7 +311,7 @@ impl Engine {
             if let Decision::Wait { reasons: now, .. } = decide(operation, &world, now) {
                 reasons = now;
             }
-            traffic::advance(&mut marks, &operation.environment, observed);
+            traffic::advance(&mut marks, &operation.environment, observed, &|_| false);
         }
         let plan = operation.plan.view(&|host| world.host_name(host));
         Ok(api::Operation {
@@ -312,7 +336,25 @@ impl Engine {
             split: split_view(operation),
             requests_served: marks.served,
             requests_failed: marks.failed,
+            receipt: operation.receipt.clone(),
         })
+    }
+}
+
+fn view_release(
+    environment: &EnvironmentRecord,
+    release: ReleaseRecord,
+    receipt: Option<api::ReceiptSummary>,
+) -> api::Release {
+    api::Release {
+        number: release.number,
+        version: release.version,
+        created_at: release.created_at,
+        reason: release.reason,
+        outcome: release.outcome,
+        live: environment.live == Some(release.number),
+        settings: without_values(release.settings),
+        receipt,
     }
 }
 
@@ -422,7 +464,10 @@ fn progress(
             .map(|back| (back, &operation.back_progress)),
     ];
     for (plan, progress) in ways.into_iter().flatten() {
-        let preparing = matches!(plan.stages.get(progress.stage), Some(Stage::Prepare { .. }));
+        let preparing = matches!(
+            plan.stages.get(progress.stage),
+            Some(Stage::Prepare { .. } | Stage::Once { .. })
+        );
         for (batch, change) in plan.changes() {
             let detail = reasons
                 .iter()

@@ -159,7 +159,9 @@ impl AgentClient {
         let transport = self.transport()?;
         let source: Arc<dyn BundleSource> = Arc::new(executable.clone());
         self.pushes
-            .push(&transport, &source, &executable.digest, progress)
+            .push(&transport, &source, &executable.digest, &|sent, size, _| {
+                progress(sent, size);
+            })
             .await?;
         let order = UpgradeOrder {
             digest: executable.digest.clone(),

@@ -15,6 +15,7 @@ use futures::StreamExt;
 use http::Method;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -131,6 +132,13 @@ pub enum LinkNews {
         sent: u64,
         /// Its size in bytes.
         size: u64,
+    },
+    /// A push of a bundle is over, however it ended.
+    BundleSent {
+        /// The bundle.
+        digest: Digest,
+        /// Bytes that went out for it, those that did not arrive included.
+        bytes: u64,
     },
     /// A bundle has arrived and has the right digest.
     BundleDone {
@@ -547,7 +555,14 @@ impl Link {
         let host = self.config.host.clone();
         async move {
             let told = std::sync::Mutex::new(None::<Instant>);
-            let progress = |sent: u64, size: u64| {
+            let account = Sent {
+                events: &events,
+                host: &host,
+                digest: &digest,
+                bytes: AtomicU64::new(0),
+            };
+            let progress = |sent: u64, size: u64, more: u64| {
+                account.bytes.fetch_add(more, Ordering::Relaxed);
                 let Ok(mut last) = told.lock() else { return };
                 let due = last.is_none_or(|at| at.elapsed() >= PROGRESS_EVERY);
                 if due || sent == size {
@@ -566,7 +581,32 @@ impl Link {
             };
             let result = pushes.push(&transport, &source, &digest, &progress).await;
             let result = result.map_err(|error| (chain(&error), error.is_transient()));
+            drop(account);
             (digest, result)
+        }
+    }
+}
+
+/// Counts what goes out for a push and tells it at the end, which may be that of the link.
+struct Sent<'p> {
+    events: &'p mpsc::Sender<LinkEvent>,
+    host: &'p HostId,
+    digest: &'p Digest,
+    bytes: AtomicU64,
+}
+
+impl Drop for Sent<'_> {
+    fn drop(&mut self) {
+        let bytes = self.bytes.load(Ordering::Relaxed);
+        if bytes > 0 {
+            let _ = self.events.try_send(LinkEvent {
+                host: self.host.clone(),
+                at: clock::now(),
+                news: LinkNews::BundleSent {
+                    digest: self.digest.clone(),
+                    bytes,
+                },
+            });
         }
     }
 }

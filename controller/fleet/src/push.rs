@@ -103,13 +103,13 @@ impl Pushes {
     }
 
     /// Brings the blob `digest` to the agent behind `transport`. `progress` is called with
-    /// the bytes that the agent holds or was given, and the size.
+    /// the bytes that the agent holds or was given, the size, and how many of these were just sent.
     pub(crate) async fn push(
         &self,
         transport: &Transport,
         source: &Arc<dyn BundleSource>,
         digest: &Digest,
-        progress: &(dyn Fn(u64, u64) + Send + Sync),
+        progress: &(dyn Fn(u64, u64, u64) + Send + Sync),
     ) -> Result<(), PushError> {
         // The semaphore is never closed, so this cannot fail.
         let _turn = self.turns.acquire().await;
@@ -135,7 +135,7 @@ impl Pushes {
                 .get(&format!("/v1/blobs/{digest}"), CALL_LIMIT)
                 .await
                 .map_err(call)?;
-            progress(status.have, size);
+            progress(status.have, size, 0);
             if status.complete {
                 return Ok(());
             }
@@ -185,7 +185,7 @@ impl Pushes {
         digest: &Digest,
         offset: u64,
         size: u64,
-        progress: &(dyn Fn(u64, u64) + Send + Sync),
+        progress: &(dyn Fn(u64, u64, u64) + Send + Sync),
     ) -> Result<(), PushError> {
         let frame = self.budget.frame();
         let (pieces, mut ready) = mpsc::channel::<io::Result<Bytes>>(READ_AHEAD);
@@ -226,7 +226,7 @@ impl Pushes {
                 }
                 touch();
                 let now = sent.fetch_add(length as u64, Ordering::Relaxed) + length as u64;
-                progress(now, size);
+                progress(now, size, length as u64);
             }
             drop(body_in);
             std::future::pending::<std::convert::Infallible>().await

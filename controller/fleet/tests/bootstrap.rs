@@ -545,6 +545,7 @@ async fn a_host_of_another_controller_is_left_as_it_is_until_it_is_taken_over() 
         options: BTreeMap::new(),
         prepare_timeout_ms: 1000,
         asked_by: None,
+        run_once: None,
     });
     let agent = machine.paths.data.join("agent");
     files::write_json(&agent.join("orders.json"), &orders, 0o600).expect("write");

@@ -12,11 +12,11 @@ use beanpole_engine::{Call, Engine};
 use beanpole_fleet::LogQuery;
 use beanpole_protocol::api::{
     CreateEnvironment, Deploy, Environment, EnvironmentHealth, Operation, Page, PlanView, Release,
-    Rollback, Scale, UpdateSettings,
+    ReleaseDetail, Rollback, Scale, UpdateSettings,
 };
 use beanpole_protocol::options::OptionSettings;
 use beanpole_protocol::problem::Problem;
-use beanpole_protocol::{ApplicationName, EnvironmentName, InstanceId, OperationId};
+use beanpole_protocol::{ApplicationName, EnvironmentName, InstanceId, OperationId, ReleaseNumber};
 use serde::Deserialize;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -38,6 +38,7 @@ pub(super) fn router() -> OpenApiRouter<App> {
         .routes(routes!(abort))
         .routes(routes!(promote))
         .routes(routes!(releases))
+        .routes(routes!(release))
         .routes(routes!(health))
         .routes(routes!(read_logs))
         .routes(routes!(operations))
@@ -249,16 +250,24 @@ async fn planned(
     Ok(axum::Json(plan).into_response())
 }
 
-/// Change the number of instances.
-#[utoipa::path(post, path = "/v1/environments/{environment}/scale", tag = "environments", params(("environment" = String, Path)), request_body = Scale, responses(
+/// Change the number of instances, or show how it would be done.
+#[utoipa::path(post, path = "/v1/environments/{environment}/scale", tag = "environments", params(("environment" = String, Path), Deploying), request_body = Scale, responses(
     (status = 202, description = "It is under way", body = Operation),
+    (status = 200, description = "With `plan`: what would be done", body = PlanView),
 ))]
 async fn scale(
     State(app): State<App>,
     caller: Caller,
     In(name): In<EnvironmentName>,
+    Asked(asked): Asked<Deploying>,
     Json(body): Json<Scale>,
 ) -> Answer<Response> {
+    if asked.plan {
+        return planned(app, caller, move |engine, call| {
+            engine.plan_scale(call, &name, body)
+        })
+        .await;
+    }
     let operation = app
         .operate(caller.request_id, move |engine, call| {
             engine.scale(call, &name, body)
@@ -334,6 +343,20 @@ async fn releases(
     Ok(super::request::page(items, limit, |release| {
         release.number.to_string()
     }))
+}
+
+/// One release, with the receipt of its last deployment.
+#[utoipa::path(get, path = "/v1/environments/{environment}/releases/{release}", tag = "environments", params(("environment" = String, Path), ("release" = u64, Path)), responses(
+    (status = 200, body = ReleaseDetail),
+))]
+async fn release(
+    State(app): State<App>,
+    In((name, number)): In<(EnvironmentName, ReleaseNumber)>,
+) -> Answer<axum::Json<ReleaseDetail>> {
+    let found = app
+        .blocking(move |app| app.engine.release(&name, number))
+        .await?;
+    Ok(axum::Json(found))
 }
 
 /// An environment's health.

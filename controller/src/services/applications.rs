@@ -216,6 +216,7 @@ pub(crate) fn create_version(
         application: application.clone(),
         label: body.label,
         description: body.description,
+        release_command: super::bundles::release_command(app, &body.bundle)?,
         bundle: body.bundle,
         bundle_size: 0,
         created_at: clock::now(),

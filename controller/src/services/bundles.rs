@@ -1,7 +1,7 @@
 //! Uploading and reading bundles, in pieces, never whole in memory.
 
 use crate::app::App;
-use beanpole_bundle::{Refused, UnpackLimits};
+use beanpole_bundle::{Refused, UnpackLimits, procfile};
 use beanpole_protocol::Digest;
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::{Bundle, Tier};
@@ -163,6 +163,16 @@ pub(crate) fn check_runs(
         Some((file, _)) => beanpole_bundle::check_runs(file, platform, tier).map_err(refused),
         None => Ok(()),
     }
+}
+
+/// The release command of a bundle, for people. A bundle whose Procfile cannot be read has none here:
+/// deploying it is refused, with the reason.
+pub(crate) fn release_command(app: &App, bundle: &Digest) -> Result<Option<String>, Problem> {
+    let Some((file, _)) = app.blobs.file(bundle).map_err(problem)? else {
+        return Ok(None);
+    };
+    let command = beanpole_bundle::release_command(file).unwrap_or_default();
+    Ok(command.map(|command| procfile::shown(&command)))
 }
 
 fn torn() -> Problem {

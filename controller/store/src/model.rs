@@ -10,9 +10,11 @@ use beanpole_planner::guard::{Evidence, Sides};
 use beanpole_planner::{Happened, Plan, Progress};
 use beanpole_protocol::agent::{HostOrders, Owner, Platform};
 use beanpole_protocol::api::{
-    EnvironmentStatus, Leftover, OperationFailure, OperationKind, OperationStatus, SshAddress, Tier,
+    EnvironmentStatus, Leftover, OperationFailure, OperationKind, OperationStatus, Receipt,
+    ReceiptTraffic, ReleaseDeployment, SshAddress, Tier,
 };
 use beanpole_protocol::event::Event;
+use beanpole_protocol::latency::Latencies;
 use beanpole_protocol::options::OptionSettings;
 use beanpole_protocol::proxy::{RoutingTable, TargetMode};
 use beanpole_protocol::{
@@ -61,6 +63,9 @@ pub struct VersionRecord {
     pub bundle: Digest,
     /// The bundle's size in bytes.
     pub bundle_size: u64,
+    /// Its release command, for people; absent where it has none.
+    #[serde(default)]
+    pub release_command: Option<String>,
     /// When it was created.
     pub created_at: Timestamp,
 }
@@ -112,6 +117,9 @@ pub struct EnvironmentRecord {
     pub last_release: ReleaseNumber,
     /// The operation that runs.
     pub operation: Option<OperationId>,
+    /// The operation that ended last, while the minute after it is counted for its receipt.
+    #[serde(default)]
+    pub counted_after: Option<OperationId>,
     /// Left as a failed operation left it, as its user asked: nothing is mended by itself until the
     /// next operation.
     #[serde(default)]
@@ -183,6 +191,9 @@ pub struct ReleaseRecord {
     pub settings: OptionSettings,
     /// What made it: `deploy`, `rollback to 3`, `settings`.
     pub reason: String,
+    /// Its release command, for people; absent where it has none.
+    #[serde(default)]
+    pub release_command: Option<String>,
     /// How its last deployment ended.
     pub outcome: Option<OperationStatus>,
     /// When it last became live.
@@ -207,6 +218,32 @@ impl Record for ReleaseRecord {
     const TABLE: &'static str = "releases";
     fn key(&self) -> Vec<u8> {
         Self::key_of(&self.environment, self.number)
+    }
+}
+
+/// How a release was last deployed: kept as long as the release is, the operation itself may be forgotten
+/// before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiptRecord {
+    /// The environment.
+    pub environment: EnvironmentId,
+    /// The release.
+    pub release: ReleaseNumber,
+    /// Its deployment.
+    pub deployment: ReleaseDeployment,
+}
+
+impl ReceiptRecord {
+    /// Its key: the release's.
+    pub fn key_of(environment: &EnvironmentId, release: ReleaseNumber) -> Vec<u8> {
+        ReleaseRecord::key_of(environment, release)
+    }
+}
+
+impl Record for ReceiptRecord {
+    const TABLE: &'static str = "receipts";
+    fn key(&self) -> Vec<u8> {
+        Self::key_of(&self.environment, self.release)
     }
 }
 
@@ -346,6 +383,12 @@ pub struct OperationRecord {
     /// Requests of the environment, counted while it runs.
     #[serde(default)]
     pub traffic: TrafficMarks,
+    /// What its receipt will be made from.
+    #[serde(default)]
+    pub receipt_marks: ReceiptMarks,
+    /// What it did, once it is over; absent of one that changed nothing that runs.
+    #[serde(default)]
+    pub receipt: Option<Receipt>,
     /// Instances that it gave up on hosts that could not be reached.
     #[serde(default)]
     pub leftovers: Vec<Leftover>,
@@ -403,8 +446,25 @@ pub struct TrafficMarks {
     pub served: u64,
     /// Got no answer from the app, up to the marks.
     pub failed: u64,
+    /// What each release was given, up to the marks.
+    #[serde(default)]
+    pub releases: BTreeMap<ReleaseNumber, ReleaseCount>,
+    /// Requests that each instance was given, up to the marks.
+    #[serde(default)]
+    pub instances: BTreeMap<InstanceId, u64>,
     /// Proxy to the counters that are accounted for.
     pub marks: BTreeMap<String, TrafficMark>,
+}
+
+/// Requests that the instances of a release were given.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleaseCount {
+    /// Those that ended.
+    pub requests: u64,
+    /// Those of them that went wrong.
+    pub errors: u64,
+    /// How long answers took to begin.
+    pub latency: Latencies,
 }
 
 /// Counters of one run of a proxy.
@@ -416,6 +476,39 @@ pub struct TrafficMark {
     pub requests: u64,
     /// Its count of failed ones.
     pub failed: u64,
+    /// Its counts of each release. Those of one whose last instance left its table begin at zero when
+    /// it comes back.
+    #[serde(default)]
+    pub releases: BTreeMap<ReleaseNumber, ReleaseCount>,
+    /// Its counts of each instance's requests, and the incarnation that they belong to.
+    #[serde(default)]
+    pub instances: BTreeMap<InstanceId, (Incarnation, u64)>,
+}
+
+/// What a receipt is made from that neither the journal nor the counts of requests hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiptMarks {
+    /// The minute before the operation began, as proxies saw it.
+    pub before: ReceiptTraffic,
+    /// The bundle whose way to hosts is counted.
+    pub bundle: Option<Digest>,
+    /// What each host was sent of it.
+    pub sent: BTreeMap<HostId, SentMark>,
+    /// When each host had the bundle.
+    pub bundle_at: BTreeMap<HostId, Timestamp>,
+    /// Requests since the operation ended.
+    pub after: TrafficMarks,
+}
+
+/// What a host was sent of a bundle, from a counter that starts at zero with each run of the controller.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SentMark {
+    /// The controller's run.
+    pub run: String,
+    /// The counter that is accounted for, in bytes.
+    pub counted: u64,
+    /// What was sent, up to the mark, in bytes.
+    pub bytes: u64,
 }
 
 /// An entry in an operation's journal.

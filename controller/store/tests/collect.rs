@@ -41,6 +41,7 @@ fn version(label: &str, bundle: &Digest) -> VersionRecord {
         description: String::new(),
         bundle: bundle.clone(),
         bundle_size: 0,
+        release_command: None,
         created_at: Timestamp::EPOCH,
     }
 }
@@ -59,6 +60,7 @@ fn environment(number: u128, status: EnvironmentStatus) -> EnvironmentRecord {
         live: None,
         last_release: ReleaseNumber(1),
         operation: None,
+        counted_after: None,
         hold: false,
         split: None,
         mend_after: None,
@@ -81,6 +83,7 @@ fn release(environment: &EnvironmentRecord, bundle: &Digest) -> ReleaseRecord {
         platform: Platform::Auto,
         settings: Default::default(),
         reason: "deploy".to_owned(),
+        release_command: None,
         outcome: None,
         live_at: None,
         created_at: Timestamp::EPOCH,

@@ -228,7 +228,7 @@ pub(super) fn host_name(name: &str) -> Option<HostName> {
     HostName::new(name).ok()
 }
 
-fn last_lines(lines: &[String]) -> Vec<String> {
+pub(super) fn last_lines(lines: &[String]) -> Vec<String> {
     lines[lines.len().saturating_sub(LOG_LINES)..].to_vec()
 }
 

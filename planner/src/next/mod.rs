@@ -1,13 +1,13 @@
 //! The step after this one: what to record now, what to wait for, or how it ended.
 //!
-//! A stage is looked at as a whole, each of its changes by how far it is: `prepare` before anything is
-//! touched, `leave` on the way out of service, `enter` on the way into it, `split` while two releases share
-//! the requests. `failure` says why a plan
-//! cannot go on, `proxies` what the proxies know of an instance.
+//! A stage is looked at as a whole, each of its changes by how far it is: `prepare` and `once` before anything
+//! is touched, `leave` on the way out of service, `enter` on the way into it, `split` while two releases
+//! share the requests. `failure` says why a plan cannot go on, `proxies` what the proxies know of an instance.
 
 mod enter;
 mod failure;
 mod leave;
+mod once;
 mod prepare;
 mod proxies;
 mod split;
@@ -68,6 +68,17 @@ pub fn next(plan: &Plan, progress: &Progress, world: &World<'_>, now: Timestamp)
             tree,
             hosts,
         } => turn.prepare(*release, *tree, hosts),
+        Stage::Once {
+            release,
+            tree,
+            host,
+            command,
+        } => turn.once(once::Command {
+            release: *release,
+            tree: *tree,
+            host,
+            shown: command,
+        }),
         Stage::Batch(batch) => turn.batch(batch),
         Stage::Split(split) => turn.split(split),
     });

@@ -5,11 +5,15 @@ mod applications;
 mod environments;
 mod hosts;
 mod operations;
+mod plan;
+mod receipt;
 
 pub use applications::*;
 pub use environments::*;
 pub use hosts::*;
 pub use operations::*;
+pub use plan::*;
+pub use receipt::*;
 
 use crate::event::Event;
 use serde::{Deserialize, Serialize};

@@ -130,6 +130,9 @@ pub struct Operation {
     pub requests_served: u64,
     /// Requests that got no answer from the app meanwhile.
     pub requests_failed: u64,
+    /// What it did, once it is over, if it changed what runs.
+    #[serde(default)]
+    pub receipt: Option<super::Receipt>,
 }
 
 /// Two releases that share the requests.
@@ -201,6 +204,15 @@ pub struct PlanView {
     /// Where a rollback leads: only in the plan of one that is asked what it would do.
     #[serde(default)]
     pub back_to: Option<BackTo>,
+    /// Each step with its capacity and time: only in a plan that is asked for before it is carried out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<super::PlanStep>,
+    /// How long all of it takes: only in such a plan, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<super::PlanTime>,
+    /// Settings that change with it: only in such a plan, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settings: Vec<super::PlannedSetting>,
 }
 
 /// An instance that a plan leaves out.
@@ -296,4 +308,7 @@ pub struct Release {
     pub live: bool,
     /// Its settings, without the values of environment properties.
     pub settings: OptionSettings,
+    /// How its last deployment went, in short; absent until that is over.
+    #[serde(default)]
+    pub receipt: Option<super::ReceiptSummary>,
 }

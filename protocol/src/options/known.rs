@@ -90,7 +90,7 @@ pub const KNOWN: &[OptionSpec] = &[
         "600",
         Kind::Number(1, 3_600),
         Change::Nothing,
-        "Seconds that preparing a release on a host may take. Also StartTimeout, where that is not set.",
+        "Seconds that preparing a release on a host may take, and its release command. Also StartTimeout, where that is not set.",
     ),
     option(
         COMMAND,
@@ -330,6 +330,14 @@ pub const KNOWN: &[OptionSpec] = &[
         Kind::Number(1, 3_600),
         Change::Nothing,
         "Seconds from the first moment that an instance runs until it has to answer its health checks well. Without it: Timeout where that is set, else 120.",
+    ),
+    option(
+        INSTANCE,
+        "Overlap",
+        "true",
+        Kind::Bool,
+        Change::Nothing,
+        "Whether the only instance of an environment serves until its successor, on another port, does. `false` for an application that must not run twice: its deployments interrupt the service.",
     ),
     // Kubernetes' minReadySeconds is 0 unless set, Nomad's min_healthy_time 10 s, and EB's enhanced health
     // looks at a batch for 2 minutes. 5 s outlast an app that ends every second or two together with its

@@ -80,6 +80,11 @@ impl OptionSettings {
         }
     }
 
+    /// Whether the only instance may run beside its successor for a moment.
+    pub fn overlap(&self) -> bool {
+        self.flag(INSTANCE, "Overlap")
+    }
+
     /// The steps of a split.
     pub fn split(&self) -> SplitSteps {
         let own = self.get(SPLIT, "Steps").and_then(|text| text.parse().ok());

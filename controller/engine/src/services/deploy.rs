@@ -1,11 +1,11 @@
 //! To another release: deployments, forwards and back.
 
-use super::problems::{bad_option, nothing_before, nothing_deployed, refused};
+use super::problems::{bad_option, no_release, nothing_before, nothing_deployed, refused};
 use super::settings::change;
 use super::{NewOperation, idle, version};
 use crate::read::{self, Reader, Repute};
 use crate::{Call, Engine, Fault};
-use beanpole_planner::{Goal, Plan, plan};
+use beanpole_planner::{Goal, Plan, plan, run_once};
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::{self, BackTo, OperationKind, PlanView, Tier};
 use beanpole_protocol::options::{self, BatchSize, DeploymentPolicy, OptionSettings, SplitSteps};
@@ -43,6 +43,7 @@ pub(super) struct Content {
     pub(super) version: VersionLabel,
     pub(super) bundle: Digest,
     pub(super) bundle_size: u64,
+    pub(super) release_command: Option<String>,
 }
 
 impl From<VersionRecord> for Content {
@@ -51,6 +52,7 @@ impl From<VersionRecord> for Content {
             version: version.label,
             bundle: version.bundle,
             bundle_size: version.bundle_size,
+            release_command: version.release_command,
         }
     }
 }
@@ -61,6 +63,7 @@ impl From<&ReleaseRecord> for Content {
             version: release.version.clone(),
             bundle: release.bundle.clone(),
             bundle_size: release.bundle_size,
+            release_command: release.release_command.clone(),
         }
     }
 }
@@ -83,6 +86,9 @@ pub(super) struct Wish<'r> {
     /// An earlier release with the same content, prepared on hosts.
     pub(super) tree: Option<ReleaseNumber>,
     pub(super) repute: Repute,
+    /// Whether the release command runs, where there is one: when a version is deployed, not when one
+    /// that was live comes back or only its settings change.
+    pub(super) runs_release_command: bool,
     pub(super) policy: Option<DeploymentPolicy>,
     pub(super) batch: Option<BatchSize>,
     pub(super) split: Option<SplitSteps>,
@@ -207,9 +213,10 @@ impl Engine {
     ) -> Result<PlanView, Problem> {
         let planned = || {
             let environment = idle(&self.store, name)?;
-            let (deployment, _) = self.work_out_deploy(&self.store, &environment, call, &body)?;
-            let world = self.world(&self.store, &environment, call.observed, call.now, false)?;
-            Ok::<_, Fault>(deployment.plan.view(&|host| world.host_name(host)))
+            let (deployment, settings) =
+                self.work_out_deploy(&self.store, &environment, call, &body)?;
+            self.foretell(&environment, &deployment.plan, &settings, call)
+                .map_err(Fault::from)
         };
         planned().map_err(Problem::from)
     }
@@ -242,15 +249,15 @@ impl Engine {
     ) -> Result<PlanView, Problem> {
         let planned = || {
             let environment = idle(&self.store, name)?;
-            let (deployment, _, to) =
+            let (deployment, settings, to) =
                 self.work_out_rollback(&self.store, &environment, call, body)?;
-            let world = self.world(&self.store, &environment, call.observed, call.now, false)?;
+            let plan = self.foretell(&environment, &deployment.plan, &settings, call)?;
             Ok::<_, Fault>(PlanView {
                 back_to: Some(BackTo {
                     release: to,
                     version: deployment.release.version.clone(),
                 }),
-                ..deployment.plan.view(&|host| world.host_name(host))
+                ..plan
             })
         };
         planned().map_err(Problem::from)
@@ -270,12 +277,7 @@ impl Engine {
             Some(number) => releases
                 .iter()
                 .find(|release| release.number == number)
-                .ok_or_else(|| {
-                    Problem::not_found("release", number).hint(format!(
-                        "`beanpole releases {}` lists them.",
-                        environment.name
-                    ))
-                })?,
+                .ok_or_else(|| no_release(number, &environment.name))?,
             None => before(environment, &releases).ok_or_else(|| nothing_before(environment))?,
         };
         // How much capacity there is belongs to now, not to the release: going back must not take
@@ -300,6 +302,7 @@ impl Engine {
             settings: &settings,
             tree: target.live_at.map(|_| target.tree),
             repute: target.live_at.map_or(Repute::New, |_| Repute::Live),
+            runs_release_command: target.live_at.is_none(),
             policy,
             batch: body.batch,
             split: None,
@@ -332,6 +335,7 @@ impl Engine {
             settings: &settings,
             tree: None,
             repute: Repute::New,
+            runs_release_command: true,
             policy: body.policy,
             batch: body.batch,
             split: body.split.clone(),
@@ -373,6 +377,7 @@ impl Engine {
             platform: environment.platform,
             settings: wish.settings.clone(),
             reason: wish.reason,
+            release_command: wish.content.release_command,
             outcome: None,
             live_at: None,
             created_at: call.now,
@@ -396,7 +401,12 @@ impl Engine {
             let own = wish.settings.evaluation_s();
             rules.split = steps.with_waits(own).0;
         }
-        let plan = plan(&world, &goal, &rules, call.bits.rotate_left(17)).map_err(refused)?;
+        let mut plan = plan(&world, &goal, &rules, call.bits.rotate_left(17)).map_err(refused)?;
+        if let Some(command) = &release.release_command
+            && wish.runs_release_command
+        {
+            run_once(&mut plan, &world, command);
+        }
         Ok(Deployment { release, plan })
     }
 

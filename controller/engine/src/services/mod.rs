@@ -16,6 +16,7 @@ use beanpole_store::model::{ApplicationRecord, EnvironmentRecord, OperationRecor
 
 pub use deploy::Target;
 pub(crate) use operation::NewOperation;
+pub(crate) use problems::no_release;
 
 impl Engine {
     fn answer(

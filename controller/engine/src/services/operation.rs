@@ -1,7 +1,7 @@
 //! An operation, written with its first event.
 
 use crate::events::{Draft, emit_for};
-use crate::{Call, traffic};
+use crate::{Call, receipt};
 use beanpole_planner::Plan;
 use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus};
 use beanpole_protocol::event::Severity;
@@ -47,7 +47,8 @@ impl NewOperation {
     ) -> Result<OperationRecord, StoreError> {
         let now = call.now;
         let allowed = self.plan.total_ms() * 2 + GRACE_MS;
-        let operation = OperationRecord {
+        receipt::settle(tx, environment, call.observed, now)?;
+        let mut operation = OperationRecord {
             id: OperationId::from_bits(call.bits),
             environment: environment.id.clone(),
             environment_name: environment.name.clone(),
@@ -73,11 +74,14 @@ impl NewOperation {
             answers: Default::default(),
             answers_told: 0,
             leftovers: Vec::new(),
-            traffic: traffic::start(&environment.id, call.observed),
+            traffic: Default::default(),
+            receipt_marks: Default::default(),
+            receipt: None,
             started_at: now,
             finished_at: None,
             deadline: now.after(Duration::from_millis(allowed)),
         };
+        receipt::begin(tx, &mut operation, environment.tier, call.observed)?;
         environment.operation = Some(operation.id.clone());
         environment.updated_at = now;
         environment.hold &= self.kind == OperationKind::Scale;

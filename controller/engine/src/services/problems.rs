@@ -1,9 +1,9 @@
 //! Why a call is refused, in words.
 
 use beanpole_planner::{Lack, Refusal};
-use beanpole_protocol::ReleaseNumber;
 use beanpole_protocol::options;
 use beanpole_protocol::problem::Problem;
+use beanpole_protocol::{EnvironmentName, ReleaseNumber};
 use beanpole_store::model::EnvironmentRecord;
 
 pub(super) fn nothing_deployed(environment: &EnvironmentRecord) -> Problem {
@@ -34,6 +34,10 @@ pub(super) fn nothing_before(environment: &EnvironmentRecord) -> Problem {
     .hint(format!(
         "Deploy a version that works: `beanpole deploy {name} --from DIR`."
     ))
+}
+
+pub(crate) fn no_release(number: ReleaseNumber, name: &EnvironmentName) -> Problem {
+    Problem::not_found("release", number).hint(format!("`beanpole releases {name}` lists them."))
 }
 
 pub(super) fn bad_option(error: options::OptionError) -> Problem {

@@ -7,7 +7,7 @@ use crate::read::Repute;
 use crate::{Call, Engine, Fault, read};
 use beanpole_planner::{Goal, Plan};
 use beanpole_protocol::EnvironmentName;
-use beanpole_protocol::api::{self, OperationKind};
+use beanpole_protocol::api::{self, OperationKind, PlanView};
 use beanpole_protocol::options::{self, Change, OptionSettings};
 use beanpole_protocol::problem::Problem;
 use beanpole_store::Tx;
@@ -21,30 +21,44 @@ impl Engine {
         name: &EnvironmentName,
         body: api::Scale,
     ) -> Result<api::Operation, Problem> {
-        if !(1..=10_000).contains(&body.instances) {
-            return Err(Problem::invalid(
-                "instances-out-of-range",
-                format!(
-                    "{} is not a number of instances: it must be 1 to 10,000.",
-                    body.instances
-                ),
-            ));
-        }
         let operation = self.store.update(|tx| {
             let environment = idle(tx, name)?;
-            let mut settings = environment.settings.clone();
-            settings.set(options::ASG, "MinSize", body.instances.to_string());
-            if settings.instance_count() != body.instances {
-                return Err(Problem::conflict(
-                    "single-instance",
-                    format!("`{name}` is a single-instance environment."),
-                )
-                .hint("Set `aws:elasticbeanstalk:environment:EnvironmentType` to `LoadBalanced` first.")
-                .into());
-            }
+            let settings = scaled(&environment, body)?;
             self.reconfigure(tx, environment, settings, OperationKind::Scale, call)
         });
         self.answer(operation, call)
+    }
+
+    /// What a change of the number of instances would do. Nothing is written.
+    pub fn plan_scale(
+        &self,
+        call: &Call<'_>,
+        name: &EnvironmentName,
+        body: api::Scale,
+    ) -> Result<PlanView, Problem> {
+        let planned = || {
+            let before = idle(&self.store, name)?;
+            let settings = scaled(&before, body)?;
+            settings.validate().map_err(bad_option)?;
+            let live = match before.live {
+                Some(live) => read::release(&self.store, &before.id, live)?,
+                None => None,
+            };
+            let after = EnvironmentRecord {
+                settings,
+                ..before.clone()
+            };
+            let plan = match live {
+                Some(release) => {
+                    let goal = to_size(&after, &release);
+                    self.way_to(&self.store, &after, &goal, Repute::Live, call)?
+                }
+                None => Plan::default(),
+            };
+            self.foretell(&before, &plan, &after.settings, call)
+                .map_err(Fault::from)
+        };
+        planned().map_err(Problem::from)
     }
 
     /// Restarts every instance, by the deployment policy.
@@ -123,11 +137,7 @@ impl Engine {
                 .work_out_settings(tx, &environment, release, call)?
                 .begin(tx, &mut environment, kind)?,
             Some(release) => {
-                let goal = Goal::Scale {
-                    release: release.number,
-                    tree: release.tree,
-                    size: environment.settings.instance_count(),
-                };
+                let goal = to_size(&environment, release);
                 NewOperation {
                     to: environment.live,
                     version: Some(release.version.clone()),
@@ -159,6 +169,7 @@ impl Engine {
             settings,
             tree: same_tree.then_some(live.tree),
             repute: Repute::New,
+            runs_release_command: false,
             policy: None,
             batch: None,
             split: None,
@@ -166,6 +177,38 @@ impl Engine {
         };
         self.work_out(tx, environment, call, wish)
     }
+}
+
+/// As many instances of what is live as the settings ask for.
+fn to_size(environment: &EnvironmentRecord, live: &ReleaseRecord) -> Goal {
+    Goal::Scale {
+        release: live.number,
+        tree: live.tree,
+        size: environment.settings.instance_count(),
+    }
+}
+
+/// An environment's settings with another number of instances.
+fn scaled(environment: &EnvironmentRecord, body: api::Scale) -> Result<OptionSettings, Problem> {
+    if !(1..=10_000).contains(&body.instances) {
+        return Err(Problem::invalid(
+            "instances-out-of-range",
+            format!(
+                "{} is not a number of instances: it must be 1 to 10,000.",
+                body.instances
+            ),
+        ));
+    }
+    let mut settings = environment.settings.clone();
+    settings.set(options::ASG, "MinSize", body.instances.to_string());
+    if settings.instance_count() != body.instances {
+        return Err(Problem::conflict(
+            "single-instance",
+            format!("`{}` is a single-instance environment.", environment.name),
+        )
+        .hint("Set `aws:elasticbeanstalk:environment:EnvironmentType` to `LoadBalanced` first."));
+    }
+    Ok(settings)
 }
 
 /// The heaviest consequence of going from one set of settings to another.

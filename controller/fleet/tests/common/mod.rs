@@ -442,6 +442,8 @@ impl FakeAgent {
                 since: Timestamp::EPOCH,
                 asked_by: None,
                 again_at: None,
+                has_release_command: false,
+                once: None,
             })
             .collect();
         HostReport {

@@ -1,0 +1,189 @@
+//! The release command: what runs once for each deployment of a release, before any instance of it.
+//!
+//! It runs in the prepared tree, as the application's user and within the limits of a build, with what
+//! the application finds in its environment but for `PORT` and the id of an instance. Before it is
+//! started a record says on disk that it was: an agent that finds the record of a command which it
+//! does not run itself knows that nobody can say how that one ended, and starts no other.
+
+use super::build::{self, Codes, Guarded, HOME, MARK};
+use super::{Fault, Prepared, Workshop, blocking};
+use crate::fences::users::User;
+use crate::remove;
+use crate::shim::build::BuildSpec;
+use beanpole_bundle::procfile;
+use beanpole_daemon::files;
+use beanpole_protocol::agent::{OnceReport, Properties, ReleaseOrder};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+const CODES: Codes = Codes {
+    failed: "release-command-failed",
+    out_of_memory: "release-command-out-of-memory",
+};
+
+/// One run of a release command.
+pub struct Once<'a> {
+    /// The release.
+    pub order: &'a ReleaseOrder,
+    /// What was prepared of it.
+    pub prepared: &'a Prepared,
+    /// For whom, under root.
+    pub user: Option<User>,
+    /// Ends it.
+    pub cancel: &'a CancellationToken,
+}
+
+/// Where a command finds its home and its temporary files.
+struct Place {
+    home: PathBuf,
+    tmp: PathBuf,
+    private_tmp: Option<PathBuf>,
+}
+
+impl Workshop {
+    /// Runs the release command to its end, within the order's time; gives the last lines that it
+    /// wrote. `begin` comes last before it is started, and keeps it from that by failing.
+    pub async fn run_once(
+        &self,
+        once: &Once<'_>,
+        begin: impl FnOnce() -> io::Result<()>,
+    ) -> Result<Vec<String>, Fault> {
+        let key = &once.order.key;
+        let limit = Duration::from_millis(once.order.prepare_timeout_ms);
+        let work = self.layout.once_work(key);
+        let log = self.layout.once_log(key);
+        let _ = fs::remove_file(&log);
+        let outcome = tokio::select! {
+            outcome = self.run_once_in(&work, &log, once, begin) => outcome,
+            () = once.cancel.cancelled() => Err(Fault::new(
+                "release-command-ended",
+                "It was ended, since its deployment is over. What it had done so far stays.",
+            ).with_log(build::last_lines(&log))),
+            () = tokio::time::sleep(limit) => Err(Fault::new(
+                "release-command-timeout",
+                format!(
+                    "It took longer than {} s and was ended: what it had done so far stays. The option \
+                     `Timeout` gives it more time.",
+                    limit.as_secs_f64()
+                ),
+            )
+            .with_log(build::last_lines(&log))),
+        };
+        let record = self.layout.once_pid(key);
+        let cleaned = blocking(move || {
+            build::end_build(&record);
+            remove::tree(&work).map_err(|error| Fault::io("remove", &work, &error))
+        });
+        if let Err(fault) = cleaned.await {
+            tracing::warn!(%fault, "what a release command left stays");
+        }
+        outcome
+    }
+
+    async fn run_once_in(
+        &self,
+        work: &Path,
+        log: &Path,
+        once: &Once<'_>,
+        begin: impl FnOnce() -> io::Result<()>,
+    ) -> Result<Vec<String>, Fault> {
+        let key = &once.order.key;
+        let Some(command) = &once.prepared.release_command else {
+            return Err(Fault::new(
+                CODES.failed,
+                "The release has no release command any more.",
+            ));
+        };
+        let private = self.fences.private_tmp();
+        let place = {
+            let (work, user) = (work.to_owned(), once.user.clone());
+            blocking(move || make_place(&work, user.as_ref(), private)).await?
+        };
+        let limits = build::limits(&once.order.options);
+        let record = self.layout.once_pid(key);
+        let shown = procfile::shown(command);
+        let spec = BuildSpec {
+            program: PathBuf::from("/bin/sh"),
+            arguments: vec!["-c".to_owned(), command.clone()],
+            directory: self.layout.release(key).join("app"),
+            environment: environment(once, &place, &record),
+            user: once.user.clone(),
+            cgroup: self.fences.cgroups().map(|trees| trees.once(key)),
+            limits,
+            private_tmp: place.private_tmp,
+        };
+        let guarded = Guarded {
+            shown: &shown,
+            spec,
+            log,
+            record: &record,
+        };
+        let ended = self.follow(guarded, begin).await?;
+        match ended.judge(&CODES, &shown, &limits) {
+            None => Ok(ended.lines),
+            Some(fault) => Err(fault.with_log(ended.lines)),
+        }
+    }
+
+    /// Writes down how far the release command of `order` is.
+    pub fn remember_once(&self, order: &ReleaseOrder, report: &OnceReport) -> io::Result<()> {
+        files::write_json(&self.layout.once(&order.key), report, 0o600)
+    }
+
+    /// What was written down of the release command of `order`; none if nothing was.
+    pub fn recall_once(
+        &self,
+        order: &ReleaseOrder,
+    ) -> Result<Option<OnceReport>, files::ReadError> {
+        files::read_json(&self.layout.once(&order.key))
+    }
+}
+
+fn make_place(work: &Path, user: Option<&User>, private: bool) -> Result<Place, Fault> {
+    let failed = |error: io::Error| Fault::io("make", work, &error);
+    remove::tree(work).map_err(|error| Fault::io("remove", work, &error))?;
+    fs::DirBuilder::new()
+        .mode(0o711)
+        .create(work)
+        .map_err(failed)?;
+    let home = work.join(HOME);
+    build::make_home(&home, user)?;
+    let (tmp, private_tmp) = if private {
+        (
+            PathBuf::from("/tmp"),
+            Some(build::make_tmp(work).map_err(failed)?),
+        )
+    } else {
+        let tmp = work.join("tmp");
+        build::make_home(&tmp, user)?;
+        (tmp, None)
+    };
+    Ok(Place {
+        home,
+        tmp,
+        private_tmp,
+    })
+}
+
+/// As an instance has it: nothing comes from the agent's own.
+fn environment(once: &Once<'_>, place: &Place, record: &Path) -> Properties {
+    let mut all: BTreeMap<String, String> = once.prepared.app_environment(once.order);
+    let mut default = |name: &str, value: String| {
+        all.entry(name.to_owned()).or_insert(value);
+    };
+    default("HOME", place.home.to_string_lossy().into_owned());
+    default("LANG", "C.UTF-8".to_owned());
+    default("SHELL", "/bin/sh".to_owned());
+    default("TMPDIR", place.tmp.to_string_lossy().into_owned());
+    if let Some(user) = &once.user {
+        default("USER", user.name.clone());
+        default("LOGNAME", user.name.clone());
+    }
+    all.insert(MARK.to_owned(), record.display().to_string());
+    Properties(all)
+}

@@ -1,0 +1,52 @@
+//! Hooks: what a bundle has run on each host while its release is prepared, as Elastic Beanstalk does.
+
+use crate::Refused;
+use std::path::{Path, PathBuf};
+
+/// When hooks run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// After the bundle is unpacked, before anything is installed.
+    Prebuild,
+    /// After everything is installed, last before the release is ready.
+    Predeploy,
+}
+
+impl When {
+    /// All of them, in their order.
+    pub const ALL: [Self; 2] = [Self::Prebuild, Self::Predeploy];
+
+    /// Where its hooks lie in a bundle.
+    pub fn directory(self) -> PathBuf {
+        Path::new(".platform/hooks").join(match self {
+            Self::Prebuild => "prebuild",
+            Self::Predeploy => "predeploy",
+        })
+    }
+}
+
+/// What Elastic Beanstalk would run of a bundle and hosts do not.
+pub const NOT_RUN: [&str; 2] = [".platform/hooks/postdeploy", ".platform/confighooks"];
+
+/// Bytes that tell what kind of program a file is.
+pub const HEAD: u64 = 4;
+
+/// Whether a file of this name in a directory of hooks is one: `.gitkeep` is none.
+pub fn counts(name: &str) -> bool {
+    !name.starts_with('.')
+}
+
+/// Refuses a hook that no host could start, by its first bytes.
+pub fn check(path: &Path, head: &[u8]) -> Result<(), Refused> {
+    if head.starts_with(b"#!") || head.starts_with(b"\x7fELF") {
+        return Ok(());
+    }
+    Err(Refused::new(
+        "hook-invalid",
+        format!(
+            "The hook {} is neither a script nor a program: a script's first line names what runs it, \
+             such as `#!/bin/sh`.",
+            path.display()
+        ),
+    ))
+}
