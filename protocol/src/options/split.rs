@@ -79,9 +79,8 @@ fn parse_step(text: &str) -> Result<SplitStep, String> {
         None => (text, None),
     };
     let percent = share.trim().strip_suffix('%').ok_or_else(wrong)?;
-    let percent = match percent.trim().parse() {
-        Ok(percent @ 1..=100) => percent,
-        _ => return Err(wrong()),
+    let Ok(percent @ 1..=100) = percent.trim().parse() else {
+        return Err(wrong());
     };
     let wait_s = match wait {
         Some(wait) => Some(parse_seconds(wait.trim()).ok_or_else(wrong)?),
