@@ -1,7 +1,7 @@
 //! The simulator: the real engine, planner and store in a world of fake hosts and proxies, with a
 //! fake clock and faults from a seed.
 //!
-//! `BEANPOLE_SIM_SEEDS=COUNT` runs that many seeds (200 unless told otherwise),
+//! `BEANPOLE_SIM_SEEDS=COUNT` runs that many seeds (500 unless told otherwise),
 //! `BEANPOLE_SIM_SEED=N` just that one, exactly as before. A broken invariant names its seed.
 
 #![expect(
@@ -37,7 +37,7 @@ fn operations_end_well_whatever_fails() {
     let seeds: Vec<u64> = match std::env::var("BEANPOLE_SIM_SEED") {
         Ok(seed) => vec![seed.parse().expect("BEANPOLE_SIM_SEED is a number")],
         Err(_) => {
-            let count = std::env::var("BEANPOLE_SIM_SEEDS").map_or(200, |count| {
+            let count = std::env::var("BEANPOLE_SIM_SEEDS").map_or(500, |count| {
                 count.parse().expect("BEANPOLE_SIM_SEEDS is a number")
             });
             (1..=count).collect()
