@@ -246,10 +246,17 @@ fn port_of_the_first(bed: &Bed) -> u16 {
     port.unwrap_or_else(|| panic!("it has an address: {status:#}"))
 }
 
+/// The only instance leaves its port before its successor takes it, instead of serving until then.
+fn in_place(bed: &Bed) {
+    bed.run(&["config", "shop-prod", "--set", "Overlap=false"])
+        .ok();
+}
+
 #[test]
 fn a_port_that_turns_out_taken_is_exchanged_for_another() {
     let bed = Bed::up();
     let app = bed.serving("shop-prod", 1).version("v2");
+    in_place(&bed);
     let port = port_of_the_first(&bed);
     let _stranger = Stranger::waits_for(port);
     bed.deploy(&app, "shop-prod", "v2")
@@ -264,6 +271,7 @@ fn a_port_that_turns_out_taken_is_exchanged_for_another() {
 fn another_programs_answers_on_its_port_do_not_make_an_app_healthy() {
     let bed = Bed::up();
     let app = impatient_with(&bed, 1);
+    in_place(&bed);
     let port = port_of_the_first(&bed);
     let stranger = Stranger::waits_for(port);
     let app = app.procfile("web: ./testapp v2 --no-listen\n");
