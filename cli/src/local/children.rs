@@ -17,8 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 /// First pause before a daemon that ended is started again; doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
-/// Longest pause before a daemon that ended is started again.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Longest pause before a daemon that ended is started again: requests wait for the load balancer, and one
+/// start a second costs little, even for one that will never come up.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// A daemon that ran this long was well: its next pause is the first one again.
 const WELL: Duration = Duration::from_secs(10);
 /// A daemon that gives up by itself so often within [`WELL`] of its start, having never been well,
