@@ -63,6 +63,25 @@ pub struct Sides {
     pub old: Sample,
 }
 
+impl Sides {
+    /// What was seen of both, to be read after the new release was named; nothing before the first
+    /// request.
+    pub fn told(&self) -> Option<String> {
+        let Self { new, old } = self;
+        (new.requests > 0).then(|| {
+            format!(
+                "so far {} of its {} requests failed and 95 % took at most {}; of the other's {} requests {} and {}",
+                percent(new),
+                new.requests,
+                p95(new),
+                old.requests,
+                percent(old),
+                p95(old),
+            )
+        })
+    }
+}
+
 /// What a split has shown so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Evidence {
@@ -146,12 +165,12 @@ impl Worse {
 }
 
 /// `1.9 %`.
-pub fn percent(sample: &Sample) -> String {
+fn percent(sample: &Sample) -> String {
     format!("{:.1} %", sample.error_rate() * 100.0)
 }
 
 /// `12.5 ms`; `no time` where nothing was answered.
-pub fn p95(sample: &Sample) -> String {
+fn p95(sample: &Sample) -> String {
     sample.latency.percentile_us(95).map_or_else(
         || "no time".to_owned(),
         |us| format!("{:.1} ms", us as f64 / 1_000.0),

@@ -5,7 +5,6 @@ use crate::EngineError;
 use crate::events::{Draft, emit_for};
 use beanpole_planner::{
     Action, Batch, ChangeState, Happened, OTHER_PORTS, Plan, Progress, Split, Stage, World, apply,
-    guard,
 };
 use beanpole_protocol::agent::{INSTANCE_PORTS as PORTS, OncePhase};
 use beanpole_protocol::api::{Leftover, OperationFailure, OperationKind};
@@ -368,20 +367,9 @@ impl Scene<'_, '_> {
             Happened::StageFinished { stage }
                 if progress.share.is_some_and(|share| share.stage == *stage) =>
             {
-                let seen = &self.operation.guard.evidence.total;
-                let text = if seen.new.requests == 0 {
-                    format!("Release {to} had {percent} % of the requests.")
-                } else {
-                    format!(
-                        "Release {to} had {percent} % of the requests. So far {} of its {} failed and 95 % took at most {}; of the other's {} {} and {}.",
-                        guard::percent(&seen.new),
-                        seen.new.requests,
-                        guard::p95(&seen.new),
-                        seen.old.requests,
-                        guard::percent(&seen.old),
-                        guard::p95(&seen.old),
-                    )
-                };
+                let seen = self.operation.guard.evidence.total.told();
+                let seen = seen.map_or_else(String::new, |told| format!(": {told}"));
+                let text = format!("Release {to} had {percent} % of the requests{seen}.");
                 ("split-step-completed", text)
             }
             _ => return self.tell_of_instance(progress, entry),

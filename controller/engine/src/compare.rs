@@ -1,10 +1,9 @@
-//! Two releases that share the requests, compared by what the proxies count of each.
+//! Two releases that share the requests, compared by what their operation counts of each.
 
-use crate::Observed;
+use crate::{Observed, receipt};
 use beanpole_planner::guard::{Sample, Sides};
-use beanpole_protocol::proxy::ProxyReport;
-use beanpole_protocol::{EnvironmentId, ReleaseNumber, Timestamp};
-use beanpole_store::model::{GuardMark, OperationRecord};
+use beanpole_protocol::{ReleaseNumber, Timestamp};
+use beanpole_store::model::{OperationRecord, TrafficMarks};
 use std::time::Duration;
 
 /// How long from one look to the next.
@@ -24,7 +23,7 @@ pub(crate) fn due_at(operation: &OperationRecord) -> Option<Timestamp> {
     })
 }
 
-/// Takes what was counted since the last look. The first look only sets the marks.
+/// Takes what was counted since the last look. The first look only remembers where the counts are.
 pub(crate) fn advance(operation: &mut OperationRecord, observed: &Observed, now: Timestamp) {
     if due_at(operation).is_none_or(|due| now < due) {
         return;
@@ -32,51 +31,28 @@ pub(crate) fn advance(operation: &mut OperationRecord, observed: &Observed, now:
     let Some(release) = operation.plan.release else {
         return;
     };
+    receipt::advance(operation, observed, now);
+    let seen = sides(&operation.traffic, release);
     let guard = &mut operation.guard;
-    let mut gained = Sides::default();
-    for (name, proxy) in &observed.proxies {
-        let Some(report) = &proxy.report else {
-            continue;
-        };
-        let seen = sides(report, &operation.environment, release);
-        let before = match guard.marks.get(name) {
-            Some(mark) if mark.run == report.run => mark.seen.clone(),
-            // Another run of the proxy: its counters began at zero.
-            Some(_) => Sides::default(),
-            None => seen.clone(),
-        };
-        gained.new.add(&difference(&seen.new, &before.new));
-        gained.old.add(&difference(&seen.old, &before.old));
-        let mark = GuardMark {
-            run: report.run.clone(),
-            seen,
-        };
-        guard.marks.insert(name.clone(), mark);
-    }
     if guard.taken_at.is_some() {
-        guard.evidence.take(gained);
+        guard.evidence.take(Sides {
+            new: difference(&seen.new, &guard.seen.new),
+            old: difference(&seen.old, &guard.seen.old),
+        });
     }
+    guard.seen = seen;
     guard.taken_at = Some(now);
 }
 
-/// What a proxy has counted of the release and of all others of its environment.
-fn sides(report: &ProxyReport, environment: &EnvironmentId, release: ReleaseNumber) -> Sides {
+/// What was counted of the release, and of all others of its environment.
+fn sides(counted: &TrafficMarks, release: ReleaseNumber) -> Sides {
     let mut sides = Sides::default();
-    let of_environment = report
-        .releases
-        .iter()
-        .filter(|of| of.environment == *environment);
-    for of in of_environment {
-        let side = if of.release == release {
-            &mut sides.new
+    for (number, sample) in &counted.releases {
+        if *number == release {
+            sides.new.add(sample);
         } else {
-            &mut sides.old
-        };
-        side.add(&Sample {
-            requests: of.requests,
-            errors: of.errors,
-            latency: of.latency.clone(),
-        });
+            sides.old.add(sample);
+        }
     }
     sides
 }

@@ -1,9 +1,10 @@
 //! Requests served and failed while an operation runs, from counters of proxies that may restart.
 
 use crate::Observed;
+use beanpole_planner::guard::Sample;
 use beanpole_protocol::proxy::Traffic;
 use beanpole_protocol::{EnvironmentId, InstanceId, ReleaseNumber};
-use beanpole_store::model::{ReleaseCount, TrafficMark, TrafficMarks};
+use beanpole_store::model::{TrafficMark, TrafficMarks};
 use std::collections::BTreeMap;
 
 /// Accounts for everything up to what is seen now. Requests are counted by instance, too, for those that
@@ -40,12 +41,12 @@ pub(crate) fn advance(
             .releases
             .iter()
             .filter(|of| of.environment == *environment);
-        let mut held: BTreeMap<ReleaseNumber, ReleaseCount> = BTreeMap::new();
+        let mut held: BTreeMap<ReleaseNumber, Sample> = BTreeMap::new();
         for of in ours {
             let before = mark.releases.remove(&of.release).unwrap_or_default();
             // It left the table and came back, and began at zero then.
             let before = if of.requests < before.requests {
-                ReleaseCount::default()
+                Sample::default()
             } else {
                 before
             };
@@ -55,7 +56,7 @@ pub(crate) fn advance(
             total.latency.add(&of.latency.since(&before.latency));
             held.insert(
                 of.release,
-                ReleaseCount {
+                Sample {
                     requests: of.requests,
                     errors: of.errors,
                     latency: of.latency.clone(),

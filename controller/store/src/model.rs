@@ -6,7 +6,7 @@
 //! applications, versions, hosts and tokens; both write events.
 
 use crate::{Record, key};
-use beanpole_planner::guard::{Evidence, Sides};
+use beanpole_planner::guard::{Evidence, Sample, Sides};
 use beanpole_planner::{Happened, Plan, Progress};
 use beanpole_protocol::agent::{HostOrders, Owner, Platform};
 use beanpole_protocol::api::{
@@ -14,7 +14,6 @@ use beanpole_protocol::api::{
     ReceiptTraffic, ReleaseDeployment, SshAddress, Tier,
 };
 use beanpole_protocol::event::Event;
-use beanpole_protocol::latency::Latencies;
 use beanpole_protocol::options::OptionSettings;
 use beanpole_protocol::proxy::{RoutingTable, TargetMode};
 use beanpole_protocol::{
@@ -419,23 +418,14 @@ impl Record for OperationRecord {
     }
 }
 
-/// What a split has shown, from counters that start at zero with each run of a proxy.
+/// What a split has shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuardRecord {
-    /// Up to the marks.
+    /// Up to the last look.
     pub evidence: Evidence,
-    /// When the marks were set; absent before the split has begun.
+    /// When that was; absent before the split has begun.
     pub taken_at: Option<Timestamp>,
-    /// Proxy to the counters that are accounted for.
-    pub marks: BTreeMap<String, GuardMark>,
-}
-
-/// Counters of one run of a proxy, by side of the split.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GuardMark {
-    /// The proxy's run.
-    pub run: String,
-    /// Its counts.
+    /// What the operation had counted of both sides by then.
     pub seen: Sides,
 }
 
@@ -448,23 +438,12 @@ pub struct TrafficMarks {
     pub failed: u64,
     /// What each release was given, up to the marks.
     #[serde(default)]
-    pub releases: BTreeMap<ReleaseNumber, ReleaseCount>,
+    pub releases: BTreeMap<ReleaseNumber, Sample>,
     /// Requests that each instance was given, up to the marks.
     #[serde(default)]
     pub instances: BTreeMap<InstanceId, u64>,
     /// Proxy to the counters that are accounted for.
     pub marks: BTreeMap<String, TrafficMark>,
-}
-
-/// Requests that the instances of a release were given.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReleaseCount {
-    /// Those that ended.
-    pub requests: u64,
-    /// Those of them that went wrong.
-    pub errors: u64,
-    /// How long answers took to begin.
-    pub latency: Latencies,
 }
 
 /// Counters of one run of a proxy.
@@ -479,7 +458,7 @@ pub struct TrafficMark {
     /// Its counts of each release. Those of one whose last instance left its table begin at zero when
     /// it comes back.
     #[serde(default)]
-    pub releases: BTreeMap<ReleaseNumber, ReleaseCount>,
+    pub releases: BTreeMap<ReleaseNumber, Sample>,
     /// Its counts of each instance's requests, and the incarnation that they belong to.
     #[serde(default)]
     pub instances: BTreeMap<InstanceId, (Incarnation, u64)>,

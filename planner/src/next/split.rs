@@ -1,9 +1,7 @@
 //! Two releases that share the requests: the share set and confirmed, then both compared for a while.
 
 use super::{Step, Turn};
-use crate::guard::{Evidence, p95, percent};
-use crate::{Change, Happened, Split};
-use beanpole_protocol::Generation;
+use crate::{Happened, Split};
 use beanpole_protocol::api::OperationFailure;
 use beanpole_protocol::proxy::TargetMode;
 use std::time::Duration;
@@ -30,17 +28,19 @@ impl Turn<'_, '_> {
             return Ok(true);
         }
         self.wake_at(over);
-        let left = over.since(self.now).as_secs();
+        let left = match over.since(self.now).as_secs() {
+            seconds @ 0..120 => format!("{seconds} s"),
+            seconds => format!("{} min", seconds.div_ceil(60)),
+        };
         let release = self.plan.release.unwrap_or_default();
-        let seen = self
-            .world
-            .evidence
-            .as_ref()
-            .map_or_else(String::new, sides_text);
+        let evidence = self.world.evidence.as_ref();
+        let seen = evidence
+            .and_then(|evidence| evidence.total.told())
+            .map_or_else(String::new, |told| format!(": {told}"));
         self.wait(
             None,
             format!(
-                "Release {release} gets {} % of the requests for {left} s more{seen}.",
+                "Release {release} gets {} % of the requests for {left} more{seen}.",
                 split.percent
             ),
         );
@@ -65,44 +65,29 @@ impl Turn<'_, '_> {
         Ok(false)
     }
 
-    /// Waits until every proxy shares as it is wanted. Where nobody can say so any more because all the
-    /// instances are gone, the plan fails by their own absence.
+    /// Waits until every proxy shares as it is wanted.
     fn confirm_share(&mut self, split: &Split) -> Step<()> {
-        let changes: Vec<Change> = self.new_side().cloned().collect();
-        let mut routed: Vec<Option<Generation>> = Vec::new();
-        for change in &changes {
-            if let Some(instance) = self.world.instances.get(&change.instance) {
-                routed.push(instance.routed);
-            }
-        }
-        let silent = routed.into_iter().find_map(|at| self.unconfirmed(at));
-        let Some(who) = silent else {
+        let (plan, world) = (self.plan, self.world);
+        let silent = plan.changes().find_map(|(_, change)| {
+            let instance = world.instances.get(&change.instance)?;
+            let shares =
+                Some(instance.release) == plan.release && instance.mode == Some(TargetMode::Serve);
+            let who = self.unconfirmed(instance.routed).filter(|_| shares)?;
+            Some((change, who))
+        });
+        let Some((change, who)) = silent else {
             self.entries.push(Happened::ShareConfirmed {
                 percent: split.percent,
             });
             return Ok(());
         };
         let since = self.progress.share.map_or(self.now, |share| share.since);
-        let bound = self.bound(since, self.plan.timeouts.confirmed_ms());
+        let bound = self.bound(since, plan.timeouts.confirmed_ms());
         let text = format!(
             "Giving the new release {} % of the requests: {who} has not confirmed yet.",
             split.percent
         );
-        match changes.first() {
-            Some(change) => self.blocked(change, bound, "proxy-silent", text),
-            None => Ok(()),
-        }
-    }
-
-    /// Changes whose instances serve the new release.
-    fn new_side(&self) -> impl Iterator<Item = &Change> {
-        let (plan, world) = (self.plan, self.world);
-        plan.changes().map(|(_, change)| change).filter(|change| {
-            let instance = world.instances.get(&change.instance);
-            instance.is_some_and(|instance| {
-                Some(instance.release) == plan.release && instance.mode == Some(TargetMode::Serve)
-            })
-        })
+        self.blocked(change, bound, "proxy-silent", text)
     }
 
     /// Fails when the new release has proven worse than the limits allow.
@@ -126,21 +111,4 @@ impl Turn<'_, '_> {
             log: Vec::new(),
         }))
     }
-}
-
-/// `: 0.2 % of its 612 requests failed, 0.1 % of the other's 5508; …`.
-fn sides_text(evidence: &Evidence) -> String {
-    let sides = &evidence.total;
-    if sides.new.requests == 0 {
-        return String::new();
-    }
-    format!(
-        ": so far {} of its {} requests failed and 95 % took at most {}; of the other's {} requests {} and {}",
-        percent(&sides.new),
-        sides.new.requests,
-        p95(&sides.new),
-        sides.old.requests,
-        percent(&sides.old),
-        p95(&sides.old),
-    )
 }
