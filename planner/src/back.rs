@@ -1,10 +1,12 @@
 //! The way back from a plan that failed or was aborted: exactly the instances that it touched, and those
 //! it was to bring together with them.
 
+use crate::around::FOLLOWS;
 use crate::deploy::Draft;
 use crate::{Action, Change, ChangeState, Plan, Progress, Rules, Skipped, Stage, World};
 use beanpole_protocol::options::{BatchSize, DeploymentPolicy};
 use beanpole_protocol::{InstanceId, ReleaseNumber};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Makes the plan back. `from` is the release before and the one whose prepared tree it uses; without
 /// one, new instances are removed and the others left as they are.
@@ -17,6 +19,8 @@ pub fn plan_back(
     from: Option<(ReleaseNumber, ReleaseNumber)>,
     rules: &Rules,
 ) -> Plan {
+    let given_up = given_up(plan, progress);
+    let plan = &*plan.around(progress);
     let mut back: Vec<InstanceId> = Vec::new();
     let mut gone: Vec<InstanceId> = Vec::new();
     let mut back_in: Vec<Change> = Vec::new();
@@ -25,6 +29,7 @@ pub fn plan_back(
     // would leave too few.
     let removed = plan.changes().filter(|(_, change)| {
         change.action == Action::Remove
+            && given_up.get(&change.instance) != Some(&true)
             && matches!(
                 progress.of(&change.instance),
                 ChangeState::Stopping { .. } | ChangeState::Done
@@ -48,11 +53,24 @@ pub fn plan_back(
         if !world.instances.contains_key(id) {
             continue;
         }
+        let on_another = from.is_some_and(|(release, _)| release != world.instances[id].release);
         // Left on another release by a deployment before, which nobody took back.
         let strays = matches!(change.action, Action::Replace { .. })
-            && from.is_some_and(|(release, _)| release != world.instances[id].release)
+            && on_another
             && !world.host_lost(&change.host);
         match (change.action, state) {
+            (
+                Action::Remove,
+                ChangeState::Pending | ChangeState::Draining { .. } | ChangeState::Drained,
+            ) if on_another && given_up.contains_key(id) => {
+                if given_up[id] {
+                    gone.push(id.clone());
+                } else if world.host_lost(&change.host) {
+                    skipped.push(follows(change));
+                } else {
+                    back.push(id.clone());
+                }
+            }
             (_, ChangeState::Pending | ChangeState::Draining { .. } | ChangeState::Drained)
                 if strays =>
             {
@@ -78,12 +96,7 @@ pub fn plan_back(
             (Action::Remove | Action::Return, _) => {}
             (Action::Replace { .. } | Action::Restart, _) => {
                 if from.is_some() && world.host_lost(&change.host) {
-                    skipped.push(Skipped {
-                        instance: id.clone(),
-                        host: change.host.clone(),
-                        reason: "its host is unreachable; it follows when the host is back"
-                            .to_owned(),
-                    });
+                    skipped.push(follows(change));
                 } else if from.is_some() {
                     back.push(id.clone());
                 }
@@ -91,6 +104,7 @@ pub fn plan_back(
         }
     }
     let mut draft = Draft::new(world, rules, 0);
+    draft.plan.insists = true;
     draft.plan.policy = plan.policy;
     draft.plan.skipped = skipped;
     draft.plan.ignore_health = plan.ignore_health;
@@ -114,4 +128,27 @@ pub fn plan_back(
     let best = u32::try_from(best).unwrap_or(u32::MAX);
     draft.plan.floor = plan.floor.min(best.saturating_sub(1));
     draft.plan
+}
+
+/// Instances that the plan gave up with their hosts, each with whether it was one of the plan's new ones.
+fn given_up<'p>(plan: &'p Plan, progress: &'p Progress) -> BTreeMap<&'p InstanceId, bool> {
+    let launched = plan
+        .changes()
+        .filter(|(_, change)| matches!(change.action, Action::Launch { .. }));
+    let moved = progress.detours.iter().flat_map(|detour| &detour.moved);
+    let new: BTreeSet<&InstanceId> = launched
+        .map(|(_, change)| &change.instance)
+        .chain(moved.clone().map(|one| &one.to))
+        .collect();
+    moved
+        .map(|one| (&one.from, new.contains(&one.from)))
+        .collect()
+}
+
+fn follows(change: &Change) -> Skipped {
+    Skipped {
+        instance: change.instance.clone(),
+        host: change.host.clone(),
+        reason: FOLLOWS.to_owned(),
+    }
 }

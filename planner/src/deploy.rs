@@ -1,5 +1,6 @@
 //! From a goal to a plan.
 
+use crate::around::FOLLOWS;
 use crate::world::Serving;
 use crate::{
     Action, Batch, Change, Gate, Place, Plan, Refusal, Skipped, Split, Stage, Timeouts, World,
@@ -98,8 +99,7 @@ pub fn plan(world: &World<'_>, goal: &Goal, rules: &Rules, seed: u128) -> Result
             if draft.overlaps(*policy, *size) && draft.beside(*release, *tree) {
                 return Ok(draft.plan);
             }
-            let touched =
-                draft.reachable("its host is unreachable; it follows when the host is back");
+            let touched = draft.reachable(FOLLOWS);
             let (removed, missing) = draft.leavers(*size);
             let stay: Vec<InstanceId> = touched
                 .into_iter()
@@ -179,6 +179,7 @@ impl<'w, 'a> Draft<'w, 'a> {
             gate: rules.gate,
             timeouts: rules.timeouts,
             ignore_health: rules.ignore_health,
+            needs: rules.needs.clone(),
             ..Plan::default()
         };
         Self {
@@ -274,6 +275,7 @@ impl<'w, 'a> Draft<'w, 'a> {
                     percent: step.percent,
                     wait_ms: step.wait_s.unwrap_or(0) * 1_000,
                     enters: std::mem::take(&mut enters),
+                    changes: Vec::new(),
                 }));
             }
         }
@@ -600,7 +602,7 @@ fn spread_over_hosts<'i>(world: &World<'_>, order: Vec<&'i InstanceId>) -> Vec<&
 
 /// Bits for the `n`th new id: a fixed permutation of seed and number (splitmix64's finisher on both
 /// halves), so that ids of one plan differ in every digit.
-fn spread(seed: u128, n: u128) -> u128 {
+pub(crate) fn spread(seed: u128, n: u128) -> u128 {
     let mix = |mut z: u64| {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -7,8 +7,10 @@
 //!
 //! - [`plan()`] turns a goal into a [`Plan`], once; [`plan_back`] the way back from a failed one.
 //! - [`next()`] says what to record now, what to wait for, or how it ended.
+//! - [`Plan::around`] is a plan as it is walked when hosts were lost meanwhile.
 //! - [`apply`] folds an entry into a [`Progress`]; it refuses what may not follow.
 
+mod around;
 mod back;
 mod deploy;
 pub mod guard;
@@ -20,6 +22,7 @@ mod progress;
 mod timeline;
 mod world;
 
+pub use around::{Detour, MOST_DETOURS, Moved};
 pub use back::plan_back;
 pub use deploy::{Goal, Rules, plan};
 pub use next::{

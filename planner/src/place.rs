@@ -5,6 +5,7 @@
 
 use crate::{HostState, Reach, World};
 use beanpole_protocol::HostId;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Memory that an instance without a limit is taken to need, in bytes: enough for a small app, so
@@ -12,7 +13,7 @@ use std::collections::BTreeMap;
 const UNLIMITED_NEEDS: u64 = 64 * 1024 * 1024;
 
 /// What a new instance asks of its host.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// Its memory limit in bytes.
     pub memory: Option<u64>,

@@ -1,8 +1,10 @@
 //! A plan: the whole way to a goal, as data. It is stored for good and never edited, so variants
 //! and fields are only ever added.
 
+use crate::{Place, Progress, World};
 use beanpole_protocol::api::{LeftOut, PlanBatch, PlanView};
 use beanpole_protocol::options::{DeploymentPolicy, GuardLimits, SplitStep, SplitSteps};
+use beanpole_protocol::proxy::TargetMode;
 use beanpole_protocol::{HostId, InstanceId, ReleaseNumber};
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +17,9 @@ pub struct Plan {
     pub release: Option<ReleaseNumber>,
     /// Healthy serving instances that it never goes below by its own doing.
     pub floor: u32,
+    /// What is lost with its host does not count for the floor: one version weighs more. Of ways back.
+    #[serde(default)]
+    pub insists: bool,
     /// What happens, in order.
     pub stages: Vec<Stage>,
     /// When a started instance may serve.
@@ -33,6 +38,9 @@ pub struct Plan {
     /// Instances that are left out, and why.
     #[serde(default)]
     pub skipped: Vec<Skipped>,
+    /// What a new instance asks of its host.
+    #[serde(default)]
+    pub needs: Place,
 }
 
 /// One stage. The next one starts when it is done.
@@ -66,6 +74,17 @@ pub enum Stage {
     Split(Split),
 }
 
+impl Stage {
+    /// What it does to instances.
+    pub fn changes(&self) -> &[Change] {
+        match self {
+            Self::Batch(batch) => &batch.changes,
+            Self::Split(split) => &split.changes,
+            Self::Prepare { .. } | Self::Once { .. } => &[],
+        }
+    }
+}
+
 /// A share of the requests for the plan's release; all others go to what serves besides it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Split {
@@ -76,6 +95,9 @@ pub struct Split {
     /// Instances that wait, of earlier batches, and go into service with it.
     #[serde(default)]
     pub enters: Vec<InstanceId>,
+    /// New instances in the place of some whose host was lost; see [`Plan::around`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<Change>,
 }
 
 /// Instances that change together.
@@ -261,12 +283,24 @@ impl Plan {
     /// Every change, in order, with the number of its batch.
     pub fn changes(&self) -> impl Iterator<Item = (u32, &Change)> {
         self.stages.iter().flat_map(|stage| {
-            let (number, changes) = match stage {
-                Stage::Prepare { .. } | Stage::Once { .. } | Stage::Split(_) => (0, [].as_slice()),
-                Stage::Batch(batch) => (batch.number, batch.changes.as_slice()),
+            let number = match stage {
+                Stage::Batch(batch) => batch.number,
+                Stage::Prepare { .. } | Stage::Once { .. } | Stage::Split(_) => 0,
             };
-            changes.iter().map(move |change| (number, change))
+            stage.changes().iter().map(move |change| (number, change))
         })
+    }
+
+    /// The floor in a world: see [`Plan::floor`] and [`Plan::insists`].
+    pub fn floor_in(&self, world: &World<'_>) -> u32 {
+        if !self.insists {
+            return self.floor;
+        }
+        let lost = world.instances.values().filter(|instance| {
+            instance.mode == Some(TargetMode::Serve) && world.host_lost(&instance.host)
+        });
+        let lost = u32::try_from(lost.count()).unwrap_or(u32::MAX);
+        self.floor.saturating_sub(lost)
     }
 
     /// How long a stage may take, in milliseconds: the bound around the bounds of its phases, see
@@ -288,6 +322,30 @@ impl Plan {
                 t.spared_ms(starts) + leaving + proven
             }
         }
+    }
+
+    /// How long the stage under way may take, in milliseconds: with what joined it because a host was lost.
+    pub fn bound_ms(&self, progress: &Progress) -> u64 {
+        let t = &self.timeouts;
+        let stage = self.stages.get(progress.stage);
+        let mut changes = stage.into_iter().flat_map(Stage::changes);
+        let more = if changes.any(|change| progress.is_moved(&change.instance)) {
+            t.prepare_ms + t.started_ms() + t.proven_ms(self.gate)
+        } else {
+            0
+        };
+        self.stage_ms(progress.stage) + more
+    }
+
+    /// How long an instance may take from the switch until it runs, in milliseconds. On a host that a plan had
+    /// not meant it for, its release is prepared first.
+    pub fn start_ms(&self, progress: &Progress, instance: &InstanceId) -> u64 {
+        let more = if progress.is_moved(instance) {
+            self.timeouts.prepare_ms
+        } else {
+            0
+        };
+        self.timeouts.started_ms() + more
     }
 
     /// How long all of it may take, in milliseconds.
@@ -328,6 +386,10 @@ impl Plan {
                         "Give the new instances {} % of the requests for {lasts}{guarded}.",
                         split.percent
                     ));
+                    let joins: Vec<&Change> = split.changes.iter().collect();
+                    if !joins.is_empty() {
+                        lines.push(format!("Launch {}.", launches(&joins, host_name)));
+                    }
                 }
                 Stage::Once { host, command, .. } => lines.push(format!(
                     "Run the release command `{command}` once, on {}.",

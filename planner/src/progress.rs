@@ -1,5 +1,6 @@
 //! How far a plan is: the fold of its journal. [`apply`] is the one function of legal transitions.
 
+use crate::around::Detour;
 use beanpole_protocol::api::OperationFailure;
 use beanpole_protocol::{AgentId, InstanceId, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,9 @@ pub struct Progress {
     /// The agent that the release command was ordered from.
     #[serde(default)]
     pub once_by: Option<AgentId>,
+    /// Hosts that were lost meanwhile, and how the plan goes on without each.
+    #[serde(default)]
+    pub detours: Vec<Detour>,
 }
 
 /// A share of the requests.
@@ -53,6 +57,12 @@ impl Progress {
             .get(instance)
             .cloned()
             .unwrap_or(ChangeState::Pending)
+    }
+
+    /// Whether an instance takes the place of one on a host that was lost.
+    pub fn is_moved(&self, instance: &InstanceId) -> bool {
+        let mut moved = self.detours.iter().flat_map(|detour| &detour.moved);
+        moved.any(|moved| moved.to == *instance)
     }
 }
 
@@ -196,6 +206,11 @@ pub enum Happened {
         /// Which, counted from 0.
         stage: usize,
     },
+    /// A host was lost, and the plan goes on without it.
+    Detoured {
+        /// How.
+        detour: Detour,
+    },
     /// The plan cannot go on.
     Failed {
         /// Why.
@@ -244,6 +259,22 @@ pub fn apply(
                 return Err(illegal(entry, &progress.once_by));
             }
             progress.once_by = Some(agent.clone());
+            None
+        }
+        Happened::Detoured { detour } => {
+            if progress.since.is_none() || detour.stage != progress.stage {
+                return Err(illegal(entry, &progress.stage));
+            }
+            for moved in &detour.moved {
+                let leaves = matches!(progress.of(&moved.from), S::Draining { .. } | S::Drained);
+                if !leaves {
+                    progress.changes.remove(&moved.from);
+                }
+                progress.proven.remove(&moved.from);
+            }
+            progress.detours.push(detour.clone());
+            // What joins the stage has all of its time.
+            progress.since = Some(at);
             None
         }
         Happened::Failed { failure } => {

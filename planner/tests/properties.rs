@@ -81,6 +81,9 @@ struct Fake {
     sick_on: BTreeSet<HostId>,
     ends_on: Option<HostId>,
     now: u64,
+    /// A host that is cut off once that many entries are recorded.
+    loses: Option<(HostId, usize)>,
+    recorded: usize,
     /// Somebody promotes a split as soon as it has begun.
     promotes: bool,
     /// The share of the new release.
@@ -116,6 +119,8 @@ impl Fake {
             sick_on: case.sick_on.iter().map(|n| host(*n)).collect(),
             ends_on: case.ends_on.map(host),
             now: 1_000_000,
+            loses: None,
+            recorded: 0,
             promotes: false,
             share: None,
             shares: Vec::new(),
@@ -141,6 +146,17 @@ impl Fake {
         fake
     }
 
+    /// The host that is cut off by now.
+    fn lost(&self) -> Option<HostId> {
+        let (host, _) = self.loses.as_ref()?;
+        self.is_lost(host).then(|| host.clone())
+    }
+
+    fn is_lost(&self, host: &HostId) -> bool {
+        let loses = self.loses.as_ref();
+        loses.is_some_and(|(lost, at)| lost == host && self.recorded >= *at)
+    }
+
     fn world(&self) -> World<'_> {
         let mut counts: BTreeMap<&HostId, u32> = BTreeMap::new();
         for instance in self.instances.values() {
@@ -156,7 +172,11 @@ impl Fake {
                 .map(|(id, report)| {
                     let state = HostState {
                         name: id.to_string(),
-                        reach: Reach::Here,
+                        reach: if self.is_lost(id) {
+                            Reach::Lost(Timestamp::EPOCH)
+                        } else {
+                            Reach::Here
+                        },
                         draining: false,
                         labels: BTreeMap::new(),
                         instances: counts.get(id).copied().unwrap_or(0),
@@ -176,6 +196,9 @@ impl Fake {
 
     fn run_instance(&mut self, id: &InstanceId) {
         let instance = self.instances[id].clone();
+        if self.is_lost(&instance.host) {
+            return;
+        }
         let report = self.reports.get_mut(&instance.host).expect("a host");
         report.now = Timestamp::from_millis(self.now);
         let before = report
@@ -236,7 +259,12 @@ impl Fake {
         self.now += 1_000;
         match part {
             0 => {
-                for report in self.reports.values_mut() {
+                let lost = self.lost();
+                for (_, report) in self
+                    .reports
+                    .iter_mut()
+                    .filter(|(id, _)| Some(*id) != lost.as_ref())
+                {
                     report.generation = self.generation;
                     report.releases = [OLD, NEW]
                         .map(|number| ReleaseReport {
@@ -263,7 +291,12 @@ impl Fake {
             }
             2 => {
                 // Those that are stopped are seen to be gone.
-                for report in self.reports.values_mut() {
+                let lost = self.lost();
+                for (_, report) in self
+                    .reports
+                    .iter_mut()
+                    .filter(|(id, _)| Some(*id) != lost.as_ref())
+                {
                     report.instances.retain(|seen| {
                         self.instances
                             .get(&seen.id)
@@ -276,7 +309,8 @@ impl Fake {
                 self.proxy.generation = self.generation;
                 for id in self.instances.keys().cloned().collect::<Vec<_>>() {
                     let instance = &self.instances[&id];
-                    let sick = instance.release == NEW && self.sick_on.contains(&instance.host);
+                    let sick = self.is_lost(&instance.host)
+                        || instance.release == NEW && self.sick_on.contains(&instance.host);
                     let was_bad = self.proxy.targets.iter().any(|target| {
                         target.instance == id
                             && target.incarnation == instance.incarnation
@@ -308,7 +342,8 @@ impl Fake {
                             && !batch.enters.is_empty()
                             && batch.enters.iter().all(|id| self.routed_to(id)))
                 });
-                if served && !forced && !entered && serving_before <= plan.floor {
+                let floor = plan.floor_in(&world);
+                if served && !forced && !entered && serving_before <= floor {
                     self.broken.push(format!(
                         "{instance} left {serving_before} - 1 below the floor"
                     ));
@@ -332,7 +367,12 @@ impl Fake {
                     change.instance == *instance && matches!(change.action, Action::Launch { .. })
                 });
                 let old_serves = self.instances.values().any(|i| i.release == OLD);
-                if splits && launched && old_serves && self.share.is_none() {
+                if splits
+                    && launched
+                    && old_serves
+                    && self.share.is_none()
+                    && self.shares.is_empty()
+                {
                     self.broken
                         .push(format!("{instance} serves without a share"));
                 }
@@ -396,7 +436,10 @@ impl Fake {
                 }
             }
             Happened::ShareConfirmed { percent } => {
-                let new = self.instances.values().filter(|i| i.release == NEW);
+                let new = self
+                    .instances
+                    .values()
+                    .filter(|i| i.release == NEW && i.mode == Some(TargetMode::Serve));
                 let routed = new.filter_map(|i| i.routed).max();
                 if routed.is_some_and(|routed| self.proxy.generation < routed) {
                     self.broken.push(format!("{percent} % confirmed by nobody"));
@@ -480,7 +523,8 @@ impl Fake {
                 Decision::Record(entries) => {
                     idle = 0;
                     for entry in entries {
-                        self.record(plan, &entry);
+                        self.recorded += 1;
+                        self.record(&plan.around(&progress), &entry);
                         progress = apply(progress, now, &entry).expect("a legal entry");
                     }
                 }
@@ -764,6 +808,64 @@ proptest! {
         }
         let hosts_after: Vec<_> = fake.instances.values().map(|i| i.host.clone()).collect();
         prop_assert_eq!(hosts_before, hosts_after, "on the same host");
+    }
+
+    #[test]
+    fn a_plan_goes_around_a_host_that_is_lost_on_the_way(
+        hosts in 2_u8..5, instances in 1_u8..9, size in 1_u32..9, batch in 1_u32..5,
+        policy in 0..DeploymentPolicy::ALL.len(), lost in 0_u8..5, at in 0_usize..120,
+        moves in prop::collection::vec(0_u8..6, 1..40),
+    ) {
+        let case = Case {
+            hosts, instances, unhealthy: BTreeSet::new(), goal: 3, size, batch,
+            policy, sick_on: BTreeSet::new(), ends_on: None, moves: [moves, vec![0, 1, 2, 3]].concat(),
+        };
+        let mut fake = Fake::new(&case);
+        let made = plan(&fake.world(), &goal(&case), &rules(), 7).expect("there is room");
+        let lost = host(lost % hosts);
+        fake.loses = Some((lost.clone(), at));
+        let (finished, progress) = fake.carry_out(&made, &case.moves);
+        prop_assert!(fake.broken.is_empty(), "{:?}", fake.broken);
+        // The surplus that keeps an additional batch's floor is lost with what was to leave.
+        let surplus_is_lost = policy == 2
+            && made.changes().any(|(_, c)| c.action == Action::Remove && c.host == lost);
+        prop_assert!(finished || surplus_is_lost, "{:?}", progress.failed);
+        if !finished {
+            return Ok(());
+        }
+        prop_assert_eq!(fake.instances.len(), size as usize);
+        prop_assert!(fake.instances.values().all(|i| i.release == NEW), "{:?}", fake.instances);
+        // What is still there was done before the host was lost.
+        if let Some(detour) = progress.detours.first() {
+            prop_assert_eq!(progress.detours.len(), 1);
+            prop_assert_eq!(&detour.host, &lost);
+            prop_assert!(detour.left_out.is_empty());
+            prop_assert!(fake.instances.values().all(|i| i.host != lost));
+        }
+    }
+
+    #[test]
+    fn a_plan_that_lost_a_host_and_fails_goes_back_to_one_version(
+        hosts in 2_u8..5, instances in 1_u8..9, batch in 1_u32..5,
+        policy in 0..DeploymentPolicy::ALL.len(), lost in 0_u8..5, sick in 0_u8..5, at in 0_usize..60,
+    ) {
+        let case = Case {
+            hosts, instances, unhealthy: BTreeSet::new(), goal: 3, size: u32::from(instances), batch,
+            policy, sick_on: BTreeSet::from([sick % hosts]), ends_on: None, moves: vec![0, 1, 2, 3],
+        };
+        let mut fake = Fake::new(&case);
+        let made = plan(&fake.world(), &goal(&case), &rules(), 7).expect("there is room");
+        fake.loses = Some((host(lost % hosts), at));
+        let (finished, progress) = fake.carry_out(&made, &case.moves);
+        if !finished {
+            let back = plan_back(&fake.world(), &made, &progress, Some((OLD, OLD)), &rules());
+            let (finished, went) = fake.carry_out(&back, &[0, 1, 2, 3, 4, 5]);
+            prop_assert!(finished, "the way back failed: {:?}", went.failed);
+            let skipped = |id: &InstanceId| back.skipped.iter().any(|one| one.instance == *id);
+            let mixed = fake.instances.iter().any(|(id, i)| i.release != OLD && !skipped(id));
+            prop_assert!(!mixed, "{:?}", fake.instances);
+        }
+        prop_assert!(fake.broken.is_empty(), "{:?}", fake.broken);
     }
 
     #[test]

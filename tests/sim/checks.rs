@@ -188,7 +188,7 @@ impl Checks {
             }
             let operation = self.acting(store, &old.environment);
             let excused = operation.as_ref().is_some_and(|operation| {
-                let plan = operation.back.as_ref().unwrap_or(&operation.plan);
+                let (plan, _) = operation.under_way();
                 operation.kind == OperationKind::Terminate
                     || plan.policy == Some(DeploymentPolicy::AllAtOnce)
             });
@@ -352,13 +352,10 @@ impl Checks {
             if operation.kind == OperationKind::Terminate {
                 continue;
             }
-            let plan = operation.back.as_ref().unwrap_or(&operation.plan);
+            let (plan, _) = operation.under_way();
             // Taking down what was new on the way there waits for others, but not for ever.
             let forced = self.operations.get(id).is_some_and(|before| {
-                let (plan, progress) = match &before.back {
-                    Some(back) => (back, &before.back_progress),
-                    None => (&before.plan, &before.progress),
-                };
+                let (plan, progress) = before.under_way();
                 let stage = plan.stages.get(progress.stage);
                 matches!(stage, Some(Stage::Batch(batch)) if batch.force)
                     && progress
@@ -528,11 +525,9 @@ impl Checks {
                 .values()
                 .filter(|i| i.environment == operation.environment)
             {
-                let skipped = [Some(&operation.plan), operation.back.as_ref()]
-                    .into_iter()
-                    .flatten()
-                    .flat_map(|plan| &plan.skipped)
-                    .any(|skipped| skipped.instance == instance.id);
+                let skipped = operation
+                    .ways()
+                    .any(|plan| plan.skipped.iter().any(|one| one.instance == instance.id));
                 let heard = observed
                     .hosts
                     .get(&instance.host)
@@ -734,10 +729,15 @@ fn receipt_tells_another_story(operation: &OperationRecord) -> Option<String> {
     if spent != receipt.took_ms {
         return Some(format!("tells of {spent} of {} ms", receipt.took_ms));
     }
-    let plans = [Some(&operation.plan), operation.back.as_ref()];
-    let changes = plans.into_iter().flatten().flat_map(|plan| plan.changes());
-    let all: BTreeSet<_> = changes.map(|(_, change)| &change.instance).collect();
-    let told: BTreeSet<_> = receipt.instances.iter().map(|one| &one.instance).collect();
+    let mut all: BTreeSet<InstanceId> = BTreeSet::new();
+    for plan in operation.ways() {
+        all.extend(plan.changes().map(|(_, change)| change.instance.clone()));
+    }
+    let detours = operation.progress.detours.iter();
+    let left_out = detours.flat_map(|detour| &detour.left_out);
+    all.extend(left_out.map(|one| one.instance.clone()));
+    let told = receipt.instances.iter().map(|one| one.instance.clone());
+    let told: BTreeSet<InstanceId> = told.collect();
     if all != told {
         return Some("leaves instances out".to_owned());
     }

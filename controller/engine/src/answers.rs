@@ -56,15 +56,12 @@ fn is_new(operation: &OperationRecord, answer: &Answer) -> bool {
 }
 
 fn answers(operation: &OperationRecord, world: &World<'_>, now: Timestamp) -> Vec<Answer> {
-    let (plan, progress) = match &operation.back {
-        Some(back) => (back, &operation.back_progress),
-        None => (&operation.plan, &operation.progress),
-    };
+    let (plan, progress) = operation.under_way();
     let mut answers = Vec::new();
     for (_, change) in plan.changes() {
         let id = &change.instance;
         let (since, may_take) = match progress.of(id) {
-            ChangeState::Starting { since } => (since, plan.timeouts.started_ms()),
+            ChangeState::Starting { since } => (since, plan.start_ms(progress, id)),
             ChangeState::Checking { since } => (since, plan.timeouts.proven_ms(plan.gate)),
             _ => continue,
         };

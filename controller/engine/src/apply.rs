@@ -4,7 +4,8 @@
 use crate::EngineError;
 use crate::events::{Draft, emit_for};
 use beanpole_planner::{
-    Action, Batch, ChangeState, Happened, OTHER_PORTS, Plan, Progress, Split, Stage, World, apply,
+    Action, Batch, ChangeState, Detour, Happened, OTHER_PORTS, Plan, Progress, Split, Stage, World,
+    apply,
 };
 use beanpole_protocol::agent::{INSTANCE_PORTS as PORTS, OncePhase};
 use beanpole_protocol::api::{Leftover, OperationFailure, OperationKind};
@@ -29,18 +30,6 @@ pub(crate) struct Scene<'s, 't> {
 }
 
 impl Scene<'_, '_> {
-    /// The plan under way and how far it is; whether it is the way back.
-    pub fn under_way(&self) -> (Plan, Progress, bool) {
-        match &self.operation.back {
-            Some(back) => (back.clone(), self.operation.back_progress.clone(), true),
-            None => (
-                self.operation.plan.clone(),
-                self.operation.progress.clone(),
-                false,
-            ),
-        }
-    }
-
     /// Writes an event of the operation.
     pub fn say(
         &mut self,
@@ -58,7 +47,9 @@ impl Scene<'_, '_> {
 
     /// Records one entry.
     pub fn record(&mut self, world: &World<'_>, entry: &Happened) -> Result<(), EngineError> {
-        let (plan, progress, back) = self.under_way();
+        let (plan, progress) = self.operation.under_way();
+        let (plan, progress) = (plan.into_owned(), progress.clone());
+        let back = self.operation.back.is_some();
         if let Happened::Removed {
             instance,
             unreached: true,
@@ -269,6 +260,7 @@ impl Scene<'_, '_> {
     ) -> Result<(), StoreError> {
         let stage = plan.stages.get(progress.stage);
         match (entry, stage) {
+            (Happened::Detoured { detour }, _) => self.tell_detour(world, detour),
             (Happened::StageStarted { .. }, Some(Stage::Prepare { release, hosts, .. })) => {
                 let names: Vec<String> = hosts.iter().map(|host| world.host_name(host)).collect();
                 let text = format!("Preparing release {release} on {}.", names.join(", "));
@@ -337,6 +329,29 @@ impl Scene<'_, '_> {
             }
             _ => self.tell_of_instance(progress, entry),
         }
+    }
+
+    /// What starts where instead, what stays, and who runs the release command.
+    fn tell_detour(&mut self, world: &World<'_>, detour: &Detour) -> Result<(), StoreError> {
+        let host = world.host_name(&detour.host);
+        let mut parts = Vec::new();
+        for moved in &detour.moved {
+            let (from, to) = (&moved.from, &moved.to);
+            let on = world.host_name(&moved.host);
+            parts.push(format!("{to} starts on {on} in the place of {from}"));
+        }
+        for left in &detour.left_out {
+            parts.push(format!(
+                "{} is left out, because no other host can take it",
+                left.instance
+            ));
+        }
+        if let Some(leader) = &detour.leader {
+            let leader = world.host_name(leader);
+            parts.push(format!("{leader} runs the release command"));
+        }
+        let text = format!("Host {host} {}: {}.", detour.why, parts.join("; "));
+        self.say(Severity::Warn, "host-given-up", text)
     }
 
     fn tell_of_split(

@@ -3,7 +3,7 @@
 
 use crate::turn::Turn;
 use crate::{Engine, EngineError, Observed, kept};
-use beanpole_planner::{Reach, Stage};
+use beanpole_planner::{Change, Reach, Stage};
 use beanpole_protocol::agent::{HostOrders, InstanceOrder, OnceOrder, ReleaseKey, ReleaseOrder};
 use beanpole_protocol::api::{EnvironmentStatus, Tier};
 use beanpole_protocol::options::OptionSettings;
@@ -312,10 +312,7 @@ impl Records {
             });
         }
         for operation in &self.operations {
-            let (plan, progress) = match &operation.back {
-                Some(back) => (back, &operation.back_progress),
-                None => (&operation.plan, &operation.progress),
-            };
+            let (plan, progress) = operation.under_way();
             for (number, stage) in plan.stages.iter().enumerate() {
                 if let Stage::Prepare { tree, hosts, .. } = stage
                     && hosts.contains(host)
@@ -324,7 +321,10 @@ impl Records {
                         .entry((operation.environment.clone(), *tree))
                         .or_default();
                     // Only while it is waited for: where it is ready already, nothing changes.
-                    if number == progress.stage {
+                    let joins = |change: &Change| {
+                        change.host == *host && progress.is_moved(&change.instance)
+                    };
+                    if number == progress.stage || plan.changes().any(|(_, c)| joins(c)) {
                         *asked = Some(operation.id.clone());
                     }
                 }

@@ -285,7 +285,8 @@ fn unreached(operation: &OperationRecord) -> Option<String> {
 
 /// A sentence on what stays as it was, though the others changed.
 fn left_out(operation: &OperationRecord) -> Option<String> {
-    let skipped = &operation.plan.skipped;
+    let plan = operation.way_there();
+    let skipped = &plan.skipped;
     let names: Vec<&str> = skipped.iter().map(|one| one.instance.as_str()).collect();
     let reason = &skipped.first()?.reason;
     Some(format!("Left out: {} ({reason}).", names.join(", ")))

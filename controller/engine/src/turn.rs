@@ -271,7 +271,8 @@ pub(crate) fn decide(operation: &OperationRecord, world: &World<'_>, now: Timest
 /// It was given up by an abort while its release command was under way.
 fn runs_once(operation: &OperationRecord) -> bool {
     let progress = &operation.progress;
-    let stage = operation.plan.stages.get(progress.stage);
+    let plan = operation.way_there();
+    let stage = plan.stages.get(progress.stage);
     progress.failed.is_none()
         && progress.once_by.is_some()
         && matches!(stage, Some(Stage::Once { .. }))

@@ -313,7 +313,7 @@ impl Engine {
             }
             traffic::advance(&mut marks, &operation.environment, observed, &|_| false);
         }
-        let plan = operation.plan.view(&|host| world.host_name(host));
+        let plan = operation.way_there().view(&|host| world.host_name(host));
         Ok(api::Operation {
             id: operation.id.clone(),
             environment: operation.environment.clone(),
@@ -364,7 +364,8 @@ fn split_view(operation: &OperationRecord) -> Option<api::SplitView> {
     if operation.status != OperationStatus::Running {
         return None;
     }
-    let stages = &operation.plan.stages;
+    let plan = operation.way_there();
+    let stages = &plan.stages;
     let Some(Stage::Split(split)) = stages.get(operation.progress.stage) else {
         return None;
     };
@@ -457,10 +458,9 @@ fn progress(
 ) -> Vec<InstanceProgress> {
     let mut rows: Vec<InstanceProgress> = Vec::new();
     let ways = [
-        Some((&operation.plan, &operation.progress)),
+        Some((operation.way_there(), &operation.progress)),
         operation
-            .back
-            .as_ref()
+            .way_back()
             .map(|back| (back, &operation.back_progress)),
     ];
     for (plan, progress) in ways.into_iter().flatten() {

@@ -22,6 +22,7 @@ use beanpole_protocol::{
     Timestamp, VersionLabel,
 };
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// An application.
@@ -403,6 +404,32 @@ impl OperationRecord {
     /// Whether it only starts instances afresh or elsewhere, on the release that they have.
     pub const fn changes_no_release(&self) -> bool {
         matches!(self.kind, OperationKind::Replace | OperationKind::Restart)
+    }
+
+    /// The way there, as it is walked.
+    pub fn way_there(&self) -> Cow<'_, Plan> {
+        self.plan.around(&self.progress)
+    }
+
+    /// The way back, as it is walked; once there is one.
+    pub fn way_back(&self) -> Option<Cow<'_, Plan>> {
+        let back = self.back.as_ref()?;
+        Some(back.around(&self.back_progress))
+    }
+
+    /// Its ways, there and back, as they are walked.
+    pub fn ways(&self) -> impl Iterator<Item = Cow<'_, Plan>> {
+        [Some(self.way_there()), self.way_back()]
+            .into_iter()
+            .flatten()
+    }
+
+    /// The way that it is on, as it is walked, and how far it is.
+    pub fn under_way(&self) -> (Cow<'_, Plan>, &Progress) {
+        match self.way_back() {
+            Some(back) => (back, &self.back_progress),
+            None => (self.way_there(), &self.progress),
+        }
     }
 
     /// Its key.

@@ -69,6 +69,7 @@ impl Turn<'_, '_> {
         }
         self.crashed(change, seen)?;
         if seen.phase != InstancePhase::Running {
+            self.prepared(change, host)?;
             let how = match &seen.phase {
                 InstancePhase::Waiting => "its release is not ready there",
                 InstancePhase::Restarting => "a process ended and is started again",
@@ -100,15 +101,16 @@ impl Turn<'_, '_> {
             Some(text) => return self.blocked(change, bound, "unhealthy", text),
         };
         let instance = id.clone();
-        self.entries.push(if batch.hold {
-            Happened::Held { instance, restarts }
-        } else {
-            Happened::PutIn {
-                instance,
-                forced: restarts.is_none(),
-                restarts,
-            }
-        });
+        self.entries
+            .push(if batch.hold || batch.enters.contains(id) {
+                Happened::Held { instance, restarts }
+            } else {
+                Happened::PutIn {
+                    instance,
+                    forced: restarts.is_none(),
+                    restarts,
+                }
+            });
         Ok(())
     }
 
@@ -143,6 +145,7 @@ impl Turn<'_, '_> {
             .filter(|change| enters.contains(&change.instance))
             .collect();
         let mut all = true;
+        let mut ready = true;
         let mut held = Vec::new();
         for change in changes {
             let state = self.progress.of(&change.instance);
@@ -150,10 +153,11 @@ impl Turn<'_, '_> {
             match state {
                 ChangeState::Held => held.push(change),
                 ChangeState::Serving { since, forced } => self.put_in(change, since, forced)?,
-                _ => {}
+                ChangeState::Done => {}
+                // One that took the place of another is still on its way.
+                _ => ready = false,
             }
         }
-        let mut ready = true;
         for change in &held {
             ready &= self.still_proven(change)?;
         }

@@ -187,7 +187,7 @@ pub fn how_it_ended(process: &ProcessReport) -> Option<String> {
 }
 
 /// What became of a host, to be read after its name.
-pub(super) const TAKEN: &str = "belongs to another controller now";
+pub(crate) const TAKEN: &str = "belongs to another controller now";
 
 pub(super) fn lost(name: &str, instance: Option<&InstanceId>, why: &str) -> Box<OperationFailure> {
     Box::new(OperationFailure {
@@ -232,6 +232,6 @@ pub(super) fn last_lines(lines: &[String]) -> Vec<String> {
     lines[lines.len().saturating_sub(LOG_LINES)..].to_vec()
 }
 
-pub(super) fn unheard(since: Timestamp, now: Timestamp) -> String {
+pub(crate) fn unheard(since: Timestamp, now: Timestamp) -> String {
     format!("has not been heard of for {} s", now.since(since).as_secs())
 }

@@ -40,13 +40,14 @@ impl Turn<'_, '_> {
             return Ok(());
         }
         let routed = matches!(instance.mode, Some(TargetMode::Serve | TargetMode::Drain));
-        if !routed || !batch.drain {
+        if !routed || !(batch.drain || change.action == Action::Remove) {
             return self.act(change);
         }
+        let floor = self.plan.floor_in(self.world);
         if instance.mode == Some(TargetMode::Serve) {
             match self.world.serving(id) {
                 Serving::No => {}
-                Serving::Yes if *serving > self.plan.floor => *serving -= 1,
+                Serving::Yes if *serving > floor => *serving -= 1,
                 // Draining waits for the proxies all the same.
                 Serving::Unknown if batch.force => {}
                 Serving::Yes if batch.force && self.late(spare) => {}
@@ -54,7 +55,7 @@ impl Turn<'_, '_> {
                     let text = format!(
                         "{id} stays in service: without it {} of at least {} healthy instances would serve.",
                         serving.saturating_sub(1),
-                        self.plan.floor
+                        floor
                     );
                     return self.blocked(change, spare, "too-few-healthy", text);
                 }

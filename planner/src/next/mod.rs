@@ -12,7 +12,7 @@ mod prepare;
 mod proxies;
 mod split;
 
-use crate::{Batch, Change, ChangeState, Happened, Plan, Progress, Serving, Stage, World};
+use crate::{Batch, Change, ChangeState, Happened, Plan, Progress, Serving, Stage, World, around};
 use beanpole_protocol::api::OperationFailure;
 use beanpole_protocol::proxy::TargetMode;
 use beanpole_protocol::{InstanceId, Timestamp};
@@ -20,6 +20,7 @@ use std::time::Duration;
 
 pub use enter::OTHER_PORTS;
 pub use failure::{RESTARTS_THAT_FAIL, how_it_ended, listens_unreached, restarts};
+pub(crate) use failure::{TAKEN, unheard};
 
 /// What comes next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +45,7 @@ pub fn next(plan: &Plan, progress: &Progress, world: &World<'_>, now: Timestamp)
     if let Some(failure) = &progress.failed {
         return Decision::Failed(failure.clone());
     }
+    let plan = &*plan.around(progress);
     let Some(stage) = plan.stages.get(progress.stage) else {
         return Decision::Finished;
     };
@@ -52,12 +54,15 @@ pub fn next(plan: &Plan, progress: &Progress, world: &World<'_>, now: Timestamp)
             stage: progress.stage,
         }]);
     };
+    if let Some(detour) = around::detour(plan, progress, world, now) {
+        return Decision::Record(vec![detour]);
+    }
     let mut turn = Turn {
         plan,
         progress,
         world,
         now,
-        deadline: since.after(Duration::from_millis(plan.stage_ms(progress.stage))),
+        deadline: since.after(Duration::from_millis(plan.bound_ms(progress))),
         entries: Vec::new(),
         reasons: Vec::new(),
         wake: None,
@@ -159,10 +164,16 @@ impl Turn<'_, '_> {
 
     /// Whether every change of the batch is done.
     fn batch(&mut self, batch: &Batch) -> Step<bool> {
-        let mut serving = self.capacity();
         // Before its successors serve, nothing of what leaves is stopped.
         let entered = self.enter(&batch.enters, &batch.changes)?;
-        let mut all = entered;
+        let all = self.changes(batch, entered)?;
+        Ok(all && entered)
+    }
+
+    /// Whether every change of the batch is done; `entered` where what enters with it serves.
+    fn changes(&mut self, batch: &Batch, entered: bool) -> Step<bool> {
+        let mut serving = self.capacity();
+        let mut all = true;
         let under_way = batch.changes.iter().any(|change| {
             !matches!(
                 self.progress.of(&change.instance),
@@ -183,19 +194,22 @@ impl Turn<'_, '_> {
             all &= state == ChangeState::Done || (batch.hold && state == ChangeState::Held);
             match state {
                 ChangeState::Done | ChangeState::Held => {}
-                ChangeState::Pending | ChangeState::Drained if !entered => {}
+                ChangeState::Pending | ChangeState::Drained
+                    if !entered && !batch.enters.contains(id) => {}
                 ChangeState::Pending => self.begin(batch, change, spare, &mut serving)?,
                 ChangeState::Draining { since } => self.draining(batch, change, since)?,
                 ChangeState::Drained => self.act(change)?,
                 ChangeState::Stopping { since } => self.stopping(change, since),
                 ChangeState::Starting { since } => {
-                    let bound = self.bound(since, self.plan.timeouts.started_ms());
+                    let bound = self.bound(since, self.plan.start_ms(self.progress, id));
                     self.starting(batch, change, bound, false)?;
                 }
                 ChangeState::Checking { since } => {
                     let proven = self.plan.timeouts.proven_ms(self.plan.gate);
                     self.starting(batch, change, self.bound(since, proven), true)?;
                 }
+                // What enters with others is seen to by `entering`.
+                ChangeState::Serving { .. } if batch.enters.contains(id) => {}
                 ChangeState::Serving { since, forced } => self.put_in(change, since, forced)?,
             }
         }

@@ -2,7 +2,7 @@
 
 use super::failure::{TAKEN, host_name, lost, prepare_failed, unheard};
 use super::{Step, Turn};
-use crate::Reach;
+use crate::{Change, HostState, Reach, Stage};
 use beanpole_protocol::agent::{ReleasePhase, ReleaseReport};
 use beanpole_protocol::api::OperationFailure;
 use beanpole_protocol::{HostId, ReleaseNumber};
@@ -72,6 +72,29 @@ impl Turn<'_, '_> {
             }
         }
         Ok(all)
+    }
+
+    /// Fails when the release of an instance that is started could not be prepared on its host.
+    pub(super) fn prepared(&self, change: &Change, host: &HostState<'_>) -> Step<()> {
+        let of_plan = self.plan.stages.iter().find_map(|stage| match stage {
+            Stage::Prepare { release, tree, .. } => Some((*release, *tree)),
+            _ => None,
+        });
+        let Some((release, tree)) = of_plan else {
+            return Ok(());
+        };
+        match host.release(&self.world.environment, tree) {
+            Some(seen) if self.is_answered(seen) => match &seen.phase {
+                ReleasePhase::Failed(failure) => Err(prepare_failed(
+                    release,
+                    &host.name,
+                    Some(&change.instance),
+                    failure,
+                )),
+                _ => Ok(()),
+            },
+            _ => Ok(()),
+        }
     }
 
     /// Whether a failure counts for this operation. One of before it says nothing: a registry may be

@@ -1,7 +1,7 @@
 //! Two releases that share the requests: the share set and confirmed, then both compared for a while.
 
 use super::{Step, Turn};
-use crate::{Happened, Split};
+use crate::{Batch, Happened, Split};
 use beanpole_protocol::api::OperationFailure;
 use beanpole_protocol::proxy::TargetMode;
 use std::time::Duration;
@@ -9,18 +9,23 @@ use std::time::Duration;
 impl Turn<'_, '_> {
     /// Whether the share had its time.
     pub(super) fn split(&mut self, split: &Split) -> Step<bool> {
+        let joined = self.joined(split)?;
         let share = self.progress.share;
         let share = share.filter(|share| share.stage == self.progress.stage);
         let Some(share) = share else {
             return self.begin_split(split);
         };
         let (entered, _) = self.entering(&split.enters)?;
+        if !self.entries.is_empty() {
+            // What has just joined is in no table that a share could be confirmed by.
+            return Ok(false);
+        }
         let Some(confirmed) = share.confirmed else {
             self.confirm_share(split)?;
             return Ok(false);
         };
         self.compare()?;
-        if !entered {
+        if !entered || !joined {
             return Ok(false);
         }
         let over = confirmed.after(Duration::from_millis(split.wait_ms));
@@ -45,6 +50,22 @@ impl Turn<'_, '_> {
             ),
         );
         Ok(false)
+    }
+
+    /// Whether those serve that took the place of others meanwhile.
+    fn joined(&mut self, split: &Split) -> Step<bool> {
+        if split.changes.is_empty() {
+            return Ok(true);
+        }
+        let batch = Batch {
+            number: 0,
+            drain: true,
+            force: false,
+            hold: false,
+            enters: split.enters.clone(),
+            changes: split.changes.clone(),
+        };
+        self.changes(&batch, true)
     }
 
     /// Sets the share, together with the instances that go into service with it.

@@ -37,9 +37,10 @@ pub(super) fn of(
     names: &BTreeMap<HostId, HostName>,
     observed: &Observed,
 ) -> Vec<InstanceReceipt> {
-    let back = operation.back.as_ref();
+    let (there, back) = (operation.way_there(), operation.way_back());
+    let back = back.as_deref();
     // Where nothing is drained, the order to change takes an instance out of service.
-    let undrained: BTreeSet<(bool, &InstanceId)> = undrained(&operation.plan)
+    let undrained: BTreeSet<(bool, &InstanceId)> = undrained(&there)
         .map(|id| (false, id))
         .chain(back.into_iter().flat_map(undrained).map(|id| (true, id)))
         .collect();
@@ -52,12 +53,14 @@ pub(super) fn of(
     }
     let mut order: Vec<&InstanceId> = Vec::new();
     let mut last: BTreeMap<&InstanceId, (u32, &Change, bool)> = BTreeMap::new();
-    let there = operation.plan.changes().map(|one| (one, false));
-    let and_back = back
-        .into_iter()
-        .flat_map(Plan::changes)
-        .map(|one| (one, true));
-    for ((batch, change), is_back) in there.chain(and_back) {
+    // Those that were left out later are in no way as it was walked.
+    let left_out = left_out(operation);
+    let planned = operation.plan.changes();
+    let planned = planned.filter(|(_, change)| left_out.contains(&change.instance));
+    let walked = planned.chain(there.changes()).map(|one| (one, false));
+    let and_back = back.into_iter().flat_map(Plan::changes);
+    let and_back = and_back.map(|one| (one, true));
+    for ((batch, change), is_back) in walked.chain(and_back) {
         let id = &change.instance;
         if last.insert(id, (batch, change, is_back)).is_none() {
             order.push(id);
@@ -85,7 +88,12 @@ pub(super) fn of(
                 host: name_of(names, &change.host),
                 batch,
                 change: change.action.word().to_owned(),
-                result: result(change.action, &progress.of(id), track, is_back).to_owned(),
+                result: if left_out.contains(id) {
+                    "left-out"
+                } else {
+                    result(change.action, &progress.of(id), track, is_back)
+                }
+                .to_owned(),
                 release: record.map(|record| record.release),
                 out_of_service_ms: track.out_ms,
                 drained_ms: track.drained_ms,
@@ -99,6 +107,13 @@ pub(super) fn of(
             }
         })
         .collect()
+}
+
+/// Instances that a plan went on without, because their hosts were lost.
+fn left_out(operation: &OperationRecord) -> BTreeSet<&InstanceId> {
+    let detours = operation.progress.detours.iter();
+    let left_out = detours.flat_map(|detour| &detour.left_out);
+    left_out.map(|one| &one.instance).collect()
 }
 
 fn is_same(seen: &beanpole_protocol::agent::InstanceReport, record: &InstanceRecord) -> bool {

@@ -12,14 +12,14 @@ mod times;
 use crate::read::Reader;
 use crate::turn::Turn;
 use crate::{Engine, EngineError, Observed, traffic};
-use beanpole_planner::{Plan, Progress, Stage};
+use beanpole_planner::Stage;
 use beanpole_protocol::agent::{ReleaseKey, ReleasePhase};
 use beanpole_protocol::api::{
     OperationKind, OperationStatus, Receipt, ReceiptTraffic, ReleaseDeployment, ReleaseShare,
     SentTo, Tier,
 };
 use beanpole_protocol::latency::Latencies;
-use beanpole_protocol::{Digest, HostId, HostName, InstanceId, ReleaseNumber, Timestamp};
+use beanpole_protocol::{Digest, HostId, HostName, InstanceId, Timestamp};
 use beanpole_store::model::{
     EnvironmentRecord, HostRecord, InstanceRecord, JournalRecord, OperationRecord, ReceiptMarks,
     ReceiptRecord, ReleaseRecord, SentMark, TrafficMarks,
@@ -41,7 +41,7 @@ pub(crate) fn begin(
     tier: Tier,
     observed: &Observed,
 ) -> Result<(), StoreError> {
-    let of = instances(&operation.plan, None);
+    let of = instances(operation);
     operation.traffic = traffic::start(&operation.environment, observed, &|id| of.contains(id));
     let release = match operation.to.or(operation.from) {
         Some(number) => {
@@ -60,8 +60,12 @@ pub(crate) fn begin(
             p99_us: some(seen.p99_us),
             ..ReceiptTraffic::default()
         },
-        sent: hosts(&operation.plan)
-            .map(|host| (host.clone(), sent(observed, host, bundle.as_ref(), 0)))
+        sent: hosts(operation)
+            .into_iter()
+            .map(|host| {
+                let mark = sent(observed, &host, bundle.as_ref(), 0);
+                (host, mark)
+            })
             .collect(),
         bundle,
         ..ReceiptMarks::default()
@@ -81,46 +85,45 @@ fn sent(observed: &Observed, host: &HostId, bundle: Option<&Digest>, bytes: u64)
     }
 }
 
-/// The hosts that a plan prepares.
-fn hosts(plan: &Plan) -> impl Iterator<Item = &HostId> {
-    plan.stages.iter().flat_map(|stage| match stage {
-        Stage::Prepare { hosts, .. } => hosts.as_slice(),
-        Stage::Once { .. } | Stage::Batch(_) | Stage::Split(_) => &[],
-    })
+/// The hosts that an operation prepares.
+fn hosts(operation: &OperationRecord) -> BTreeSet<HostId> {
+    let mut all = BTreeSet::new();
+    for way in operation.ways() {
+        for stage in &way.stages {
+            if let Stage::Prepare { hosts, .. } = stage {
+                all.extend(hosts.iter().cloned());
+            }
+        }
+    }
+    all
 }
 
 /// The instances that an operation is about.
-fn instances<'p>(plan: &'p Plan, back: Option<&'p Plan>) -> BTreeSet<&'p InstanceId> {
-    let changes = plan
-        .changes()
-        .chain(back.into_iter().flat_map(Plan::changes));
-    changes.map(|(_, change)| &change.instance).collect()
+fn instances(operation: &OperationRecord) -> BTreeSet<InstanceId> {
+    let mut all = BTreeSet::new();
+    for way in operation.ways() {
+        all.extend(way.changes().map(|(_, change)| change.instance.clone()));
+    }
+    all
 }
 
 /// Whether there is something that [`advance`] has to write down now because it cannot be seen later.
 pub(crate) fn any_new(operation: &OperationRecord, observed: &Observed) -> bool {
-    arrived(operation, observed).next().is_some()
+    !arrived(operation, observed).is_empty()
 }
 
 /// Hosts that have had their bundle since the last look.
-fn arrived<'o>(
-    operation: &'o OperationRecord,
-    observed: &'o Observed,
-) -> impl Iterator<Item = &'o HostId> {
-    let (plan, progress): (&Plan, &Progress) = match &operation.back {
-        Some(back) => (back, &operation.back_progress),
-        None => (&operation.plan, &operation.progress),
-    };
-    let (tree, hosts) = match plan.stages.get(progress.stage) {
-        Some(Stage::Prepare { tree, hosts, .. }) => (*tree, hosts.as_slice()),
-        _ => (ReleaseNumber(0), [].as_slice()),
+fn arrived(operation: &OperationRecord, observed: &Observed) -> Vec<HostId> {
+    let (plan, progress) = operation.under_way();
+    let Some(Stage::Prepare { tree, hosts, .. }) = plan.stages.get(progress.stage) else {
+        return Vec::new();
     };
     let key = ReleaseKey {
         environment: operation.environment.clone(),
-        number: tree,
+        number: *tree,
     };
     let known = &operation.receipt_marks.bundle_at;
-    hosts.iter().filter(move |host| {
+    let new = hosts.iter().filter(|host| {
         !known.contains_key(*host)
             && observed
                 .hosts
@@ -128,7 +131,8 @@ fn arrived<'o>(
                 .and_then(|seen| seen.report.as_ref())
                 .and_then(|report| report.releases.iter().find(|one| one.key == key))
                 .is_some_and(|seen| seen.phase != ReleasePhase::NeedsBundle)
-    })
+    });
+    new.cloned().collect()
 }
 
 /// Accounts for everything up to what is seen now.
@@ -136,22 +140,22 @@ pub(crate) fn advance(operation: &mut OperationRecord, observed: &Observed, now:
     if operation.status.is_over() {
         return;
     }
-    let of = instances(&operation.plan, operation.back.as_ref());
+    let of = instances(operation);
     traffic::advance(
         &mut operation.traffic,
         &operation.environment,
         observed,
         &|id| of.contains(id),
     );
-    let arrived: Vec<HostId> = arrived(operation, observed).cloned().collect();
+    let arrived = arrived(operation, observed);
+    let hosts = hosts(operation);
     let marks = &mut operation.receipt_marks;
     for host in arrived {
         marks.bundle_at.insert(host, now);
     }
-    let back = operation.back.as_ref();
-    for host in hosts(&operation.plan).chain(back.into_iter().flat_map(hosts)) {
-        let seen = sent(observed, host, marks.bundle.as_ref(), 0);
-        let mark = marks.sent.entry(host.clone()).or_default();
+    for host in hosts {
+        let seen = sent(observed, &host, marks.bundle.as_ref(), 0);
+        let mark = marks.sent.entry(host).or_default();
         let counted = if mark.run == seen.run {
             mark.counted
         } else {

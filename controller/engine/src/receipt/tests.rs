@@ -4,13 +4,13 @@ use super::*;
 use crate::derive::tests::environment;
 use crate::services::NewOperation;
 use crate::{Call, EngineConfig};
-use beanpole_planner::{Action, Batch, Change, Happened, apply};
+use beanpole_planner::{Action, Batch, Change, Happened, Plan, apply};
 use beanpole_protocol::api::{EnvironmentStatus, OperationFailure, Phase};
 use beanpole_protocol::latency::bucket;
 use beanpole_protocol::proxy::{
     EnvironmentTraffic, ProxyReport, ReleaseTraffic, TargetMode, TargetReport, Traffic,
 };
-use beanpole_protocol::{EnvironmentId, Generation, Incarnation, RequestId};
+use beanpole_protocol::{EnvironmentId, Generation, Incarnation, ReleaseNumber, RequestId};
 use beanpole_store::Store;
 
 const OLD: ReleaseNumber = ReleaseNumber(1);

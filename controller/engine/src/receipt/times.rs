@@ -33,7 +33,8 @@ pub(super) fn of(
     let mut last = operation.started_at;
     let arrived = operation.receipt_marks.bundle_at.values().max().copied();
     let mut spend = |walk: &Walk<'_>, from: Timestamp, to: Timestamp| {
-        let stage = walk.plan.stages.get(walk.progress.stage);
+        let plan = walk.plan.around(&walk.progress);
+        let stage = plan.stages.get(walk.progress.stage);
         let under_way = stage.filter(|_| walk.progress.since.is_some());
         let spent: Vec<(Phase, u64)> = match under_way {
             None => vec![(Phase::Waiting, ms(from, to))],
