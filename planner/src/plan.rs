@@ -1,7 +1,7 @@
 //! A plan: the whole way to a goal, as data. It is stored for good and never edited, so variants
 //! and fields are only ever added.
 
-use crate::{Place, Progress, World};
+use crate::{Place, Progress, Serving, World};
 use beanpole_protocol::api::{LeftOut, PlanBatch, PlanView};
 use beanpole_protocol::options::{DeploymentPolicy, GuardLimits, SplitStep, SplitSteps};
 use beanpole_protocol::proxy::TargetMode;
@@ -296,8 +296,10 @@ impl Plan {
         if !self.insists {
             return self.floor;
         }
-        let lost = world.instances.values().filter(|instance| {
-            instance.mode == Some(TargetMode::Serve) && world.host_lost(&instance.host)
+        let lost = world.instances.iter().filter(|(id, instance)| {
+            instance.mode == Some(TargetMode::Serve)
+                && world.host_lost(&instance.host)
+                && world.serving(id) != Serving::Yes
         });
         let lost = u32::try_from(lost.count()).unwrap_or(u32::MAX);
         self.floor.saturating_sub(lost)

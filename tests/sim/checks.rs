@@ -366,7 +366,23 @@ impl Checks {
                 continue;
             }
             let left = now.values().filter(serves).count();
-            if left < plan.floor as usize {
+            // On the way back, what is lost with its host does not count.
+            let is_lost = |record: &&InstanceRecord| {
+                let key = HostRecord::key_of(&record.host);
+                let heard = observed.hosts.get(&record.host);
+                let heard = heard.and_then(|host| host.last_seen);
+                record.environment == *id
+                    && record.mode == Some(TargetMode::Serve)
+                    && !well(record)
+                    && (store.get::<HostRecord>(&key).expect("memory").is_none()
+                        || heard.is_none_or(|heard| at.since(heard).as_secs() >= 30))
+            };
+            let lost = now
+                .values()
+                .filter(is_lost)
+                .filter(|_| plan.insists)
+                .count();
+            if left + lost < plan.floor as usize {
                 return Err(format!(
                     "{}: {} took {} out of service and left {left}, below the floor {}",
                     environment.name,

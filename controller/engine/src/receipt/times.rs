@@ -68,8 +68,10 @@ pub(super) fn of(
         }
     };
     for entry in journal {
-        spend(&walk, last, entry.at);
-        last = last.max(entry.at);
+        // The clock may have been set back since.
+        let at = entry.at.min(end);
+        spend(&walk, last, at);
+        last = last.max(at);
         if entry.back
             && !walk.back
             && let Some(back) = &operation.back
