@@ -300,6 +300,8 @@ impl Plan {
             instance.mode == Some(TargetMode::Serve)
                 && world.host_lost(&instance.host)
                 && world.serving(id) != Serving::Yes
+                // What the plan changes it sees to.
+                && self.changes().all(|(_, change)| change.instance != **id)
         });
         let lost = u32::try_from(lost.count()).unwrap_or(u32::MAX);
         self.floor.saturating_sub(lost)

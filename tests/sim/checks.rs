@@ -3,7 +3,7 @@
 use crate::host::{Behaviour, FakeHost};
 use crate::proxy::FakeProxy;
 use beanpole_engine::Observed;
-use beanpole_planner::{Progress, Stage};
+use beanpole_planner::{Progress, Reach, Stage};
 use beanpole_protocol::agent::InstancePhase;
 use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus, Tier};
 use beanpole_protocol::options::DeploymentPolicy;
@@ -369,13 +369,15 @@ impl Checks {
             // On the way back, what is lost with its host does not count.
             let is_lost = |record: &&InstanceRecord| {
                 let key = HostRecord::key_of(&record.host);
-                let heard = observed.hosts.get(&record.host);
-                let heard = heard.and_then(|host| host.last_seen);
+                let reach = observed.reach(&record.host, at, 30_000);
                 record.environment == *id
                     && record.mode == Some(TargetMode::Serve)
                     && !well(record)
+                    && plan
+                        .changes()
+                        .all(|(_, change)| change.instance != record.id)
                     && (store.get::<HostRecord>(&key).expect("memory").is_none()
-                        || heard.is_none_or(|heard| at.since(heard).as_secs() >= 30))
+                        || matches!(reach, Reach::Lost(_) | Reach::Taken(_)))
             };
             let lost = now
                 .values()
@@ -384,7 +386,7 @@ impl Checks {
                 .count();
             if left + lost < plan.floor as usize {
                 return Err(format!(
-                    "{}: {} took {} out of service and left {left}, below the floor {}",
+                    "{}: {} took {} out of service and left {left} with {lost} lost, below the floor {}",
                     environment.name,
                     operation.kind,
                     taken.len(),

@@ -1,12 +1,12 @@
 //! `beanpole config`: an environment's options.
 
-use super::environment_path;
+use super::{deploy, environment_path};
 use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::output::table;
 use crate::watch;
 use beanpole_protocol::EnvironmentName;
-use beanpole_protocol::api::{Operation, UpdateSettings};
+use beanpole_protocol::api::{Operation, PlanView, UpdateSettings};
 use beanpole_protocol::options::{
     COMMAND, INSTANCE, KNOWN, OptionSettings, OptionSpec, PROPERTIES, nearest,
 };
@@ -15,7 +15,7 @@ use clap::Args;
 /// Show or change an environment's options
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  beanpole config shop-prod\n  beanpole config shop-prod --set HealthCheckPath=/up --set BatchSize=50\n  beanpole config shop-prod --set aws:elasticbeanstalk:command:Timeout=900\n  beanpole config shop-prod --remove HealthCheckPath\n\nA name without its namespace will do where only one option has it."
+    after_help = "Examples:\n  beanpole config shop-prod\n  beanpole config shop-prod --set HealthCheckPath=/up --set BatchSize=50\n  beanpole config shop-prod --set aws:elasticbeanstalk:command:Timeout=900\n  beanpole config shop-prod --remove HealthCheckPath\n  beanpole config shop-prod --set MemoryMax=512 --plan    show what would happen\n\nA name without its namespace will do where only one option has it."
 )]
 pub struct Config {
     /// The environment [default: `environment` of deploy.toml]
@@ -26,6 +26,9 @@ pub struct Config {
     /// Go back to an option's default
     #[arg(long, value_name = "[NAMESPACE:]NAME")]
     remove: Vec<String>,
+    /// Show what would happen, and stop
+    #[arg(long, conflicts_with = "detach")]
+    plan: bool,
     /// Do not wait for the end
     #[arg(long)]
     detach: bool,
@@ -34,6 +37,10 @@ pub struct Config {
 /// Shows every option, or changes some.
 pub fn run(context: &Context, command: &Config) -> Result<(), Failure> {
     let name = context.environment(command.environment.as_ref())?;
+    if command.plan && command.set.is_empty() && command.remove.is_empty() {
+        return Err(Failure::misuse("There is no change to plan.")
+            .hint("Add one: beanpole config ENV --plan --set NAME=VALUE"));
+    }
     let path = format!("{}/settings", environment_path(&name));
     if command.set.is_empty() && command.remove.is_empty() {
         let settings: OptionSettings = context.client()?.get(&path)?;
@@ -52,8 +59,25 @@ pub fn run(context: &Context, command: &Config) -> Result<(), Failure> {
         let (namespace, option) = locate(text)?;
         change.remove.entry(namespace).or_default().push(option);
     }
-    let operation: Operation = context.client()?.patch(&path, &change)?;
-    watch::finish(context, operation, command.detach)
+    send(context, &name, &change, command.plan, command.detach)
+}
+
+/// Changes settings and waits, or shows what that would do.
+pub fn send(
+    context: &Context,
+    name: &EnvironmentName,
+    change: &UpdateSettings,
+    plan: bool,
+    detach: bool,
+) -> Result<(), Failure> {
+    let client = context.client()?;
+    let path = format!("{}/settings", environment_path(name));
+    if plan {
+        let plan: PlanView = client.patch(&format!("{path}?plan=true"), change)?;
+        return deploy::print_plan(context.output, name, "other settings", &plan);
+    }
+    let operation: Operation = client.patch(&path, change)?;
+    watch::finish(context, operation, detach)
 }
 
 fn show(context: &Context, settings: &OptionSettings) -> Result<(), Failure> {

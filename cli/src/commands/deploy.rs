@@ -255,6 +255,29 @@ pub(super) fn show_plan(output: Output, lines: &[String]) {
     }
 }
 
+/// Prints what a change other than a deployment would do.
+pub(super) fn print_plan(
+    output: Output,
+    name: &EnvironmentName,
+    what: &str,
+    plan: &PlanView,
+) -> Result<(), Failure> {
+    if output.json {
+        return output.json(plan);
+    }
+    output.line(format!("Plan for {name}: {what}"));
+    if plan.steps.is_empty() {
+        output.line("  Nothing that runs changes.");
+    }
+    let mut lines = plan_lines(plan);
+    lines.extend(receipt::settings(&plan.settings));
+    lines.extend(receipt::plan(name.as_str(), plan));
+    for line in lines {
+        output.line(line);
+    }
+    Ok(())
+}
+
 /// A deployment's plan, with what it sets.
 fn all_lines(environment: &Environment, version: &VersionLabel, plan: &PlanView) -> Vec<String> {
     let from = environment

@@ -3,7 +3,7 @@
 use super::{deploy, environment_path};
 use crate::context::Context;
 use crate::output::errors::Failure;
-use crate::output::{plural, receipt};
+use crate::output::plural;
 use crate::watch;
 use beanpole_protocol::EnvironmentName;
 use beanpole_protocol::api::{Operation, PlanView, Scale as Body};
@@ -56,21 +56,8 @@ pub fn run(context: &Context, command: &Scale) -> Result<(), Failure> {
     let path = format!("{}/scale", environment_path(&name));
     if command.plan {
         let plan: PlanView = client.post(&format!("{path}?plan=true"), &body)?;
-        if context.output.json {
-            return context.output.json(&plan);
-        }
         let count = plural(u64::from(instances), "instance");
-        context.output.line(format!("Plan for {name}: {count}"));
-        if plan.steps.is_empty() {
-            context.output.line("  Nothing that runs changes.");
-        }
-        let mut lines = deploy::plan_lines(&plan);
-        lines.extend(receipt::settings(&plan.settings));
-        lines.extend(receipt::plan(name.as_str(), &plan));
-        for line in lines {
-            context.output.line(line);
-        }
-        return Ok(());
+        return deploy::print_plan(context.output, &name, &count, &plan);
     }
     let operation: Operation = client.post(&path, &body)?;
     watch::finish(context, operation, command.detach)

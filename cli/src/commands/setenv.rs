@@ -1,12 +1,11 @@
 //! `beanpole setenv`: change an environment's properties.
 
-use super::{config, environment_path, source};
+use super::{config, source};
 use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::project::envfile::unquoted;
-use crate::watch;
 use beanpole_protocol::EnvironmentName;
-use beanpole_protocol::api::{Operation, UpdateSettings};
+use beanpole_protocol::api::UpdateSettings;
 use beanpole_protocol::ids::shown;
 use beanpole_protocol::options::PROPERTIES;
 use clap::Args;
@@ -28,6 +27,9 @@ pub struct Setenv {
     /// A file of NAME=VALUE lines, or `-` for standard input
     #[arg(long, short)]
     file: Option<PathBuf>,
+    /// Show what would happen, and stop
+    #[arg(long, conflicts_with = "detach")]
+    plan: bool,
     /// Do not wait for the end
     #[arg(long)]
     detach: bool,
@@ -69,10 +71,7 @@ pub fn run(context: &Context, command: &Setenv) -> Result<(), Failure> {
         .set
         .validate()
         .map_err(|error| Failure::misuse(error.to_string()))?;
-    let operation: Operation = context
-        .client()?
-        .patch(&format!("{}/settings", environment_path(&name)), &change)?;
-    watch::finish(context, operation, command.detach)
+    config::send(context, &name, &change, command.plan, command.detach)
 }
 
 fn put(change: &mut UpdateSettings, name: &str, value: &str) -> Result<(), Failure> {

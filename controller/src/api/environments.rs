@@ -147,16 +147,24 @@ async fn get_settings(
     Ok(axum::Json(found))
 }
 
-/// Change settings.
-#[utoipa::path(patch, path = "/v1/environments/{environment}/settings", tag = "environments", params(("environment" = String, Path)), request_body = UpdateSettings, responses(
+/// Change settings, or show how it would be done.
+#[utoipa::path(patch, path = "/v1/environments/{environment}/settings", tag = "environments", params(("environment" = String, Path), Deploying), request_body = UpdateSettings, responses(
     (status = 202, description = "They are being put in force", body = Operation),
+    (status = 200, description = "With `plan`: what would be done", body = PlanView),
 ))]
 async fn update_settings(
     State(app): State<App>,
     caller: Caller,
     In(name): In<EnvironmentName>,
+    Asked(asked): Asked<Deploying>,
     Json(body): Json<UpdateSettings>,
 ) -> Answer<Response> {
+    if asked.plan {
+        return planned(app, caller, move |engine, call| {
+            engine.plan_settings(call, &name, &body)
+        })
+        .await;
+    }
     let operation = app
         .operate(caller.request_id, move |engine, call| {
             engine.update_settings(call, &name, body)

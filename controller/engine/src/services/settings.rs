@@ -3,7 +3,7 @@
 use super::deploy::{Content, Deployment, Wish};
 use super::problems::{bad_option, nothing_deployed};
 use super::{NewOperation, idle};
-use crate::read::Repute;
+use crate::read::{Reader, Repute};
 use crate::{Call, Engine, Fault, read};
 use beanpole_planner::{Goal, Plan};
 use beanpole_protocol::EnvironmentName;
@@ -39,24 +39,7 @@ impl Engine {
         let planned = || {
             let before = idle(&self.store, name)?;
             let settings = scaled(&before, body)?;
-            settings.validate().map_err(bad_option)?;
-            let live = match before.live {
-                Some(live) => read::release(&self.store, &before.id, live)?,
-                None => None,
-            };
-            let after = EnvironmentRecord {
-                settings,
-                ..before.clone()
-            };
-            let plan = match live {
-                Some(release) => {
-                    let goal = to_size(&after, &release);
-                    self.way_to(&self.store, &after, &goal, Repute::Live, call)?
-                }
-                None => Plan::default(),
-            };
-            self.foretell(&before, &plan, &after.settings, call)
-                .map_err(Fault::from)
+            self.foretell_settings(&before, settings, call)
         };
         planned().map_err(Problem::from)
     }
@@ -104,15 +87,57 @@ impl Engine {
     ) -> Result<api::Operation, Problem> {
         let operation = self.store.update(|tx| {
             let environment = idle(tx, name)?;
-            let mut settings = environment.settings.overlaid(&body.set);
-            for (namespace, names) in &body.remove {
-                for option in names {
-                    settings.remove(namespace, option);
-                }
-            }
+            let settings = changed(&environment, &body);
             self.reconfigure(tx, environment, settings, OperationKind::Configure, call)
         });
         self.answer(operation, call)
+    }
+
+    /// What a change of settings would do. Nothing is written.
+    pub fn plan_settings(
+        &self,
+        call: &Call<'_>,
+        name: &EnvironmentName,
+        body: &api::UpdateSettings,
+    ) -> Result<PlanView, Problem> {
+        let planned = || {
+            let before = idle(&self.store, name)?;
+            let settings = changed(&before, body);
+            self.foretell_settings(&before, settings, call)
+        };
+        planned().map_err(Problem::from)
+    }
+
+    /// What putting new settings in force would do.
+    fn foretell_settings(
+        &self,
+        before: &EnvironmentRecord,
+        settings: OptionSettings,
+        call: &Call<'_>,
+    ) -> Result<PlanView, Fault> {
+        settings.validate().map_err(bad_option)?;
+        let change = change(&before.settings, &settings)?;
+        let live = match before.live {
+            Some(live) => read::release(&self.store, &before.id, live)?,
+            None => None,
+        };
+        let after = EnvironmentRecord {
+            settings,
+            ..before.clone()
+        };
+        let plan = match live {
+            None => Plan::default(),
+            Some(release) if change == Change::Restart => {
+                self.work_out_settings(&self.store, &after, &release, call)?
+                    .plan
+            }
+            Some(release) => {
+                let goal = to_size(&after, &release);
+                self.way_to(&self.store, &after, &goal, Repute::Live, call)?
+            }
+        };
+        self.foretell(before, &plan, &after.settings, call)
+            .map_err(Fault::from)
     }
 
     /// Puts new settings in force, by whatever their difference from the old ones needs.
@@ -155,7 +180,7 @@ impl Engine {
     /// What is live, as a new release under the environment's settings.
     fn work_out_settings(
         &self,
-        tx: &Tx<'_>,
+        reader: &impl Reader,
         environment: &EnvironmentRecord,
         live: &ReleaseRecord,
         call: &Call<'_>,
@@ -175,7 +200,7 @@ impl Engine {
             split: None,
             reason: "settings".to_owned(),
         };
-        self.work_out(tx, environment, call, wish)
+        self.work_out(reader, environment, call, wish)
     }
 }
 
@@ -186,6 +211,17 @@ fn to_size(environment: &EnvironmentRecord, live: &ReleaseRecord) -> Goal {
         tree: live.tree,
         size: environment.settings.instance_count(),
     }
+}
+
+/// An environment's settings after a change.
+fn changed(environment: &EnvironmentRecord, body: &api::UpdateSettings) -> OptionSettings {
+    let mut settings = environment.settings.overlaid(&body.set);
+    for (namespace, names) in &body.remove {
+        for option in names {
+            settings.remove(namespace, option);
+        }
+    }
+    settings
 }
 
 /// An environment's settings with another number of instances.
