@@ -36,6 +36,8 @@ struct Case {
     sick_on: BTreeSet<u8>,
     /// The new release answers well on this host and ends between any two looks at it.
     ends_on: Option<u8>,
+    /// Every instance has requests that never end, which may outlast the plan.
+    lingers: bool,
     /// Which part of the world moves, in turn.
     moves: Vec<u8>,
 }
@@ -51,22 +53,34 @@ fn cases() -> impl Strategy<Value = Case> {
         0..DeploymentPolicy::ALL.len(),
         prop::collection::btree_set(0_u8..5, 0..2),
         prop::option::weighted(0.2, 0_u8..5),
+        prop::bool::weighted(0.3),
         prop::collection::vec(0_u8..6, 1..40),
     )
         .prop_map(
-            |(hosts, instances, unhealthy, goal, size, batch, policy, sick_on, ends_on, moves)| {
-                Case {
-                    hosts,
-                    instances,
-                    unhealthy,
-                    goal,
-                    size,
-                    batch,
-                    policy,
-                    sick_on,
-                    ends_on,
-                    moves,
-                }
+            |(
+                hosts,
+                instances,
+                unhealthy,
+                goal,
+                size,
+                batch,
+                policy,
+                sick_on,
+                ends_on,
+                lingers,
+                moves,
+            )| Case {
+                hosts,
+                instances,
+                unhealthy,
+                goal,
+                size,
+                batch,
+                policy,
+                sick_on,
+                ends_on,
+                lingers,
+                moves,
             },
         )
 }
@@ -80,6 +94,10 @@ struct Fake {
     generation: Generation,
     sick_on: BTreeSet<HostId>,
     ends_on: Option<HostId>,
+    /// Requests that are open at each instance, and never end.
+    open: u32,
+    /// Instances that linger.
+    lingering: BTreeSet<InstanceId>,
     now: u64,
     /// Somebody promotes a split as soon as it has begun.
     promotes: bool,
@@ -115,6 +133,8 @@ impl Fake {
             generation: Generation(1),
             sick_on: case.sick_on.iter().map(|n| host(*n)).collect(),
             ends_on: case.ends_on.map(host),
+            open: u32::from(case.lingers),
+            lingering: BTreeSet::new(),
             now: 1_000_000,
             promotes: false,
             share: None,
@@ -226,7 +246,7 @@ impl Fake {
             good_for_ms: 0,
             bad_checks: u32::from(!healthy),
             last_check: None,
-            in_flight: 0,
+            in_flight: self.open,
             traffic: Traffic::default(),
         });
     }
@@ -327,7 +347,8 @@ impl Fake {
                 if !proven && !forced {
                     self.broken.push(format!("{instance} serves unproven"));
                 }
-                let splits = plan.policy == Some(DeploymentPolicy::TrafficSplitting);
+                let mut stages = plan.stages.iter();
+                let splits = stages.any(|s| matches!(s, beanpole_planner::Stage::Split(_)));
                 let launched = plan.changes().any(|(_, change)| {
                     change.instance == *instance && matches!(change.action, Action::Launch { .. })
                 });
@@ -383,6 +404,29 @@ impl Fake {
             }
             Happened::Removed { instance, .. } => {
                 self.instances.remove(instance);
+            }
+            Happened::Drained { instance, cut } if *cut > 0 => {
+                let goes = plan.changes().any(|(_, change)| {
+                    change.instance == *instance && change.action == Action::Remove
+                });
+                if goes && plan.timeouts.linger_ms > 0 {
+                    self.broken.push(format!("{instance} was cut"));
+                }
+                return;
+            }
+            Happened::Lingers {
+                instance,
+                since,
+                until,
+                ..
+            } => {
+                self.undrained(plan, instance);
+                let limit = since.after(std::time::Duration::from_millis(plan.timeouts.linger_ms));
+                if plan.timeouts.linger_ms == 0 || *until != limit {
+                    self.broken.push(format!("{instance} lingers for ever"));
+                }
+                self.instances.remove(instance);
+                self.lingering.insert(instance.clone());
             }
             Happened::ShareSet { percent } => {
                 if self.share.is_some_and(|before| before >= *percent) {
@@ -536,6 +580,7 @@ fn rules() -> Rules {
             batch_ms: 60_000,
             drain_ms: 5_000,
             stop_ms: 5_000,
+            linger_ms: 0,
         },
         ignore_health: false,
         split: steps(),
@@ -543,6 +588,14 @@ fn rules() -> Rules {
         overlap: false,
         needs: Place::default(),
     }
+}
+
+fn rules_of(case: &Case) -> Rules {
+    let mut rules = rules();
+    if case.lingers {
+        rules.timeouts.linger_ms = 3_600_000;
+    }
+    rules
 }
 
 fn steps() -> Vec<SplitStep> {
@@ -578,7 +631,7 @@ fn goal(case: &Case) -> Goal {
 /// Goes there, and back when that fails; everything that went against a property on the way.
 fn there_and_back(case: &Case) -> Result<Vec<String>, TestCaseError> {
     let mut fake = Fake::new(case);
-    let made = match plan(&fake.world(), &goal(case), &rules(), 7) {
+    let made = match plan(&fake.world(), &goal(case), &rules_of(case), 7) {
         Ok(made) => made,
         Err(refusal) => {
             prop_assert!(fake.instances.is_empty(), "refused: {refusal}");
@@ -587,7 +640,7 @@ fn there_and_back(case: &Case) -> Result<Vec<String>, TestCaseError> {
     };
     prop_assert_eq!(
         &made,
-        &plan(&fake.world(), &goal(case), &rules(), 7).expect("there is room")
+        &plan(&fake.world(), &goal(case), &rules_of(case), 7).expect("there is room")
     );
     let (finished, progress) = fake.carry_out(&made, &case.moves);
     if finished && case.goal == 3 {
@@ -602,7 +655,14 @@ fn there_and_back(case: &Case) -> Result<Vec<String>, TestCaseError> {
     }
     if !finished && case.goal == 3 {
         let world = fake.world();
-        let back = plan_back(&world, &made, &progress, Some((OLD, OLD)), &rules());
+        let back = plan_back(
+            &world,
+            &made,
+            &progress,
+            Some((OLD, OLD)),
+            &rules_of(case),
+            8,
+        );
         // On the way back the world does all it is asked.
         let (finished, _) = fake.carry_out(&back, &[0, 1, 2, 3, 4, 5]);
         let stubborn = !case.unhealthy.is_empty();
@@ -612,6 +672,8 @@ fn there_and_back(case: &Case) -> Result<Vec<String>, TestCaseError> {
             prop_assert!(all_old, "one version after going back");
         }
     }
+    let mut left = fake.lingering.iter();
+    prop_assert!(!left.any(|id| fake.instances.contains_key(id)));
     Ok(fake.broken)
 }
 
@@ -638,6 +700,42 @@ proptest! {
     fn drained_before_stopped(case in cases()) {
         let broken = there_and_back(&case)?;
         prop_assert!(!broken.iter().any(|what| what.contains("stopped")), "{broken:?}");
+    }
+
+    #[test]
+    fn nothing_is_cut_where_it_may_linger(case in cases()) {
+        let broken = there_and_back(&Case { lingers: true, ..case })?;
+        prop_assert!(broken.is_empty(), "{broken:?}");
+    }
+
+    #[test]
+    fn long_connections_hold_no_deployment_up_and_none_is_changed_in_place(case in cases()) {
+        let case = Case {
+            unhealthy: BTreeSet::new(), sick_on: BTreeSet::new(), ends_on: None, lingers: true, ..case
+        };
+        let mut fake = Fake::new(&case);
+        let before: Vec<InstanceId> = fake.instances.keys().cloned().collect();
+        let Ok(made) = plan(&fake.world(), &goal(&case), &rules_of(&case), 7) else { return Ok(()) };
+        prop_assert!(made.in_place.is_empty(), "there is room: {made:?}");
+        let (finished, _) = fake.carry_out(&made, &[0, 1, 2, 3]);
+        prop_assert!(finished);
+        prop_assert!(fake.broken.is_empty(), "{:?}", fake.broken);
+        for id in before {
+            let stays = fake.instances.contains_key(&id);
+            let ends = case.goal == 2;
+            prop_assert!(stays || ends || fake.lingering.contains(&id), "{id} was stopped");
+        }
+        // Once that is over, another plan sees nothing of what lingers.
+        let lingering = fake.lingering.clone();
+        let size = fake.instances.len();
+        prop_assume!(size > 0);
+        fake.open = 0;
+        let again = Goal::Restart { policy: DeploymentPolicy::Rolling, batch: BatchSize::Fixed(1) };
+        let made = plan(&fake.world(), &again, &rules_of(&case), 9).expect("it can");
+        prop_assert!(!made.changes().any(|(_, change)| lingering.contains(&change.instance)));
+        let (finished, _) = fake.carry_out(&made, &[0, 1, 2, 3]);
+        prop_assert!(finished);
+        prop_assert_eq!(fake.instances.len(), size);
     }
 
     #[test]
@@ -715,7 +813,7 @@ proptest! {
             }
         } else {
             prop_assert!(!finished);
-            let back = plan_back(&fake.world(), &made, &progress, Some((OLD, OLD)), &rules());
+            let back = plan_back(&fake.world(), &made, &progress, Some((OLD, OLD)), &rules(), 8);
             let (finished, _) = fake.carry_out(&back, &[0, 1, 2, 3, 4, 5]);
             prop_assert!(finished);
             for (id, instance) in &before {
@@ -728,7 +826,8 @@ proptest! {
     fn a_promoted_split_waits_no_longer(instances in 1_u8..6, hosts in 1_u8..4) {
         let case = Case {
             hosts, instances, unhealthy: BTreeSet::new(), goal: 3, size: u32::from(instances), batch: 1,
-            policy: 4, sick_on: BTreeSet::new(), ends_on: None, moves: vec![0, 1, 2, 3],
+            policy: 4, sick_on: BTreeSet::new(), ends_on: None, lingers: false,
+            moves: vec![0, 1, 2, 3],
         };
         let mut fake = Fake::new(&case);
         let made = plan(&fake.world(), &goal(&case), &rules(), 7).expect("there is room");
@@ -747,7 +846,7 @@ proptest! {
     ) {
         let case = Case {
             hosts, instances: 1, unhealthy: BTreeSet::new(), goal: 3, size: 1, batch: 1,
-            policy, sick_on: BTreeSet::new(), ends_on, moves,
+            policy, sick_on: BTreeSet::new(), ends_on, lingers: false, moves,
         };
         let mut fake = Fake::new(&case);
         let rules = Rules { overlap: true, ..rules() };
@@ -758,7 +857,7 @@ proptest! {
         prop_assert!(fake.broken.is_empty(), "{:?}", fake.broken);
         let hosts_before: Vec<_> = before.values().map(|i| i.host.clone()).collect();
         if !finished {
-            let back = plan_back(&fake.world(), &made, &progress, Some((OLD, OLD)), &rules);
+            let back = plan_back(&fake.world(), &made, &progress, Some((OLD, OLD)), &rules, 8);
             let (finished, _) = fake.carry_out(&back, &[0, 1, 2, 3, 4, 5]);
             prop_assert!(finished);
         }
@@ -772,7 +871,8 @@ proptest! {
     ) {
         let case = Case {
             hosts, instances, unhealthy: BTreeSet::new(), goal: 3, size: u32::from(instances), batch,
-            policy: 2, sick_on: BTreeSet::new(), ends_on: None, moves: vec![0, 1, 2, 3],
+            policy: 2, sick_on: BTreeSet::new(), ends_on: None, lingers: false,
+            moves: vec![0, 1, 2, 3],
         };
         let mut fake = Fake::new(&case);
         let made = plan(&fake.world(), &goal(&case), &rules(), 1).expect("there is room");
@@ -789,7 +889,7 @@ proptest! {
     ) {
         let case = Case {
             hosts, instances, unhealthy: BTreeSet::new(), goal: 3, size: u32::from(instances), batch,
-            policy: 1, sick_on: BTreeSet::new(), ends_on: None, moves: vec![0],
+            policy: 1, sick_on: BTreeSet::new(), ends_on: None, lingers: false, moves: vec![0],
         };
         let fake = Fake::new(&case);
         let made = plan(&fake.world(), &goal(&case), &rules(), 1).expect("there is room");
