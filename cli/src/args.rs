@@ -1,7 +1,7 @@
 //! The command line: what stands before and after each verb.
 
 use crate::commands::{
-    abort, apps, attach, backup, completions, config, create, daemons, demo, demo_app, deploy,
+    abort, apps, attach, backup, completions, config, create, cut, daemons, demo, demo_app, deploy,
     events, health, host, init, list, logs, open, printenv, promote, releases, restart, restore,
     rollback, scale, setenv, show, status, terminate, up, version, versions,
 };
@@ -116,6 +116,7 @@ pub enum Command {
     Show(show::Show),
     Abort(abort::Abort),
     Promote(promote::Promote),
+    Cut(cut::Cut),
     Attach(attach::Attach),
     Terminate(terminate::Terminate),
     App(apps::Apps),

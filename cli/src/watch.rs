@@ -219,6 +219,17 @@ fn summary(operation: &Operation, environment: Option<&Environment>, took: Durat
     for left in &operation.plan.left_out {
         text.push_str(&format!("\n{left}"));
     }
+    let lingering = environment.map_or(&[][..], |environment| &environment.lingering);
+    if !lingering.is_empty() {
+        let open: u32 = lingering.iter().map(|one| one.open).sum();
+        text.push_str(&format!(
+            "\nLingering until their open requests ({open}) are over: {}. See beanpole status {name}",
+            match lingering.len() {
+                1 => "1 instance".to_owned(),
+                n => format!("{n} instances"),
+            }
+        ));
+    }
     if operation.kind != OperationKind::Terminate
         && let Some(url) = environment.and_then(|environment| environment.url.as_deref())
     {

@@ -84,6 +84,7 @@ const COMMANDS: &[&[&str]] = &[
     &["releases"],
     &["show"],
     &["abort"],
+    &["cut"],
     &["attach"],
     &["terminate"],
     &["app"],
@@ -446,6 +447,7 @@ fn a_mistyped_environment_is_told_with_the_one_that_was_meant() {
         &["releases"],
         &["show"],
         &["abort"],
+        &["cut"],
         &["attach"],
         &["terminate", "--yes"],
     ] {
@@ -773,6 +775,34 @@ fn ctrl_c_leaves_nothing_of_the_redrawn_lines() {
     assert!(shown.contains("Stopped watching"), "{shown}");
     // It would stand below the lines, which are cleared from where the cursor then is.
     assert!(!shown.contains("^C"), "{shown}");
+}
+
+#[test]
+fn what_lingers_is_listed_apart_and_can_be_cut() {
+    let one = json!({"id": "i-00000000000000009", "host": "web-1", "host_id": "h-0000000000",
+        "address": "192.0.2.1:20009", "release": 1, "version": "v1",
+        "operation": "op-000000000001", "open": 3, "since": "2026-01-02T03:04:05.678Z",
+        "until": "2026-01-02T07:04:05.678Z", "ending": false});
+    let script = Script::start(move |request, _| match request.path.as_str() {
+        "/v1/environments/shop-prod/lingering/end" => (
+            202,
+            json!({"instances": ["i-00000000000000009"], "open": 3}),
+        ),
+        _ => {
+            let mut environment = environment("v2", 2);
+            environment["lingering"] = json!([one]);
+            (200, environment)
+        }
+    });
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let ran = beanpole(directory.path(), &script.url(), &["status", "shop-prod"]);
+    insta::assert_snapshot!("lingering", ran.all());
+    let ran = beanpole(directory.path(), &script.url(), &["cut", "shop-prod"]);
+    assert_eq!(ran.code, 0, "{}", ran.all());
+    assert_eq!(
+        ran.out,
+        "i-00000000000000009 is being stopped; 3 open requests are cut.\n"
+    );
 }
 
 /// An operation that has ended, on an instance that could not be reached.

@@ -616,6 +616,7 @@ fn the_description_has_every_path_of_the_api() {
         ("/v1/environments/{environment}/scale", "post"),
         ("/v1/environments/{environment}/restart", "post"),
         ("/v1/environments/{environment}/abort", "post"),
+        ("/v1/environments/{environment}/lingering/end", "post"),
         ("/v1/environments/{environment}/promote", "post"),
         ("/v1/environments/{environment}/releases", "get"),
         ("/v1/environments/{environment}/releases/{release}", "get"),

@@ -277,8 +277,11 @@ impl<'l> Look<'l, '_> {
                     to,
                     host,
                     release,
-                    // What was not made yet has a time of its own.
-                    stage: made.map_or(at.max(joins), |_| joins),
+                    stage: if made.is_none() && self.comes_later(at) {
+                        at.max(joins)
+                    } else {
+                        joins
+                    },
                     unmade: made.is_none(),
                 });
             } else if !is_done(change) {
@@ -290,6 +293,12 @@ impl<'l> Look<'l, '_> {
             }
         }
         (moved, left_out)
+    }
+
+    /// Whether new instances of a stage have to wait for those of stages before. All others serve as soon as
+    /// they can: the capacity of the lost host is missing.
+    fn comes_later(&self, stage: usize) -> bool {
+        matches!(self.plan.stages.get(stage), Some(Stage::Batch(batch)) if batch.hold)
     }
 
     /// Whether a host is to run the release command, and was not told to.

@@ -11,13 +11,15 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Makes the plan back. `from` is the release before and the one whose prepared tree it uses; without
 /// one, new instances are removed and the others left as they are.
 ///
-/// Instances whose host is lost are left out; they are mended when it is back.
+/// Instances whose host is lost are left out; they are mended when it is back. Ids of new instances, where
+/// successors take the place of what shall keep its connections, come from `seed`.
 pub fn plan_back(
     world: &World<'_>,
     plan: &Plan,
     progress: &Progress,
     from: Option<(ReleaseNumber, ReleaseNumber)>,
     rules: &Rules,
+    seed: u128,
 ) -> Plan {
     let given_up = given_up(plan, progress);
     let plan = &*plan.around(progress);
@@ -37,12 +39,17 @@ pub fn plan_back(
     });
     let mut successors = removed.count();
     let mut widest = 1;
+    let beside = plan.timeouts.linger_ms > 0;
     for stage in &plan.stages {
         if let Stage::Batch(batch) = stage {
             let replaced = batch
                 .changes
                 .iter()
-                .filter(|change| matches!(change.action, Action::Replace { .. } | Action::Restart))
+                .filter(|change| match change.action {
+                    Action::Replace { .. } | Action::Restart => true,
+                    Action::Launch { .. } => beside,
+                    Action::Remove | Action::Return => false,
+                })
                 .count();
             widest = widest.max(replaced);
         }
@@ -103,7 +110,7 @@ pub fn plan_back(
             }
         }
     }
-    let mut draft = Draft::new(world, rules, 0);
+    let mut draft = Draft::new(world, rules, seed);
     draft.plan.insists = true;
     draft.plan.policy = plan.policy;
     draft.plan.skipped = skipped;

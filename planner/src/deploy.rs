@@ -1,12 +1,14 @@
 //! From a goal to a plan.
 
 use crate::around::FOLLOWS;
+use crate::place::room;
 use crate::world::Serving;
 use crate::{
-    Action, Batch, Change, Gate, Place, Plan, Refusal, Skipped, Split, Stage, Timeouts, World,
-    place,
+    Action, Batch, Change, Gate, Lack, Place, Plan, Refusal, Skipped, Split, Stage, Timeouts,
+    World, place,
 };
 use beanpole_protocol::options::{BatchSize, DeploymentPolicy, GuardLimits, SplitStep};
+use beanpole_protocol::proxy::TargetMode;
 use beanpole_protocol::{HostId, InstanceId, ReleaseNumber};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -157,6 +159,8 @@ pub fn plan(world: &World<'_>, goal: &Goal, rules: &Rules, seed: u128) -> Result
             away,
         } => draft.mend(*release, *tree, *size, away)?,
         Goal::Terminate => {
+            // Nothing outlives its environment.
+            draft.plan.timeouts.linger_ms = 0;
             let all: Vec<InstanceId> = world.instances.keys().cloned().collect();
             draft.remove(&all, true);
         }
@@ -170,6 +174,8 @@ pub(crate) struct Draft<'w, 'a> {
     rules: &'w Rules,
     seed: u128,
     made: u128,
+    /// New instances that hosts were given so far.
+    given: BTreeMap<HostId, u32>,
     pub(crate) plan: Plan,
 }
 
@@ -187,6 +193,7 @@ impl<'w, 'a> Draft<'w, 'a> {
             rules,
             seed,
             made: 0,
+            given: BTreeMap::new(),
             plan,
         }
     }
@@ -309,16 +316,7 @@ impl<'w, 'a> Draft<'w, 'a> {
         let Some((old, instance)) = self.world.instances.iter().next() else {
             return false;
         };
-        let here = self.world.hosts.get(&instance.host);
-        let alone = World {
-            hosts: here
-                .map(|host| (instance.host.clone(), host.clone()))
-                .into_iter()
-                .collect(),
-            ..self.world.clone()
-        };
-        let leaving = BTreeMap::from([(instance.host.clone(), 1)]);
-        if place(&alone, 1, &self.rules.needs, &leaving).is_err() {
+        if self.takes_one_more(&instance.host).is_err() {
             return false;
         }
         let new = Change {
@@ -441,6 +439,9 @@ impl<'w, 'a> Draft<'w, 'a> {
         leaving: &BTreeMap<HostId, u32>,
     ) -> Result<Vec<Change>, Refusal> {
         let hosts = place(self.world, count, &self.rules.needs, leaving)?;
+        for host in &hosts {
+            *self.given.entry(host.clone()).or_default() += 1;
+        }
         Ok(hosts
             .into_iter()
             .map(|host| Change {
@@ -495,8 +496,11 @@ impl<'w, 'a> Draft<'w, 'a> {
         self.batch(changes, true, false);
     }
 
-    /// Changes existing instances in place, by the policy, and sets the floor for it. Those that do
-    /// not serve go first: they have nothing to lose, and may be what the change is to mend.
+    /// Changes existing instances, by the policy, and sets the floor for it. Those that do not serve go
+    /// first: they have nothing to lose, and may be what the change is to mend.
+    ///
+    /// They change in place. Where connections shall outlast the deployment, each batch launches
+    /// successors instead, beside those that they succeed, which leave once these serve.
     pub(crate) fn change(
         &mut self,
         instances: &[InstanceId],
@@ -527,17 +531,79 @@ impl<'w, 'a> Draft<'w, 'a> {
         };
         self.plan.floor = count - size;
         let order = spread_over_hosts(world, order);
+        let successors = self.successors(&order, action);
+        // Where connections matter, what leaves is drained, whatever the policy.
+        let drain = drain || !successors.is_empty() || !self.plan.in_place.is_empty();
         for part in order.chunks(size as usize) {
+            let launches = part.iter().filter_map(|id| successors.get(*id).cloned());
+            self.batch(launches.collect(), true, false);
             let changes = part
                 .iter()
                 .map(|id| Change {
                     instance: (*id).clone(),
                     host: world.instances[*id].host.clone(),
-                    action,
+                    action: match successors.get(*id) {
+                        Some(_) => Action::Remove,
+                        None => action,
+                    },
                 })
                 .collect();
             self.batch(changes, drain, false);
         }
+    }
+
+    /// Whether a host has room for one more new instance, or what it lacks.
+    fn takes_one_more(&self, host: &HostId) -> Result<(), Lack> {
+        let given = self.given.get(host).copied().unwrap_or(0);
+        room(self.world, host, given, &self.rules.needs).map(|_| ())
+    }
+
+    /// Who starts beside which instance, so that its connections may outlast the plan. Hosts without room
+    /// for both have theirs changed in place, which the plan says.
+    ///
+    /// A successor stays on the host: its release is prepared there, and instances stay spread as they are.
+    /// There has to be room for all of them at once, because all that they succeed may linger.
+    fn successors(
+        &mut self,
+        order: &[&InstanceId],
+        action: Action,
+    ) -> BTreeMap<InstanceId, Change> {
+        let mut successors = BTreeMap::new();
+        let world = self.world;
+        if !world.web || self.plan.timeouts.linger_ms <= self.plan.timeouts.drain_ms {
+            return successors;
+        }
+        for id in order {
+            let old = &world.instances[*id];
+            // One that gets no requests has no connections to keep.
+            if !matches!(old.mode, Some(TargetMode::Serve | TargetMode::Drain)) {
+                continue;
+            }
+            let host = old.host.clone();
+            if let Err(lack) = self.takes_one_more(&host) {
+                self.plan.in_place.push(Skipped {
+                    instance: (*id).clone(),
+                    reason: format!(
+                        "{} {lack}, so no successor starts beside it",
+                        world.host_name(&host)
+                    ),
+                    host,
+                });
+                continue;
+            }
+            *self.given.entry(host.clone()).or_default() += 1;
+            let release = match action {
+                Action::Replace { release } => release,
+                _ => old.release,
+            };
+            let launch = Change {
+                instance: self.new_id(),
+                host,
+                action: Action::Launch { release },
+            };
+            successors.insert((*id).clone(), launch);
+        }
+        successors
     }
 
     pub(crate) fn remove(&mut self, instances: &[InstanceId], force: bool) {
@@ -578,7 +644,7 @@ impl<'w, 'a> Draft<'w, 'a> {
 }
 
 fn world_mode_is_off(instance: &crate::InstanceState) -> bool {
-    instance.mode != Some(beanpole_protocol::proxy::TargetMode::Serve)
+    instance.mode != Some(TargetMode::Serve)
 }
 
 /// Keeps the order of "serves not" before "serves", and within each takes hosts in turn, so that a

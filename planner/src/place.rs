@@ -159,8 +159,10 @@ pub fn place(
 }
 
 /// Memory left on a host after `new` instances there, or what the host lacks.
-fn room(world: &World<'_>, id: &HostId, new: u32, needs: &Place) -> Result<u64, Lack> {
-    let host = &world.hosts[id];
+pub(crate) fn room(world: &World<'_>, id: &HostId, new: u32, needs: &Place) -> Result<u64, Lack> {
+    let Some(host) = world.hosts.get(id) else {
+        return Err(Lack::NotConnected);
+    };
     if let Reach::Taken(_) = host.reach {
         return Err(Lack::Taken);
     }

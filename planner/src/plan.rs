@@ -41,6 +41,10 @@ pub struct Plan {
     /// What a new instance asks of its host.
     #[serde(default)]
     pub needs: Place,
+    /// Instances that change in place though their connections should get the time of
+    /// [`Timeouts::linger_ms`], and why no successor starts beside them.
+    #[serde(default)]
+    pub in_place: Vec<Skipped>,
 }
 
 /// One stage. The next one starts when it is done.
@@ -228,6 +232,10 @@ pub struct Timeouts {
     pub drain_ms: u64,
     /// SIGTERM to SIGKILL.
     pub stop_ms: u64,
+    /// From the order to drain until an instance that leaves for good and still has open requests is
+    /// stopped. After `drain_ms` the plan goes on without it. No longer than `drain_ms` where 0.
+    #[serde(default)]
+    pub linger_ms: u64,
 }
 
 /// The bound of each phase of a change. Every wait has its own, so that one that cannot end well ends
@@ -268,7 +276,7 @@ impl Timeouts {
     }
 }
 
-/// An instance that a plan leaves out.
+/// An instance that a plan treats in another way than the others.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
     /// Which instance.
@@ -435,6 +443,15 @@ impl Plan {
                     }
                 }
             }
+        }
+        for kept in &self.in_place {
+            lines.push(format!(
+                "Change {} on {} in place, which cuts connections that are open after {} s: {}.",
+                kept.instance,
+                host_name(&kept.host),
+                self.timeouts.drain_ms / 1_000,
+                kept.reason
+            ));
         }
         let mut left_out = Vec::new();
         for skipped in &self.skipped {

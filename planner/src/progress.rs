@@ -135,6 +135,18 @@ pub enum Happened {
         /// Requests that were still open when its time was up.
         cut: u32,
     },
+    /// Every proxy confirmed, its requests are not over, and nobody waits for them: it goes on outside of
+    /// the plan, as one that lingers, until they are or that time comes. Wanted: nothing else.
+    Lingers {
+        /// Which.
+        instance: InstanceId,
+        /// Requests that were open.
+        open: u32,
+        /// Since when it gets nothing new.
+        since: Timestamp,
+        /// When it is stopped at the latest.
+        until: Timestamp,
+    },
     /// Wanted: the new release, the next incarnation, running, out of the table. Makes the instance
     /// when it is a launch.
     Switched {
@@ -316,6 +328,7 @@ pub fn apply(
             Some((instance, &[0][..], S::Draining { since: at }))
         }
         Happened::Drained { instance, .. } => Some((instance, &[1][..], S::Drained)),
+        Happened::Lingers { instance, .. } => Some((instance, &[1][..], S::Done)),
         Happened::Switched { instance } => Some((instance, &[0, 2][..], S::Starting { since: at })),
         Happened::ProbeStarted { instance } => {
             Some((instance, &[4][..], S::Checking { since: at }))

@@ -22,6 +22,7 @@ const TIMEOUTS: Timeouts = Timeouts {
     batch_ms: 120_000,
     drain_ms: 20_000,
     stop_ms: 10_000,
+    linger_ms: 0,
 };
 
 /// An environment of two instances of which the first is being changed, in which nothing moves but
@@ -461,6 +462,55 @@ fn open_requests_get_their_drain_time() {
                 cut: 3,
             },
         );
+}
+
+/// An instance that is drained for good, under a limit of an hour.
+fn leaving() -> Still {
+    let since = SINCE_START();
+    Still::new(Action::Remove, ChangeState::Draining { since }).with(|still| {
+        still.in_flight = 3;
+        still.plan.timeouts.linger_ms = 3_600_000;
+    })
+}
+
+#[test]
+fn open_requests_of_what_leaves_for_good_are_not_waited_for_longer_than_that() {
+    leaving().goes_on_after(
+        20,
+        &Happened::Lingers {
+            instance: one(),
+            open: 3,
+            since: at(0),
+            until: at(3_600_000),
+        },
+    );
+}
+
+#[test]
+fn only_what_leaves_for_good_from_a_host_that_is_there_lingers() {
+    let cut = |cut| Happened::Drained {
+        instance: one(),
+        cut,
+    };
+    let since = SINCE_START();
+    Still::replaced(ChangeState::Draining { since })
+        .with(|still| {
+            still.in_flight = 3;
+            still.plan.timeouts.linger_ms = 3_600_000;
+        })
+        .goes_on_after(20, &cut(3));
+    leaving()
+        .with(|still| still.reach = Reach::Lost(at(0)))
+        .goes_on_after(20, &cut(3));
+    leaving()
+        .with(|still| still.plan.timeouts.linger_ms = 20_000)
+        .goes_on_after(20, &cut(3));
+    leaving()
+        .with(|still| still.in_flight = 0)
+        .goes_on_after(0, &cut(0));
+    leaving()
+        .with(|still| still.generation = Generation(4))
+        .fails_after(80, "proxy-silent");
 }
 
 #[test]

@@ -204,3 +204,76 @@ fn moving_and_scaling_down_at_once_removes_no_more_than_both() {
         .count();
     assert_eq!((made.changes().count(), removed), (2, 2));
 }
+
+/// Web instances that serve, one on each host, which may linger; memory for one and a half each is
+/// promised on the first host, and for one on the others.
+fn lingering(report: &HostReport) -> (World<'_>, Rules) {
+    let hosts: [&[_]; 2] = [&[], &[]];
+    let mut world = world(report, &hosts, 2);
+    world.web = true;
+    for (n, promised) in [(1, 5 << 30), (2, 3 << 30)] {
+        let host = world.hosts.get_mut(&host(n)).expect("it is there");
+        host.promised_memory = promised;
+    }
+    let mut rules = needs(&[]);
+    rules.needs.memory = Some(3 << 30);
+    rules.timeouts.drain_ms = 20_000;
+    rules.timeouts.linger_ms = 3_600_000;
+    (world, rules)
+}
+
+#[test]
+fn a_host_without_room_for_both_has_its_own_changed_in_place_and_the_plan_says_so() {
+    let report = report();
+    let (world, rules) = lingering(&report);
+    let restart = Goal::Restart {
+        policy: DeploymentPolicy::Rolling,
+        batch: BatchSize::Fixed(1),
+    };
+    let made = plan(&world, &restart, &rules, 1).expect("it can");
+    assert_eq!(
+        steps(&made),
+        [
+            vec![("restart", host(1))],
+            vec![("launch", host(2))],
+            vec![("remove", host(2))]
+        ]
+    );
+    let line = format!(
+        "Change {} on h1 in place, which cuts connections that are open after 20 s: h1 lacks memory \
+         (5120 MiB of 7372 MiB are promised, 3072 MiB are needed), so no successor starts beside it.",
+        InstanceId::from_bits(1)
+    );
+    let view = made.view(&|id| world.host_name(id));
+    assert!(view.lines.contains(&line), "{:?}", view.lines);
+}
+
+#[test]
+fn without_a_longer_limit_or_without_traffic_all_is_changed_in_place() {
+    let report = report();
+    let (world, rules) = lingering(&report);
+    let restart = Goal::Restart {
+        policy: DeploymentPolicy::AllAtOnce,
+        batch: BatchSize::Fixed(1),
+    };
+    let in_place = [vec![("restart", host(1)), ("restart", host(2))]];
+    let mut short = rules.clone();
+    short.timeouts.linger_ms = 20_000;
+    let made = plan(&world, &restart, &short, 1).expect("it can");
+    assert_eq!(steps(&made), in_place);
+    let worker = World {
+        web: false,
+        ..world.clone()
+    };
+    let made = plan(&worker, &restart, &rules, 1).expect("it can");
+    assert_eq!(steps(&made), in_place);
+    assert!(made.in_place.is_empty());
+}
+
+#[test]
+fn ending_an_environment_waits_for_no_long_connection() {
+    let report = report();
+    let (world, rules) = lingering(&report);
+    let made = plan(&world, &Goal::Terminate, &rules, 1).expect("it can");
+    assert_eq!(made.timeouts.linger_ms, 0);
+}

@@ -36,6 +36,8 @@ struct Case {
     sick_on: BTreeSet<u8>,
     /// The new release answers well on this host and ends between any two looks at it.
     ends_on: Option<u8>,
+    /// Every instance has requests that never end, which may outlast the plan.
+    lingers: bool,
     /// Which part of the world moves, in turn.
     moves: Vec<u8>,
 }
@@ -51,22 +53,34 @@ fn cases() -> impl Strategy<Value = Case> {
         0..DeploymentPolicy::ALL.len(),
         prop::collection::btree_set(0_u8..5, 0..2),
         prop::option::weighted(0.2, 0_u8..5),
+        prop::bool::weighted(0.3),
         prop::collection::vec(0_u8..6, 1..40),
     )
         .prop_map(
-            |(hosts, instances, unhealthy, goal, size, batch, policy, sick_on, ends_on, moves)| {
-                Case {
-                    hosts,
-                    instances,
-                    unhealthy,
-                    goal,
-                    size,
-                    batch,
-                    policy,
-                    sick_on,
-                    ends_on,
-                    moves,
-                }
+            |(
+                hosts,
+                instances,
+                unhealthy,
+                goal,
+                size,
+                batch,
+                policy,
+                sick_on,
+                ends_on,
+                lingers,
+                moves,
+            )| Case {
+                hosts,
+                instances,
+                unhealthy,
+                goal,
+                size,
+                batch,
+                policy,
+                sick_on,
+                ends_on,
+                lingers,
+                moves,
             },
         )
 }
@@ -80,6 +94,10 @@ struct Fake {
     generation: Generation,
     sick_on: BTreeSet<HostId>,
     ends_on: Option<HostId>,
+    /// Requests that are open at each instance, and never end.
+    open: u32,
+    /// Instances that linger.
+    lingering: BTreeSet<InstanceId>,
     now: u64,
     /// A host that is cut off once that many entries are recorded.
     loses: Option<(HostId, usize)>,
@@ -118,6 +136,8 @@ impl Fake {
             generation: Generation(1),
             sick_on: case.sick_on.iter().map(|n| host(*n)).collect(),
             ends_on: case.ends_on.map(host),
+            open: u32::from(case.lingers),
+            lingering: BTreeSet::new(),
             now: 1_000_000,
             loses: None,
             recorded: 0,
@@ -249,7 +269,7 @@ impl Fake {
             good_for_ms: 0,
             bad_checks: u32::from(!healthy),
             last_check: None,
-            in_flight: 0,
+            in_flight: self.open,
             traffic: Traffic::default(),
         });
     }
@@ -362,7 +382,8 @@ impl Fake {
                 if !proven && !forced {
                     self.broken.push(format!("{instance} serves unproven"));
                 }
-                let splits = plan.policy == Some(DeploymentPolicy::TrafficSplitting);
+                let mut stages = plan.stages.iter();
+                let splits = stages.any(|s| matches!(s, beanpole_planner::Stage::Split(_)));
                 let launched = plan.changes().any(|(_, change)| {
                     change.instance == *instance && matches!(change.action, Action::Launch { .. })
                 });
@@ -423,6 +444,29 @@ impl Fake {
             }
             Happened::Removed { instance, .. } => {
                 self.instances.remove(instance);
+            }
+            Happened::Drained { instance, cut } if *cut > 0 => {
+                let goes = plan.changes().any(|(_, change)| {
+                    change.instance == *instance && change.action == Action::Remove
+                });
+                if goes && plan.timeouts.linger_ms > 0 {
+                    self.broken.push(format!("{instance} was cut"));
+                }
+                return;
+            }
+            Happened::Lingers {
+                instance,
+                since,
+                until,
+                ..
+            } => {
+                self.undrained(plan, instance);
+                let limit = since.after(std::time::Duration::from_millis(plan.timeouts.linger_ms));
+                if plan.timeouts.linger_ms == 0 || *until != limit {
+                    self.broken.push(format!("{instance} lingers for ever"));
+                }
+                self.instances.remove(instance);
+                self.lingering.insert(instance.clone());
             }
             Happened::ShareSet { percent } => {
                 if self.share.is_some_and(|before| before >= *percent) {
@@ -580,6 +624,7 @@ fn rules() -> Rules {
             batch_ms: 60_000,
             drain_ms: 5_000,
             stop_ms: 5_000,
+            linger_ms: 0,
         },
         ignore_health: false,
         split: steps(),
@@ -587,6 +632,14 @@ fn rules() -> Rules {
         overlap: false,
         needs: Place::default(),
     }
+}
+
+fn rules_of(case: &Case) -> Rules {
+    let mut rules = rules();
+    if case.lingers {
+        rules.timeouts.linger_ms = 3_600_000;
+    }
+    rules
 }
 
 fn steps() -> Vec<SplitStep> {
@@ -622,7 +675,7 @@ fn goal(case: &Case) -> Goal {
 /// Goes there, and back when that fails; everything that went against a property on the way.
 fn there_and_back(case: &Case) -> Result<Vec<String>, TestCaseError> {
     let mut fake = Fake::new(case);
-    let made = match plan(&fake.world(), &goal(case), &rules(), 7) {
+    let made = match plan(&fake.world(), &goal(case), &rules_of(case), 7) {
         Ok(made) => made,
         Err(refusal) => {
             prop_assert!(fake.instances.is_empty(), "refused: {refusal}");
@@ -631,7 +684,7 @@ fn there_and_back(case: &Case) -> Result<Vec<String>, TestCaseError> {
     };
     prop_assert_eq!(
         &made,
-        &plan(&fake.world(), &goal(case), &rules(), 7).expect("there is room")
+        &plan(&fake.world(), &goal(case), &rules_of(case), 7).expect("there is room")
     );
     let (finished, progress) = fake.carry_out(&made, &case.moves);
     if finished && case.goal == 3 {
@@ -646,7 +699,14 @@ fn there_and_back(case: &Case) -> Result<Vec<String>, TestCaseError> {
     }
     if !finished && case.goal == 3 {
         let world = fake.world();
-        let back = plan_back(&world, &made, &progress, Some((OLD, OLD)), &rules());
+        let back = plan_back(
+            &world,
+            &made,
+            &progress,
+            Some((OLD, OLD)),
+            &rules_of(case),
+            8,
+        );
         // On the way back the world does all it is asked.
         let (finished, _) = fake.carry_out(&back, &[0, 1, 2, 3, 4, 5]);
         let stubborn = !case.unhealthy.is_empty();
@@ -656,6 +716,8 @@ fn there_and_back(case: &Case) -> Result<Vec<String>, TestCaseError> {
             prop_assert!(all_old, "one version after going back");
         }
     }
+    let mut left = fake.lingering.iter();
+    prop_assert!(!left.any(|id| fake.instances.contains_key(id)));
     Ok(fake.broken)
 }
 
@@ -682,6 +744,44 @@ proptest! {
     fn drained_before_stopped(case in cases()) {
         let broken = there_and_back(&case)?;
         prop_assert!(!broken.iter().any(|what| what.contains("stopped")), "{broken:?}");
+    }
+
+    #[test]
+    fn nothing_is_cut_where_it_may_linger(case in cases()) {
+        let broken = there_and_back(&Case { lingers: true, ..case })?;
+        prop_assert!(broken.is_empty(), "{broken:?}");
+    }
+
+    #[test]
+    fn long_connections_hold_no_deployment_up_and_none_is_changed_in_place(case in cases()) {
+        let case = Case {
+            unhealthy: BTreeSet::new(), sick_on: BTreeSet::new(), ends_on: None, lingers: true, ..case
+        };
+        let mut fake = Fake::new(&case);
+        let before: Vec<InstanceId> = fake.instances.keys().cloned().collect();
+        let Ok(made) = plan(&fake.world(), &goal(&case), &rules_of(&case), 7) else { return Ok(()) };
+        prop_assert!(made.in_place.is_empty(), "there is room: {made:?}");
+        let (finished, _) = fake.carry_out(&made, &[0, 1, 2, 3]);
+        prop_assert!(finished);
+        prop_assert!(fake.broken.is_empty(), "{:?}", fake.broken);
+        for id in before {
+            let stays = fake.instances.contains_key(&id);
+            let ends = case.goal == 2;
+            prop_assert!(stays || ends || fake.lingering.contains(&id), "{id} was stopped");
+        }
+        // Once that is over, another plan sees nothing of what lingers.
+        let lingering = fake.lingering.clone();
+        let size = fake.instances.len();
+        if size == 0 {
+            return Ok(());
+        }
+        fake.open = 0;
+        let again = Goal::Restart { policy: DeploymentPolicy::Rolling, batch: BatchSize::Fixed(1) };
+        let made = plan(&fake.world(), &again, &rules_of(&case), 9).expect("it can");
+        prop_assert!(!made.changes().any(|(_, change)| lingering.contains(&change.instance)));
+        let (finished, _) = fake.carry_out(&made, &[0, 1, 2, 3]);
+        prop_assert!(finished);
+        prop_assert_eq!(fake.instances.len(), size);
     }
 
     #[test]
@@ -759,7 +859,7 @@ proptest! {
             }
         } else {
             prop_assert!(!finished);
-            let back = plan_back(&fake.world(), &made, &progress, Some((OLD, OLD)), &rules());
+            let back = plan_back(&fake.world(), &made, &progress, Some((OLD, OLD)), &rules(), 8);
             let (finished, _) = fake.carry_out(&back, &[0, 1, 2, 3, 4, 5]);
             prop_assert!(finished);
             for (id, instance) in &before {
@@ -772,7 +872,8 @@ proptest! {
     fn a_promoted_split_waits_no_longer(instances in 1_u8..6, hosts in 1_u8..4) {
         let case = Case {
             hosts, instances, unhealthy: BTreeSet::new(), goal: 3, size: u32::from(instances), batch: 1,
-            policy: 4, sick_on: BTreeSet::new(), ends_on: None, moves: vec![0, 1, 2, 3],
+            policy: 4, sick_on: BTreeSet::new(), ends_on: None, lingers: false,
+            moves: vec![0, 1, 2, 3],
         };
         let mut fake = Fake::new(&case);
         let made = plan(&fake.world(), &goal(&case), &rules(), 7).expect("there is room");
@@ -791,7 +892,7 @@ proptest! {
     ) {
         let case = Case {
             hosts, instances: 1, unhealthy: BTreeSet::new(), goal: 3, size: 1, batch: 1,
-            policy, sick_on: BTreeSet::new(), ends_on, moves,
+            policy, sick_on: BTreeSet::new(), ends_on, lingers: false, moves,
         };
         let mut fake = Fake::new(&case);
         let rules = Rules { overlap: true, ..rules() };
@@ -802,7 +903,7 @@ proptest! {
         prop_assert!(fake.broken.is_empty(), "{:?}", fake.broken);
         let hosts_before: Vec<_> = before.values().map(|i| i.host.clone()).collect();
         if !finished {
-            let back = plan_back(&fake.world(), &made, &progress, Some((OLD, OLD)), &rules);
+            let back = plan_back(&fake.world(), &made, &progress, Some((OLD, OLD)), &rules, 8);
             let (finished, _) = fake.carry_out(&back, &[0, 1, 2, 3, 4, 5]);
             prop_assert!(finished);
         }
@@ -813,18 +914,20 @@ proptest! {
     #[test]
     fn a_plan_goes_around_a_host_that_is_lost_on_the_way(
         hosts in 2_u8..5, instances in 1_u8..9, size in 1_u32..9, batch in 1_u32..5,
-        policy in 0..DeploymentPolicy::ALL.len(), lost in 0_u8..5, at in 0_usize..120,
+        policy in 0..DeploymentPolicy::ALL.len(), lost in 0_u8..5, at in 0_usize..120, lingers in any::<bool>(),
         moves in prop::collection::vec(0_u8..6, 1..40),
     ) {
         let case = Case {
             hosts, instances, unhealthy: BTreeSet::new(), goal: 3, size, batch,
-            policy, sick_on: BTreeSet::new(), ends_on: None, moves: [moves, vec![0, 1, 2, 3]].concat(),
+            policy, sick_on: BTreeSet::new(), ends_on: None, lingers, moves: [moves, vec![0, 1, 2, 3]].concat(),
         };
         let mut fake = Fake::new(&case);
-        let made = plan(&fake.world(), &goal(&case), &rules(), 7).expect("there is room");
+        let made = plan(&fake.world(), &goal(&case), &rules_of(&case), 7).expect("there is room");
         let lost = host(lost % hosts);
         fake.loses = Some((lost.clone(), at));
         let (finished, progress) = fake.carry_out(&made, &case.moves);
+        // Nobody can keep what is open on a host that is lost.
+        fake.broken.retain(|what| !what.ends_with("was cut"));
         prop_assert!(fake.broken.is_empty(), "{:?}", fake.broken);
         // The surplus that keeps an additional batch's floor is lost with what was to leave.
         let surplus_is_lost = policy == 2
@@ -848,23 +951,26 @@ proptest! {
     fn a_plan_that_lost_a_host_and_fails_goes_back_to_one_version(
         hosts in 2_u8..5, instances in 1_u8..9, batch in 1_u32..5,
         policy in 0..DeploymentPolicy::ALL.len(), lost in 0_u8..5, sick in 0_u8..5, at in 0_usize..60,
+        lingers in any::<bool>(),
     ) {
         let case = Case {
             hosts, instances, unhealthy: BTreeSet::new(), goal: 3, size: u32::from(instances), batch,
-            policy, sick_on: BTreeSet::from([sick % hosts]), ends_on: None, moves: vec![0, 1, 2, 3],
+            policy, sick_on: BTreeSet::from([sick % hosts]), ends_on: None, lingers, moves: vec![0, 1, 2, 3],
         };
         let mut fake = Fake::new(&case);
-        let made = plan(&fake.world(), &goal(&case), &rules(), 7).expect("there is room");
+        let made = plan(&fake.world(), &goal(&case), &rules_of(&case), 7).expect("there is room");
         fake.loses = Some((host(lost % hosts), at));
         let (finished, progress) = fake.carry_out(&made, &case.moves);
         if !finished {
-            let back = plan_back(&fake.world(), &made, &progress, Some((OLD, OLD)), &rules());
+            let back = plan_back(&fake.world(), &made, &progress, Some((OLD, OLD)), &rules_of(&case), 8);
             let (finished, went) = fake.carry_out(&back, &[0, 1, 2, 3, 4, 5]);
             prop_assert!(finished, "the way back failed: {:?}", went.failed);
             let skipped = |id: &InstanceId| back.skipped.iter().any(|one| one.instance == *id);
             let mixed = fake.instances.iter().any(|(id, i)| i.release != OLD && !skipped(id));
             prop_assert!(!mixed, "{:?}", fake.instances);
         }
+        // Nobody can keep what is open on a host that is lost.
+        fake.broken.retain(|what| !what.ends_with("was cut"));
         prop_assert!(fake.broken.is_empty(), "{:?}", fake.broken);
     }
 
@@ -874,7 +980,8 @@ proptest! {
     ) {
         let case = Case {
             hosts, instances, unhealthy: BTreeSet::new(), goal: 3, size: u32::from(instances), batch,
-            policy: 2, sick_on: BTreeSet::new(), ends_on: None, moves: vec![0, 1, 2, 3],
+            policy: 2, sick_on: BTreeSet::new(), ends_on: None, lingers: false,
+            moves: vec![0, 1, 2, 3],
         };
         let mut fake = Fake::new(&case);
         let made = plan(&fake.world(), &goal(&case), &rules(), 1).expect("there is room");
@@ -891,7 +998,7 @@ proptest! {
     ) {
         let case = Case {
             hosts, instances, unhealthy: BTreeSet::new(), goal: 3, size: u32::from(instances), batch,
-            policy: 1, sick_on: BTreeSet::new(), ends_on: None, moves: vec![0],
+            policy: 1, sick_on: BTreeSet::new(), ends_on: None, lingers: false, moves: vec![0],
         };
         let fake = Fake::new(&case);
         let made = plan(&fake.world(), &goal(&case), &rules(), 1).expect("there is room");

@@ -11,6 +11,7 @@ mod examples;
 mod failures;
 mod fleet;
 mod kills;
+mod lingering;
 mod matrix;
 mod misuse;
 mod once;

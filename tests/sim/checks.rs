@@ -2,7 +2,7 @@
 
 use crate::host::{Behaviour, FakeHost};
 use crate::proxy::FakeProxy;
-use beanpole_engine::Observed;
+use beanpole_engine::{Observed, with_lingering};
 use beanpole_planner::{Progress, Reach, Stage};
 use beanpole_protocol::agent::InstancePhase;
 use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus, Tier};
@@ -12,14 +12,16 @@ use beanpole_protocol::{EnvironmentId, EventId, InstanceId, OperationId, Timesta
 use beanpole_store::Store;
 use beanpole_store::model::{
     EnvironmentRecord, EventIndexRecord, EventRecord, HostOrdersRecord, HostRecord, InstanceRecord,
-    JournalRecord, OperationRecord, ReleaseRecord, TableRecord,
+    JournalRecord, LingererRecord, OperationRecord, ReleaseRecord, TableRecord,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 #[derive(Default)]
 pub struct Checks {
+    /// Those that linger included.
     instances: BTreeMap<InstanceId, InstanceRecord>,
+    lingering: BTreeMap<InstanceId, LingererRecord>,
     operations: BTreeMap<EnvironmentId, OperationRecord>,
     generations: BTreeMap<String, u64>,
     told: EventId,
@@ -31,14 +33,27 @@ pub struct Checks {
     restarted: bool,
 }
 
+fn lingering(store: &Store) -> BTreeMap<InstanceId, LingererRecord> {
+    let lingering = store.list::<LingererRecord>().expect("memory");
+    lingering
+        .into_iter()
+        .map(|record| (record.instance.id.clone(), record))
+        .collect()
+}
+
+/// Every instance, those that linger included.
+fn instances(store: &Store) -> BTreeMap<InstanceId, InstanceRecord> {
+    with_lingering(store)
+        .expect("memory")
+        .into_iter()
+        .map(|record| (record.id.clone(), record))
+        .collect()
+}
+
 impl Checks {
     pub fn before(&mut self, store: &Store) {
-        self.instances = store
-            .list::<InstanceRecord>()
-            .expect("memory")
-            .into_iter()
-            .map(|record| (record.id.clone(), record))
-            .collect();
+        self.instances = instances(store);
+        self.lingering = lingering(store);
         self.operations = store
             .list::<EnvironmentRecord>()
             .expect("memory")
@@ -61,12 +76,7 @@ impl Checks {
         observed: &Observed,
         at: Timestamp,
     ) -> Result<(), String> {
-        let now: BTreeMap<InstanceId, InstanceRecord> = store
-            .list::<InstanceRecord>()
-            .expect("memory")
-            .into_iter()
-            .map(|record| (record.id.clone(), record))
-            .collect();
+        let now = instances(store);
         let environments: BTreeMap<EnvironmentId, EnvironmentRecord> = store
             .list::<EnvironmentRecord>()
             .expect("memory")
@@ -78,7 +88,10 @@ impl Checks {
         self.capacity_never_below_floor(store, &now, observed, &environments, at)?;
         self.generations_only_rise(store)?;
         self.events_are_in_order(store, &environments)?;
-        self.operations_end_with_one_version(store, &now, &environments, observed)?;
+        let mut own = now.clone();
+        own.retain(|id, _| !lingering(store).contains_key(id));
+        self.operations_end_with_one_version(store, &own, &environments, observed)?;
+        self.what_lingers_gets_nothing_and_ends(store, at)?;
         nothing_outlives_its_environment(store, &now, &environments)?;
         self.what_runs_on_is_told(store, &now, hosts)?;
         operations_end_in_time(store, &environments, at)?;
@@ -228,11 +241,52 @@ impl Checks {
             if now.contains_key(id) || !runs {
                 continue;
             }
+            if self.lingering.contains_key(id) {
+                let events = store.list::<EventRecord>().expect("memory");
+                let told = |event: &EventRecord| {
+                    event.0.instance.as_ref() == Some(id)
+                        && matches!(event.0.code.as_str(), "instance-left" | "lingering-ended")
+                };
+                if !events.iter().any(told) {
+                    return Err(format!("{id} lingers no more, and nobody is told"));
+                }
+                continue;
+            }
             let operation = self.acting(store, &old.environment);
             if operation.is_none_or(|operation| {
                 !operation.leftovers.iter().any(|left| left.instance == *id)
             }) {
                 return Err(format!("{id} is forgotten and runs on, and nobody is told"));
+            }
+        }
+        Ok(())
+    }
+
+    /// An instance that lingers never comes back, gets nothing new, and ends by its limit.
+    fn what_lingers_gets_nothing_and_ends(
+        &self,
+        store: &Store,
+        at: Timestamp,
+    ) -> Result<(), String> {
+        let own = store.list::<InstanceRecord>().expect("memory");
+        if let Some(back) = own.iter().find(|one| self.lingering.contains_key(&one.id)) {
+            return Err(format!("{} lingered and is back", back.id));
+        }
+        for (id, record) in lingering(store) {
+            let gets = matches!(
+                record.instance.mode,
+                Some(TargetMode::Serve | TargetMode::Probe)
+            );
+            if gets || own.iter().any(|one| one.id == id) {
+                return Err(format!("{id} lingers and may get requests"));
+            }
+            // From the order to stop, its grace period and a minute.
+            let bound = match record.stopping_since {
+                Some(since) => since.after(Duration::from_secs(75)),
+                None => record.until.after(Duration::from_secs(5)),
+            };
+            if at > bound {
+                return Err(format!("{id} lingers for too long: {record:?}"));
             }
         }
         Ok(())
@@ -681,12 +735,7 @@ pub fn the_table_says_what_the_records_say(
     store: &Store,
     observed: &Observed,
 ) -> Result<(), String> {
-    let records: BTreeMap<InstanceId, InstanceRecord> = store
-        .list::<InstanceRecord>()
-        .expect("memory")
-        .into_iter()
-        .map(|record| (record.id.clone(), record))
-        .collect();
+    let records = instances(store);
     let Some(table) = store
         .get::<TableRecord>(&TableRecord::the_key())
         .expect("memory")
@@ -724,11 +773,11 @@ pub fn the_table_says_what_the_records_say(
 
 /// Hosts hold what is recorded and nothing else; said once everything has come to rest.
 pub fn left_over(store: &Store, hosts: &[FakeHost]) -> Option<String> {
-    let records = store.list::<InstanceRecord>().expect("memory");
+    let records = instances(store);
     hosts.iter().find_map(|host| {
         let stray = host.instances.keys().find(|id| {
             !records
-                .iter()
+                .values()
                 .any(|record| record.id == **id && record.host == host.id)
         });
         stray.map(|id| format!("{id} is left on {}", host.name))

@@ -64,12 +64,14 @@ fn operations_end_well_whatever_fails() {
     let mut broken = Vec::new();
     let mut stuck = Vec::new();
     let mut turns = 0;
+    let mut lingered = 0;
     for (seed, result) in &results {
         for (outcome, count) in &result.outcomes {
             *outcomes.entry(outcome.clone()).or_default() += count;
         }
         worst = worst.max(result.converged_after_ms);
         turns += result.turns;
+        lingered += result.lingered;
         if let Some(what) = &result.broken {
             broken.push((*seed, what.clone()));
         }
@@ -83,11 +85,13 @@ fn operations_end_well_whatever_fails() {
     for (outcome, count) in &outcomes {
         println!("  {outcome:<18}{count}");
     }
+    println!("lingered            {lingered}");
     println!("worst convergence   {} s", worst / 1_000);
     println!("stuck               {}", stuck.len());
     println!("broken              {}", broken.len());
     for (seed, what) in broken.iter().chain(&stuck) {
         println!("BEANPOLE_SIM_SEED={seed}: {what}");
     }
+    assert!(lingered > 0 || results.len() < 50, "nothing ever lingered");
     assert!(broken.is_empty() && stuck.is_empty(), "see above");
 }

@@ -38,6 +38,8 @@ pub struct Seen {
     last: Option<CheckResult>,
     next: u64,
     in_flight: u32,
+    /// Connections that stay open for long.
+    long: u32,
 }
 
 impl FakeProxy {
@@ -162,6 +164,16 @@ impl FakeProxy {
                     });
                     changed = true;
                 }
+                let runs = answer.as_ref().is_some_and(|answer| {
+                    answer.instance == &target.instance && answer.incarnation == target.incarnation
+                });
+                if !runs {
+                    changed |= seen.long > 0;
+                    seen.long = 0;
+                } else if seen.long > 0 && rng.chance(4) {
+                    changed = true;
+                    seen.long -= 1;
+                }
                 match target.mode {
                     TargetMode::Serve if seen.healthy => {
                         served = true;
@@ -176,6 +188,9 @@ impl FakeProxy {
                         counts.1 +=
                             (0..requests).filter(|_| worse && rng.chance(200)).count() as u64;
                         seen.in_flight = rng.range(0, 3) as u32;
+                        if runs && seen.long < 3 && rng.chance(10) {
+                            seen.long += 1;
+                        }
                         if answer.is_none() {
                             traffic.failed += 1;
                             self.refused += 1;
@@ -223,7 +238,7 @@ impl FakeProxy {
                         good_for_ms: 0,
                         bad_checks: seen.map_or(0, |seen| seen.bad),
                         last_check: seen.and_then(|seen| seen.last.clone()),
-                        in_flight: seen.map_or(0, |seen| seen.in_flight),
+                        in_flight: seen.map_or(0, |seen| seen.in_flight + seen.long),
                         traffic: Traffic::default(),
                     }
                 })

@@ -13,8 +13,8 @@ use beanpole_protocol::{
     ApplicationName, EnvironmentName, HostId, HostName, RequestId, Timestamp, VersionLabel,
 };
 use beanpole_store::model::{
-    ApplicationRecord, EnvironmentRecord, HostOrdersRecord, HostRecord, OperationRecord,
-    VersionRecord,
+    ApplicationRecord, EnvironmentRecord, EventRecord, HostOrdersRecord, HostRecord,
+    OperationRecord, VersionRecord,
 };
 use beanpole_store::{Store, StoreError};
 use std::collections::BTreeMap;
@@ -35,6 +35,8 @@ const MOST_BEHIND_MS: u64 = 100 * 3_600_000;
 #[derive(Default)]
 pub struct Outcome {
     pub outcomes: BTreeMap<String, u32>,
+    /// Instances that lingered.
+    pub lingered: u32,
     pub turns: u64,
     pub converged_after_ms: u64,
     pub broken: Option<String>,
@@ -91,6 +93,9 @@ pub fn run(seed: u64) -> Outcome {
         let word = format!("{} {}", operation.kind, operation.status);
         *outcome.outcomes.entry(word).or_default() += 1;
     }
+    let events = world.store.list::<EventRecord>().expect("memory");
+    let begun = events.iter().filter(|one| one.0.code == "instance-lingers");
+    outcome.lingered = u32::try_from(begun.count()).unwrap_or(u32::MAX);
     outcome.turns = world.turns;
     outcome
 }
@@ -406,6 +411,8 @@ impl World {
             let resume = self.rng.chance(500);
             let labels = *self.rng.pick(&["", "zone=a", "zone=b"]);
             let moves = self.rng.chance(300);
+            let limits = self.rng.chance(300);
+            let limit = *self.rng.pick(&["0", "0", "60", "240"]);
             let call = Call {
                 request_id: RequestId::from_bits(bits),
                 now: self.at(),
@@ -416,6 +423,7 @@ impl World {
             let mut settings = OptionSettings::default();
             settings.set(options::COMMAND, "Timeout", "60");
             settings.set(options::PROCESS, "DeregistrationDelay", "5");
+            settings.set(options::CONNECTIONS, "LingerLimit", limit);
             settings.set(options::ASG, "MinSize", sizes.to_string());
             let mut check = OptionSettings::default();
             let path = if own_check { label.as_str() } else { "" };
@@ -460,6 +468,8 @@ impl World {
                     let mut set = OptionSettings::default();
                     if moves {
                         set.set(options::PLACEMENT, "HostLabels", labels);
+                    } else if limits {
+                        set.set(options::CONNECTIONS, "LingerLimit", limit);
                     } else {
                         set.set(options::PROPERTIES, "N", bits.to_string());
                     }
@@ -472,8 +482,16 @@ impl World {
                         },
                     )
                 }
-                92..97 => {
+                92..96 => {
                     self.set_draining((!resume).then_some(drained));
+                    continue;
+                }
+                96..97 => {
+                    let body = api::EndLingering::default();
+                    if let Err(problem) = self.engine.end_lingering(&call, &name, &body) {
+                        assert!(problem.status < 500, "{problem}");
+                    }
+                    self.woken = true;
                     continue;
                 }
                 _ => self.engine.terminate(&call, &name),
@@ -721,6 +739,9 @@ impl World {
                     "{}: {} is {}: {:?}",
                     view.name, operation.kind, operation.status, operation.waiting
                 ));
+            }
+            if let Some(one) = view.lingering.first() {
+                return Some(format!("{}: {} lingers", view.name, one.id));
             }
             if view.status != EnvironmentStatus::Ready {
                 return Some(format!("{} is {}", view.name, view.status));

@@ -353,10 +353,14 @@ impl Client {
 }
 
 /// The client's side of a WebSocket.
-struct Socket(BufReader<TcpStream>);
+pub struct Socket(BufReader<TcpStream>);
 
 impl Socket {
-    fn open(proxy: SocketAddr, host: &str) -> Result<Self, String> {
+    /// Opens one at `/ws` of a host.
+    ///
+    /// # Errors
+    /// Says why it was not opened.
+    pub fn open(proxy: SocketAddr, host: &str) -> Result<Self, String> {
         let asks = [
             ("Connection", "Upgrade"),
             ("Upgrade", "websocket"),
@@ -376,7 +380,10 @@ impl Socket {
 
     /// Sends a frame and awaits it. False when it was closed instead. A frame that crosses the close on
     /// its way is answered with a reset: TCP knows no other answer.
-    fn round(&mut self, number: u64) -> io::Result<bool> {
+    ///
+    /// # Errors
+    /// When it broke in another way, or what came back is another frame.
+    pub fn round(&mut self, number: u64) -> io::Result<bool> {
         let text = format!("from client {number}");
         let mask = [0x37, 0xfa, 0x21, 0x3d];
         let mut frame = vec![0x81, 0x80 | text.len() as u8];

@@ -7,6 +7,7 @@ pub mod backup;
 pub mod completions;
 pub mod config;
 pub mod create;
+pub mod cut;
 pub mod daemons;
 pub mod demo;
 pub mod demo_app;
@@ -98,6 +99,7 @@ fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Show(command) => show::run(context, &command),
         Command::Abort(command) => abort::run(context, &command),
         Command::Promote(command) => promote::run(context, &command),
+        Command::Cut(command) => cut::run(context, &command),
         Command::Attach(command) => attach::run(context, &command),
         Command::Terminate(command) => terminate::run(context, &command),
         Command::App(command) => apps::run(context, command),

@@ -5,7 +5,7 @@ use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::output::{Output, table};
 use beanpole_protocol::EnvironmentName;
-use beanpole_protocol::api::{Environment, Instance};
+use beanpole_protocol::api::{Environment, Instance, LingeringInstance};
 use clap::Args;
 
 /// Show an environment: status, health, version, URL, instances
@@ -74,7 +74,34 @@ fn render(output: Output, environment: &Environment) -> String {
                 .collect(),
         ));
     }
+    if !environment.lingering.is_empty() {
+        text.push_str("\n\n");
+        text.push_str(&table::render(
+            &["LINGERS", "HOST", "VERSION", "OPEN", "SINCE", "UNTIL"],
+            environment.lingering.iter().map(lingering).collect(),
+        ));
+        text.push_str(&format!(
+            "\n  Left, and finishing what is open there. To cut that now: beanpole cut {}",
+            environment.name
+        ));
+    }
     text
+}
+
+fn lingering(one: &LingeringInstance) -> Vec<String> {
+    let version = one.version.as_ref().map(ToString::to_string);
+    vec![
+        one.id.to_string(),
+        one.host.to_string(),
+        version.unwrap_or_else(|| format!("release {}", one.release)),
+        one.open.to_string(),
+        one.since.to_string(),
+        if one.ending {
+            "being stopped".to_owned()
+        } else {
+            one.until.to_string()
+        },
+    ]
 }
 
 fn row(output: Output, instance: &Instance) -> Vec<String> {

@@ -1,8 +1,8 @@
 //! Records a journal entry: what it wants of instances, how far the plan is, and the event that tells
 //! of it, all in one transaction.
 
-use crate::EngineError;
 use crate::events::{Draft, emit_for};
+use crate::{EngineError, linger};
 use beanpole_planner::{
     Action, Batch, ChangeState, Detour, Happened, OTHER_PORTS, Plan, Progress, Split, Stage, World,
     apply,
@@ -14,7 +14,7 @@ use beanpole_protocol::options::DeploymentPolicy;
 use beanpole_protocol::proxy::{TargetMode, said};
 use beanpole_protocol::{HostId, HostName, Incarnation, InstanceId, ReleaseNumber, Timestamp};
 use beanpole_store::model::{
-    EnvironmentRecord, InstanceRecord, JournalRecord, OperationRecord, SplitRecord,
+    EnvironmentRecord, InstanceRecord, JournalRecord, LingererRecord, OperationRecord, SplitRecord,
 };
 use beanpole_store::{StoreError, Tx};
 use std::collections::{BTreeMap, BTreeSet};
@@ -115,6 +115,12 @@ impl Scene<'_, '_> {
                 let key = InstanceRecord::key_of(&self.environment.id, instance);
                 self.tx.delete::<InstanceRecord>(&key)
             }
+            Happened::Lingers {
+                instance,
+                since,
+                until,
+                ..
+            } => self.let_linger(instance, *since, *until),
             Happened::Switched { instance } => self.switch(world, plan, instance),
             Happened::ShareSet { percent } => self.share(plan, *percent),
             // A share is a split's, and ends with it: what serves from then on serves alike.
@@ -156,6 +162,28 @@ impl Scene<'_, '_> {
             self.tx.put(&record)?;
         }
         Ok(())
+    }
+
+    /// Takes an instance out of the environment's: its requests may go on, and nobody waits for them.
+    fn let_linger(
+        &mut self,
+        id: &InstanceId,
+        since: Timestamp,
+        until: Timestamp,
+    ) -> Result<(), StoreError> {
+        let key = InstanceRecord::key_of(&self.environment.id, id);
+        let Some(instance) = self.tx.get::<InstanceRecord>(&key)? else {
+            return Ok(());
+        };
+        self.tx.delete::<InstanceRecord>(&key)?;
+        self.tx.put(&LingererRecord {
+            instance,
+            operation: self.operation.id.clone(),
+            since,
+            until,
+            ended_by: None,
+            stopping_since: None,
+        })
     }
 
     fn switch(
@@ -219,7 +247,7 @@ impl Scene<'_, '_> {
     fn free_port(&mut self, world: &World<'_>, host: &HostId) -> Result<u16, StoreError> {
         if self.ports.is_none() {
             let mut used: BTreeMap<HostId, BTreeSet<u16>> = BTreeMap::new();
-            for instance in self.tx.list::<InstanceRecord>()? {
+            for instance in linger::with_lingering(self.tx)? {
                 used.entry(instance.host).or_default().insert(instance.port);
             }
             self.ports = Some(used);
@@ -426,6 +454,19 @@ impl Scene<'_, '_> {
                     "{instance} still had {cut} open requests when its time to finish them was up."
                 );
                 (Severity::Warn, "requests-cut", instance, text)
+            }
+            Happened::Lingers {
+                instance,
+                open,
+                until,
+                ..
+            } => {
+                let plural = if *open == 1 { "" } else { "s" };
+                let text = format!(
+                    "{instance} leaves with {open} open request{plural}, which may go on until {until}. \
+                     Nothing waits for that."
+                );
+                (Severity::Info, "instance-lingers", instance, text)
             }
             Happened::PortTaken { instance, message } => {
                 let before = progress.taken.get(instance).copied().unwrap_or(0);

@@ -4,6 +4,7 @@ use crate::{Observed, receipt};
 use beanpole_planner::guard::{Sample, Sides};
 use beanpole_protocol::{ReleaseNumber, Timestamp};
 use beanpole_store::model::{OperationRecord, TrafficMarks};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// How long from one look to the next.
@@ -24,15 +25,20 @@ pub(crate) fn due_at(operation: &OperationRecord) -> Option<Timestamp> {
 }
 
 /// Takes what was counted since the last look. The first look only remembers where the counts are.
-pub(crate) fn advance(operation: &mut OperationRecord, observed: &Observed, now: Timestamp) {
-    if due_at(operation).is_none_or(|due| now < due) {
-        return;
-    }
+///
+/// `run` are the releases that instances of the environment run. What lingers of others ends requests of
+/// days ago, which say nothing.
+pub(crate) fn advance(
+    operation: &mut OperationRecord,
+    run: &BTreeSet<ReleaseNumber>,
+    observed: &Observed,
+    now: Timestamp,
+) {
     let Some(release) = operation.plan.release else {
         return;
     };
     receipt::advance(operation, observed, now);
-    let seen = sides(&operation.traffic, release);
+    let seen = sides(&operation.traffic, release, run);
     let guard = &mut operation.guard;
     if guard.taken_at.is_some() {
         guard.evidence.take(Sides {
@@ -44,13 +50,13 @@ pub(crate) fn advance(operation: &mut OperationRecord, observed: &Observed, now:
     guard.taken_at = Some(now);
 }
 
-/// What was counted of the release, and of all others of its environment.
-fn sides(counted: &TrafficMarks, release: ReleaseNumber) -> Sides {
+/// What was counted of the release, and of all others that its environment runs.
+fn sides(counted: &TrafficMarks, release: ReleaseNumber, run: &BTreeSet<ReleaseNumber>) -> Sides {
     let mut sides = Sides::default();
     for (number, sample) in &counted.releases {
         if *number == release {
             sides.new.add(sample);
-        } else {
+        } else if run.contains(number) {
             sides.old.add(sample);
         }
     }

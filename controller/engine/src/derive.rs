@@ -11,8 +11,8 @@ use beanpole_protocol::proxy::{Route, RoutingTable, Target, TargetPool, Weighted
 use beanpole_protocol::{EnvironmentId, Generation, HostId, OperationId, ReleaseNumber, Timestamp};
 use beanpole_store::StoreError;
 use beanpole_store::model::{
-    EnvironmentRecord, HostOrdersRecord, HostRecord, InstanceRecord, OperationRecord,
-    ReleaseRecord, TableRecord,
+    EnvironmentRecord, HostOrdersRecord, HostRecord, InstanceRecord, LingererRecord,
+    OperationRecord, ReleaseRecord, TableRecord,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -23,6 +23,7 @@ struct Records {
     environments: BTreeMap<EnvironmentId, EnvironmentRecord>,
     hosts: BTreeMap<HostId, HostRecord>,
     instances: Vec<InstanceRecord>,
+    lingering: Vec<LingererRecord>,
     releases: BTreeMap<(EnvironmentId, ReleaseNumber), ReleaseRecord>,
     operations: Vec<OperationRecord>,
 }
@@ -90,6 +91,7 @@ impl Engine {
         let (orders_changed, orders_now) = self.fresh_orders(&records, observed)?;
         let (table, table_changed) = self.fresh_table(&records, observed, now)?;
         let mut marked = records.marked(&orders_now, table.generation);
+        let lingering = records.lingering_marked(&orders_now, table.generation);
         let noted: BTreeSet<_> = marked.iter().map(|record| record.id.clone()).collect();
         marked.extend(went_on.into_iter().filter(|one| !noted.contains(&one.id)));
         let derived = Derived {
@@ -99,7 +101,8 @@ impl Engine {
             orders: orders_now,
             table: table.generation,
         };
-        if orders_changed.is_empty() && !table_changed && marked.is_empty() {
+        let none_marked = marked.is_empty() && lingering.is_empty();
+        if orders_changed.is_empty() && !table_changed && none_marked {
             return Ok(derived);
         }
         self.store.update(|tx| {
@@ -112,6 +115,9 @@ impl Engine {
                 })?;
             }
             for record in &marked {
+                tx.put(record)?;
+            }
+            for record in &lingering {
                 tx.put(record)?;
             }
             Ok::<_, StoreError>(())
@@ -195,7 +201,7 @@ impl Engine {
 
     /// Whether a host with instances has not reported yet and does not count as Unreachable.
     fn unheard(&self, records: &Records, observed: &Observed, now: Timestamp) -> bool {
-        records.instances.iter().any(|instance| {
+        records.all().any(|instance| {
             let seen = observed.hosts.get(&instance.host);
             seen.is_none_or(|seen| seen.report.is_none())
                 && matches!(
@@ -229,6 +235,7 @@ impl Engine {
                 .map(|host| (host.id.clone(), host))
                 .collect(),
             instances: self.store.list()?,
+            lingering: self.store.list()?,
             releases: self
                 .store
                 .list::<ReleaseRecord>()?
@@ -270,18 +277,33 @@ impl Records {
         orders: &BTreeMap<HostId, Generation>,
         table: Generation,
     ) -> Vec<InstanceRecord> {
-        let fresh = self.instances.iter().map(|instance| InstanceRecord {
-            routed: instance.routed.or((table.0 > 0).then_some(table)),
-            ordered: instance
-                .ordered
-                .or_else(|| orders.get(&instance.host).copied().filter(|at| at.0 > 0)),
-            ..instance.clone()
-        });
-        let old = self.instances.iter();
-        fresh
-            .zip(old)
-            .filter_map(|(fresh, old)| (fresh != *old).then_some(fresh))
+        let instances = self.instances.iter();
+        instances
+            .filter_map(|instance| marked(instance, orders, table))
             .collect()
+    }
+
+    /// The same, of those that linger.
+    fn lingering_marked(
+        &self,
+        orders: &BTreeMap<HostId, Generation>,
+        table: Generation,
+    ) -> Vec<LingererRecord> {
+        let lingering = self.lingering.iter();
+        lingering
+            .filter_map(|one| {
+                Some(LingererRecord {
+                    instance: marked(&one.instance, orders, table)?,
+                    ..one.clone()
+                })
+            })
+            .collect()
+    }
+
+    /// Every instance that hosts and proxies hold, those that linger included.
+    fn all(&self) -> impl Iterator<Item = &InstanceRecord> {
+        let lingering = self.lingering.iter().map(|one| &one.instance);
+        self.instances.iter().chain(lingering)
     }
 
     fn orders(&self, host: &HostId) -> HostOrders {
@@ -289,16 +311,14 @@ impl Records {
             BTreeMap::new();
         let mut once: BTreeMap<(EnvironmentId, ReleaseNumber), OnceOrder> = BTreeMap::new();
         let mut instances = Vec::new();
-        let mut present: BTreeSet<&EnvironmentId> = BTreeSet::new();
-        for instance in self.instances.iter().filter(|i| i.host == *host) {
-            let Some(environment) = self.environments.get(&instance.environment) else {
+        for instance in self.all().filter(|i| i.host == *host) {
+            if !self.environments.contains_key(&instance.environment) {
                 continue;
-            };
+            }
             let key = (instance.environment.clone(), instance.release);
             let Some(release) = self.releases.get(&key) else {
                 continue;
             };
-            present.insert(&environment.id);
             wanted.insert((key.0, release.tree), None);
             instances.push(InstanceOrder {
                 id: instance.id.clone(),
@@ -311,6 +331,12 @@ impl Records {
                 limits: release.settings.limits(),
             });
         }
+        // Where something only lingers, no release is kept for the next time.
+        let own = self.instances.iter().filter(|i| i.host == *host);
+        let present: BTreeSet<&EnvironmentId> = own
+            .filter_map(|instance| self.environments.get(&instance.environment))
+            .map(|environment| &environment.id)
+            .collect();
         for operation in &self.operations {
             let (plan, progress) = operation.under_way();
             for (number, stage) in plan.stages.iter().enumerate() {
@@ -413,8 +439,7 @@ impl Records {
                 continue;
             };
             let targets: Vec<Target> = self
-                .instances
-                .iter()
+                .all()
                 .filter(|instance| instance.environment == environment.id)
                 .filter_map(|instance| {
                     let host = self.hosts.get(&instance.host)?;
@@ -467,6 +492,21 @@ impl Records {
     }
 }
 
+/// An instance with its first orders and its first table, where these are news of it.
+fn marked(
+    instance: &InstanceRecord,
+    orders: &BTreeMap<HostId, Generation>,
+    table: Generation,
+) -> Option<InstanceRecord> {
+    let ordered = || orders.get(&instance.host).copied().filter(|at| at.0 > 0);
+    let fresh = InstanceRecord {
+        routed: instance.routed.or((table.0 > 0).then_some(table)),
+        ordered: instance.ordered.or_else(ordered),
+        ..instance.clone()
+    };
+    (fresh != *instance).then_some(fresh)
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -484,7 +524,7 @@ pub(crate) mod tests {
     };
     use beanpole_store::Store;
 
-    fn host(id: &HostId) -> HostRecord {
+    pub(crate) fn host(id: &HostId) -> HostRecord {
         HostRecord {
             id: id.clone(),
             name: HostName::new("h1").expect("a name"),
@@ -547,8 +587,8 @@ pub(crate) mod tests {
         }
     }
 
-    /// What a host says whose preparation of the release failed when `asked_by` waited for it.
-    fn failed(asked_by: Option<&OperationId>) -> HostReport {
+    /// What a host says that has nothing.
+    pub(crate) fn reported() -> HostReport {
         HostReport {
             sequence: 1,
             agent_version: String::new(),
@@ -558,6 +598,14 @@ pub(crate) mod tests {
             now: Timestamp::EPOCH,
             generation: Generation(0),
             facts: HostFacts::default(),
+            releases: Vec::new(),
+            instances: Vec::new(),
+        }
+    }
+
+    /// What a host says whose preparation of the release failed when `asked_by` waited for it.
+    fn failed(asked_by: Option<&OperationId>) -> HostReport {
+        HostReport {
             releases: vec![ReleaseReport {
                 key: ReleaseKey {
                     environment: EnvironmentId::from_bits(1),
@@ -576,7 +624,7 @@ pub(crate) mod tests {
                 has_release_command: false,
                 once: None,
             }],
-            instances: Vec::new(),
+            ..reported()
         }
     }
 

@@ -2,7 +2,9 @@
 //! return to at once because hosts keep it prepared. The others are history.
 
 use beanpole_protocol::ReleaseNumber;
-use beanpole_store::model::{EnvironmentRecord, InstanceRecord, OperationRecord, ReleaseRecord};
+use beanpole_store::model::{
+    EnvironmentRecord, InstanceRecord, LingererRecord, OperationRecord, ReleaseRecord,
+};
 use beanpole_store::{StoreError, Tx};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -42,6 +44,8 @@ pub fn needed_releases(
     let releases: Vec<ReleaseRecord> = tx.list_prefix(&ReleaseRecord::prefix(&environment.id))?;
     let instances: Vec<InstanceRecord> =
         tx.list_prefix(&InstanceRecord::prefix(&environment.id))?;
+    let lingering: Vec<LingererRecord> =
+        tx.list_prefix(&LingererRecord::prefix(&environment.id))?;
     let operation = match &environment.operation {
         Some(id) => tx.get::<OperationRecord>(&OperationRecord::key_of(id))?,
         None => None,
@@ -52,6 +56,7 @@ pub fn needed_releases(
         .flatten()
         .chain(environment.live)
         .chain(instances.iter().map(|instance| instance.release))
+        .chain(lingering.iter().map(|one| one.instance.release))
         .collect();
     let keep = environment.settings.deployment().keep_releases as usize;
     let prepared = prepared(releases.iter(), keep);

@@ -19,6 +19,7 @@ mod finish;
 mod foretell;
 mod health;
 mod kept;
+mod linger;
 mod mend;
 mod observed;
 mod pace;
@@ -33,8 +34,10 @@ mod withdraw;
 
 pub use events::{Draft, emit, tell_restore};
 pub use kept::{Need, needed_releases};
+pub use linger::with_lingering;
 pub use observed::{HostObserved, Observed, ProxyObserved};
 pub use pace::{Kept, Pace, Reading};
+pub use read::Reader;
 pub use services::Target;
 pub use turn::Turn;
 

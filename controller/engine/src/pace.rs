@@ -6,7 +6,9 @@ use crate::events::{Draft, emit};
 use crate::{Engine, EngineError, Observed};
 use beanpole_protocol::Timestamp;
 use beanpole_protocol::event::Severity;
-use beanpole_store::model::{ClockRecord, EnvironmentRecord, InstanceRecord, OperationRecord};
+use beanpole_store::model::{
+    ClockRecord, EnvironmentRecord, InstanceRecord, LingererRecord, OperationRecord,
+};
 use beanpole_store::{StoreError, Tx};
 use std::time::Duration;
 
@@ -198,6 +200,12 @@ fn move_records(tx: &mut Tx<'_>, before: Timestamp, now: Timestamp) -> Result<()
             told.at = moved(told.at, before, now);
             tx.put(&instance)?;
         }
+    }
+    for mut lingerer in tx.list::<LingererRecord>()? {
+        lingerer.since = moved(lingerer.since, before, now);
+        lingerer.until = moved(lingerer.until, before, now);
+        lingerer.stopping_since = lingerer.stopping_since.map(|at| moved(at, before, now));
+        tx.put(&lingerer)?;
     }
     Ok(())
 }

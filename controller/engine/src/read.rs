@@ -1,6 +1,6 @@
 //! Reading: the same questions to the store and to a transaction, and the planner's view of it all.
 
-use crate::{Engine, Observed};
+use crate::{Engine, Observed, linger};
 use beanpole_planner::Gate;
 use beanpole_planner::{HostState, InstanceState, Place, ProxyState, Rules, Timeouts, World};
 use beanpole_protocol::api::{EnvironmentStatus, Tier};
@@ -17,9 +17,12 @@ use std::collections::BTreeMap;
 pub(crate) const SETTLE_MS: u64 = 3_000;
 
 /// What both the store and a transaction can be asked.
-pub(crate) trait Reader {
+pub trait Reader {
+    /// The record of that key.
     fn one<R: Record>(&self, key: &[u8]) -> Result<Option<R>, StoreError>;
+    /// Every record of that kind.
     fn all<R: Record>(&self) -> Result<Vec<R>, StoreError>;
+    /// Every record of that kind whose key begins so.
     fn under<R: Record>(&self, prefix: &[u8]) -> Result<Vec<R>, StoreError>;
 }
 
@@ -112,6 +115,7 @@ pub(crate) fn rules(
             drain_ms: deployment.drain_timeout_ms,
             // Whichever of the two is being stopped.
             stop_ms: settings.stop_grace_ms().max(leaves.stop_grace_ms()),
+            linger_ms: settings.linger_ms(),
         },
         ignore_health: deployment.ignore_health_check,
         split: settings.split().0,
@@ -141,7 +145,7 @@ impl Engine {
         }
         if whole {
             let mut limits: BTreeMap<(EnvironmentId, ReleaseNumber), u64> = BTreeMap::new();
-            for instance in reader.all::<InstanceRecord>()? {
+            for instance in linger::with_lingering(reader)? {
                 let key = (instance.environment.clone(), instance.release);
                 if !limits.contains_key(&key) {
                     let memory = release(reader, &key.0, key.1)?

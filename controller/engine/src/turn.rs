@@ -3,16 +3,21 @@
 use crate::apply::Scene;
 use crate::events::Draft;
 use crate::read::Repute;
-use crate::{Engine, EngineError, Observed, answers, compare, read, receipt};
+use crate::{Engine, EngineError, Observed, answers, compare, linger, read, receipt};
 use beanpole_planner::{Decision, Happened, Stage, World, next, plan_back};
 use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus};
 use beanpole_protocol::event::Severity;
-use beanpole_protocol::{HostId, Timestamp};
-use beanpole_store::model::{EnvironmentRecord, OperationRecord};
+use beanpole_protocol::{HostId, OperationId, Timestamp};
+use beanpole_store::model::{EnvironmentRecord, InstanceRecord, OperationRecord};
+use std::time::Duration;
 
 /// Steps that one operation may take in one turn: far more than any plan has, so that a bug ends a
 /// turn instead of holding the engine for ever.
 const STEPS_PER_TURN: u32 = 10_000;
+
+/// How often what lingers is looked at while the end of its environment waits for it; reports that say it
+/// is gone come before.
+const LINGERERS_LOOKED_AT: Duration = Duration::from_secs(1);
 
 /// What a turn changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -62,6 +67,7 @@ impl Engine {
             }
             self.watch(&environment, observed, now, &mut turn)?;
             self.count_after(&environment, observed, now, &mut turn)?;
+            self.linger(&environment, observed, now, &mut turn)?;
             if environment.operation.is_some() {
                 self.advance(&environment, observed, now, &mut turn)?;
             } else if environment.status == EnvironmentStatus::Ready {
@@ -127,7 +133,12 @@ impl Engine {
                 now,
                 ports: None,
             };
-            compare::advance(scene.operation, observed, now);
+            if compare::due_at(scene.operation).is_some_and(|due| now >= due) {
+                let prefix = InstanceRecord::prefix(&scene.environment.id);
+                let instances = scene.tx.list_prefix::<InstanceRecord>(&prefix)?;
+                let run = instances.iter().map(|one| one.release).collect();
+                compare::advance(scene.operation, &run, observed, now);
+            }
             // The planner reads what was compared from the records.
             scene.tx.put(scene.operation)?;
             let until = self.play(&mut scene, observed)?;
@@ -160,7 +171,7 @@ impl Engine {
             let now = scene.now;
             let world = self.world(scene.tx, scene.environment, observed, now, false)?;
             if wants_back(scene.operation) {
-                Self::turn_back(scene, &world)?;
+                self.turn_back(scene, observed)?;
                 continue;
             }
             if wants_promotion(scene.operation) {
@@ -176,6 +187,13 @@ impl Engine {
                     for entry in entries {
                         scene.record(&world, &entry)?;
                     }
+                }
+                // Nothing outlives its environment; what lingers is on its way out, within its own bound.
+                Decision::Finished
+                    if scene.operation.kind == OperationKind::Terminate
+                        && linger::any(scene.tx, &scene.environment.id)? =>
+                {
+                    return Ok(Some(now.after(LINGERERS_LOOKED_AT)));
                 }
                 Decision::Finished => {
                     let operation = &scene.operation;
@@ -197,7 +215,7 @@ impl Engine {
                     if operation.back.is_none() {
                         operation.failure = Some(failure);
                         if goes_back(operation) {
-                            Self::turn_back(scene, &world)?;
+                            self.turn_back(scene, observed)?;
                             continue;
                         }
                     }
@@ -210,7 +228,8 @@ impl Engine {
     }
 
     /// Ends the way there and starts the way back.
-    fn turn_back(scene: &mut Scene<'_, '_>, world: &World<'_>) -> Result<(), EngineError> {
+    fn turn_back(&self, scene: &mut Scene<'_, '_>, observed: &Observed) -> Result<(), EngineError> {
+        let world = self.world(scene.tx, scene.environment, observed, scene.now, true)?;
         let operation = &mut *scene.operation;
         // Replacing and restarting change no release; what they broke is not mended by breaking it
         // again. An abort still has to bring back what it interrupted.
@@ -229,11 +248,12 @@ impl Engine {
         let leaves = &scene.environment.settings;
         let rules = read::rules(settings, leaves, scene.environment.tier, Repute::Live);
         let back = plan_back(
-            world,
+            &world,
             &operation.plan,
             &operation.progress,
             from.as_ref().map(|(number, tree, _)| (*number, *tree)),
             &rules,
+            seed_of(&operation.id),
         );
         operation.back = Some(back);
         // Until they are drained, in this same turn, the new instances get their fair part and no more.
@@ -258,6 +278,18 @@ impl Engine {
         scene.say(Severity::Warn, "going-back", text)?;
         Ok(())
     }
+}
+
+/// What the ids of new instances on the way back are made from: the same whenever it is made, and no
+/// other operation's.
+fn seed_of(operation: &OperationId) -> u128 {
+    // FNV-1a's prime and offset for 128 bits.
+    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+    const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    let bytes = operation.as_str().bytes();
+    bytes.fold(OFFSET, |hash, byte| {
+        (hash ^ u128::from(byte)).wrapping_mul(PRIME)
+    })
 }
 
 /// What comes next for an operation.

@@ -5,7 +5,7 @@ use crate::health::{colour, health, seen};
 use crate::read::{self, Reader};
 use crate::services::{existing, no_release};
 use crate::turn::decide;
-use crate::{Engine, Fault, Observed, traffic};
+use crate::{Engine, Fault, Observed, linger, traffic};
 use beanpole_planner::guard::Sample;
 use beanpole_planner::{Action, ChangeState, Decision, Stage, World};
 use beanpole_protocol::api::{
@@ -19,8 +19,8 @@ use beanpole_protocol::{
 };
 use beanpole_store::StoreError;
 use beanpole_store::model::{
-    EnvironmentRecord, HostRecord, InstanceRecord, OperationIndexRecord, OperationRecord,
-    ReceiptRecord, ReleaseRecord,
+    EnvironmentRecord, HostRecord, InstanceRecord, LingererRecord, OperationIndexRecord,
+    OperationRecord, ReceiptRecord, ReleaseRecord,
 };
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -213,6 +213,30 @@ impl Engine {
                 }
             })
             .collect();
+        let mut lingering = self
+            .store
+            .under::<LingererRecord>(&LingererRecord::prefix(&environment.id))?;
+        lingering.sort_by(|a, b| (a.since, &a.instance.id).cmp(&(b.since, &b.instance.id)));
+        let lingering: Vec<api::LingeringInstance> = lingering
+            .into_iter()
+            .map(|record| {
+                let instance = &record.instance;
+                let address = hosts.get(&instance.host).map(|host| &host.instance_address);
+                api::LingeringInstance {
+                    id: instance.id.clone(),
+                    host: host_name(&world, &instance.host),
+                    host_id: instance.host.clone(),
+                    address: reached_at(address, instance),
+                    release: instance.release,
+                    version: releases.get(&instance.release).cloned(),
+                    open: linger::open(instance, observed),
+                    since: record.since,
+                    until: record.until,
+                    ending: record.stopping_since.is_some(),
+                    operation: record.operation,
+                }
+            })
+            .collect();
         let size = environment.settings.instance_count();
         let failed = self.failed(environment)?;
         let (colour, causes) = colour(environment, &instances, size, failed.as_ref());
@@ -250,6 +274,7 @@ impl Engine {
                 .transpose()?,
             size,
             instances,
+            lingering,
             created_at: environment.created_at,
             updated_at: environment.updated_at,
         })
@@ -308,8 +333,13 @@ impl Engine {
         let mut reasons: Vec<(Option<InstanceId>, String)> = Vec::new();
         let mut marks = operation.traffic.clone();
         if !operation.status.is_over() {
-            if let Decision::Wait { reasons: now, .. } = decide(operation, &world, now) {
-                reasons = now;
+            match decide(operation, &world, now) {
+                Decision::Wait { reasons: now, .. } => reasons = now,
+                Decision::Finished if linger::any(&self.store, &operation.environment)? => {
+                    let text = "Waiting for instances that lingered to stop.".to_owned();
+                    reasons.push((None, text));
+                }
+                _ => {}
             }
             traffic::advance(&mut marks, &operation.environment, observed, &|_| false);
         }
@@ -422,7 +452,7 @@ fn view_instance(
         id: record.id.clone(),
         host: host_name(world, &record.host),
         host_id: record.host.clone(),
-        address: format!("{}:{}", address.map_or("?", String::as_str), record.port),
+        address: reached_at(address, record),
         // What its host says that it runs, where records that were brought back say another.
         release: Some(
             world
@@ -442,6 +472,10 @@ fn view_instance(
         in_flight: targets().map(|target| target.in_flight).sum(),
         traffic: traffic::sum(targets().map(|target| target.traffic)),
     }
+}
+
+fn reached_at(address: Option<&String>, record: &InstanceRecord) -> String {
+    format!("{}:{}", address.map_or("?", String::as_str), record.port)
 }
 
 fn host_name(world: &World<'_>, host: &HostId) -> HostName {

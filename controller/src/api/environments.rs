@@ -5,14 +5,14 @@ use crate::app::App;
 use crate::services::{deployments, logs};
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::header;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use beanpole_daemon::clock;
 use beanpole_engine::{Call, Engine};
 use beanpole_fleet::LogQuery;
 use beanpole_protocol::api::{
-    CreateEnvironment, Deploy, Environment, EnvironmentHealth, Operation, Page, PlanView, Release,
-    ReleaseDetail, Rollback, Scale, UpdateSettings,
+    CreateEnvironment, Deploy, EndLingering, Environment, EnvironmentHealth, LingeringEnded,
+    Operation, Page, PlanView, Release, ReleaseDetail, Rollback, Scale, UpdateSettings,
 };
 use beanpole_protocol::options::OptionSettings;
 use beanpole_protocol::problem::Problem;
@@ -37,6 +37,7 @@ pub(super) fn router() -> OpenApiRouter<App> {
         .routes(routes!(restart))
         .routes(routes!(abort))
         .routes(routes!(promote))
+        .routes(routes!(end_lingering))
         .routes(routes!(releases))
         .routes(routes!(release))
         .routes(routes!(health))
@@ -333,6 +334,34 @@ async fn promote(
         })
         .await?;
     Ok(accepted(operation))
+}
+
+/// End instances that linger. What is open at them is cut.
+#[utoipa::path(post, path = "/v1/environments/{environment}/lingering/end", tag = "environments", params(("environment" = String, Path)), request_body = EndLingering, responses(
+    (status = 202, description = "They are being stopped", body = LingeringEnded),
+))]
+async fn end_lingering(
+    State(app): State<App>,
+    caller: Caller,
+    In(name): In<EnvironmentName>,
+    Json(body): Json<EndLingering>,
+) -> Answer<Response> {
+    let ended = app
+        .blocking(move |app| {
+            let observed = app.observations.snapshot();
+            let call = Call {
+                request_id: caller.request_id,
+                now: app.time.now(),
+                bits: clock::random_bits(),
+                observed: &observed,
+            };
+            let ended = app.engine.end_lingering(&call, &name, &body)?;
+            app.wake();
+            app.tell_news();
+            Ok(ended)
+        })
+        .await?;
+    Ok((StatusCode::ACCEPTED, axum::Json(ended)).into_response())
 }
 
 /// An environment's releases, the newest first.

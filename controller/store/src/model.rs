@@ -282,6 +282,45 @@ pub struct InstanceRecord {
     pub created_at: Timestamp,
 }
 
+/// An instance that has left its environment and still has open requests. It is in no list of the
+/// environment's instances any more, and no plan knows of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LingererRecord {
+    /// The instance, as it is wanted.
+    pub instance: InstanceRecord,
+    /// The operation that it left by.
+    pub operation: OperationId,
+    /// Since when it gets nothing new.
+    pub since: Timestamp,
+    /// When it is stopped at the latest.
+    pub until: Timestamp,
+    /// The call that wants it to end now.
+    #[serde(default)]
+    pub ended_by: Option<RequestId>,
+    /// When it was ordered to stop.
+    #[serde(default)]
+    pub stopping_since: Option<Timestamp>,
+}
+
+impl LingererRecord {
+    /// Its key.
+    pub fn key_of(environment: &EnvironmentId, id: &InstanceId) -> Vec<u8> {
+        InstanceRecord::key_of(environment, id)
+    }
+
+    /// What the keys of all of an environment begin with.
+    pub fn prefix(environment: &EnvironmentId) -> Vec<u8> {
+        InstanceRecord::prefix(environment)
+    }
+}
+
+impl Record for LingererRecord {
+    const TABLE: &'static str = "lingering";
+    fn key(&self) -> Vec<u8> {
+        Self::key_of(&self.instance.environment, &self.instance.id)
+    }
+}
+
 /// How far events have told of the ends of an instance's processes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndsTold {

@@ -102,10 +102,21 @@ impl Turn<'_, '_> {
                 "proxy-silent",
                 format!("Draining {id}: {who} has not confirmed yet."),
             ),
-            _ if in_flight == 0 || self.now >= over => {
-                self.entries.push(Happened::Drained {
-                    instance: id.clone(),
-                    cut: in_flight,
+            silent if in_flight == 0 || self.now >= over => {
+                let lingers = self.lingers(change, since).filter(|_| in_flight > 0);
+                let lingers = lingers.filter(|_| silent.is_none());
+                let instance = id.clone();
+                self.entries.push(match lingers {
+                    Some(until) => Happened::Lingers {
+                        instance,
+                        open: in_flight,
+                        since,
+                        until,
+                    },
+                    None => Happened::Drained {
+                        instance,
+                        cut: in_flight,
+                    },
                 });
                 Ok(())
             }
@@ -118,6 +129,16 @@ impl Turn<'_, '_> {
                 Ok(())
             }
         }
+    }
+
+    /// Until when an instance may finish its requests though nobody waits for it: one that leaves for good,
+    /// on a host that can keep it.
+    fn lingers(&self, change: &Change, since: Timestamp) -> Option<Timestamp> {
+        let until = since.after(Duration::from_millis(self.plan.timeouts.linger_ms));
+        let may = change.action == Action::Remove
+            && self.now < until
+            && !self.world.host_lost(&change.host);
+        may.then_some(until)
     }
 
     /// The change itself, now that no requests are lost by it.

@@ -207,6 +207,10 @@ pub struct Environment {
     pub size: u32,
     /// Its instances.
     pub instances: Vec<Instance>,
+    /// Instances that are its own no more and still have open requests: they get nothing new and count for
+    /// nothing.
+    #[serde(default)]
+    pub lingering: Vec<LingeringInstance>,
     /// When it was created.
     pub created_at: Timestamp,
     /// When it last changed.
@@ -257,6 +261,51 @@ pub struct Instance {
     pub in_flight: u32,
     /// What it was given and how it answered, since the proxy started or it did.
     pub traffic: Traffic,
+}
+
+/// An instance that has left its environment and still has open requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct LingeringInstance {
+    /// Its id.
+    pub id: InstanceId,
+    /// The name of its host.
+    pub host: HostName,
+    /// That host's id.
+    pub host_id: HostId,
+    /// Where it listens: `ADDRESS:PORT`.
+    pub address: String,
+    /// The release that it runs.
+    pub release: ReleaseNumber,
+    /// That release's version.
+    pub version: Option<VersionLabel>,
+    /// The operation that it left by.
+    pub operation: OperationId,
+    /// Requests that are open, as the load balancers said last.
+    pub open: u32,
+    /// Since when it gets nothing new.
+    pub since: Timestamp,
+    /// When it is stopped at the latest, and what is open then is cut.
+    pub until: Timestamp,
+    /// It is being stopped.
+    pub ending: bool,
+}
+
+/// End instances that linger.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EndLingering {
+    /// This one; all of the environment's if absent.
+    #[serde(default)]
+    pub instance: Option<InstanceId>,
+}
+
+/// The instances that are being ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct LingeringEnded {
+    /// Their ids.
+    pub instances: Vec<InstanceId>,
+    /// Requests that were open at them, which are cut.
+    pub open: u32,
 }
 
 /// Deploy a version.

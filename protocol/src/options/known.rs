@@ -1,8 +1,8 @@
 //! Every option that there is.
 
 use super::{
-    APPLICATION, ASG, COMMAND, ENVIRONMENT, INSTANCE, Kind, PLACEMENT, PROCESS, PROXY, PYTHON,
-    RELEASE, SPLIT, SPLITTING,
+    APPLICATION, ASG, COMMAND, CONNECTIONS, ENVIRONMENT, INSTANCE, Kind, PLACEMENT, PROCESS, PROXY,
+    PYTHON, RELEASE, SPLIT, SPLITTING,
 };
 
 /// What a change of an option does to what runs (EB guide, "command-options-general").
@@ -389,6 +389,16 @@ pub const KNOWN: &[OptionSpec] = &[
         Kind::Labels,
         Change::Nothing,
         "Labels that a host must have to get instances. On a change, instances move off hosts that lack one: their successors serve before they go.",
+    ),
+    // EB has nothing like it: there whatever is open after the delay is cut. A week is far longer than a
+    // connection should be trusted to last; who wants for ever wants an instance that nobody updates.
+    option(
+        CONNECTIONS,
+        "LingerLimit",
+        "0",
+        Kind::Number(0, 604_800),
+        Change::Nothing,
+        "Seconds, from when an instance begins to leave, that its open requests (WebSockets, event streams, uploads) may go on. After DeregistrationDelay the deployment goes on without waiting for it. With more than that, instances are not changed in place: a successor starts beside each. 0: what is open after DeregistrationDelay is cut.",
     ),
     option(
         PROXY,

@@ -48,6 +48,8 @@ pub const PYTHON: &str = "aws:elasticbeanstalk:container:python";
 pub const INSTANCE: &str = "beanpole:instance";
 /// Beanpole's own: how releases are kept and prepared.
 pub const RELEASE: &str = "beanpole:release";
+/// Beanpole's own: how long connections may outlast the instances' time.
+pub const CONNECTIONS: &str = "beanpole:connections";
 /// Beanpole's own: how the proxy shares traffic.
 pub const PROXY: &str = "beanpole:proxy";
 /// Beanpole's own: which hosts an environment's instances go to.

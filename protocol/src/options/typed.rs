@@ -3,9 +3,9 @@
 use super::kind::{parse_bool, parse_labels, parse_statuses};
 use super::split::{GuardLimits, SplitStep, parse_sticky};
 use super::{
-    APPLICATION, ASG, BatchSize, COMMAND, DeploymentPolicy, ENVIRONMENT, INSTANCE, KNOWN,
-    OptionSettings, PLACEMENT, PROCESS, PROPERTIES, PROXY, PYTHON, RELEASE, SPLIT, SPLITTING,
-    SplitSteps,
+    APPLICATION, ASG, BatchSize, COMMAND, CONNECTIONS, DeploymentPolicy, ENVIRONMENT, INSTANCE,
+    KNOWN, OptionSettings, PLACEMENT, PROCESS, PROPERTIES, PROXY, PYTHON, RELEASE, SPLIT,
+    SPLITTING, SplitSteps,
 };
 use crate::agent::{Limits, Properties};
 use crate::proxy::{Algorithm, HealthCheck, Probe, Sticky};
@@ -83,6 +83,16 @@ impl OptionSettings {
     /// Whether the only instance may run beside its successor for a moment.
     pub fn overlap(&self) -> bool {
         self.flag(INSTANCE, "Overlap")
+    }
+
+    /// How long an instance that leaves may keep its open requests, in milliseconds from when it begins to;
+    /// 0 where it is not waited for longer than its drain time. An application that must not run twice does
+    /// not do so for the sake of a connection either.
+    pub fn linger_ms(&self) -> u64 {
+        if !self.overlap() {
+            return 0;
+        }
+        self.number(CONNECTIONS, "LingerLimit").unwrap_or(0) * 1_000
     }
 
     /// The steps of a split.
@@ -219,6 +229,16 @@ mod tests {
         assert_eq!(settings.deployment().policy, DeploymentPolicy::Rolling);
         settings.set(COMMAND, "BatchSize", "100");
         assert_eq!(settings.deployment().policy, DeploymentPolicy::AllAtOnce);
+    }
+
+    #[test]
+    fn what_must_not_run_twice_does_not_linger() {
+        let mut settings = OptionSettings::default();
+        assert_eq!(settings.linger_ms(), 0);
+        settings.set(CONNECTIONS, "LingerLimit", "7200");
+        assert_eq!(settings.linger_ms(), 7_200_000);
+        settings.set(INSTANCE, "Overlap", "false");
+        assert_eq!(settings.linger_ms(), 0);
     }
 
     #[test]

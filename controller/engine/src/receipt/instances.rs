@@ -24,6 +24,7 @@ struct Track {
     checked_ms: Option<u64>,
     stopped_ms: Option<u64>,
     cut: u32,
+    lingers: bool,
     restarts: u32,
     unreached: bool,
     message: Option<String>,
@@ -136,6 +137,7 @@ fn instance_of(entry: &Happened) -> Option<&InstanceId> {
     match entry {
         Happened::DrainStarted { instance }
         | Happened::Drained { instance, .. }
+        | Happened::Lingers { instance, .. }
         | Happened::Switched { instance }
         | Happened::ProbeStarted { instance }
         | Happened::StopOrdered { instance }
@@ -160,6 +162,10 @@ impl Track {
             Happened::Drained { cut, .. } => {
                 end(&mut self.drain, &mut self.drained_ms, at);
                 self.cut += cut;
+            }
+            Happened::Lingers { .. } => {
+                end(&mut self.drain, &mut self.drained_ms, at);
+                self.lingers = true;
             }
             Happened::Switched { .. } => {
                 if undrained {
@@ -201,6 +207,7 @@ fn end(since: &mut Option<Timestamp>, total: &mut Option<u64>, at: Timestamp) {
 fn result(action: Action, state: &ChangeState, track: &Track, back: bool) -> &'static str {
     match (action, state) {
         (_, ChangeState::Done) if track.unreached => "not-reached",
+        (Action::Remove, ChangeState::Done) if track.lingers => "lingers",
         (Action::Remove, ChangeState::Done) => "removed",
         (Action::Return, ChangeState::Done) => "returned",
         (_, ChangeState::Done) if back => "taken-back",

@@ -419,7 +419,7 @@ impl Engine {
         repute: Repute,
         call: &Call<'_>,
     ) -> Result<Plan, Fault> {
-        let places = matches!(goal, Goal::Scale { .. });
+        let places = !matches!(goal, Goal::Terminate);
         let world = self.world(reader, environment, call.observed, call.now, places)?;
         let settings = &environment.settings;
         let rules = read::rules(settings, settings, environment.tier, repute);

@@ -5,14 +5,16 @@ use super::problems::bad_option;
 use super::{NewOperation, application, existing, idle, version};
 use crate::events::{Draft, emit_for};
 use crate::read::{Reader, Repute};
-use crate::{Call, Engine, Fault};
+use crate::{Call, Engine, Fault, linger};
 use beanpole_planner::{Goal, Plan, Stage};
 use beanpole_protocol::api::{self, EnvironmentStatus, OperationKind, Tier};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::problem::Problem;
-use beanpole_protocol::{Cname, EnvironmentId, EnvironmentName, ReleaseNumber, Timestamp};
-use beanpole_store::Tx;
-use beanpole_store::model::{EnvironmentRecord, OperationRecord};
+use beanpole_protocol::{
+    Cname, EnvironmentId, EnvironmentName, InstanceId, ReleaseNumber, Timestamp,
+};
+use beanpole_store::model::{EnvironmentRecord, InstanceRecord, LingererRecord, OperationRecord};
+use beanpole_store::{StoreError, Tx};
 
 impl Engine {
     /// Creates an environment; with a version, its instances start.
@@ -148,6 +150,41 @@ impl Engine {
         self.answer(operation, call)
     }
 
+    /// Ends instances that linger: what is open at them is cut.
+    pub fn end_lingering(
+        &self,
+        call: &Call<'_>,
+        name: &EnvironmentName,
+        body: &api::EndLingering,
+    ) -> Result<api::LingeringEnded, Problem> {
+        let ended = self.store.update(|tx| {
+            let environment = existing(tx, name)?;
+            let prefix = LingererRecord::prefix(&environment.id);
+            let all: Vec<LingererRecord> = tx.list_prefix(&prefix)?;
+            let only = body.instance.as_ref();
+            let mut ended = api::LingeringEnded {
+                instances: Vec::new(),
+                open: 0,
+            };
+            for mut record in all {
+                if only.is_some_and(|id| *id != record.instance.id) {
+                    continue;
+                }
+                ended.instances.push(record.instance.id.clone());
+                if record.stopping_since.is_none() {
+                    ended.open += linger::open(&record.instance, call.observed);
+                    record.ended_by.get_or_insert(call.request_id.clone());
+                    tx.put(&record)?;
+                }
+            }
+            if ended.instances.is_empty() {
+                return Err(lingers_not(tx, &environment, only)?);
+            }
+            Ok::<_, Fault>(ended)
+        });
+        ended.map_err(Problem::from)
+    }
+
     /// Gives up the operation under way; what it changed is taken back.
     pub fn abort(
         &self,
@@ -181,6 +218,29 @@ impl Engine {
         });
         self.answer(operation, call)
     }
+}
+
+/// Why nothing was ended.
+fn lingers_not(
+    tx: &Tx<'_>,
+    environment: &EnvironmentRecord,
+    only: Option<&InstanceId>,
+) -> Result<Fault, StoreError> {
+    let name = &environment.name;
+    let own = match only {
+        Some(id) => tx.get::<InstanceRecord>(&InstanceRecord::key_of(&environment.id, id))?,
+        None => None,
+    };
+    let problem = match (only, own) {
+        (Some(id), Some(_)) => Problem::conflict(
+            "not-lingering",
+            format!("{id} does not linger: it is one of the instances of `{name}`."),
+        ),
+        (Some(id), None) => Problem::not_found("instance", id),
+        (None, _) => Problem::conflict("not-lingering", format!("Nothing of `{name}` lingers.")),
+    };
+    let hint = format!("See what lingers: beanpole status {name}");
+    Ok(problem.hint(hint).into())
 }
 
 /// The operation that runs on an environment.

@@ -101,6 +101,18 @@ impl NewOperation {
                 .instance(Some(&skipped.instance));
             emit_for(tx, environment, draft)?;
         }
+        for kept in &operation.plan.in_place {
+            let text = format!(
+                "{} changes in place, which cuts connections that are open after {} s: {}.",
+                kept.instance,
+                operation.plan.timeouts.drain_ms / 1_000,
+                kept.reason
+            );
+            let draft = Draft::new(Severity::Warn, "changes-in-place", text, now)
+                .operation(&operation)
+                .instance(Some(&kept.instance));
+            emit_for(tx, environment, draft)?;
+        }
         tx.put(&OperationIndexRecord {
             environment: environment.id.clone(),
             started_at: now,

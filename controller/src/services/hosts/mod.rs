@@ -20,17 +20,18 @@ pub(crate) use remove::{Removals, end_removals, remove};
 pub(crate) use upgrade::upgrade;
 
 use crate::app::{App, Refused, store_problem};
+use beanpole_engine::with_lingering;
 use beanpole_fleet::{ClientError, chain};
 use beanpole_protocol::HostName;
 use beanpole_protocol::api::{Host, SshAddress};
 use beanpole_protocol::problem::Problem;
 use beanpole_store::Tx;
-use beanpole_store::model::{HostRecord, InstanceRecord};
+use beanpole_store::model::HostRecord;
 use view::view;
 
 /// All hosts, by name.
 pub(crate) fn list(app: &App) -> Result<Vec<Host>, Problem> {
-    let instances: Vec<InstanceRecord> = app.store.list().map_err(store_problem)?;
+    let instances = with_lingering(&app.store).map_err(store_problem)?;
     let hosts = all(app)?;
     Ok(hosts
         .iter()
@@ -40,7 +41,7 @@ pub(crate) fn list(app: &App) -> Result<Vec<Host>, Problem> {
 
 /// One host.
 pub(crate) fn get(app: &App, name: &HostName) -> Result<Host, Problem> {
-    let instances: Vec<InstanceRecord> = app.store.list().map_err(store_problem)?;
+    let instances = with_lingering(&app.store).map_err(store_problem)?;
     Ok(view(app, &record(app, name)?, &instances))
 }
 

@@ -3,14 +3,14 @@
 use super::{agent_problem, record};
 use crate::app::{App, Refused, store_problem};
 use beanpole_daemon::clock;
-use beanpole_engine::{Draft, HostObserved, emit};
+use beanpole_engine::{Draft, HostObserved, emit, with_lingering};
 use beanpole_fleet::{ClientError, chain};
 use beanpole_protocol::agent::InstancePhase;
 use beanpole_protocol::api::HostRemoved;
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{HostId, HostName, InstanceId, RequestId};
-use beanpole_store::model::{HostOrdersRecord, HostRecord, InstanceRecord};
+use beanpole_store::model::{EnvironmentRecord, HostOrdersRecord, HostRecord, LingererRecord};
 use beanpole_store::{Store, StoreError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -183,7 +183,7 @@ fn left_on(
     host: &HostId,
     seen: Option<HostObserved>,
 ) -> Result<Vec<InstanceId>, Problem> {
-    let instances: Vec<InstanceRecord> = app.store.list().map_err(store_problem)?;
+    let instances = with_lingering(&app.store).map_err(store_problem)?;
     let wanted = instances
         .into_iter()
         .filter(|instance| instance.host == *host && instance.run)
@@ -216,17 +216,28 @@ fn mark_removing(app: &App, id: &HostId, force: bool) -> Result<(), Problem> {
                 .hint("Keep instances off it: beanpole host drain local"),
             ));
         }
-        let instances: Vec<InstanceRecord> = tx.list()?;
+        let instances = with_lingering(tx)?;
         let held = instances.iter().filter(|i| i.host == host.id).count();
         if held > 0 && !force {
-            return Err(Problem::conflict(
-                "host-in-use",
-                format!("The host `{name}` holds {held} instances."),
-            )
-            .hint(format!(
-                "Move them elsewhere first: beanpole host drain {name}"
-            ))
-            .into());
+            let lingering: Vec<LingererRecord> = tx.list()?;
+            let mut lingering = lingering
+                .into_iter()
+                .filter(|one| one.instance.host == host.id);
+            let hint = match lingering.next() {
+                None => format!("Move them elsewhere first: beanpole host drain {name}"),
+                Some(one) => {
+                    let key = EnvironmentRecord::key_of(&one.instance.environment);
+                    let of: Option<EnvironmentRecord> = tx.get(&key)?;
+                    let of = of.map_or_else(|| "ENV".to_owned(), |of| of.name.to_string());
+                    let id = &one.instance.id;
+                    format!(
+                        "Move them elsewhere first: beanpole host drain {name}\n{id} only lingers \
+                         until its connections close; to end that now: beanpole cut {of}"
+                    )
+                }
+            };
+            let text = format!("The host `{name}` holds {held} instances.");
+            return Err(Problem::conflict("host-in-use", text).hint(hint).into());
         }
         host.removing = true;
         tx.put(&host)?;
