@@ -27,6 +27,9 @@ pub struct Plan {
     /// An instance that passed the gate and ends or loses its health before the plan is done fails it.
     #[serde(default)]
     pub watch: bool,
+    /// Instances that it starts have a readiness command, which their agents report on.
+    #[serde(default)]
+    pub ready: bool,
     /// How much worse its release may be than the one before while both get requests; any where absent.
     #[serde(default)]
     pub guard: Option<GuardLimits>,
@@ -227,9 +230,14 @@ impl Timeouts {
         self.stop_ms + MARGIN_MS
     }
 
-    /// From the switch until the new incarnation runs; the one before has to end first.
-    pub fn started_ms(&self) -> u64 {
-        self.stop_ms + self.batch_ms.max(MARGIN_MS)
+    /// From the switch until the new incarnation runs, and has for as long as it has to where that is all
+    /// that is asked of it; the one before has to end first.
+    pub fn started_ms(&self, gate: Gate) -> u64 {
+        let runs = self.stop_ms + self.batch_ms.max(MARGIN_MS);
+        match gate {
+            Gate::Proxies { .. } => runs,
+            Gate::Settle { for_ms } => runs + for_ms,
+        }
     }
 
     /// From the first moment that it runs until it passes the gate.

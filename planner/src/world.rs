@@ -2,7 +2,7 @@
 
 use crate::guard::Evidence;
 use beanpole_protocol::agent::{
-    HostReport, InstancePhase, InstanceReport, ReleaseKey, ReleaseReport,
+    HostReport, InstancePhase, InstanceReport, ReleaseKey, ReleaseReport, Startup,
 };
 use beanpole_protocol::proxy::{ProxyReport, TargetMode, TargetReport};
 use beanpole_protocol::{
@@ -165,6 +165,12 @@ impl HostState<'_> {
     }
 }
 
+/// What an instance whose processes run has not passed yet before it counts as started, to be read after
+/// its name and a colon; none when there is nothing.
+pub fn unready(seen: &InstanceReport) -> Option<String> {
+    seen.startup.as_ref().and_then(Startup::waits_for)
+}
+
 /// What is known of an instance that serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Serving {
@@ -193,7 +199,8 @@ impl World<'_> {
             return match host.instance(id) {
                 Some(seen)
                     if seen.incarnation == instance.incarnation
-                        && seen.phase == InstancePhase::Running =>
+                        && seen.phase == InstancePhase::Running
+                        && unready(seen).is_none() =>
                 {
                     Serving::Yes
                 }

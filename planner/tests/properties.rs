@@ -210,6 +210,7 @@ impl Fake {
             log: Vec::new(),
             port: PortUse::Unknown,
             memory_kills: MemoryKills::default(),
+            startup: None,
         });
     }
 
@@ -538,6 +539,7 @@ fn rules() -> Rules {
             stop_ms: 5_000,
         },
         ignore_health: false,
+        ready: false,
         split: steps(),
         guard: None,
         overlap: false,

@@ -279,6 +279,9 @@ impl Checks {
                     new.incarnation
                 ));
             }
+            if fake.is_some_and(|fake| fake.readied != new.incarnation) {
+                return Err(format!("{id} is put into service and never was ready"));
+            }
             if !worker
                 && proxies
                     .iter()

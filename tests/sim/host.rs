@@ -5,7 +5,7 @@ use crate::rng::Rng;
 use beanpole_protocol::agent::{
     ExitReport, Failure, HostFacts, HostOrders, HostReport, InstanceOrder, InstancePhase,
     InstanceReport, MemoryKills, OnceOrder, OncePhase, OnceReport, PortUse, ProcessReport,
-    ReleaseKey, ReleaseOrder, ReleasePhase, ReleaseReport,
+    ReleaseKey, ReleaseOrder, ReleasePhase, ReleaseReport, Startup,
 };
 use beanpole_protocol::api::Tier;
 use beanpole_protocol::{
@@ -30,6 +30,8 @@ pub enum Behaviour {
     Dies,
     /// Answers its checks well, and a fifth of the requests with an error.
     Worse,
+    /// Answers well, and its readiness command never succeeds.
+    Unready,
     /// Answers well, and ends that many milliseconds after each start.
     Flaps(u64),
 }
@@ -70,6 +72,9 @@ pub struct Ran {
     pub succeeded: bool,
 }
 
+/// The readiness command of those that have one.
+pub const READY: &str = "./ready";
+
 /// After that long a failed preparation is tried again.
 const TRIED_AGAIN_MS: u64 = 10_000;
 
@@ -85,6 +90,7 @@ impl Behaviour {
             Some("crash") => Self::Crash,
             Some("dies") => Self::Dies,
             Some("worse") => Self::Worse,
+            Some("unready") => Self::Unready,
             Some("flaps1") => Self::Flaps(1_000),
             Some("flaps4") => Self::Flaps(4_000),
             Some("flaps9") => Self::Flaps(9_000),
@@ -97,7 +103,7 @@ impl Behaviour {
         match self {
             Self::Good | Self::Slow | Self::Dies | Self::Worse => true,
             Self::Flaps(lives_ms) => lives_ms > MIN_UPTIME_MS,
-            Self::NoBuild | Self::Sick | Self::Crash => false,
+            Self::NoBuild | Self::Sick | Self::Crash | Self::Unready => false,
         }
     }
 
@@ -173,6 +179,10 @@ pub struct Fake {
     pub release: Option<ReleaseNumber>,
     /// The last incarnation whose process really ran.
     pub ran: Incarnation,
+    /// The last incarnation that was ready, too.
+    pub readied: Incarnation,
+    /// When its readiness command succeeds, where it has one.
+    ready_at: Option<u64>,
     pub phase: InstancePhase,
     pub behaviour: Behaviour,
     /// The label of the version it was started with.
@@ -455,6 +465,8 @@ impl FakeHost {
             incarnation: Incarnation(0),
             release: None,
             ran: Incarnation(0),
+            readied: Incarnation(0),
+            ready_at: None,
             phase: InstancePhase::Stopped,
             behaviour,
             version: version.clone(),
@@ -525,6 +537,7 @@ impl FakeHost {
                 );
                 fake.started = now;
                 fake.ran = fake.incarnation;
+                fake.begin_ready(order, now, rng.range(300, 3_000) * slowness);
                 true
             }
             InstancePhase::Running if fake.behaviour.lives_ms().is_some() && now >= fake.until => {
@@ -539,6 +552,13 @@ impl FakeHost {
                     fake.behaviour.lives_ms().unwrap_or(0),
                 );
                 fake.started = now;
+                fake.begin_ready(order, now, rng.range(300, 3_000) * slowness);
+                true
+            }
+            InstancePhase::Running
+                if fake.readied < fake.incarnation && fake.ready_at.is_none_or(|at| now >= at) =>
+            {
+                fake.readied = fake.incarnation;
                 true
             }
             _ => false,
@@ -576,7 +596,7 @@ impl FakeHost {
             return None;
         }
         let good = match fake.behaviour {
-            Behaviour::Good | Behaviour::Slow | Behaviour::Flaps(_) => true,
+            Behaviour::Good | Behaviour::Slow | Behaviour::Unready | Behaviour::Flaps(_) => true,
             Behaviour::Dies => age < 25_000,
             _ => false,
         };
@@ -644,6 +664,7 @@ impl FakeHost {
                     log: vec!["a line".to_owned()],
                     port: PortUse::Unknown,
                     memory_kills: MemoryKills::default(),
+                    startup: fake.startup(now.as_millis() - ahead),
                 })
                 .collect(),
         }
@@ -671,6 +692,24 @@ fn failed(code: &str) -> OncePhase {
 }
 
 impl Fake {
+    fn begin_ready(&mut self, order: &InstanceOrder, now: u64, takes: u64) {
+        let never = self.behaviour == Behaviour::Unready;
+        let at = if never { u64::MAX } else { now + takes };
+        self.ready_at = order.ready.as_ref().map(|_| at);
+    }
+
+    fn startup(&self, now: u64) -> Option<Startup> {
+        let at = self.ready_at?;
+        if now >= at {
+            return Some(Startup::Passed);
+        }
+        Some(Startup::Ready {
+            command: READY.to_owned(),
+            tries: 1,
+            last: Some("exited with 1".to_owned()),
+        })
+    }
+
     fn go(&mut self, phase: InstancePhase, now: u64, takes: u64) {
         self.phase = phase;
         self.since = now;

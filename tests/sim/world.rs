@@ -1,7 +1,7 @@
 //! The fake world: time, links, faults and users.
 
 use crate::checks::{self, Checks};
-use crate::host::{Behaviour, Command, FakeHost};
+use crate::host::{Behaviour, Command, FakeHost, READY};
 use crate::proxy::FakeProxy;
 use crate::rng::Rng;
 use beanpole_engine::{Call, Engine, EngineConfig, Observed, Pace, Reading};
@@ -406,6 +406,12 @@ impl World {
             let resume = self.rng.chance(500);
             let labels = *self.rng.pick(&["", "zone=a", "zone=b"]);
             let moves = self.rng.chance(300);
+            let unready = Behaviour::of(label.as_str()) == Behaviour::Unready;
+            let ready = if unready || self.rng.chance(300) {
+                READY
+            } else {
+                ""
+            };
             let call = Call {
                 request_id: RequestId::from_bits(bits),
                 now: self.at(),
@@ -417,9 +423,11 @@ impl World {
             settings.set(options::COMMAND, "Timeout", "60");
             settings.set(options::PROCESS, "DeregistrationDelay", "5");
             settings.set(options::ASG, "MinSize", sizes.to_string());
+            settings.set(options::INSTANCE, "ReadyCommand", ready);
             let mut check = OptionSettings::default();
             let path = if own_check { label.as_str() } else { "" };
             check.set(options::PROCESS, "HealthCheckPath", format!("/{path}"));
+            check.set(options::INSTANCE, "ReadyCommand", ready);
             let result = match dice {
                 _ if !exists => self.engine.create_environment(
                     &call,
@@ -507,7 +515,7 @@ impl World {
         } else {
             &[
                 "good", "good", "good", "good", "good", "worse", "worse", "slow", "nobuild",
-                "sick", "crash", "dies", "flaps1", "flaps4", "flaps9",
+                "sick", "unready", "crash", "dies", "flaps1", "flaps4", "flaps9",
             ]
         };
         let commands: &[&str] = if calm {

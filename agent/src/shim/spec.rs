@@ -2,7 +2,7 @@
 
 use crate::fences::cgroups::Group;
 use crate::fences::users::User;
-use beanpole_protocol::agent::{Limits, Properties};
+use beanpole_protocol::agent::{Limits, Properties, ReadyOrder};
 use beanpole_protocol::{Incarnation, InstanceId, ReleaseNumber};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -25,6 +25,9 @@ pub mod files {
     pub const TROUBLE: &str = "shim.err";
     /// The directory of the logs.
     pub const LOGS: &str = "log";
+    /// What the log of the readiness command is called, as a process's is by its name: no process can
+    /// have one with a dot.
+    pub const READY_LOG: &str = "readiness.command";
     /// The processes' home directory.
     pub const HOME: &str = "home";
     /// `TMPDIR` where `/tmp` cannot be made private.
@@ -66,6 +69,17 @@ pub struct ShimSpec {
     /// Pauses before starting again.
     #[serde(default)]
     pub backoff: Backoff,
+    /// What has to succeed before the instance counts as started.
+    #[serde(default)]
+    pub gate: GateSpec,
+}
+
+/// What has to succeed in an instance before it counts as started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GateSpec {
+    /// The readiness command.
+    #[serde(default)]
+    pub ready: Option<ReadyOrder>,
 }
 
 /// One process type.

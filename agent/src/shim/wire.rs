@@ -7,7 +7,7 @@
 //! | `{"v":1,"op":"stop","grace_ms":10000}` | a [`Status`] at once; the end shows in the state file and by the closed connection |
 //! | anything else | `{"v":1,"error":"…"}` |
 
-use beanpole_protocol::agent::{ExitReport, MemoryKills};
+use beanpole_protocol::agent::{ExitReport, MemoryKills, Startup};
 use beanpole_protocol::{Incarnation, InstanceId, ReleaseNumber, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +67,45 @@ pub struct Status {
     /// What the kernel killed for memory, besides those in `processes`.
     #[serde(default)]
     pub memory_kills: MemoryKills,
+    /// What has to succeed before it counts as started.
+    #[serde(default)]
+    pub gate: GateStatus,
+}
+
+/// How far an instance is with what has to succeed before it counts as started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GateStatus {
+    /// The readiness command, where there is one.
+    #[serde(default)]
+    pub ready: Option<ReadyStatus>,
+}
+
+/// How far a readiness command is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadyStatus {
+    /// The command, as people are shown it.
+    pub command: String,
+    /// It has exited with 0 since a process was started last.
+    pub passed: bool,
+    /// How often it has ended since then.
+    pub tries: u32,
+    /// How it ended the last time, unless with 0.
+    pub last: Option<String>,
+}
+
+impl GateStatus {
+    /// For a report; none where nothing has to succeed.
+    pub fn startup(&self) -> Option<Startup> {
+        let ready = self.ready.as_ref()?;
+        if ready.passed {
+            return Some(Startup::Passed);
+        }
+        Some(Startup::Ready {
+            command: ready.command.clone(),
+            tries: ready.tries,
+            last: ready.last.clone(),
+        })
+    }
 }
 
 /// A process that no later one can be taken for: a pid may be given away again, but not with the

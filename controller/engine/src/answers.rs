@@ -64,7 +64,7 @@ fn answers(operation: &OperationRecord, world: &World<'_>, now: Timestamp) -> Ve
     for (_, change) in plan.changes() {
         let id = &change.instance;
         let (since, may_take) = match progress.of(id) {
-            ChangeState::Starting { since } => (since, plan.timeouts.started_ms()),
+            ChangeState::Starting { since } => (since, plan.timeouts.started_ms(plan.gate)),
             ChangeState::Checking { since } => (since, plan.timeouts.proven_ms(plan.gate)),
             _ => continue,
         };
@@ -82,7 +82,10 @@ fn answers(operation: &OperationRecord, world: &World<'_>, now: Timestamp) -> Ve
                 let how = beanpole_planner::how_it_ended(process)?;
                 Some(format!("process `{}` ended {how}", process.name))
             });
-        let text = ended.or_else(|| {
+        let startup = seen
+            .filter(|seen| seen.phase == InstancePhase::Running)
+            .and_then(|seen| seen.startup.as_ref()?.said());
+        let text = ended.or(startup).or_else(|| {
             world
                 .proxies
                 .iter()

@@ -309,6 +309,7 @@ impl Records {
                 port: instance.port,
                 stop_grace_ms: release.settings.stop_grace_ms(),
                 limits: release.settings.limits(),
+                ready: release.settings.ready(),
             });
         }
         for operation in &self.operations {

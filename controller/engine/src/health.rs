@@ -4,7 +4,7 @@
 //! instance, one failure alone does not lower it (three do), and the cause of a bad health stays until
 //! it is good again. What is not published there, the numbers, is chosen in decision 46.
 
-use beanpole_planner::{HostState, Reach, World, how_it_ended};
+use beanpole_planner::{HostState, Reach, World, how_it_ended, unready};
 use beanpole_protocol::Timestamp;
 use beanpole_protocol::agent::{InstancePhase, InstanceReport, MemoryKills};
 use beanpole_protocol::api::{self, Colour, EnvironmentStatus, InstanceHealth};
@@ -82,6 +82,13 @@ pub(crate) fn health(
         InstancePhase::Waiting | InstancePhase::Stopping => {
             return (H::Pending, Some("it is being started".to_owned()));
         }
+    }
+    if let Some(how) = unready(seen) {
+        let health = match record.mode {
+            Some(TargetMode::Serve) => H::Unhealthy,
+            _ => H::Pending,
+        };
+        return (health, Some(how));
     }
     if !world.web {
         return match record.mode {
@@ -308,6 +315,7 @@ mod tests {
             log: Vec::new(),
             port: PortUse::Own,
             memory_kills: MemoryKills::default(),
+            startup: None,
         }
     }
 

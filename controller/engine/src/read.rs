@@ -114,6 +114,7 @@ pub(crate) fn rules(
             stop_ms: settings.stop_grace_ms().max(leaves.stop_grace_ms()),
         },
         ignore_health: deployment.ignore_health_check,
+        ready: settings.ready().is_some(),
         split: settings.split().0,
         guard: settings.guard(),
         overlap: settings.overlap(),

@@ -14,6 +14,9 @@ use beanpole_protocol::{HostName, InstanceId, ReleaseNumber, Timestamp};
 /// time-out.
 pub const RESTARTS_THAT_FAIL: u32 = 3;
 
+/// The code of an instance whose time is up before its readiness command has succeeded.
+pub(super) const NOT_READY: &str = "not-ready";
+
 /// Log lines that a failure carries at most.
 const LOG_LINES: usize = 20;
 
@@ -122,6 +125,8 @@ impl Turn<'_, '_> {
             .targets(id)
             .flatten()
             .filter_map(|target| target.last_check.as_ref())
+            // How it answers its checks is another question.
+            .filter(|_| code != NOT_READY)
             .min_by_key(|check| check.good);
         let unreached = seen
             .zip(check)

@@ -189,7 +189,7 @@ impl Turn<'_, '_> {
                 ChangeState::Drained => self.act(change)?,
                 ChangeState::Stopping { since } => self.stopping(change, since),
                 ChangeState::Starting { since } => {
-                    let bound = self.bound(since, self.plan.timeouts.started_ms());
+                    let bound = self.bound(since, self.plan.timeouts.started_ms(self.plan.gate));
                     self.starting(batch, change, bound, false)?;
                 }
                 ChangeState::Checking { since } => {

@@ -333,6 +333,22 @@ pub const KNOWN: &[OptionSpec] = &[
     ),
     option(
         INSTANCE,
+        "ReadyCommand",
+        "",
+        Kind::Command,
+        Change::Restart,
+        "What is run in a started instance, again and again, until it exits with 0: only then the instance counts as started. Empty for none.",
+    ),
+    option(
+        INSTANCE,
+        "ReadyTimeout",
+        "10",
+        Kind::Number(1, 3_600),
+        Change::Nothing,
+        "Seconds that one run of ReadyCommand may take before it is ended and tried again. Of instances that start from now on.",
+    ),
+    option(
+        INSTANCE,
         "Overlap",
         "true",
         Kind::Bool,

@@ -7,7 +7,7 @@ use super::{
     OptionSettings, PLACEMENT, PROCESS, PROPERTIES, PROXY, PYTHON, RELEASE, SPLIT, SPLITTING,
     SplitSteps,
 };
-use crate::agent::{Limits, Properties};
+use crate::agent::{Limits, Properties, ReadyOrder};
 use crate::proxy::{Algorithm, HealthCheck, Probe, Sticky};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -153,6 +153,15 @@ impl OptionSettings {
         }
     }
 
+    /// What has to succeed in an instance before it counts as started.
+    pub fn ready(&self) -> Option<ReadyOrder> {
+        let command = self.effective(INSTANCE, "ReadyCommand").trim();
+        (!command.is_empty()).then(|| ReadyOrder {
+            command: command.to_owned(),
+            timeout_ms: self.number(INSTANCE, "ReadyTimeout").unwrap_or(10) * 1_000,
+        })
+    }
+
     /// Who gets the next request.
     pub fn algorithm(&self) -> Algorithm {
         match self.effective(PROXY, "Algorithm") {
@@ -236,6 +245,24 @@ mod tests {
         settings.set(PLACEMENT, "HostLabels", "");
         settings.validate().expect("none");
         assert!(settings.host_labels().is_empty());
+    }
+
+    #[test]
+    fn a_readiness_command_is_one_line_and_blanks_are_none() {
+        let mut settings = OptionSettings::default();
+        assert_eq!(settings.ready(), None);
+        settings.set(INSTANCE, "ReadyCommand", " bin/ready --quick ");
+        settings.validate().expect("a command");
+        let ready = settings.ready().expect("one");
+        assert_eq!(ready.command, "bin/ready --quick");
+        assert_eq!(ready.timeout_ms, 10_000);
+        settings.set(INSTANCE, "ReadyCommand", "  ");
+        assert_eq!(settings.ready(), None);
+        let long = "x".repeat(4097);
+        for wrong in ["true\nfalse", "a\0b", long.as_str()] {
+            settings.set(INSTANCE, "ReadyCommand", wrong);
+            assert!(settings.validate().is_err(), "{wrong}");
+        }
     }
 
     #[test]
