@@ -203,7 +203,8 @@ const fn three() -> u32 {
 pub struct Timeouts {
     /// Preparing a release on all hosts; running its release command.
     pub prepare_ms: u64,
-    /// From the first moment that a started instance runs until it has to be healthy.
+    /// From the first moment that a started instance runs until it has to be healthy: its grace and its
+    /// time-out.
     pub batch_ms: u64,
     /// Finishing requests.
     pub drain_ms: u64,

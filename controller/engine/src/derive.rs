@@ -548,8 +548,8 @@ pub(crate) mod tests {
         }
     }
 
-    /// What a host says whose preparation of the release failed when `asked_by` waited for it.
-    fn failed(asked_by: Option<&OperationId>) -> HostReport {
+    /// What a host says that holds nothing.
+    pub(crate) fn report() -> HostReport {
         HostReport {
             sequence: 1,
             agent_version: String::new(),
@@ -559,6 +559,14 @@ pub(crate) mod tests {
             now: Timestamp::EPOCH,
             generation: Generation(0),
             facts: HostFacts::default(),
+            releases: Vec::new(),
+            instances: Vec::new(),
+        }
+    }
+
+    /// What a host says whose preparation of the release failed when `asked_by` waited for it.
+    fn failed(asked_by: Option<&OperationId>) -> HostReport {
+        HostReport {
             releases: vec![ReleaseReport {
                 key: ReleaseKey {
                     environment: EnvironmentId::from_bits(1),
@@ -577,7 +585,7 @@ pub(crate) mod tests {
                 has_release_command: false,
                 once: None,
             }],
-            instances: Vec::new(),
+            ..report()
         }
     }
 

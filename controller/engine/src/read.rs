@@ -108,7 +108,7 @@ pub(crate) fn rules(
         gate,
         timeouts: Timeouts {
             prepare_ms: deployment.timeout_ms,
-            batch_ms: deployment.start_timeout_ms + proof_ms,
+            batch_ms: deployment.start_grace_ms + deployment.start_timeout_ms + proof_ms,
             drain_ms: deployment.drain_timeout_ms,
             // Whichever of the two is being stopped.
             stop_ms: settings.stop_grace_ms().max(leaves.stop_grace_ms()),
@@ -227,5 +227,23 @@ fn instance_state(instance: InstanceRecord) -> InstanceState {
         mode: instance.mode,
         routed: instance.routed,
         ordered: instance.ordered,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use beanpole_protocol::options::INSTANCE;
+
+    #[test]
+    fn the_time_out_of_a_start_begins_when_its_grace_is_over() {
+        let mut settings = OptionSettings::default();
+        let may_take = |settings: &OptionSettings| {
+            let rules = rules(settings, settings, Tier::Web, Repute::New);
+            rules.timeouts.batch_ms
+        };
+        let without = may_take(&settings);
+        settings.set(INSTANCE, "StartGrace", "90");
+        assert_eq!(may_take(&settings), without + 90_000);
     }
 }

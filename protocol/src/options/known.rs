@@ -333,6 +333,14 @@ pub const KNOWN: &[OptionSpec] = &[
     ),
     option(
         INSTANCE,
+        "StartGrace",
+        "0",
+        Kind::Number(0, 3_600),
+        Change::Nothing,
+        "Seconds from the first moment that a new instance runs in which it may answer its health checks badly, or not at all. StartTimeout begins after them.",
+    ),
+    option(
+        INSTANCE,
         "ReadyCommand",
         "",
         Kind::Command,

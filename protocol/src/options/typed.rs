@@ -25,7 +25,11 @@ pub struct DeploymentOptions {
     pub batch: BatchSize,
     /// For preparing, in milliseconds.
     pub timeout_ms: u64,
-    /// From the first moment that an instance runs until it has to be healthy, in milliseconds.
+    /// From the first moment that an instance runs: what it answers in that time does not count, in
+    /// milliseconds.
+    #[serde(default)]
+    pub start_grace_ms: u64,
+    /// From the end of that until it has to be healthy, in milliseconds.
     pub start_timeout_ms: u64,
     /// How long an instance of a new release has to run without a restart, in milliseconds.
     pub min_uptime_ms: u64,
@@ -68,6 +72,7 @@ impl OptionSettings {
             policy,
             batch,
             timeout_ms: self.number(COMMAND, "Timeout").unwrap_or(600) * 1_000,
+            start_grace_ms: self.number(INSTANCE, "StartGrace").unwrap_or(0) * 1_000,
             start_timeout_ms: self
                 .number(INSTANCE, "StartTimeout")
                 .or_else(|| self.get(COMMAND, "Timeout")?.parse().ok())

@@ -118,6 +118,7 @@ impl Place {
             ("StartTimeout", health.start_timeout),
             ("MinUptime", health.min_uptime),
             ("ReadyTimeout", health.ready_timeout),
+            ("StartGrace", health.start_grace),
         ];
         for (name, value) in seconds {
             if let Some(value) = value {

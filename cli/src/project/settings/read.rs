@@ -285,6 +285,7 @@ fn setting_of<'a>(namespace: &str, name: &'a str) -> &'a str {
         (PROCESS, "DeregistrationDelay") => "drain-timeout",
         (INSTANCE, "StartTimeout") => "start-timeout",
         (INSTANCE, "MinUptime") => "min-uptime",
+        (INSTANCE, "StartGrace") => "start-grace",
         (INSTANCE, "ReadyCommand") => "ready-command",
         (INSTANCE, "ReadyTimeout") => "ready-timeout",
         (PLACEMENT, "HostLabels") => "host-labels",

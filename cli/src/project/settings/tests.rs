@@ -282,6 +282,7 @@ const SHORT: &[Short] = &[
         "7",
     ),
     (".health", "min-uptime = 7", INSTANCE, "MinUptime", "7"),
+    (".health", "start-grace = 7", INSTANCE, "StartGrace", "7"),
     (
         ".health",
         "ready-command = \"bin/ready\"",
