@@ -65,8 +65,6 @@ pub struct Rules {
     pub timeouts: Timeouts,
     /// Go on with instances that run but are not healthy in time.
     pub ignore_health: bool,
-    /// Instances that are started have a readiness command.
-    pub ready: bool,
     /// The steps of a split, each with its time, where the policy has some.
     pub split: Vec<SplitStep>,
     /// How much worse a release may be in a split.
@@ -181,7 +179,6 @@ impl<'w, 'a> Draft<'w, 'a> {
             gate: rules.gate,
             timeouts: rules.timeouts,
             ignore_health: rules.ignore_health,
-            ready: rules.ready,
             ..Plan::default()
         };
         Self {

@@ -27,9 +27,6 @@ pub struct Plan {
     /// An instance that passed the gate and ends or loses its health before the plan is done fails it.
     #[serde(default)]
     pub watch: bool,
-    /// Instances that it starts have a readiness command, which their agents report on.
-    #[serde(default)]
-    pub ready: bool,
     /// How much worse its release may be than the one before while both get requests; any where absent.
     #[serde(default)]
     pub guard: Option<GuardLimits>,

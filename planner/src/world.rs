@@ -45,6 +45,8 @@ pub struct InstanceState {
     pub routed: Option<Generation>,
     /// The first orders of its host that say what is wanted of it; absent while none were made.
     pub ordered: Option<Generation>,
+    /// Its release has a readiness command.
+    pub asks_ready: bool,
 }
 
 /// Whether a host can be reached.
@@ -261,6 +263,7 @@ mod tests {
             mode: Some(TargetMode::Serve),
             routed: Some(Generation(1)),
             ordered: Some(Generation(1)),
+            asks_ready: false,
         };
         for web in [true, false] {
             let world = World {

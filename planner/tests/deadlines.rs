@@ -121,6 +121,7 @@ impl Still {
                 mode,
                 routed: Some(Generation(5)),
                 ordered: Some(Generation(5)),
+                asks_ready: false,
             },
             phase: Some(InstancePhase::Running),
             startup: None,
@@ -274,6 +275,7 @@ impl Still {
                         mode: Some(TargetMode::Serve),
                         routed: Some(Generation(1)),
                         ordered: Some(Generation(1)),
+                        asks_ready: false,
                     },
                 ),
             ]
@@ -366,7 +368,7 @@ fn what_keeps_the_load_balancer_from_an_app_that_listens_is_guessed_at() {
 
 fn unready() -> Still {
     checking().with(|still| {
-        still.plan.ready = true;
+        still.instance.asks_ready = true;
         still.good_checks = 9;
         still.startup = Some(Startup::Ready {
             command: "bin/ready".to_owned(),

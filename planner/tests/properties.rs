@@ -133,6 +133,7 @@ impl Fake {
                     mode: Some(TargetMode::Serve),
                     routed: Some(Generation(1)),
                     ordered: Some(Generation(1)),
+                    asks_ready: false,
                 },
             );
             fake.run_instance(&id);
@@ -373,6 +374,7 @@ impl Fake {
                         mode: None,
                         routed: None,
                         ordered: None,
+                        asks_ready: false,
                     });
                 wanted.release = release;
                 wanted.incarnation = wanted.incarnation.next();
@@ -539,7 +541,6 @@ fn rules() -> Rules {
             stop_ms: 5_000,
         },
         ignore_health: false,
-        ready: false,
         split: steps(),
         guard: None,
         overlap: false,

@@ -114,7 +114,6 @@ pub(crate) fn rules(
             stop_ms: settings.stop_grace_ms().max(leaves.stop_grace_ms()),
         },
         ignore_health: deployment.ignore_health_check,
-        ready: settings.ready().is_some(),
         split: settings.split().0,
         guard: settings.guard(),
         overlap: settings.overlap(),
@@ -156,6 +155,7 @@ impl Engine {
             }
         }
         let mut instances = BTreeMap::new();
+        let mut asks_ready: BTreeMap<ReleaseNumber, bool> = BTreeMap::new();
         for instance in reader.under::<InstanceRecord>(&InstanceRecord::prefix(&environment.id))? {
             let id = instance.id.clone();
             let runs = hosts
@@ -163,7 +163,13 @@ impl Engine {
                 .and_then(|host| host.instance(&id))
                 .filter(|seen| seen.incarnation == instance.incarnation)
                 .and_then(|seen| seen.release);
-            let mut state = instance_state(instance);
+            let asks = match asks_ready.get(&instance.release) {
+                Some(asks) => *asks,
+                None => release(reader, &environment.id, instance.release)?
+                    .is_some_and(|release| release.settings.ready().is_some()),
+            };
+            asks_ready.insert(instance.release, asks);
+            let mut state = instance_state(instance, asks);
             // It was recorded, restored from a backup, and had been changed in between: what it runs
             // is told by its host.
             if let Some(tree) = runs.filter(|tree| *tree != state.release)
@@ -219,7 +225,7 @@ impl Engine {
     }
 }
 
-fn instance_state(instance: InstanceRecord) -> InstanceState {
+fn instance_state(instance: InstanceRecord, asks_ready: bool) -> InstanceState {
     InstanceState {
         host: instance.host,
         release: instance.release,
@@ -227,6 +233,7 @@ fn instance_state(instance: InstanceRecord) -> InstanceState {
         mode: instance.mode,
         routed: instance.routed,
         ordered: instance.ordered,
+        asks_ready,
     }
 }
 

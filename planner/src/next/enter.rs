@@ -84,7 +84,7 @@ impl Turn<'_, '_> {
             });
             return Ok(());
         }
-        if self.plan.ready && seen.startup.is_none() {
+        if instance.asks_ready && seen.startup.is_none() {
             let text = format!(
                 "The agent on {} is of a version that runs no readiness command; `beanpole host upgrade \
                  {}` brings it up to date.",
