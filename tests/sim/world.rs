@@ -406,6 +406,7 @@ impl World {
             let resume = self.rng.chance(500);
             let labels = *self.rng.pick(&["", "zone=a", "zone=b"]);
             let moves = self.rng.chance(300);
+            let queue = self.rng.chance(400);
             let unready = Behaviour::of(label.as_str()) == Behaviour::Unready;
             let ready = if unready || self.rng.chance(300) {
                 READY
@@ -453,16 +454,28 @@ impl World {
                             .then(|| "10%:20s,50%:20s".parse().expect("steps")),
                         no_auto_rollback,
                         settings: check,
+                        queue,
                     },
                 ),
-                45..58 => self
-                    .engine
-                    .scale(&call, &name, api::Scale { instances: sizes }),
-                58..66 => self.engine.abort(&call, &name),
+                45..58 => self.engine.scale(
+                    &call,
+                    &name,
+                    api::Scale {
+                        instances: sizes,
+                        queue,
+                    },
+                ),
+                58..59 => self.engine.abort_queued(&call, &name),
+                59..66 => self.engine.abort(&call, &name),
                 66..68 => self.engine.promote(&call, &name),
-                68..76 => self
-                    .engine
-                    .rollback(&call, &name, &api::Rollback::default()),
+                68..76 => self.engine.rollback(
+                    &call,
+                    &name,
+                    &api::Rollback {
+                        queue,
+                        ..Default::default()
+                    },
+                ),
                 76..84 => self.engine.restart(&call, &name),
                 84..92 => {
                     let mut set = OptionSettings::default();
@@ -477,6 +490,7 @@ impl World {
                         api::UpdateSettings {
                             set,
                             remove: BTreeMap::new(),
+                            queue,
                         },
                     )
                 }
@@ -724,7 +738,7 @@ impl World {
                 .engine
                 .environment(&environment.name, &self.observed, self.at())
                 .expect("it exists");
-            if let Some(operation) = view.operation {
+            if let Some(operation) = view.operation.or(view.queued) {
                 return Some(format!(
                     "{}: {} is {}: {:?}",
                     view.name, operation.kind, operation.status, operation.waiting

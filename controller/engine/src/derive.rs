@@ -518,6 +518,7 @@ pub(crate) mod tests {
             live: None,
             last_release: ReleaseNumber(1),
             operation: None,
+            next: None,
             counted_after: None,
             hold: false,
             split: None,

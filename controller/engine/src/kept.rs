@@ -2,7 +2,9 @@
 //! return to at once because hosts keep it prepared. The others are history.
 
 use beanpole_protocol::ReleaseNumber;
-use beanpole_store::model::{EnvironmentRecord, InstanceRecord, OperationRecord, ReleaseRecord};
+use beanpole_store::model::{
+    EnvironmentRecord, InstanceRecord, OperationRecord, QueuedWish, ReleaseRecord,
+};
 use beanpole_store::{StoreError, Tx};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -46,11 +48,20 @@ pub fn needed_releases(
         Some(id) => tx.get::<OperationRecord>(&OperationRecord::key_of(id))?,
         None => None,
     };
+    let queued = match &environment.next {
+        Some(id) => tx.get::<OperationRecord>(&OperationRecord::key_of(id))?,
+        None => None,
+    };
+    let returns_to = match queued.and_then(|queued| queued.wish) {
+        Some(QueuedWish::Rollback(body)) => body.to,
+        _ => None,
+    };
     let running: Vec<ReleaseNumber> = operation
         .iter()
         .flat_map(|operation| [operation.from, operation.to])
         .flatten()
         .chain(environment.live)
+        .chain(returns_to)
         .chain(instances.iter().map(|instance| instance.release))
         .collect();
     let keep = environment.settings.deployment().keep_releases as usize;
