@@ -388,6 +388,22 @@ fn an_instance_that_answers_and_is_not_ready_is_waited_for_with_what_its_command
 }
 
 #[test]
+fn a_hook_that_failed_fails_the_plan_at_once_with_what_it_wrote() {
+    let still = checking().with(|still| {
+        still.startup = Some(Startup::Failed(Failure {
+            code: "hook-failed".to_owned(),
+            message: "The hook `.platform/hooks/postdeploy/1.sh` exited with 3.".to_owned(),
+            log: vec!["no cache".to_owned()],
+        }));
+    });
+    still.fails_after(0, "hook-failed");
+    let (_, Happened::Failed { failure }) = still.end() else {
+        panic!("it fails");
+    };
+    assert_eq!(failure.log, ["no cache"]);
+}
+
+#[test]
 fn an_instance_that_is_ready_goes_on() {
     let instance = one();
     unready()

@@ -445,7 +445,7 @@ pub struct InstanceReport {
     pub startup: Option<Startup>,
 }
 
-/// How far an instance is with what has to succeed in it before it counts as started.
+/// How far an instance is with what has to succeed in it before it counts as started, in this order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "step", rename_all = "kebab-case")]
 pub enum Startup {
@@ -458,13 +458,22 @@ pub enum Startup {
         /// How it ended the last time, to be read after its name: `exited with 1 (no such table)`.
         last: Option<String>,
     },
+    /// Its `postdeploy` hooks wait until it listens on its port.
+    Listen,
+    /// One of its `postdeploy` hooks runs.
+    Hook {
+        /// Where it lies in the bundle.
+        hook: String,
+    },
     /// All of it has succeeded.
     Passed,
+    /// A hook failed: in this incarnation it will not count as started.
+    Failed(Failure),
 }
 
 impl Startup {
-    /// How its readiness command failed the last time, without how often it has: that is another every
-    /// time.
+    /// What is worth an event: how its readiness command failed the last time, without how often it has,
+    /// which is another every time; the hook that runs.
     pub fn said(&self) -> Option<String> {
         match self {
             Self::Ready {
@@ -472,6 +481,7 @@ impl Startup {
                 last: Some(last),
                 ..
             } => Some(format!("its readiness command `{command}` {last}")),
+            Self::Hook { hook } => Some(format!("its hook `{hook}` runs")),
             _ => None,
         }
     }
@@ -492,7 +502,10 @@ impl Startup {
                 }
                 None => format!("its readiness command `{command}` has not ended yet"),
             }),
+            Self::Listen => Some("its hooks run when it listens on its port".to_owned()),
+            Self::Hook { hook } => Some(format!("its hook `{hook}` runs")),
             Self::Passed => None,
+            Self::Failed(failure) => Some(failure.message.clone()),
         }
     }
 }

@@ -18,5 +18,6 @@ mod over_ssh;
 mod policies;
 mod receipts;
 mod splits;
+mod starts;
 mod state;
 mod without_systemd;

@@ -32,6 +32,8 @@ pub enum Behaviour {
     Worse,
     /// Answers well, and its readiness command never succeeds.
     Unready,
+    /// Answers well, and a hook fails in each of its instances.
+    BadHook,
     /// Answers well, and ends that many milliseconds after each start.
     Flaps(u64),
 }
@@ -91,6 +93,7 @@ impl Behaviour {
             Some("dies") => Self::Dies,
             Some("worse") => Self::Worse,
             Some("unready") => Self::Unready,
+            Some("badhook") => Self::BadHook,
             Some("flaps1") => Self::Flaps(1_000),
             Some("flaps4") => Self::Flaps(4_000),
             Some("flaps9") => Self::Flaps(9_000),
@@ -103,7 +106,7 @@ impl Behaviour {
         match self {
             Self::Good | Self::Slow | Self::Dies | Self::Worse => true,
             Self::Flaps(lives_ms) => lives_ms > MIN_UPTIME_MS,
-            Self::NoBuild | Self::Sick | Self::Crash | Self::Unready => false,
+            Self::NoBuild | Self::Sick | Self::Crash | Self::Unready | Self::BadHook => false,
         }
     }
 
@@ -556,7 +559,9 @@ impl FakeHost {
                 true
             }
             InstancePhase::Running
-                if fake.readied < fake.incarnation && fake.ready_at.is_none_or(|at| now >= at) =>
+                if fake.behaviour != Behaviour::BadHook
+                    && fake.readied < fake.incarnation
+                    && fake.ready_at.is_none_or(|at| now >= at) =>
             {
                 fake.readied = fake.incarnation;
                 true
@@ -596,7 +601,11 @@ impl FakeHost {
             return None;
         }
         let good = match fake.behaviour {
-            Behaviour::Good | Behaviour::Slow | Behaviour::Unready | Behaviour::Flaps(_) => true,
+            Behaviour::Good
+            | Behaviour::Slow
+            | Behaviour::Unready
+            | Behaviour::BadHook
+            | Behaviour::Flaps(_) => true,
             Behaviour::Dies => age < 25_000,
             _ => false,
         };
@@ -695,11 +704,19 @@ impl Fake {
     fn begin_ready(&mut self, order: &InstanceOrder, now: u64, takes: u64) {
         let never = self.behaviour == Behaviour::Unready;
         let at = if never { u64::MAX } else { now + takes };
-        self.ready_at = order.ready.as_ref().map(|_| at);
+        let waits = order.ready.is_some() || self.behaviour == Behaviour::BadHook;
+        self.ready_at = waits.then_some(at);
     }
 
     fn startup(&self, now: u64) -> Option<Startup> {
         let at = self.ready_at?;
+        if now >= at && self.behaviour == Behaviour::BadHook {
+            return Some(Startup::Failed(Failure {
+                code: "hook-failed".to_owned(),
+                message: "The hook exited with 1.".to_owned(),
+                log: Vec::new(),
+            }));
+        }
         if now >= at {
             return Some(Startup::Passed);
         }

@@ -529,7 +529,7 @@ impl World {
         } else {
             &[
                 "good", "good", "good", "good", "good", "worse", "worse", "slow", "nobuild",
-                "sick", "unready", "crash", "dies", "flaps1", "flaps4", "flaps9",
+                "sick", "unready", "badhook", "crash", "dies", "flaps1", "flaps4", "flaps9",
             ]
         };
         let commands: &[&str] = if calm {

@@ -352,6 +352,8 @@ fn spec(
         stop_grace: Duration::from_millis(order.stop_grace_ms),
         gate: GateSpec {
             ready: order.ready.clone(),
+            hooks: prepared.postdeploy.clone(),
+            hook_timeout_ms: release.prepare_timeout_ms,
         },
     }
 }

@@ -7,7 +7,7 @@
 //! [`Runtime::adopt`].
 
 mod client;
-mod port;
+pub(crate) mod port;
 pub mod process;
 mod recover;
 mod tail;

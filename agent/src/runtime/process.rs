@@ -634,7 +634,8 @@ fn drop_logs_of_others(logs: &Path, spec: &ShimSpec) -> io::Result<()> {
         let Some((process, _number)) = name.split_once(".log") else {
             continue;
         };
-        let gate = process == files::READY_LOG && spec.gate.ready.is_some();
+        let gate = process == files::READY_LOG && spec.gate.ready.is_some()
+            || process == files::HOOKS_LOG && !spec.gate.hooks.is_empty();
         if !gate && !spec.processes.iter().any(|program| program.name == process) {
             fs::remove_file(entry.path())?;
         }

@@ -5,6 +5,7 @@ use crate::sys::{self, ChildFence};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -20,6 +21,8 @@ pub(super) struct Started {
 pub(super) enum Run<'r> {
     /// A line for `/bin/sh`.
     Line(&'r str),
+    /// A script or program.
+    File(&'r Path),
 }
 
 pub(super) fn start(spec: &ShimSpec, run: Run<'_>, doors: &[Arc<OwnedFd>]) -> io::Result<Started> {
@@ -31,6 +34,7 @@ pub(super) fn start(spec: &ShimSpec, run: Run<'_>, doors: &[Arc<OwnedFd>]) -> io
             shell.arg("-c").arg(for_shell(line));
             shell
         }
+        Run::File(path) => Command::new(path),
     };
     command
         .current_dir(&spec.directory)

@@ -28,6 +28,8 @@ pub mod files {
     /// What the log of the readiness command is called, as a process's is by its name: no process can
     /// have one with a dot.
     pub const READY_LOG: &str = "readiness.command";
+    /// What the log of hooks is called.
+    pub const HOOKS_LOG: &str = "hooks.postdeploy";
     /// The processes' home directory.
     pub const HOME: &str = "home";
     /// `TMPDIR` where `/tmp` cannot be made private.
@@ -80,7 +82,17 @@ pub struct GateSpec {
     /// The readiness command.
     #[serde(default)]
     pub ready: Option<ReadyOrder>,
+    /// Hooks that run once when that has succeeded and the application listens, below the directory, in
+    /// this order.
+    #[serde(default)]
+    pub hooks: Vec<PathBuf>,
+    /// How long each of them may take, in milliseconds.
+    #[serde(default)]
+    pub hook_timeout_ms: u64,
 }
+
+/// The process type that gets the traffic, and with it the port.
+pub(crate) const WEB: &str = "web";
 
 /// One process type.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -51,6 +51,8 @@ pub(super) struct Supervisor {
     /// When to look for more; never without a limit.
     oom_look: Option<Instant>,
     changed: bool,
+    /// What was told last is in the state file.
+    recorded: bool,
 }
 
 struct Process {
@@ -113,6 +115,7 @@ impl Supervisor {
                 }
             })
             .collect();
+        let gate = Gate::new(&spec, earlier.as_ref().map(|status| &status.gate));
         let memory_kills = MemoryKills {
             limit_bytes: spec.limits.memory_bytes,
             ..earlier
@@ -120,7 +123,7 @@ impl Supervisor {
                 .unwrap_or_default()
         };
         Ok(Self {
-            gate: Gate::new(&spec),
+            gate,
             spec,
             me,
             boot_id: proc::boot_id(),
@@ -135,6 +138,7 @@ impl Supervisor {
             memory_kills,
             oom_look,
             changed: false,
+            recorded: false,
         })
     }
 
@@ -171,8 +175,9 @@ impl Supervisor {
                 self.press_on();
             } else {
                 self.start_due();
-                if self.all_run() {
-                    self.changed |= self.gate.step(&self.spec, &self.doors);
+                // Step by step, each told before the next.
+                if self.all_run() && !self.changed {
+                    self.changed = self.gate.step(&self.spec, &self.doors, self.recorded);
                 }
             }
             self.publish();
@@ -490,7 +495,7 @@ impl Supervisor {
             return;
         }
         let status = self.status();
-        save(&status);
+        self.recorded = save(&status);
         let line = line(&status);
         for client in self.clients.iter_mut().filter(|client| client.watches) {
             client.send(&line);
@@ -562,8 +567,8 @@ fn line(status: &Status) -> String {
 }
 
 /// By rename, so that a reader finds the old or the new. Not synced: after a loss of power the
-/// processes are gone as well, and the boot id tells.
-fn save(status: &Status) {
+/// processes are gone as well, and the boot id tells. Whether it was.
+fn save(status: &Status) -> bool {
     let temporary = format!("{}.new", files::STATE);
     let saved: io::Result<()> = (|| {
         use std::io::Write;
@@ -581,4 +586,5 @@ fn save(status: &Status) {
         // their cgroup or environment.
         let _ = fs::remove_file(&temporary);
     }
+    saved.is_ok()
 }

@@ -7,7 +7,7 @@
 //! | `{"v":1,"op":"stop","grace_ms":10000}` | a [`Status`] at once; the end shows in the state file and by the closed connection |
 //! | anything else | `{"v":1,"error":"…"}` |
 
-use beanpole_protocol::agent::{ExitReport, MemoryKills, Startup};
+use beanpole_protocol::agent::{ExitReport, Failure, MemoryKills, Startup};
 use beanpole_protocol::{Incarnation, InstanceId, ReleaseNumber, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +78,26 @@ pub struct GateStatus {
     /// The readiness command, where there is one.
     #[serde(default)]
     pub ready: Option<ReadyStatus>,
+    /// The hooks, where there are some.
+    #[serde(default)]
+    pub hooks: Option<HooksStatus>,
+}
+
+/// How far the hooks of an instance are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HooksStatus {
+    /// They wait for the application.
+    Waiting,
+    /// One was started, or is about to be. None of them begins a second time.
+    Running {
+        /// Which.
+        hook: String,
+    },
+    /// All have exited with 0.
+    Passed,
+    /// One failed, or nobody knows how it ended.
+    Failed(Failure),
 }
 
 /// How far a readiness command is.
@@ -96,15 +116,18 @@ pub struct ReadyStatus {
 impl GateStatus {
     /// For a report; none where nothing has to succeed.
     pub fn startup(&self) -> Option<Startup> {
-        let ready = self.ready.as_ref()?;
-        if ready.passed {
-            return Some(Startup::Passed);
+        match (&self.hooks, &self.ready) {
+            (Some(HooksStatus::Failed(failure)), _) => Some(Startup::Failed(failure.clone())),
+            (_, Some(ready)) if !ready.passed => Some(Startup::Ready {
+                command: ready.command.clone(),
+                tries: ready.tries,
+                last: ready.last.clone(),
+            }),
+            (Some(HooksStatus::Waiting), _) => Some(Startup::Listen),
+            (Some(HooksStatus::Running { hook }), _) => Some(Startup::Hook { hook: hook.clone() }),
+            (Some(HooksStatus::Passed), _) | (None, Some(_)) => Some(Startup::Passed),
+            (None, None) => None,
         }
-        Some(Startup::Ready {
-            command: ready.command.clone(),
-            tries: ready.tries,
-            last: ready.last.clone(),
-        })
     }
 }
 

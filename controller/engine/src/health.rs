@@ -6,7 +6,7 @@
 
 use beanpole_planner::{HostState, Reach, World, how_it_ended, unready};
 use beanpole_protocol::Timestamp;
-use beanpole_protocol::agent::{InstancePhase, InstanceReport, MemoryKills};
+use beanpole_protocol::agent::{InstancePhase, InstanceReport, MemoryKills, Startup};
 use beanpole_protocol::api::{self, Colour, EnvironmentStatus, InstanceHealth};
 use beanpole_protocol::proxy::{CheckResult, TargetMode, TargetReport};
 use beanpole_store::model::{EnvironmentRecord, InstanceRecord};
@@ -85,6 +85,7 @@ pub(crate) fn health(
     }
     if let Some(how) = unready(seen) {
         let health = match record.mode {
+            _ if matches!(seen.startup, Some(Startup::Failed(_))) => H::Unhealthy,
             Some(TargetMode::Serve) => H::Unhealthy,
             _ => H::Pending,
         };

@@ -4,7 +4,7 @@ use super::proxies::last_answer;
 use super::{Step, Turn};
 use crate::{Change, Gate, Reach};
 use beanpole_protocol::agent::{
-    Failure, INSTANCE_PORTS, InstancePhase, InstanceReport, PortUse, ProcessReport,
+    Failure, INSTANCE_PORTS, InstancePhase, InstanceReport, PortUse, ProcessReport, Startup,
 };
 use beanpole_protocol::api::OperationFailure;
 use beanpole_protocol::proxy::CheckResult;
@@ -23,7 +23,11 @@ const LOG_LINES: usize = 20;
 impl Turn<'_, '_> {
     /// Fails at once when it will not come up, instead of waiting for the time-out.
     pub(super) fn crashed(&self, change: &Change, seen: &InstanceReport) -> Step<()> {
-        if let InstancePhase::Failed(why) = &seen.phase {
+        let why = match (&seen.phase, &seen.startup) {
+            (InstancePhase::Failed(why), _) | (_, Some(Startup::Failed(why))) => Some(why),
+            _ => None,
+        };
+        if let Some(why) = why {
             let mut failure = self.failure(change, &why.code, why.message.clone());
             if !why.log.is_empty() {
                 failure.log = last_lines(&why.log);
