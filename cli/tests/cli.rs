@@ -481,7 +481,7 @@ fn a_busy_environment_is_noticed_before_a_version_is_made() {
     --- stdout
     --- stderr
     error: Another operation (deploy, op-000000000001) is under way on `shop-prod`.
-    hint: Wait for it to end, have this begin then with `--queue`, or give the other up with `beanpole abort shop-prod`.
+    hint: Wait for it to end, have this begin then with `--queue`, or give the other up: `beanpole abort shop-prod`.
     ");
     assert!(script.requests().iter().all(|r| r.method == "GET"));
 }

@@ -8,7 +8,7 @@ use beanpole_protocol::EnvironmentName;
 use beanpole_protocol::api::{Operation, OperationStatus};
 use clap::Args;
 
-/// Give up the operation that runs on an environment, and go back; or take out what is queued behind it
+/// Give up the operation that runs, or is queued, on an environment
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  beanpole abort shop-prod\n  beanpole abort shop-prod --queued    what waits, not what runs\n  beanpole abort shop-prod --detach"
@@ -39,7 +39,9 @@ pub fn run(context: &Context, command: &Abort) -> Result<(), Failure> {
         return context.output.result(&taken_out, text);
     }
     let operation: Operation = context.client()?.post(&path, &none)?;
-    if let Some(queued) = source::environment(context, &name)?.queued {
+    // It is being given up, whether that can be told or not.
+    let environment = source::environment(context, &name).ok();
+    if let Some(queued) = environment.and_then(|environment| environment.queued) {
         context.output.say(format!(
             "Then the {} that is queued ({}) begins; take it out: beanpole abort {name} --queued",
             queued.kind, queued.id

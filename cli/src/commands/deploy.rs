@@ -183,8 +183,8 @@ fn not_busy(environment: &Environment) -> Result<(), Failure> {
         operation.kind, operation.id
     ))
     .hint(format!(
-        "Wait for it to end, have this begin then with `--queue`, or give the other up with `beanpole \
-         abort {name}`."
+        "Wait for it to end, have this begin then with `--queue`, or give the other up: \
+         `beanpole abort {name}`."
     ));
     failure.code = Some("operation-in-progress".to_owned());
     Err(failure)

@@ -58,7 +58,8 @@ pub fn run(context: &Context, command: &Releases) -> Result<(), Failure> {
         rows,
     ));
     // What is queued has no release before it begins.
-    if let Some(queued) = source::environment(context, &name)?.queued {
+    let environment = source::environment(context, &name).ok();
+    if let Some(queued) = environment.and_then(|environment| environment.queued) {
         let version = queued.version.as_ref();
         let version = version.map_or_else(String::new, |version| format!(" of {version}"));
         context

@@ -86,8 +86,8 @@ impl Turn<'_, '_> {
         }
         if instance.asks_ready && seen.startup.is_none() {
             let text = format!(
-                "The agent on {} is of a version that runs no readiness command; `beanpole host upgrade \
-                 {}` brings it up to date.",
+                "The agent on {} is of a version that runs no readiness command; \
+                 `beanpole host upgrade {}` brings it up to date.",
                 host.name, host.name
             );
             return Err(self.failure(change, "agent-outdated", text));

@@ -67,8 +67,8 @@ fn free(
         .map_or_else(|| "operation".to_owned(), |op| op.kind.to_string());
     let hint = if may_queue {
         format!(
-            "Wait for it to end, have this begin then with `--queue`, or give the other up with `beanpole \
-             abort {name}`."
+            "Wait for it to end, have this begin then with `--queue`, or give the other up: \
+             `beanpole abort {name}`."
         )
     } else {
         format!("Wait for it to end, or give it up with `beanpole abort {name}`.")
