@@ -98,6 +98,7 @@ mod tests {
             port: 20_000,
             stop_grace_ms: 1000,
             limits: Limits::default(),
+            ready: None,
         }
     }
 

@@ -1,4 +1,5 @@
-//! Hooks: what a bundle has run on each host while its release is prepared, as Elastic Beanstalk does.
+//! Hooks: what a bundle has run on each host while its release is prepared, and in each instance when it
+//! has started, as Elastic Beanstalk does.
 
 use crate::Refused;
 use std::path::{Path, PathBuf};
@@ -10,23 +11,26 @@ pub enum When {
     Prebuild,
     /// After everything is installed, last before the release is ready.
     Predeploy,
+    /// In each instance, when its application has started, before it gets traffic.
+    Postdeploy,
 }
 
 impl When {
     /// All of them, in their order.
-    pub const ALL: [Self; 2] = [Self::Prebuild, Self::Predeploy];
+    pub const ALL: [Self; 3] = [Self::Prebuild, Self::Predeploy, Self::Postdeploy];
 
     /// Where its hooks lie in a bundle.
     pub fn directory(self) -> PathBuf {
         Path::new(".platform/hooks").join(match self {
             Self::Prebuild => "prebuild",
             Self::Predeploy => "predeploy",
+            Self::Postdeploy => "postdeploy",
         })
     }
 }
 
 /// What Elastic Beanstalk would run of a bundle and hosts do not.
-pub const NOT_RUN: [&str; 2] = [".platform/hooks/postdeploy", ".platform/confighooks"];
+pub const NOT_RUN: [&str; 1] = [".platform/confighooks"];
 
 /// Bytes that tell what kind of program a file is.
 pub const HEAD: u64 = 4;

@@ -239,14 +239,16 @@ mod tests {
         ];
         check_runs(bundle(&fine), auto, web).expect("runs");
         assert!(not_run(bundle(&fine)).expect("readable").is_empty());
-        let after = (".platform/hooks/postdeploy/1.sh", "no script");
-        check_runs(bundle(&[procfile, after]), auto, web).expect("runs, without it");
-        let left_out = not_run(bundle(&[procfile, after])).expect("readable");
-        assert_eq!(left_out, [".platform/hooks/postdeploy"]);
-        let no_script = (".platform/hooks/prebuild/1.sh", "make assets\n");
-        let refused = refusal(&[procfile, no_script], auto, web);
-        assert_eq!(refused.code, "hook-invalid");
-        assert!(refused.message.contains("prebuild/1.sh"), "{refused}");
+        let other = (".platform/confighooks/predeploy/1.sh", "no script");
+        check_runs(bundle(&[procfile, other]), auto, web).expect("runs, without it");
+        let left_out = not_run(bundle(&[procfile, other])).expect("readable");
+        assert_eq!(left_out, [".platform/confighooks"]);
+        for place in ["prebuild", "postdeploy"] {
+            let name = format!(".platform/hooks/{place}/1.sh");
+            let refused = refusal(&[procfile, (&name, "make assets\n")], auto, web);
+            assert_eq!(refused.code, "hook-invalid");
+            assert!(refused.message.contains(&name), "{refused}");
+        }
     }
 
     #[test]

@@ -81,6 +81,11 @@ fn watch(
         }
         match client.get::<Operation>(&path) {
             Ok(operation) => {
+                let begins = current.status == OperationStatus::Queued
+                    && operation.status != OperationStatus::Queued;
+                for line in operation.plan.lines.iter().filter(|_| begins) {
+                    board.line(&format!("  {line}"));
+                }
                 if away_since.take().is_some() {
                     board.line("The controller is back.");
                 }
@@ -108,6 +113,15 @@ fn interrupted(operation: &Operation) -> Failure {
     let name = &operation.environment_name;
     // By its id: it may have ended by then.
     let again = format!("Follow it again: beanpole attach {}", operation.id);
+    if operation.status == OperationStatus::Queued {
+        return interrupt::failure(format!(
+            "Stopped watching; the {} of {name} stays queued.",
+            operation.kind
+        ))
+        .hint(format!(
+            "{again}. Take it out: beanpole abort {name} --queued"
+        ));
+    }
     interrupt::failure(format!(
         "Stopped watching; the {} of {name} goes on.",
         operation.kind
@@ -347,6 +361,16 @@ fn standing(environment: &Environment, operation: &Operation) -> String {
 
 /// Waits for `operation` unless told to `detach`.
 pub fn finish(context: &Context, operation: Operation, detach: bool) -> Result<(), Failure> {
+    if operation.status == OperationStatus::Queued {
+        let (kind, name) = (operation.kind, &operation.environment_name);
+        let waits = operation.waiting.first().map_or("", String::as_str);
+        let text = format!("The {kind} of {name} is queued. {waits}");
+        if detach {
+            let text = format!("{text}\nFollow it: beanpole attach {}", operation.id);
+            return context.output.result(&operation, text);
+        }
+        context.output.say(text);
+    }
     if detach {
         let text = format!(
             "The {} of {} has begun.\nFollow it: beanpole attach {}",

@@ -483,9 +483,52 @@ fn a_busy_environment_is_noticed_before_a_version_is_made() {
     --- stdout
     --- stderr
     error: Another operation (deploy, op-000000000001) is under way on `shop-prod`.
-    hint: Wait for it to end, or give it up with `beanpole abort shop-prod`.
+    hint: Wait for it to end, have this begin then with `--queue`, or give the other up: `beanpole abort shop-prod`.
     ");
     assert!(script.requests().iter().all(|r| r.method == "GET"));
+}
+
+#[test]
+fn a_deployment_that_is_queued_says_what_it_waits_for_and_how_to_take_it_out() {
+    let script = Script::start(|request, _| {
+        let mut queued = operation("queued", "pending");
+        queued["plan"]["lines"] = json!([]);
+        queued["instances"] = json!([]);
+        queued["waiting"] = json!(["It begins when the scale (op-000000000002) has ended."]);
+        match (request.method.as_str(), request.path.as_str()) {
+            ("POST", path) if path.ends_with("?plan=true") => {
+                problem(409, "operation-in-progress", "Busy.")
+            }
+            ("POST", path) if path.ends_with("/deployments") => (202, queued),
+            ("GET", "/v1/environments/shop-prod") => {
+                let mut busy = environment("v1", 1);
+                busy["operation"] = operation("running", "draining");
+                (200, busy)
+            }
+            _ => (200, json!({})),
+        }
+    });
+    let app = app();
+    let words = [
+        "deploy",
+        "shop-prod",
+        "--version",
+        "v2",
+        "--queue",
+        "--detach",
+    ];
+    let ran = beanpole(app.path(), &script.url(), &words);
+    insta::assert_snapshot!(ran.all(), @r"
+    exit code: 0
+    --- stdout
+    The deploy of shop-prod is queued. It begins when the scale (op-000000000002) has ended.
+    Follow it: beanpole attach op-000000000001
+    --- stderr
+    ");
+    let sent = script.requests();
+    let body: serde_json::Value =
+        serde_json::from_slice(&sent.last().expect("requests").body).expect("JSON");
+    assert_eq!(body["queue"], true);
 }
 
 #[test]

@@ -33,4 +33,4 @@ pub use place::{Lack, Place, Refusal, place};
 pub use plan::{Action, Batch, Change, Gate, Plan, Skipped, Split, Stage, Timeouts};
 pub use progress::{ChangeState, Happened, IllegalTransition, Progress, Share, apply};
 pub use timeline::Moment;
-pub use world::{HostState, InstanceState, ProxyState, Reach, Serving, World};
+pub use world::{HostState, InstanceState, ProxyState, Reach, Serving, World, unready};

@@ -226,7 +226,8 @@ const fn three() -> u32 {
 pub struct Timeouts {
     /// Preparing a release on all hosts; running its release command.
     pub prepare_ms: u64,
-    /// From the first moment that a started instance runs until it has to be healthy.
+    /// From the first moment that a started instance runs until it has to be healthy: its grace and its
+    /// time-out.
     pub batch_ms: u64,
     /// Finishing requests.
     pub drain_ms: u64,
@@ -257,9 +258,14 @@ impl Timeouts {
         self.stop_ms + MARGIN_MS
     }
 
-    /// From the switch until the new incarnation runs; the one before has to end first.
-    pub fn started_ms(&self) -> u64 {
-        self.stop_ms + self.batch_ms.max(MARGIN_MS)
+    /// From the switch until the new incarnation runs, and has for as long as it has to where that is all
+    /// that is asked of it; the one before has to end first.
+    pub fn started_ms(&self, gate: Gate) -> u64 {
+        let runs = self.stop_ms + self.batch_ms.max(MARGIN_MS);
+        match gate {
+            Gate::Proxies { .. } => runs,
+            Gate::Settle { for_ms } => runs + for_ms,
+        }
     }
 
     /// From the first moment that it runs until it passes the gate.
@@ -342,7 +348,7 @@ impl Plan {
         let stage = self.stages.get(progress.stage);
         let mut changes = stage.into_iter().flat_map(Stage::changes);
         let more = if changes.any(|change| progress.is_moved(&change.instance)) {
-            t.prepare_ms + t.started_ms() + t.proven_ms(self.gate)
+            t.prepare_ms + t.started_ms(self.gate) + t.proven_ms(self.gate)
         } else {
             0
         };
@@ -357,7 +363,7 @@ impl Plan {
         } else {
             0
         };
-        self.timeouts.started_ms() + more
+        self.timeouts.started_ms(self.gate) + more
     }
 
     /// How long all of it may take, in milliseconds.

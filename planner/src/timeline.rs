@@ -237,6 +237,7 @@ mod tests {
             mode: Some(TargetMode::Serve),
             routed: Some(Generation(1)),
             ordered: Some(Generation(1)),
+            asks_ready: false,
         };
         let seen = |n: u128| HostState {
             name: format!("h{n}"),

@@ -2,7 +2,7 @@
 
 use crate::guard::Evidence;
 use beanpole_protocol::agent::{
-    HostReport, InstancePhase, InstanceReport, ReleaseKey, ReleaseReport,
+    HostReport, InstancePhase, InstanceReport, ReleaseKey, ReleaseReport, Startup,
 };
 use beanpole_protocol::proxy::{ProxyReport, TargetMode, TargetReport};
 use beanpole_protocol::{
@@ -45,6 +45,8 @@ pub struct InstanceState {
     pub routed: Option<Generation>,
     /// The first orders of its host that say what is wanted of it; absent while none were made.
     pub ordered: Option<Generation>,
+    /// Its release has a readiness command.
+    pub asks_ready: bool,
 }
 
 /// Whether a host can be reached.
@@ -165,6 +167,12 @@ impl HostState<'_> {
     }
 }
 
+/// What an instance whose processes run has not passed yet before it counts as started, to be read after
+/// its name and a colon; none when there is nothing.
+pub fn unready(seen: &InstanceReport) -> Option<String> {
+    seen.startup.as_ref().and_then(Startup::waits_for)
+}
+
 /// What is known of an instance that serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Serving {
@@ -193,7 +201,8 @@ impl World<'_> {
             return match host.instance(id) {
                 Some(seen)
                     if seen.incarnation == instance.incarnation
-                        && seen.phase == InstancePhase::Running =>
+                        && seen.phase == InstancePhase::Running
+                        && unready(seen).is_none() =>
                 {
                     Serving::Yes
                 }
@@ -254,6 +263,7 @@ mod tests {
             mode: Some(TargetMode::Serve),
             routed: Some(Generation(1)),
             ordered: Some(Generation(1)),
+            asks_ready: false,
         };
         for web in [true, false] {
             let world = World {

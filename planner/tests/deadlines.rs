@@ -6,7 +6,7 @@ use beanpole_planner::{
 };
 use beanpole_protocol::agent::{
     ExitReport, Failure, HostFacts, HostReport, InstancePhase, InstanceReport, MemoryKills,
-    PortUse, ProcessReport, ReleaseKey, ReleasePhase, ReleaseReport,
+    PortUse, ProcessReport, ReleaseKey, ReleasePhase, ReleaseReport, Startup,
 };
 use beanpole_protocol::proxy::{CheckResult, ProxyReport, TargetMode, TargetReport, Traffic};
 use beanpole_protocol::{
@@ -32,6 +32,7 @@ struct Still {
     progress: Progress,
     instance: InstanceState,
     phase: Option<InstancePhase>,
+    startup: Option<Startup>,
     restarts: u32,
     /// How long it has run without a restart by its host's report.
     up_ms: u64,
@@ -121,8 +122,10 @@ impl Still {
                 mode,
                 routed: Some(Generation(5)),
                 ordered: Some(Generation(5)),
+                asks_ready: false,
             },
             phase: Some(InstancePhase::Running),
+            startup: None,
             restarts: 0,
             up_ms: 0,
             reach: Reach::Here,
@@ -174,6 +177,7 @@ impl Still {
             log: vec!["cannot find the database".to_owned()],
             port: self.port,
             memory_kills: MemoryKills::default(),
+            startup: self.startup.clone(),
         });
         let host = HostReport {
             sequence: 1,
@@ -272,6 +276,7 @@ impl Still {
                         mode: Some(TargetMode::Serve),
                         routed: Some(Generation(1)),
                         ordered: Some(Generation(1)),
+                        asks_ready: false,
                     },
                 ),
             ]
@@ -360,6 +365,77 @@ fn what_keeps_the_load_balancer_from_an_app_that_listens_is_guessed_at() {
     assert!(message.contains("TCP 20000 to 29999"), "{message}");
     let message = unreached(PortUse::Free);
     assert!(!message.contains("firewall"), "{message}");
+}
+
+fn unready() -> Still {
+    checking().with(|still| {
+        still.instance.asks_ready = true;
+        still.good_checks = 9;
+        still.startup = Some(Startup::Ready {
+            command: "bin/ready".to_owned(),
+            tries: 3,
+            last: Some("exited with 1 (no such table)".to_owned()),
+        });
+    })
+}
+
+#[test]
+fn an_instance_that_answers_and_is_not_ready_is_waited_for_with_what_its_command_said() {
+    let text = "Waiting for i-10000000000000000: its readiness command `bin/ready` exited with 1 (no \
+                such table), 3rd try.";
+    assert_eq!(unready().waits(), text);
+    let message = unready().fails_after(120, "not-ready");
+    assert!(message.contains(text), "{message}");
+}
+
+#[test]
+fn a_hook_that_failed_fails_the_plan_at_once_with_what_it_wrote() {
+    let still = checking().with(|still| {
+        still.startup = Some(Startup::Failed(Failure {
+            code: "hook-failed".to_owned(),
+            message: "The hook `.platform/hooks/postdeploy/1.sh` exited with 3.".to_owned(),
+            log: vec!["no cache".to_owned()],
+        }));
+    });
+    still.fails_after(0, "hook-failed");
+    let (_, Happened::Failed { failure }) = still.end() else {
+        panic!("it fails");
+    };
+    assert_eq!(failure.log, ["no cache"]);
+}
+
+#[test]
+fn an_instance_that_is_ready_goes_on() {
+    let instance = one();
+    unready()
+        .with(|still| still.startup = Some(Startup::Passed))
+        .goes_on_after(
+            0,
+            &Happened::PutIn {
+                instance,
+                forced: false,
+                restarts: Some(0),
+            },
+        );
+}
+
+#[test]
+fn an_agent_that_knows_no_readiness_commands_is_named_at_once() {
+    let message = unready()
+        .with(|still| still.startup = None)
+        .fails_after(0, "agent-outdated");
+    assert!(message.contains("beanpole host upgrade h1"), "{message}");
+}
+
+#[test]
+fn a_worker_that_has_to_stay_up_for_long_is_given_that_time() {
+    let since = SINCE_START();
+    Still::replaced(ChangeState::Starting { since })
+        .with(|still| {
+            still.plan.gate = Gate::Settle { for_ms: 300_000 };
+            still.up_ms = 0;
+        })
+        .fails_after(430, "unhealthy");
 }
 
 #[test]
@@ -628,7 +704,7 @@ fn no_phase_outlasts_its_stage() {
     let plan = plan_of(Action::Replace { release: NEW });
     let phases = TIMEOUTS.spared_ms(true)
         + TIMEOUTS.drained_ms()
-        + TIMEOUTS.started_ms()
+        + TIMEOUTS.started_ms(plan.gate)
         + TIMEOUTS.proven_ms(plan.gate)
         + TIMEOUTS.confirmed_ms();
     assert!(plan.stage_ms(0) < phases, "the outer bound is tighter");

@@ -49,6 +49,7 @@ fn world<'a>(report: &'a HostReport, hosts: &[&[(&str, &str)]], instances: u128)
                     mode: Some(TargetMode::Serve),
                     routed: None,
                     ordered: None,
+                    asks_ready: false,
                 };
                 (InstanceId::from_bits(n), state)
             })

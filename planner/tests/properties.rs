@@ -158,6 +158,7 @@ impl Fake {
                     mode: Some(TargetMode::Serve),
                     routed: Some(Generation(1)),
                     ordered: Some(Generation(1)),
+                    asks_ready: false,
                 },
             );
             fake.run_instance(&id);
@@ -253,6 +254,7 @@ impl Fake {
             log: Vec::new(),
             port: PortUse::Unknown,
             memory_kills: MemoryKills::default(),
+            startup: None,
         });
     }
 
@@ -433,6 +435,7 @@ impl Fake {
                         mode: None,
                         routed: None,
                         ordered: None,
+                        asks_ready: false,
                     });
                 wanted.release = release;
                 wanted.incarnation = wanted.incarnation.next();

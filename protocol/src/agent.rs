@@ -207,6 +207,19 @@ pub struct InstanceOrder {
     pub stop_grace_ms: u64,
     /// What it may use.
     pub limits: Limits,
+    /// What has to succeed in it before it counts as started; nothing when absent.
+    #[serde(default)]
+    pub ready: Option<ReadyOrder>,
+}
+
+/// A command that is run in an instance, again and again until it exits with 0. Again after each start
+/// of one of its processes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadyOrder {
+    /// The command, for `/bin/sh`.
+    pub command: String,
+    /// How long one run of it may take, in milliseconds.
+    pub timeout_ms: u64,
 }
 
 /// Upper bounds for one instance. None means unlimited.
@@ -426,6 +439,87 @@ pub struct InstanceReport {
     /// What the kernel killed of it for memory besides those in `processes`.
     #[serde(default)]
     pub memory_kills: MemoryKills,
+    /// How far it is with what has to succeed in it before it counts as started. Absent where nothing
+    /// has to, and from agents of before.
+    #[serde(default)]
+    pub startup: Option<Startup>,
+}
+
+/// How far an instance is with what has to succeed in it before it counts as started, in this order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "kebab-case")]
+pub enum Startup {
+    /// Its readiness command has not exited with 0 since a process was started last.
+    Ready {
+        /// The command, as people are shown it.
+        command: String,
+        /// How often it has ended since then.
+        tries: u32,
+        /// How it ended the last time, to be read after its name: `exited with 1 (no such table)`.
+        last: Option<String>,
+    },
+    /// Its `postdeploy` hooks wait until it listens on its port.
+    Listen,
+    /// One of its `postdeploy` hooks runs.
+    Hook {
+        /// Where it lies in the bundle.
+        hook: String,
+    },
+    /// All of it has succeeded.
+    Passed,
+    /// A hook failed: in this incarnation it will not count as started.
+    Failed(Failure),
+}
+
+impl Startup {
+    /// What is worth an event: how its readiness command failed the last time, without how often it has,
+    /// which is another every time; the hook that runs.
+    pub fn said(&self) -> Option<String> {
+        match self {
+            Self::Ready {
+                command,
+                last: Some(last),
+                ..
+            } => Some(format!("its readiness command `{command}` {last}")),
+            Self::Hook { hook } => Some(format!("its hook `{hook}` runs")),
+            _ => None,
+        }
+    }
+
+    /// What is waited for, to be read after an instance's name and a colon; none when it has passed.
+    pub fn waits_for(&self) -> Option<String> {
+        match self {
+            Self::Ready {
+                command,
+                tries,
+                last,
+            } => Some(match last {
+                Some(last) => {
+                    format!(
+                        "its readiness command `{command}` {last}, {} try",
+                        ordinal(*tries)
+                    )
+                }
+                None => format!("its readiness command `{command}` has not ended yet"),
+            }),
+            Self::Listen => Some("its hooks run when it listens on its port".to_owned()),
+            Self::Hook { hook } => Some(format!("its hook `{hook}` runs")),
+            Self::Passed => None,
+            Self::Failed(failure) => Some(failure.message.clone()),
+        }
+    }
+}
+
+/// `1st`, `2nd`, `3rd`, `4th`, …
+fn ordinal(number: u32) -> String {
+    let suffix = match (number % 100, number % 10) {
+        (11..=13, _) => "th",
+        (_, 1) => "st",
+        (_, 2) => "nd",
+        (_, 3) => "rd",
+        _ => "th",
+    };
+    format!("{number}{suffix}")
 }
 
 /// Processes of an instance that the kernel killed for memory and that another process of the

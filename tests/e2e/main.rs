@@ -19,5 +19,6 @@ mod over_ssh;
 mod policies;
 mod receipts;
 mod splits;
+mod starts;
 mod state;
 mod without_systemd;

@@ -31,6 +31,8 @@ pub struct Checks {
     times: Option<(u64, Timestamp, BTreeSet<OperationId>)>,
     /// The controller was started again since.
     restarted: bool,
+    /// Operations that were queued when they were last looked at.
+    queued: BTreeSet<OperationId>,
 }
 
 fn lingering(store: &Store) -> BTreeMap<InstanceId, LingererRecord> {
@@ -95,9 +97,40 @@ impl Checks {
         nothing_outlives_its_environment(store, &now, &environments)?;
         self.what_runs_on_is_told(store, &now, hosts)?;
         operations_end_in_time(store, &environments, at)?;
+        self.what_is_queued_waits_for_its_turn(store, &environments)?;
         splits_are_whole(store, &environments)?;
         self.what_is_worse_is_not_live(store)?;
         release_commands_run_once_and_first(store, &now, hosts)?;
+        Ok(())
+    }
+
+    /// What is queued is the next operation of its environment, until it begins or ends.
+    fn what_is_queued_waits_for_its_turn(
+        &mut self,
+        store: &Store,
+        environments: &BTreeMap<EnvironmentId, EnvironmentRecord>,
+    ) -> Result<(), String> {
+        let next = environments.values().filter_map(|env| env.next.clone());
+        self.queued.extend(next);
+        for id in std::mem::take(&mut self.queued) {
+            let key = OperationRecord::key_of(&id);
+            let Some(operation) = store.get::<OperationRecord>(&key).expect("memory") else {
+                return Err(format!("{id} was queued and is lost"));
+            };
+            let environment = &environments[&operation.environment];
+            let waits = operation.status == OperationStatus::Queued;
+            if waits != (environment.next.as_ref() == Some(&id))
+                || waits != operation.wish.is_some()
+            {
+                return Err(format!("{id} is {} out of turn", operation.status));
+            }
+            if waits && environment.operation.as_ref() == Some(&id) {
+                return Err(format!("{id} is queued behind itself"));
+            }
+            if waits {
+                self.queued.insert(id);
+            }
+        }
         Ok(())
     }
 
@@ -332,6 +365,9 @@ impl Checks {
                     "{id} is put into service and never ran {}",
                     new.incarnation
                 ));
+            }
+            if fake.is_some_and(|fake| fake.readied != new.incarnation) {
+                return Err(format!("{id} is put into service and never was ready"));
             }
             if !worker
                 && proxies

@@ -5,7 +5,7 @@ use crate::rng::Rng;
 use beanpole_protocol::agent::{
     ExitReport, Failure, HostFacts, HostOrders, HostReport, InstanceOrder, InstancePhase,
     InstanceReport, MemoryKills, OnceOrder, OncePhase, OnceReport, PortUse, ProcessReport,
-    ReleaseKey, ReleaseOrder, ReleasePhase, ReleaseReport,
+    ReleaseKey, ReleaseOrder, ReleasePhase, ReleaseReport, Startup,
 };
 use beanpole_protocol::api::Tier;
 use beanpole_protocol::{
@@ -30,6 +30,10 @@ pub enum Behaviour {
     Dies,
     /// Answers its checks well, and a fifth of the requests with an error.
     Worse,
+    /// Answers well, and its readiness command never succeeds.
+    Unready,
+    /// Answers well, and a hook fails in each of its instances.
+    BadHook,
     /// Answers well, and ends that many milliseconds after each start.
     Flaps(u64),
 }
@@ -70,6 +74,9 @@ pub struct Ran {
     pub succeeded: bool,
 }
 
+/// The readiness command of those that have one.
+pub const READY: &str = "./ready";
+
 /// After that long a failed preparation is tried again.
 const TRIED_AGAIN_MS: u64 = 10_000;
 
@@ -85,6 +92,8 @@ impl Behaviour {
             Some("crash") => Self::Crash,
             Some("dies") => Self::Dies,
             Some("worse") => Self::Worse,
+            Some("unready") => Self::Unready,
+            Some("badhook") => Self::BadHook,
             Some("flaps1") => Self::Flaps(1_000),
             Some("flaps4") => Self::Flaps(4_000),
             Some("flaps9") => Self::Flaps(9_000),
@@ -97,7 +106,7 @@ impl Behaviour {
         match self {
             Self::Good | Self::Slow | Self::Dies | Self::Worse => true,
             Self::Flaps(lives_ms) => lives_ms > MIN_UPTIME_MS,
-            Self::NoBuild | Self::Sick | Self::Crash => false,
+            Self::NoBuild | Self::Sick | Self::Crash | Self::Unready | Self::BadHook => false,
         }
     }
 
@@ -173,6 +182,10 @@ pub struct Fake {
     pub release: Option<ReleaseNumber>,
     /// The last incarnation whose process really ran.
     pub ran: Incarnation,
+    /// The last incarnation that was ready, too.
+    pub readied: Incarnation,
+    /// When its readiness command succeeds, where it has one.
+    ready_at: Option<u64>,
     pub phase: InstancePhase,
     pub behaviour: Behaviour,
     /// The label of the version it was started with.
@@ -455,6 +468,8 @@ impl FakeHost {
             incarnation: Incarnation(0),
             release: None,
             ran: Incarnation(0),
+            readied: Incarnation(0),
+            ready_at: None,
             phase: InstancePhase::Stopped,
             behaviour,
             version: version.clone(),
@@ -525,6 +540,7 @@ impl FakeHost {
                 );
                 fake.started = now;
                 fake.ran = fake.incarnation;
+                fake.begin_ready(order, now, rng.range(300, 3_000) * slowness);
                 true
             }
             InstancePhase::Running if fake.behaviour.lives_ms().is_some() && now >= fake.until => {
@@ -539,6 +555,15 @@ impl FakeHost {
                     fake.behaviour.lives_ms().unwrap_or(0),
                 );
                 fake.started = now;
+                fake.begin_ready(order, now, rng.range(300, 3_000) * slowness);
+                true
+            }
+            InstancePhase::Running
+                if fake.behaviour != Behaviour::BadHook
+                    && fake.readied < fake.incarnation
+                    && fake.ready_at.is_none_or(|at| now >= at) =>
+            {
+                fake.readied = fake.incarnation;
                 true
             }
             _ => false,
@@ -576,7 +601,11 @@ impl FakeHost {
             return None;
         }
         let good = match fake.behaviour {
-            Behaviour::Good | Behaviour::Slow | Behaviour::Flaps(_) => true,
+            Behaviour::Good
+            | Behaviour::Slow
+            | Behaviour::Unready
+            | Behaviour::BadHook
+            | Behaviour::Flaps(_) => true,
             Behaviour::Dies => age < 25_000,
             _ => false,
         };
@@ -644,6 +673,7 @@ impl FakeHost {
                     log: vec!["a line".to_owned()],
                     port: PortUse::Unknown,
                     memory_kills: MemoryKills::default(),
+                    startup: fake.startup(now.as_millis() - ahead),
                 })
                 .collect(),
         }
@@ -671,6 +701,32 @@ fn failed(code: &str) -> OncePhase {
 }
 
 impl Fake {
+    fn begin_ready(&mut self, order: &InstanceOrder, now: u64, takes: u64) {
+        let never = self.behaviour == Behaviour::Unready;
+        let at = if never { u64::MAX } else { now + takes };
+        let waits = order.ready.is_some() || self.behaviour == Behaviour::BadHook;
+        self.ready_at = waits.then_some(at);
+    }
+
+    fn startup(&self, now: u64) -> Option<Startup> {
+        let at = self.ready_at?;
+        if now >= at && self.behaviour == Behaviour::BadHook {
+            return Some(Startup::Failed(Failure {
+                code: "hook-failed".to_owned(),
+                message: "The hook exited with 1.".to_owned(),
+                log: Vec::new(),
+            }));
+        }
+        if now >= at {
+            return Some(Startup::Passed);
+        }
+        Some(Startup::Ready {
+            command: READY.to_owned(),
+            tries: 1,
+            last: Some("exited with 1".to_owned()),
+        })
+    }
+
     fn go(&mut self, phase: InstancePhase, now: u64, takes: u64) {
         self.phase = phase;
         self.since = now;

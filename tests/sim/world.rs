@@ -1,7 +1,7 @@
 //! The fake world: time, links, faults and users.
 
 use crate::checks::{self, Checks};
-use crate::host::{Behaviour, Command, FakeHost};
+use crate::host::{Behaviour, Command, FakeHost, READY};
 use crate::proxy::FakeProxy;
 use crate::rng::Rng;
 use beanpole_engine::{Call, Engine, EngineConfig, Observed, Pace, Reading};
@@ -413,6 +413,13 @@ impl World {
             let moves = self.rng.chance(300);
             let limits = self.rng.chance(300);
             let limit = *self.rng.pick(&["0", "0", "60", "240"]);
+            let queue = self.rng.chance(400);
+            let unready = Behaviour::of(label.as_str()) == Behaviour::Unready;
+            let ready = if unready || self.rng.chance(300) {
+                READY
+            } else {
+                ""
+            };
             let call = Call {
                 request_id: RequestId::from_bits(bits),
                 now: self.at(),
@@ -425,9 +432,11 @@ impl World {
             settings.set(options::PROCESS, "DeregistrationDelay", "5");
             settings.set(options::CONNECTIONS, "LingerLimit", limit);
             settings.set(options::ASG, "MinSize", sizes.to_string());
+            settings.set(options::INSTANCE, "ReadyCommand", ready);
             let mut check = OptionSettings::default();
             let path = if own_check { label.as_str() } else { "" };
             check.set(options::PROCESS, "HealthCheckPath", format!("/{path}"));
+            check.set(options::INSTANCE, "ReadyCommand", ready);
             let result = match dice {
                 _ if !exists => self.engine.create_environment(
                     &call,
@@ -453,16 +462,28 @@ impl World {
                             .then(|| "10%:20s,50%:20s".parse().expect("steps")),
                         no_auto_rollback,
                         settings: check,
+                        queue,
                     },
                 ),
-                45..58 => self
-                    .engine
-                    .scale(&call, &name, api::Scale { instances: sizes }),
-                58..66 => self.engine.abort(&call, &name),
+                45..58 => self.engine.scale(
+                    &call,
+                    &name,
+                    api::Scale {
+                        instances: sizes,
+                        queue,
+                    },
+                ),
+                58..59 => self.engine.abort_queued(&call, &name),
+                59..66 => self.engine.abort(&call, &name),
                 66..68 => self.engine.promote(&call, &name),
-                68..76 => self
-                    .engine
-                    .rollback(&call, &name, &api::Rollback::default()),
+                68..76 => self.engine.rollback(
+                    &call,
+                    &name,
+                    &api::Rollback {
+                        queue,
+                        ..Default::default()
+                    },
+                ),
                 76..84 => self.engine.restart(&call, &name),
                 84..92 => {
                     let mut set = OptionSettings::default();
@@ -479,6 +500,7 @@ impl World {
                         api::UpdateSettings {
                             set,
                             remove: BTreeMap::new(),
+                            queue,
                         },
                     )
                 }
@@ -525,7 +547,7 @@ impl World {
         } else {
             &[
                 "good", "good", "good", "good", "good", "worse", "worse", "slow", "nobuild",
-                "sick", "crash", "dies", "flaps1", "flaps4", "flaps9",
+                "sick", "unready", "badhook", "crash", "dies", "flaps1", "flaps4", "flaps9",
             ]
         };
         let commands: &[&str] = if calm {
@@ -734,7 +756,7 @@ impl World {
                 .engine
                 .environment(&environment.name, &self.observed, self.at())
                 .expect("it exists");
-            if let Some(operation) = view.operation {
+            if let Some(operation) = view.operation.or(view.queued) {
                 return Some(format!(
                     "{}: {} is {}: {:?}",
                     view.name, operation.kind, operation.status, operation.waiting

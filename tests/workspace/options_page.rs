@@ -53,6 +53,7 @@ fn values(kind: Kind) -> String {
         Kind::Labels => "labels: `disk=ssd,zone=a`".to_owned(),
         Kind::Steps => "steps: `10%`, `1%:90s,5%:10m,25%:1h`".to_owned(),
         Kind::Sticky => "`none`, `cookie`, `header:NAME`".to_owned(),
+        Kind::Command => "a command in one line".to_owned(),
         Kind::Statuses => "statuses and ranges: `200-399`, `200,204`".to_owned(),
     }
 }

@@ -102,6 +102,7 @@ impl State {
                 log: seen.map(|report| report.log).unwrap_or_default(),
                 port: PortUse::Unknown,
                 memory_kills: MemoryKills::default(),
+                startup: None,
             };
         }
         if let Some(report) = seen {
@@ -128,6 +129,7 @@ impl State {
             log: Vec::new(),
             port: PortUse::Unknown,
             memory_kills: MemoryKills::default(),
+            startup: None,
         }
     }
 

@@ -3,6 +3,7 @@
 use super::{Host, Release, Trouble, pause_after};
 use crate::release::{Fault, Prepared};
 use crate::runtime::{InstanceSpec, RuntimeError, Workload};
+use crate::shim::spec::GateSpec;
 use beanpole_daemon::clock;
 use beanpole_protocol::agent::{
     InstanceOrder, InstancePhase, InstanceReport, OnceReport, Properties, ReleaseKey, ReleaseOrder,
@@ -349,5 +350,10 @@ fn spec(
         environment: Properties(environment),
         limits: order.limits,
         stop_grace: Duration::from_millis(order.stop_grace_ms),
+        gate: GateSpec {
+            ready: order.ready.clone(),
+            hooks: prepared.postdeploy.clone(),
+            hook_timeout_ms: release.prepare_timeout_ms,
+        },
     }
 }

@@ -1,5 +1,6 @@
 //! Hooks of a bundle, run while its release is prepared: `.platform/hooks/prebuild` before anything is
-//! installed, `.platform/hooks/predeploy` last, as Elastic Beanstalk does.
+//! installed, `.platform/hooks/predeploy` last, as Elastic Beanstalk does. Those in
+//! `.platform/hooks/postdeploy` are found here, and run by each instance's shim ([`crate::shim`]).
 //!
 //! They are part of the preparation: within its time and limits, as the application's user, in the
 //! tree, with their output in its log. The first one that fails fails it.
@@ -55,7 +56,7 @@ impl Workshop {
 }
 
 /// The hooks of one kind, in the order of their names.
-fn find(tree: &Path, when: When) -> Result<Vec<PathBuf>, Fault> {
+pub(super) fn find(tree: &Path, when: When) -> Result<Vec<PathBuf>, Fault> {
     let directory = when.directory();
     let here = tree.join(&directory);
     let failed = |error: &io::Error| Fault::io("read", &here, error);
@@ -146,6 +147,7 @@ mod tests {
             (".platform/hooks/predeploy/.gitkeep", ""),
             (".platform/hooks/predeploy/lib/common", "no hook"),
             (".platform/hooks/prebuild/1", "\u{7f}ELF"),
+            (".platform/hooks/postdeploy/warm", "#!/bin/sh\n"),
         ]);
         let names = |when| -> Vec<String> {
             let found = find(tree.path(), when).expect("hooks");
@@ -156,6 +158,7 @@ mod tests {
         };
         assert_eq!(names(When::Predeploy), ["10_a.sh", "20_b.sh"]);
         assert_eq!(names(When::Prebuild), ["1"]);
+        assert_eq!(names(When::Postdeploy), ["warm"]);
     }
 
     #[test]

@@ -138,6 +138,9 @@ pub struct Prepared {
     /// What runs once for each deployment, before any of the processes.
     #[serde(default)]
     pub release_command: Option<String>,
+    /// Hooks that run in each instance when it has started, below the tree, in their order.
+    #[serde(default)]
+    pub postdeploy: Vec<PathBuf>,
     /// Directories that come first in `PATH`.
     pub path: Vec<PathBuf>,
     /// What the platform adds to the environment of the processes; properties win over it.
@@ -327,11 +330,16 @@ impl Workshop {
         extra.extend(named(&job.order));
         self.run_hooks(&site, When::Predeploy, &path, &extra)
             .await?;
+        let postdeploy = {
+            let tree = tree.clone();
+            blocking(move || hooks::find(&tree, When::Postdeploy)).await?
+        };
         let prepared = Prepared {
             bundle: job.order.bundle.clone(),
             platform: plan.platform,
             processes: made.processes.unwrap_or(plan.processes),
             release_command: plan.release_command,
+            postdeploy,
             path: made.path,
             environment: made.environment,
             caches: made.caches,
@@ -496,6 +504,7 @@ mod tests {
             platform: Platform::Procfile,
             processes: Vec::new(),
             release_command: None,
+            postdeploy: Vec::new(),
             path: Vec::new(),
             environment: BTreeMap::new(),
             caches: Vec::new(),

@@ -7,11 +7,12 @@
 //! [`Runtime::adopt`].
 
 mod client;
-mod port;
+pub(crate) mod port;
 pub mod process;
 mod recover;
 mod tail;
 
+use crate::shim::spec::GateSpec;
 use beanpole_protocol::agent::{Failure, InstanceReport, Limits, Properties};
 use beanpole_protocol::{ApplicationName, Incarnation, InstanceId, ReleaseNumber};
 use futures::future::BoxFuture;
@@ -42,6 +43,8 @@ pub struct InstanceSpec {
     pub limits: Limits,
     /// SIGTERM to SIGKILL.
     pub stop_grace: Duration,
+    /// What has to succeed before it counts as started.
+    pub gate: GateSpec,
 }
 
 /// The two faces of an instance.

@@ -52,7 +52,7 @@ enum Holder {
 
 /// What a look found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Look {
+pub(crate) struct Look {
     /// Who uses the port.
     pub port: PortUse,
     /// Who it is, when it is somebody else.
@@ -100,7 +100,7 @@ pub(super) fn look_before(port: u16) -> Look {
 }
 
 /// Looks at the port of an instance that runs under the shim with this process id. Blocks.
-pub(super) fn look(port: u16, shim: i32, group: Option<&Group>) -> Look {
+pub(crate) fn look(port: u16, shim: i32, group: Option<&Group>) -> Look {
     // Sockets first: a process that is born after the other look has none of these.
     let listeners = listeners(port);
     if listeners.is_empty() {

@@ -317,6 +317,7 @@ impl ProcessRuntime {
             grace_ms: u64::try_from(spec.stop_grace.as_millis()).unwrap_or(u64::MAX),
             logs: self.inner.settings.logs,
             backoff: self.inner.settings.backoff,
+            gate: spec.gate,
         };
         prepare(&instance.directory, &shim_spec)?;
         if let Err(error) = self.launch(&instance).await {
@@ -594,7 +595,7 @@ fn prepare(directory: &Path, spec: &ShimSpec) -> Result<(), RuntimeError> {
     make(directory, 0o711)?;
     let logs = directory.join(files::LOGS);
     make(&logs, 0o700)?;
-    if let Err(error) = drop_logs_of_others(&logs, &spec.processes) {
+    if let Err(error) = drop_logs_of_others(&logs, spec) {
         tracing::warn!(directory = %logs.display(), %error, "logs of processes that are no more stay");
     }
     let home = directory.join(files::HOME);
@@ -625,7 +626,7 @@ fn prepare(directory: &Path, spec: &ShimSpec) -> Result<(), RuntimeError> {
 
 /// Removes the logs of processes that the instance has no more: each process has a bound for its own,
 /// and how many names the releases of an instance have in the course of time has none.
-fn drop_logs_of_others(logs: &Path, processes: &[Program]) -> io::Result<()> {
+fn drop_logs_of_others(logs: &Path, spec: &ShimSpec) -> io::Result<()> {
     for entry in fs::read_dir(logs)? {
         let entry = entry?;
         let name = entry.file_name();
@@ -633,7 +634,9 @@ fn drop_logs_of_others(logs: &Path, processes: &[Program]) -> io::Result<()> {
         let Some((process, _number)) = name.split_once(".log") else {
             continue;
         };
-        if !processes.iter().any(|program| program.name == process) {
+        let gate = process == files::READY_LOG && spec.gate.ready.is_some()
+            || process == files::HOOKS_LOG && !spec.gate.hooks.is_empty();
+        if !gate && !spec.processes.iter().any(|program| program.name == process) {
             fs::remove_file(entry.path())?;
         }
     }
@@ -690,6 +693,7 @@ impl Instance {
             processes: status.processes.iter().map(process_report).collect(),
             log,
             port,
+            startup: status.gate.startup(),
             memory_kills: status.memory_kills,
         })
     }

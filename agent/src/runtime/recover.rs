@@ -8,7 +8,7 @@
 use crate::fences::signal;
 use crate::shim::proc;
 use crate::shim::spec::{ShimSpec, VERSION, files};
-use crate::shim::wire::{Identity, Stage, Status};
+use crate::shim::wire::{GateStatus, Identity, Stage, Status};
 use beanpole_daemon::clock::now;
 use beanpole_protocol::agent::MemoryKills;
 use rustix::process::Signal;
@@ -58,6 +58,7 @@ pub(super) fn never_started(directory: &Path) -> Option<Status> {
         processes: Vec::new(),
         lines_lost: 0,
         memory_kills: MemoryKills::default(),
+        gate: GateStatus::default(),
     })
 }
 
@@ -153,6 +154,7 @@ mod tests {
             }],
             lines_lost: 0,
             memory_kills: MemoryKills::default(),
+            gate: GateStatus::default(),
         };
         let read = |status: &Status| {
             let path = directory.path().join(files::STATE);

@@ -12,13 +12,14 @@ const BYTES: u64 = 16 * 1024;
 /// A longer line is cut in a report, in characters.
 const LONGEST: usize = 500;
 
-/// The last lines of all logs in `directory` since the instance was started last, oldest first, without
-/// time and stream.
+/// The last lines of all processes' logs in `directory` since the instance was started last, oldest first,
+/// without time and stream. What is run beside them, again and again perhaps, has a dot in its name.
 pub(super) fn last_lines(directory: &Path) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();
-        if path.extension().is_some_and(|extension| extension == "log") {
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        if path.extension().is_some_and(|extension| extension == "log") && !stem.contains('.') {
             lines.extend(end_of(&path).unwrap_or_default());
         }
     }
@@ -70,6 +71,10 @@ mod tests {
         );
         write("worker.log", "2026-01-01T00:00:00.002Z stdout w\n");
         write("web.log.1", "2026-01-01T00:00:00.000Z stdout old\n");
+        write(
+            "readiness.command.log",
+            "2026-01-01T00:00:00.004Z stdout r\n",
+        );
         assert_eq!(last_lines(directory.path()), ["a b", "w", "c"]);
     }
 

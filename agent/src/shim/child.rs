@@ -1,10 +1,11 @@
 //! Starting a process inside its fences, with its output in pipes.
 
-use super::spec::{Program, ShimSpec};
+use super::spec::ShimSpec;
 use crate::sys::{self, ChildFence};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
@@ -15,17 +16,27 @@ pub(super) struct Started {
     pub err: OwnedFd,
 }
 
-pub(super) fn start(
-    spec: &ShimSpec,
-    program: &Program,
-    doors: &[Arc<OwnedFd>],
-) -> io::Result<Started> {
+/// What to start.
+#[derive(Clone, Copy)]
+pub(super) enum Run<'r> {
+    /// A line for `/bin/sh`.
+    Line(&'r str),
+    /// A script or program.
+    File(&'r Path),
+}
+
+pub(super) fn start(spec: &ShimSpec, run: Run<'_>, doors: &[Arc<OwnedFd>]) -> io::Result<Started> {
     let (out, out_writer) = pipe()?;
     let (err, err_writer) = pipe()?;
-    let mut command = Command::new("/bin/sh");
+    let mut command = match run {
+        Run::Line(line) => {
+            let mut shell = Command::new("/bin/sh");
+            shell.arg("-c").arg(for_shell(line));
+            shell
+        }
+        Run::File(path) => Command::new(path),
+    };
     command
-        .arg("-c")
-        .arg(for_shell(&program.command))
         .current_dir(&spec.directory)
         .env_clear()
         .envs(&spec.environment.0)

@@ -12,8 +12,10 @@
 pub mod build;
 mod child;
 mod control;
+mod gate;
 mod kernel;
 mod log;
+mod output;
 pub(crate) mod proc;
 pub mod spec;
 mod supervise;
@@ -103,6 +105,12 @@ fn read_spec(path: &Path) -> Result<ShimSpec, String> {
         return Err(format!("{} has version {}", path.display(), spec.v));
     }
     Ok(spec)
+}
+
+fn signal_group(leader: i32, signal: rustix::process::Signal) {
+    if let Some(pid) = rustix::process::Pid::from_raw(leader) {
+        let _ = rustix::process::kill_process_group(pid, signal);
+    }
 }
 
 fn told(what: &'static str) -> impl Fn(io::Error) -> String {

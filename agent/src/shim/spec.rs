@@ -2,7 +2,7 @@
 
 use crate::fences::cgroups::Group;
 use crate::fences::users::User;
-use beanpole_protocol::agent::{Limits, Properties};
+use beanpole_protocol::agent::{Limits, Properties, ReadyOrder};
 use beanpole_protocol::{Incarnation, InstanceId, ReleaseNumber};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -25,6 +25,11 @@ pub mod files {
     pub const TROUBLE: &str = "shim.err";
     /// The directory of the logs.
     pub const LOGS: &str = "log";
+    /// What the log of the readiness command is called, as a process's is by its name: no process can
+    /// have one with a dot.
+    pub const READY_LOG: &str = "readiness.command";
+    /// What the log of hooks is called.
+    pub const HOOKS_LOG: &str = "hooks.postdeploy";
     /// The processes' home directory.
     pub const HOME: &str = "home";
     /// `TMPDIR` where `/tmp` cannot be made private.
@@ -66,7 +71,28 @@ pub struct ShimSpec {
     /// Pauses before starting again.
     #[serde(default)]
     pub backoff: Backoff,
+    /// What has to succeed before the instance counts as started.
+    #[serde(default)]
+    pub gate: GateSpec,
 }
+
+/// What has to succeed in an instance before it counts as started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GateSpec {
+    /// The readiness command.
+    #[serde(default)]
+    pub ready: Option<ReadyOrder>,
+    /// Hooks that run once when that has succeeded and the application listens, below the directory, in
+    /// this order.
+    #[serde(default)]
+    pub hooks: Vec<PathBuf>,
+    /// How long each of them may take, in milliseconds.
+    #[serde(default)]
+    pub hook_timeout_ms: u64,
+}
+
+/// The process type that gets the traffic, and with it the port.
+pub(crate) const WEB: &str = "web";
 
 /// One process type.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,11 +1,14 @@
 //! The shim's loop: waits for signals, output, clients and the time, and keeps the processes as
 //! they shall be.
 
-use super::child;
+use super::child::{self, Run};
 use super::control::{self, Client};
+use super::gate::Gate;
 use super::kernel;
-use super::log::{BEGINS, Lines, Log, Stream};
+use super::log::BEGINS;
+use super::output::{CHUNK, CHUNKS_A_TURN, Output};
 use super::proc;
+use super::signal_group;
 use super::spec::{Program, ShimSpec, VERSION, files};
 use super::wire::{Identity, Op, ProcessStatus, Stage, Status};
 use crate::fences::cgroups::Group;
@@ -14,22 +17,16 @@ use beanpole_daemon::clock::now;
 use beanpole_protocol::Timestamp;
 use beanpole_protocol::agent::{ENDS_REMEMBERED, ExitReport, MemoryKills};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::Signal;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Read from a pipe at once.
-const CHUNK: usize = 16 * 1024;
-/// Chunks taken from one pipe before the others get their turn.
-const CHUNKS_A_TURN: usize = 8;
-/// Pipes kept per process: children of earlier runs may hold theirs open for ever.
-const MOST_PIPES: usize = 8;
 /// How often to look for processes that the kernel killed for memory. That of a process which is not
 /// our child is told to nobody.
 const OOM_LOOK: Duration = Duration::from_secs(5);
@@ -45,6 +42,7 @@ pub(super) struct Supervisor {
     clients: Vec<Client>,
     doors: Vec<Arc<OwnedFd>>,
     processes: Vec<Process>,
+    gate: Gate,
     stop: Option<Stop>,
     since: Timestamp,
     oom_kills: u64,
@@ -53,6 +51,8 @@ pub(super) struct Supervisor {
     /// When to look for more; never without a limit.
     oom_look: Option<Instant>,
     changed: bool,
+    /// What was told last is in the state file.
+    recorded: bool,
 }
 
 struct Process {
@@ -65,19 +65,12 @@ struct Process {
     row: u32,
     last_exit: Option<ExitReport>,
     ended_at: Vec<Timestamp>,
-    log: Log,
-    pipes: Vec<Pipe>,
+    output: Output,
 }
 
 struct Running {
     identity: Identity,
     since: Instant,
-}
-
-struct Pipe {
-    fd: OwnedFd,
-    stream: Stream,
-    lines: Lines,
 }
 
 struct Stop {
@@ -118,11 +111,11 @@ impl Supervisor {
                     row: 0,
                     last_exit: earlier.and_then(|p| p.last_exit.clone()),
                     ended_at: earlier.map_or_else(Vec::new, |p| p.ended_at.clone()),
-                    log: Log::new(path, spec.logs),
-                    pipes: Vec::new(),
+                    output: Output::new(path, spec.logs),
                 }
             })
             .collect();
+        let gate = Gate::new(&spec, earlier.as_ref().map(|status| &status.gate));
         let memory_kills = MemoryKills {
             limit_bytes: spec.limits.memory_bytes,
             ..earlier
@@ -130,6 +123,7 @@ impl Supervisor {
                 .unwrap_or_default()
         };
         Ok(Self {
+            gate,
             spec,
             me,
             boot_id: proc::boot_id(),
@@ -144,6 +138,7 @@ impl Supervisor {
             memory_kills,
             oom_look,
             changed: false,
+            recorded: false,
         })
     }
 
@@ -151,7 +146,7 @@ impl Supervisor {
         // Before any process can say something: what stands above is another start's.
         let at = now();
         for process in &mut self.processes {
-            process.log.remark(at, BEGINS);
+            process.output.log.remark(at, BEGINS);
         }
         for index in 0..self.processes.len() {
             self.start(index);
@@ -180,6 +175,10 @@ impl Supervisor {
                 self.press_on();
             } else {
                 self.start_due();
+                // Step by step, each told before the next.
+                if self.all_run() && !self.changed {
+                    self.changed = self.gate.step(&self.spec, &self.doors, self.recorded);
+                }
             }
             self.publish();
         }
@@ -204,8 +203,9 @@ impl Supervisor {
         for client in &self.clients {
             fds.push(PollFd::new(&client.stream, PollFlags::IN));
         }
-        for pipe in self.processes.iter().flat_map(|process| &process.pipes) {
-            fds.push(PollFd::new(&pipe.fd, PollFlags::IN));
+        let outputs = self.processes.iter().map(|process| &process.output);
+        for fd in outputs.flat_map(Output::fds).chain(self.gate.fds()) {
+            fds.push(PollFd::new(fd, PollFlags::IN));
         }
         let _ = poll(&mut fds, until.as_ref());
     }
@@ -225,11 +225,17 @@ impl Supervisor {
                 .iter()
                 .filter_map(|process| process.starts.map(|(at, _)| at))
                 .chain(self.oom_look)
+                .chain(self.gate.deadline().filter(|_| self.all_run()))
                 .min(),
         }
     }
 
+    fn all_run(&self) -> bool {
+        self.processes.iter().all(|one| one.running.is_some())
+    }
+
     fn start(&mut self, index: usize) {
+        self.gate.reset();
         let process = &mut self.processes[index];
         let at = now();
         self.changed = true;
@@ -239,7 +245,7 @@ impl Supervisor {
         }
         process.started_at = Some(at);
         process.starts = None;
-        match child::start(&self.spec, &process.program, &self.doors) {
+        match child::start(&self.spec, Run::Line(&process.program.command), &self.doors) {
             Ok(started) => {
                 // It is our child and not reaped, so its entry in /proc is there.
                 let identity = Identity::of(started.pid).unwrap_or(Identity {
@@ -250,15 +256,7 @@ impl Supervisor {
                     identity,
                     since: Instant::now(),
                 });
-                for (fd, stream) in [(started.out, Stream::Out), (started.err, Stream::Err)] {
-                    process.pipes.push(Pipe {
-                        fd,
-                        stream,
-                        lines: Lines::default(),
-                    });
-                }
-                let spare = process.pipes.len().saturating_sub(MOST_PIPES);
-                process.pipes.drain(..spare);
+                process.output.take(started.out, started.err);
             }
             Err(error) => {
                 process.end_by_itself(ExitReport {
@@ -284,8 +282,9 @@ impl Supervisor {
     fn read_output(&mut self) {
         let mut chunk = [0_u8; CHUNK];
         for process in &mut self.processes {
-            process.read(&mut chunk, CHUNKS_A_TURN);
+            process.output.read(&mut chunk, CHUNKS_A_TURN);
         }
+        self.gate.read(&mut chunk);
     }
 
     /// Reaps whatever has ended. True when nothing is left below this process.
@@ -300,6 +299,14 @@ impl Supervisor {
     }
 
     fn ended(&mut self, ended: Ended) {
+        if self.gate.runs(ended.pid) {
+            // What it leaves behind is of no use any more. Before it is reaped, see below.
+            signal_group(ended.pid, Signal::KILL);
+            sys::reap(ended.pid);
+            self.gate.ended(ended.code, ended.signal);
+            self.changed = true;
+            return;
+        }
         let index = self.processes.iter().position(|process| {
             let running = process.running.as_ref();
             running.is_some_and(|running| running.identity.pid == ended.pid)
@@ -322,7 +329,7 @@ impl Supervisor {
         self.changed = true;
         let process = &mut self.processes[index];
         // Its last words come before what is said about its end.
-        process.read(&mut [0_u8; CHUNK], CHUNKS_A_TURN);
+        process.output.read(&mut [0_u8; CHUNK], CHUNKS_A_TURN);
         let ran = process
             .running
             .take()
@@ -341,7 +348,7 @@ impl Supervisor {
         };
         if stopping {
             process.last_exit = Some(exit);
-            process.log.remark(now(), &how);
+            process.output.log.remark(now(), &how);
             return;
         }
         self.since = exit.at;
@@ -386,7 +393,7 @@ impl Supervisor {
              than the {most} MiB of memory that it may"
         );
         for process in &mut self.processes {
-            process.log.remark(now(), &text);
+            process.output.log.remark(now(), &text);
         }
     }
 
@@ -435,6 +442,7 @@ impl Supervisor {
                         signal_group(running.identity.pid, Signal::TERM);
                     }
                 }
+                self.gate.stop();
             }
         }
     }
@@ -460,7 +468,7 @@ impl Supervisor {
     }
 
     fn status(&self) -> Status {
-        let lost = |process: &Process| process.log.lost_total;
+        let lost = |process: &Process| process.output.log.lost_total;
         Status {
             v: VERSION,
             instance: self.spec.instance.clone(),
@@ -475,8 +483,9 @@ impl Supervisor {
             },
             since: self.since,
             processes: self.processes.iter().map(Process::status).collect(),
-            lines_lost: self.processes.iter().map(lost).sum(),
+            lines_lost: self.processes.iter().map(lost).sum::<u64>() + self.gate.lines_lost(),
             memory_kills: self.memory_kills.clone(),
+            gate: self.gate.status(),
         }
     }
 
@@ -486,7 +495,7 @@ impl Supervisor {
             return;
         }
         let status = self.status();
-        save(&status);
+        self.recorded = save(&status);
         let line = line(&status);
         for client in self.clients.iter_mut().filter(|client| client.watches) {
             client.send(&line);
@@ -495,9 +504,10 @@ impl Supervisor {
 
     fn end(mut self) {
         for process in &mut self.processes {
-            process.read(&mut [0_u8; CHUNK], usize::MAX);
-            process.finish_pipes();
+            process.output.read(&mut [0_u8; CHUNK], usize::MAX);
+            process.output.finish();
         }
+        self.gate.finish();
         if let Some(group) = &self.spec.cgroup {
             let _ = group.remove(Duration::from_secs(1));
         }
@@ -531,45 +541,10 @@ impl Process {
         let at = now();
         self.starts = Some((Instant::now() + pause, at.after(pause)));
         let next = pause.as_secs_f32();
-        self.log.remark(
+        self.output.log.remark(
             at,
             &format!("{} {why}; starts again in {next} s", self.program.name),
         );
-    }
-
-    /// Takes what the pipes hold.
-    fn read(&mut self, chunk: &mut [u8], chunks: usize) {
-        let at = now();
-        let log = &mut self.log;
-        self.pipes.retain_mut(|pipe| {
-            for _ in 0..chunks {
-                match rustix::io::read(pipe.fd.as_fd(), &mut *chunk) {
-                    Ok(0) => {
-                        pipe.lines.finish(|line| log.line(at, pipe.stream, line));
-                        log.flush(at);
-                        return false;
-                    }
-                    Ok(length) => {
-                        let stream = pipe.stream;
-                        pipe.lines
-                            .push(&chunk[..length], |line| log.line(at, stream, line));
-                        log.flush(at);
-                    }
-                    Err(rustix::io::Errno::INTR) => {}
-                    Err(_) => break,
-                }
-            }
-            true
-        });
-    }
-
-    fn finish_pipes(&mut self) {
-        let at = now();
-        for mut pipe in std::mem::take(&mut self.pipes) {
-            let log = &mut self.log;
-            pipe.lines.finish(|line| log.line(at, pipe.stream, line));
-        }
-        self.log.flush(at);
     }
 
     fn status(&self) -> ProcessStatus {
@@ -585,12 +560,6 @@ impl Process {
     }
 }
 
-fn signal_group(leader: i32, signal: Signal) {
-    if let Some(pid) = Pid::from_raw(leader) {
-        let _ = kill_process_group(pid, signal);
-    }
-}
-
 fn line(status: &Status) -> String {
     let mut line = serde_json::to_string(status).unwrap_or_default();
     line.push('\n');
@@ -598,8 +567,8 @@ fn line(status: &Status) -> String {
 }
 
 /// By rename, so that a reader finds the old or the new. Not synced: after a loss of power the
-/// processes are gone as well, and the boot id tells.
-fn save(status: &Status) {
+/// processes are gone as well, and the boot id tells. Whether it was.
+fn save(status: &Status) -> bool {
     let temporary = format!("{}.new", files::STATE);
     let saved: io::Result<()> = (|| {
         use std::io::Write;
@@ -617,4 +586,5 @@ fn save(status: &Status) {
         // their cgroup or environment.
         let _ = fs::remove_file(&temporary);
     }
+    saved.is_ok()
 }

@@ -7,7 +7,7 @@
 //! | `{"v":1,"op":"stop","grace_ms":10000}` | a [`Status`] at once; the end shows in the state file and by the closed connection |
 //! | anything else | `{"v":1,"error":"…"}` |
 
-use beanpole_protocol::agent::{ExitReport, MemoryKills};
+use beanpole_protocol::agent::{ExitReport, Failure, MemoryKills, Startup};
 use beanpole_protocol::{Incarnation, InstanceId, ReleaseNumber, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +67,68 @@ pub struct Status {
     /// What the kernel killed for memory, besides those in `processes`.
     #[serde(default)]
     pub memory_kills: MemoryKills,
+    /// What has to succeed before it counts as started.
+    #[serde(default)]
+    pub gate: GateStatus,
+}
+
+/// How far an instance is with what has to succeed before it counts as started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GateStatus {
+    /// The readiness command, where there is one.
+    #[serde(default)]
+    pub ready: Option<ReadyStatus>,
+    /// The hooks, where there are some.
+    #[serde(default)]
+    pub hooks: Option<HooksStatus>,
+}
+
+/// How far the hooks of an instance are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HooksStatus {
+    /// They wait for the application.
+    Waiting,
+    /// One was started, or is about to be. None of them begins a second time.
+    Running {
+        /// Which.
+        hook: String,
+    },
+    /// All have exited with 0.
+    Passed,
+    /// One failed, or nobody knows how it ended.
+    Failed(Failure),
+}
+
+/// How far a readiness command is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadyStatus {
+    /// The command, as people are shown it.
+    pub command: String,
+    /// It has exited with 0 since a process was started last.
+    pub passed: bool,
+    /// How often it has ended since then.
+    pub tries: u32,
+    /// How it ended the last time, unless with 0.
+    pub last: Option<String>,
+}
+
+impl GateStatus {
+    /// For a report; none where nothing has to succeed.
+    pub fn startup(&self) -> Option<Startup> {
+        match (&self.hooks, &self.ready) {
+            (Some(HooksStatus::Failed(failure)), _) => Some(Startup::Failed(failure.clone())),
+            (_, Some(ready)) if !ready.passed => Some(Startup::Ready {
+                command: ready.command.clone(),
+                tries: ready.tries,
+                last: ready.last.clone(),
+            }),
+            (Some(HooksStatus::Waiting), _) => Some(Startup::Listen),
+            (Some(HooksStatus::Running { hook }), _) => Some(Startup::Hook { hook: hook.clone() }),
+            (Some(HooksStatus::Passed), _) | (None, Some(_)) => Some(Startup::Passed),
+            (None, None) => None,
+        }
+    }
 }
 
 /// A process that no later one can be taken for: a pid may be given away again, but not with the

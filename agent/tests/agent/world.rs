@@ -300,6 +300,7 @@ pub fn instance(number: u64, incarnation: u64) -> InstanceOrder {
         port: 23_456,
         stop_grace_ms: 2000,
         limits: Limits::default(),
+        ready: None,
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod families;
 mod fences;
+mod gate;
 mod kills;
 mod lifecycle;
 mod logs;

@@ -117,6 +117,7 @@ impl World {
             environment: Properties::default(),
             limits: Limits::default(),
             stop_grace: GRACE,
+            gate: Default::default(),
         }
     }
 

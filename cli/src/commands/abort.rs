@@ -1,6 +1,6 @@
 //! `beanpole abort`: give the running operation up.
 
-use super::environment_path;
+use super::{environment_path, source};
 use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::watch;
@@ -8,14 +8,17 @@ use beanpole_protocol::EnvironmentName;
 use beanpole_protocol::api::{Operation, OperationStatus};
 use clap::Args;
 
-/// Give up the operation that runs on an environment, and go back
+/// Give up the operation that runs, or is queued, on an environment
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  beanpole abort shop-prod\n  beanpole abort shop-prod --detach"
+    after_help = "Examples:\n  beanpole abort shop-prod\n  beanpole abort shop-prod --queued    what waits, not what runs\n  beanpole abort shop-prod --detach"
 )]
 pub struct Abort {
     /// The environment [default: `environment` of deploy.toml]
     environment: Option<EnvironmentName>,
+    /// Take out what is queued, and leave alone what runs
+    #[arg(long)]
+    queued: bool,
     /// Do not wait for the end
     #[arg(long)]
     detach: bool,
@@ -24,10 +27,26 @@ pub struct Abort {
 /// Aborts, and waits until the environment is back.
 pub fn run(context: &Context, command: &Abort) -> Result<(), Failure> {
     let name = context.environment(command.environment.as_ref())?;
-    let operation: Operation = context.client()?.post(
-        &format!("{}/abort", environment_path(&name)),
-        &serde_json::json!({}),
-    )?;
+    let path = format!("{}/abort", environment_path(&name));
+    let none = serde_json::json!({});
+    if command.queued {
+        let path = format!("{path}?queued=true");
+        let taken_out: Operation = context.client()?.post(&path, &none)?;
+        let text = format!(
+            "The {} of {name} is taken out of the queue.",
+            taken_out.kind
+        );
+        return context.output.result(&taken_out, text);
+    }
+    let operation: Operation = context.client()?.post(&path, &none)?;
+    // It is being given up, whether that can be told or not.
+    let environment = source::environment(context, &name).ok();
+    if let Some(queued) = environment.and_then(|environment| environment.queued) {
+        context.output.say(format!(
+            "Then the {} that is queued ({}) begins; take it out: beanpole abort {name} --queued",
+            queued.kind, queued.id
+        ));
+    }
     if command.detach {
         let text = format!(
             "The {} of {name} is being given up.\nFollow it: beanpole attach {}",

@@ -45,7 +45,7 @@ pub fn run(context: &Context, command: &Attach) -> Result<(), Failure> {
         })?;
     let name = context.environment(named.as_ref())?;
     let environment: Environment = client.get(&environment_path(&name))?;
-    match environment.operation {
+    match environment.operation.or(environment.queued) {
         Some(operation) => watch::follow(context, operation),
         None => Err(Failure::new(format!("No operation runs on {name}."))
             .hint(format!("See what ran: beanpole events {name}"))),

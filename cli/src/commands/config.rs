@@ -27,8 +27,11 @@ pub struct Config {
     #[arg(long, value_name = "[NAMESPACE:]NAME")]
     remove: Vec<String>,
     /// Show what would happen, and stop
-    #[arg(long, conflicts_with = "detach")]
+    #[arg(long, conflicts_with_all = ["detach", "queue"])]
     plan: bool,
+    /// While another operation is under way, make the change when that has ended instead of being refused
+    #[arg(long)]
+    queue: bool,
     /// Do not wait for the end
     #[arg(long)]
     detach: bool,
@@ -46,7 +49,10 @@ pub fn run(context: &Context, command: &Config) -> Result<(), Failure> {
         let settings: OptionSettings = context.client()?.get(&path)?;
         return show(context, &settings);
     }
-    let mut change = UpdateSettings::default();
+    let mut change = UpdateSettings {
+        queue: command.queue,
+        ..UpdateSettings::default()
+    };
     for text in &command.set {
         let (namespace, option, value) = parse_option(text)?;
         set_once(&mut change.set, &namespace, &option, value)?;

@@ -20,7 +20,7 @@ use std::path::PathBuf;
 /// Deploy the project, or a version that exists, to an environment
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  beanpole deploy                             what deploy.toml says\n  beanpole deploy shop-prod                   this directory, honouring .ebignore or .gitignore\n  beanpole deploy shop-prod --from app.zip --label v2\n  beanpole deploy shop-prod --git main\n  beanpole deploy shop-prod --version v1 --policy AllAtOnce\n  beanpole deploy shop-prod --batch 50%\n  beanpole deploy shop-prod --split 1%:5m,10%:10m,50%   a share of the requests first\n  beanpole deploy shop-prod --plan            show what would happen\n\nIt waits for the end and fails when the deployment does; Ctrl-C only stops the watching."
+    after_help = "Examples:\n  beanpole deploy                             what deploy.toml says\n  beanpole deploy shop-prod                   this directory, honouring .ebignore or .gitignore\n  beanpole deploy shop-prod --from app.zip --label v2\n  beanpole deploy shop-prod --git main\n  beanpole deploy shop-prod --version v1 --policy AllAtOnce\n  beanpole deploy shop-prod --batch 50%\n  beanpole deploy shop-prod --split 1%:5m,10%:10m,50%   a share of the requests first\n  beanpole deploy shop-prod --plan            show what would happen\n  beanpole deploy shop-prod --queue           after what is under way there\n\nIt waits for the end and fails when the deployment does; Ctrl-C only stops the watching."
 )]
 pub struct Deploy {
     /// The environment [default: `environment` of deploy.toml]
@@ -54,8 +54,11 @@ pub struct Deploy {
     #[arg(long)]
     no_auto_rollback: bool,
     /// Show what would happen, and stop; nothing but the bundle is uploaded for it
-    #[arg(long, conflicts_with = "detach")]
+    #[arg(long, conflicts_with_all = ["detach", "queue"])]
     plan: bool,
+    /// While another operation is under way, begin when that has ended instead of being refused
+    #[arg(long)]
+    queue: bool,
     /// Do not wait for the end
     #[arg(long)]
     detach: bool,
@@ -81,7 +84,9 @@ pub fn run(context: &Context, command: &Deploy) -> Result<(), Failure> {
         ))
         .hint("Name another environment, or say what to deploy with --from"));
     }
-    not_busy(&environment)?;
+    if !command.queue {
+        not_busy(&environment)?;
+    }
     let stopped = interrupt::failure(format!(
         "Stopped before the deploy of {name} began; what it runs stays as it is."
     ));
@@ -178,7 +183,8 @@ fn not_busy(environment: &Environment) -> Result<(), Failure> {
         operation.kind, operation.id
     ))
     .hint(format!(
-        "Wait for it to end, or give it up with `beanpole abort {name}`."
+        "Wait for it to end, have this begin then with `--queue`, or give the other up: \
+         `beanpole abort {name}`."
     ));
     failure.code = Some("operation-in-progress".to_owned());
     Err(failure)
@@ -201,12 +207,16 @@ fn begin(
         split: command.split.clone(),
         no_auto_rollback: command.no_auto_rollback || auto_rollback == Some(false),
         settings: changed_settings(context, name, settings)?,
+        queue: command.queue,
     };
     let client = context.client()?;
     let path = format!("{}/deployments", environment_path(name));
-    let plan: PlanView = client.post(&format!("{path}?plan=true"), &body)?;
-    let mut lines = all_lines(environment, version, &plan);
-    if command.plan {
+    let mut lines = Vec::new();
+    let plan = planned(context, &path, &body)?;
+    if let Some(plan) = &plan {
+        lines = all_lines(environment, version, plan);
+    }
+    if let Some(plan) = plan.filter(|_| command.plan) {
         if context.output.json {
             context.output.json(&plan)?;
         } else {
@@ -224,6 +234,16 @@ fn begin(
     .hint(format!("See whether it has: beanpole status {name}"));
     interrupt::ends(context.output, || stopped);
     client.post(&path, &body).map(Some)
+}
+
+/// What a deployment would do as things are; none of one that is to wait for another operation: it is
+/// planned when it begins.
+fn planned(context: &Context, path: &str, body: &Body) -> Result<Option<PlanView>, Failure> {
+    match context.client()?.post(&format!("{path}?plan=true"), body) {
+        Ok(plan) => Ok(Some(plan)),
+        Err(failure) if body.queue && failure.has_code("operation-in-progress") => Ok(None),
+        Err(failure) => Err(failure),
+    }
 }
 
 /// What `deploy.toml` says that the environment does not have yet.

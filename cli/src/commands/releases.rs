@@ -1,6 +1,6 @@
 //! `beanpole releases`: what ran, and what can be returned to.
 
-use super::{all, environment_path};
+use super::{all, environment_path, source};
 use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::output::{count, receipt, table};
@@ -57,5 +57,14 @@ pub fn run(context: &Context, command: &Releases) -> Result<(), Failure> {
         ],
         rows,
     ));
+    // What is queued has no release before it begins.
+    let environment = source::environment(context, &name).ok();
+    if let Some(queued) = environment.and_then(|environment| environment.queued) {
+        let version = queued.version.as_ref();
+        let version = version.map_or_else(String::new, |version| format!(" of {version}"));
+        context
+            .output
+            .say(format!("Queued: {}{version} ({}).", queued.kind, queued.id));
+    }
     Ok(())
 }

@@ -5,7 +5,7 @@ use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::output::receipt;
 use crate::watch;
-use beanpole_protocol::api::{Operation, PlanView, Release, Rollback as Body};
+use beanpole_protocol::api::{Operation, OperationStatus, PlanView, Release, Rollback as Body};
 use beanpole_protocol::options::{BatchSize, DeploymentPolicy};
 use beanpole_protocol::{EnvironmentName, ReleaseNumber};
 use clap::Args;
@@ -29,8 +29,11 @@ pub struct Rollback {
     #[arg(long, value_name = "N|P%")]
     batch: Option<BatchSize>,
     /// Show what would happen, and stop
-    #[arg(long, conflicts_with = "detach")]
+    #[arg(long, conflicts_with_all = ["detach", "queue"])]
     plan: bool,
+    /// While another operation is under way, begin when that has ended instead of being refused
+    #[arg(long)]
+    queue: bool,
     /// Do not wait for the end
     #[arg(long)]
     detach: bool,
@@ -45,6 +48,7 @@ pub fn run(context: &Context, command: &Rollback) -> Result<(), Failure> {
         to: command.to,
         policy: command.policy,
         batch: command.batch,
+        queue: command.queue,
     };
     if command.plan {
         let plan: PlanView = client.post(&format!("{path}?plan=true"), &body)?;
@@ -64,7 +68,7 @@ pub fn run(context: &Context, command: &Rollback) -> Result<(), Failure> {
         return Ok(());
     }
     let operation: Operation = client.post(&path, &body)?;
-    if !command.detach {
+    if !command.detach && operation.status != OperationStatus::Queued {
         let to = target(context, &operation);
         deploy::show_plan(context.output, &lines(&name, &to, &operation.plan));
     }

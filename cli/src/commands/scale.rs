@@ -19,8 +19,11 @@ pub struct Scale {
     #[arg(value_name = "[ENVIRONMENT] INSTANCES", num_args = 1..=2, required = true)]
     what: Vec<String>,
     /// Show what would happen, and stop
-    #[arg(long, conflicts_with = "detach")]
+    #[arg(long, conflicts_with_all = ["detach", "queue"])]
     plan: bool,
+    /// While another operation is under way, begin when that has ended instead of being refused
+    #[arg(long)]
+    queue: bool,
     /// Do not wait for the end
     #[arg(long)]
     detach: bool,
@@ -52,7 +55,11 @@ pub fn run(context: &Context, command: &Scale) -> Result<(), Failure> {
         .transpose()
         .map_err(|error| Failure::misuse(error.to_string()))?;
     let name = context.environment(named.as_ref())?;
-    let (client, body) = (context.client()?, Body { instances });
+    let client = context.client()?;
+    let body = Body {
+        instances,
+        queue: command.queue,
+    };
     let path = format!("{}/scale", environment_path(&name));
     if command.plan {
         let plan: PlanView = client.post(&format!("{path}?plan=true"), &body)?;

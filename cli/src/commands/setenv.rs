@@ -28,8 +28,11 @@ pub struct Setenv {
     #[arg(long, short)]
     file: Option<PathBuf>,
     /// Show what would happen, and stop
-    #[arg(long, conflicts_with = "detach")]
+    #[arg(long, conflicts_with_all = ["detach", "queue"])]
     plan: bool,
+    /// While another operation is under way, begin when that has ended instead of being refused
+    #[arg(long)]
+    queue: bool,
     /// Do not wait for the end
     #[arg(long)]
     detach: bool,
@@ -46,7 +49,10 @@ pub fn run(context: &Context, command: &Setenv) -> Result<(), Failure> {
         .transpose()
         .map_err(|error| Failure::misuse(error.to_string()))?;
     let name = context.environment(named.as_ref())?;
-    let mut change = UpdateSettings::default();
+    let mut change = UpdateSettings {
+        queue: command.queue,
+        ..UpdateSettings::default()
+    };
     for text in pairs {
         let (property, value) = source::property(text)?;
         put(&mut change, property, value)?;

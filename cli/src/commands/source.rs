@@ -42,8 +42,8 @@ pub fn make_version(
         packed.check_runs(platform, tier)?;
         for directory in packed.not_run()? {
             crate::output::warn(&format!(
-                "Note: the hooks in {directory} are not run. Those in .platform/hooks/prebuild and \
-                 predeploy are, and the `release` command of the Procfile once for each deployment."
+                "Note: the hooks in {directory} are not run. Those in .platform/hooks are, and the \
+                 `release` command of the Procfile once for each deployment."
             ));
         }
     }

@@ -43,6 +43,14 @@ fn render(output: Output, environment: &Environment) -> String {
         .map_or_else(String::new, |operation| {
             format!("{} {}, {}", operation.kind, operation.status, operation.id)
         });
+    let queued = environment
+        .queued
+        .as_ref()
+        .map_or_else(String::new, |queued| {
+            let version = queued.version.as_ref();
+            let version = version.map_or_else(String::new, |version| format!(" of {version}"));
+            format!("{}{version}, {}", queued.kind, queued.id)
+        });
     let mut text = table::fields(&[
         (
             "environment",
@@ -54,6 +62,7 @@ fn render(output: Output, environment: &Environment) -> String {
         ("health", output.status(environment.health)),
         ("version", version),
         ("operation", operation),
+        ("queued", queued),
         ("platform", environment.platform.to_string()),
         ("url", environment.url.clone().unwrap_or_default()),
     ]);

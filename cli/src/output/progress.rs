@@ -3,7 +3,7 @@
 use super::foreign::{Colours, printable};
 use super::{Output, bytes, warn};
 use beanpole_protocol::InstanceId;
-use beanpole_protocol::api::{InstanceProgress, Operation};
+use beanpole_protocol::api::{InstanceProgress, Operation, OperationStatus};
 use beanpole_protocol::event::{Event, Severity};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use rustix::process::getpgrp;
@@ -234,12 +234,11 @@ impl Board {
                 .iter()
                 .filter(|progress| matches!(progress.state.as_str(), "done" | "removed"))
                 .count();
-            let message = format!(
-                "{} {}: {done} of {} instances",
-                operation.kind,
-                operation.status,
-                operation.instances.len(),
-            );
+            let mut message = format!("{} {}", operation.kind, operation.status);
+            if operation.status != OperationStatus::Queued {
+                let of = operation.instances.len();
+                message.push_str(&format!(": {done} of {of} instances"));
+            }
             // The spinner and the time stand before it.
             let room = width().saturating_sub(MARGIN + INDENT.len() + 1);
             live.head.set_message(cut(&message, room));

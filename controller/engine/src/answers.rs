@@ -79,7 +79,10 @@ fn answers(operation: &OperationRecord, world: &World<'_>, now: Timestamp) -> Ve
                 let how = beanpole_planner::how_it_ended(process)?;
                 Some(format!("process `{}` ended {how}", process.name))
             });
-        let text = ended.or_else(|| {
+        let startup = seen
+            .filter(|seen| seen.phase == InstancePhase::Running)
+            .and_then(|seen| seen.startup.as_ref()?.said());
+        let text = ended.or(startup).or_else(|| {
             world
                 .proxies
                 .iter()

@@ -329,6 +329,7 @@ impl Records {
                 port: instance.port,
                 stop_grace_ms: release.settings.stop_grace_ms(),
                 limits: release.settings.limits(),
+                ready: release.settings.ready(),
             });
         }
         // Where something only lingers, no release is kept for the next time.
@@ -557,6 +558,7 @@ pub(crate) mod tests {
             live: None,
             last_release: ReleaseNumber(1),
             operation: None,
+            next: None,
             counted_after: None,
             hold: false,
             split: None,

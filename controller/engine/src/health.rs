@@ -4,9 +4,9 @@
 //! instance, one failure alone does not lower it (three do), and the cause of a bad health stays until
 //! it is good again. What is not published there, the numbers, is chosen in decision 46.
 
-use beanpole_planner::{HostState, Reach, World, how_it_ended};
+use beanpole_planner::{HostState, Reach, World, how_it_ended, unready};
 use beanpole_protocol::Timestamp;
-use beanpole_protocol::agent::{InstancePhase, InstanceReport, MemoryKills};
+use beanpole_protocol::agent::{InstancePhase, InstanceReport, MemoryKills, Startup};
 use beanpole_protocol::api::{self, Colour, EnvironmentStatus, InstanceHealth};
 use beanpole_protocol::proxy::{CheckResult, TargetMode, TargetReport};
 use beanpole_store::model::{EnvironmentRecord, InstanceRecord};
@@ -83,6 +83,14 @@ pub(crate) fn health(
             return (H::Pending, Some("it is being started".to_owned()));
         }
     }
+    if let Some(how) = unready(seen) {
+        let health = match record.mode {
+            _ if matches!(seen.startup, Some(Startup::Failed(_))) => H::Unhealthy,
+            Some(TargetMode::Serve) => H::Unhealthy,
+            _ => H::Pending,
+        };
+        return (health, Some(how));
+    }
     if !world.web {
         return match record.mode {
             Some(TargetMode::Serve) => in_service(world, record, seen),
@@ -105,7 +113,11 @@ pub(crate) fn health(
             answer = Some((bad(target), target.bad_checks >= threshold));
         }
     }
+    let young = host_now(world, record).since(seen.since)
+        < Duration::from_millis(environment.settings.deployment().start_grace_ms);
     match (answer, record.mode) {
+        // What it answers does not count yet.
+        (Some((text, _)), Some(TargetMode::Probe) | None) if young => (H::Pending, Some(text)),
         (_, Some(TargetMode::Serve)) if record.withdrawn => {
             let text = "a process ended, and it does not listen again yet".to_owned();
             (H::Unhealthy, Some(text))
@@ -208,13 +220,16 @@ fn in_service(
     record: &InstanceRecord,
     seen: &InstanceReport,
 ) -> (InstanceHealth, Option<String>) {
-    // By the clock of the host, which the times of the ends are from, too.
-    let report = world.hosts.get(&record.host).and_then(|host| host.report);
-    let host_now = report.map_or(Timestamp::EPOCH, |report| report.now);
-    match lately(seen, host_now) {
+    match lately(seen, host_now(world, record)) {
         Some(why) => (InstanceHealth::Warning, Some(why)),
         None => (InstanceHealth::Healthy, None),
     }
+}
+
+/// The clock of an instance's host, which the times of its report are from.
+fn host_now(world: &World<'_>, record: &InstanceRecord) -> Timestamp {
+    let report = world.hosts.get(&record.host).and_then(|host| host.report);
+    report.map_or(Timestamp::EPOCH, |report| report.now)
 }
 
 /// What an instance that serves has lately suffered, when that is more than chance.
@@ -273,8 +288,12 @@ pub(crate) fn killed(kills: &MemoryKills) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use beanpole_protocol::agent::{ExitReport, PortUse, ProcessReport};
-    use beanpole_protocol::{Incarnation, InstanceId, ReleaseNumber};
+    use beanpole_planner::ProxyState;
+    use beanpole_protocol::agent::{ExitReport, HostReport, PortUse, ProcessReport};
+    use beanpole_protocol::options::INSTANCE;
+    use beanpole_protocol::proxy::{ProxyReport, Traffic};
+    use beanpole_protocol::{Generation, HostId, Incarnation, InstanceId, ReleaseNumber};
+    use std::collections::BTreeMap;
 
     const NOW: u64 = 100 * 60_000;
 
@@ -308,11 +327,94 @@ mod tests {
             log: Vec::new(),
             port: PortUse::Own,
             memory_kills: MemoryKills::default(),
+            startup: None,
         }
     }
 
     fn warning(seen: &InstanceReport) -> Option<String> {
         lately(seen, Timestamp::from_millis(NOW))
+    }
+
+    /// How an instance is that has run for a minute and never answered its checks well.
+    fn of_a_new_one(grace_s: u64) -> InstanceHealth {
+        let mut environment = crate::derive::tests::environment();
+        environment
+            .settings
+            .set(INSTANCE, "StartGrace", grace_s.to_string());
+        let (id, host) = (InstanceId::from_bits(1), HostId::from_bits(1));
+        let record = InstanceRecord {
+            id: id.clone(),
+            environment: environment.id.clone(),
+            host: host.clone(),
+            port: 20_000,
+            release: ReleaseNumber(1),
+            incarnation: Incarnation(1),
+            run: true,
+            mode: Some(TargetMode::Probe),
+            withdrawn: false,
+            routed: None,
+            ordered: None,
+            told: None,
+            created_at: at_minute(99),
+        };
+        let report = HostReport {
+            now: Timestamp::from_millis(NOW),
+            instances: vec![ended(&[])],
+            ..crate::derive::tests::reported()
+        };
+        let proxy = ProxyReport {
+            sequence: 1,
+            run: String::new(),
+            version: String::new(),
+            generation: Generation(1),
+            now: at_minute(99),
+            targets: vec![TargetReport {
+                instance: id,
+                incarnation: Incarnation(1),
+                mode: TargetMode::Probe,
+                healthy: false,
+                good_checks: 0,
+                good_for_ms: 0,
+                bad_checks: 50,
+                last_check: None,
+                in_flight: 0,
+                traffic: Traffic::default(),
+            }],
+            environments: Vec::new(),
+            releases: Vec::new(),
+            listeners: Vec::new(),
+        };
+        let world = World {
+            environment: environment.id.clone(),
+            operation: None,
+            instances: BTreeMap::new(),
+            hosts: [(
+                host,
+                HostState {
+                    name: "h1".to_owned(),
+                    reach: Reach::Here,
+                    draining: false,
+                    labels: BTreeMap::new(),
+                    instances: 1,
+                    promised_memory: 0,
+                    heard: None,
+                    report: Some(&report),
+                    cannot: None,
+                },
+            )]
+            .into(),
+            proxies: vec![ProxyState::new("edge".to_owned(), None, Some(&proxy))],
+            web: true,
+            evidence: None,
+        };
+        health(&world, &environment, &record, at_minute(100)).0
+    }
+
+    #[test]
+    fn what_a_new_instance_answers_in_its_grace_is_not_held_against_it() {
+        assert_eq!(of_a_new_one(0), InstanceHealth::Unhealthy);
+        assert_eq!(of_a_new_one(59), InstanceHealth::Unhealthy);
+        assert_eq!(of_a_new_one(90), InstanceHealth::Pending);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use beanpole_protocol::ReleaseNumber;
 use beanpole_store::model::{
-    EnvironmentRecord, InstanceRecord, LingererRecord, OperationRecord, ReleaseRecord,
+    EnvironmentRecord, InstanceRecord, LingererRecord, OperationRecord, QueuedWish, ReleaseRecord,
 };
 use beanpole_store::{StoreError, Tx};
 use std::cmp::Reverse;
@@ -50,11 +50,20 @@ pub fn needed_releases(
         Some(id) => tx.get::<OperationRecord>(&OperationRecord::key_of(id))?,
         None => None,
     };
+    let queued = match &environment.next {
+        Some(id) => tx.get::<OperationRecord>(&OperationRecord::key_of(id))?,
+        None => None,
+    };
+    let returns_to = match queued.and_then(|queued| queued.wish) {
+        Some(QueuedWish::Rollback(body)) => body.to,
+        _ => None,
+    };
     let running: Vec<ReleaseNumber> = operation
         .iter()
         .flat_map(|operation| [operation.from, operation.to])
         .flatten()
         .chain(environment.live)
+        .chain(returns_to)
         .chain(instances.iter().map(|instance| instance.release))
         .chain(lingering.iter().map(|one| one.instance.release))
         .collect();

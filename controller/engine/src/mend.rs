@@ -58,6 +58,7 @@ impl Engine {
                 return Ok(false);
             };
             if environment.operation.is_some()
+                || environment.next.is_some()
                 || environment.status != EnvironmentStatus::Ready
                 || environment.live != Some(live)
             {

@@ -111,7 +111,7 @@ pub(crate) fn rules(
         gate,
         timeouts: Timeouts {
             prepare_ms: deployment.timeout_ms,
-            batch_ms: deployment.start_timeout_ms + proof_ms,
+            batch_ms: deployment.start_grace_ms + deployment.start_timeout_ms + proof_ms,
             drain_ms: deployment.drain_timeout_ms,
             // Whichever of the two is being stopped.
             stop_ms: settings.stop_grace_ms().max(leaves.stop_grace_ms()),
@@ -159,6 +159,7 @@ impl Engine {
             }
         }
         let mut instances = BTreeMap::new();
+        let mut asks_ready: BTreeMap<ReleaseNumber, bool> = BTreeMap::new();
         for instance in reader.under::<InstanceRecord>(&InstanceRecord::prefix(&environment.id))? {
             let id = instance.id.clone();
             let runs = hosts
@@ -166,7 +167,13 @@ impl Engine {
                 .and_then(|host| host.instance(&id))
                 .filter(|seen| seen.incarnation == instance.incarnation)
                 .and_then(|seen| seen.release);
-            let mut state = instance_state(instance);
+            let asks = match asks_ready.get(&instance.release) {
+                Some(asks) => *asks,
+                None => release(reader, &environment.id, instance.release)?
+                    .is_some_and(|release| release.settings.ready().is_some()),
+            };
+            asks_ready.insert(instance.release, asks);
+            let mut state = instance_state(instance, asks);
             // It was recorded, restored from a backup, and had been changed in between: what it runs
             // is told by its host.
             if let Some(tree) = runs.filter(|tree| *tree != state.release)
@@ -222,7 +229,7 @@ impl Engine {
     }
 }
 
-fn instance_state(instance: InstanceRecord) -> InstanceState {
+fn instance_state(instance: InstanceRecord, asks_ready: bool) -> InstanceState {
     InstanceState {
         host: instance.host,
         release: instance.release,
@@ -230,5 +237,24 @@ fn instance_state(instance: InstanceRecord) -> InstanceState {
         mode: instance.mode,
         routed: instance.routed,
         ordered: instance.ordered,
+        asks_ready,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use beanpole_protocol::options::INSTANCE;
+
+    #[test]
+    fn the_time_out_of_a_start_begins_when_its_grace_is_over() {
+        let mut settings = OptionSettings::default();
+        let may_take = |settings: &OptionSettings| {
+            let rules = rules(settings, settings, Tier::Web, Repute::New);
+            rules.timeouts.batch_ms
+        };
+        let without = may_take(&settings);
+        settings.set(INSTANCE, "StartGrace", "90");
+        assert_eq!(may_take(&settings), without + 90_000);
     }
 }

@@ -70,6 +70,8 @@ impl Engine {
             self.linger(&environment, observed, now, &mut turn)?;
             if environment.operation.is_some() {
                 self.advance(&environment, observed, now, &mut turn)?;
+            } else if environment.next.is_some() {
+                self.begin_queued(&environment, observed, now, bits(), &mut turn)?;
             } else if environment.status == EnvironmentStatus::Ready {
                 self.mend(&environment, observed, now, bits, &mut turn)?;
             }

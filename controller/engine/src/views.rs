@@ -246,6 +246,12 @@ impl Engine {
                 .one::<OperationRecord>(&OperationRecord::key_of(id))?,
             None => None,
         };
+        let queued = match &environment.next {
+            Some(id) => self
+                .store
+                .one::<OperationRecord>(&OperationRecord::key_of(id))?,
+            None => None,
+        };
         Ok(api::Environment {
             id: environment.id.clone(),
             name: environment.name.clone(),
@@ -270,6 +276,9 @@ impl Engine {
                 .and_then(|live| releases.get(&live).cloned()),
             failed,
             operation: operation
+                .map(|operation| self.view_operation(&operation, observed, now))
+                .transpose()?,
+            queued: queued
                 .map(|operation| self.view_operation(&operation, observed, now))
                 .transpose()?,
             size,
@@ -332,7 +341,9 @@ impl Engine {
         let world = self.world(&self.store, &environment, observed, now, false)?;
         let mut reasons: Vec<(Option<InstanceId>, String)> = Vec::new();
         let mut marks = operation.traffic.clone();
-        if !operation.status.is_over() {
+        if operation.status == OperationStatus::Queued {
+            reasons.push((None, self.waits_behind(&environment)?));
+        } else if !operation.status.is_over() {
             match decide(operation, &world, now) {
                 Decision::Wait { reasons: now, .. } => reasons = now,
                 Decision::Finished if linger::any(&self.store, &operation.environment)? => {
@@ -359,6 +370,7 @@ impl Engine {
             waiting: reasons.into_iter().map(|(_, text)| text).collect(),
             message: operation.message.clone(),
             failure: operation.failure.clone(),
+            queued_at: operation.queued_at,
             started_at: operation.started_at,
             finished_at: operation.finished_at,
             deadline: operation.deadline,
@@ -368,6 +380,27 @@ impl Engine {
             requests_failed: marks.failed,
             receipt: operation.receipt.clone(),
         })
+    }
+}
+
+impl Engine {
+    /// What a queued operation waits for.
+    fn waits_behind(&self, environment: &EnvironmentRecord) -> Result<String, StoreError> {
+        let running = match &environment.operation {
+            Some(id) => self
+                .store
+                .one::<OperationRecord>(&OperationRecord::key_of(id))?,
+            None => None,
+        };
+        Ok(running.map_or_else(
+            || "It begins now.".to_owned(),
+            |running| {
+                format!(
+                    "It begins when the {} ({}) has ended.",
+                    running.kind, running.id
+                )
+            },
+        ))
     }
 }
 

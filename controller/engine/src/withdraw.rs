@@ -5,6 +5,7 @@
 use crate::turn::Turn;
 use crate::watch::in_service;
 use crate::{Engine, EngineError, Observed};
+use beanpole_planner::unready;
 use beanpole_protocol::Timestamp;
 use beanpole_protocol::agent::{InstancePhase, InstanceReport, PortUse};
 use beanpole_protocol::api::Tier;
@@ -75,11 +76,12 @@ fn is_away(seen: &InstanceReport, said_at: Timestamp, withdrawn: bool) -> bool {
     }
     // An agent that started afresh has not looked at the port yet: no reason to withdraw it.
     withdrawn
-        && match seen.port {
-            PortUse::Own | PortUse::Unknown => false,
-            PortUse::Taken => true,
-            PortUse::Free => web
-                .started_at
-                .is_none_or(|start| said_at.since(start) < LISTENS_WITHIN),
-        }
+        && (unready(seen).is_some()
+            || match seen.port {
+                PortUse::Own | PortUse::Unknown => false,
+                PortUse::Taken => true,
+                PortUse::Free => web
+                    .started_at
+                    .is_none_or(|start| said_at.since(start) < LISTENS_WITHIN),
+            })
 }

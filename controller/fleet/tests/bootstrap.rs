@@ -529,6 +529,7 @@ async fn a_host_of_another_controller_is_left_as_it_is_until_it_is_taken_over() 
         port: 20_000,
         stop_grace_ms: 1000,
         limits: Limits::default(),
+        ready: None,
     });
     orders.releases.push(ReleaseOrder {
         key: ReleaseKey {

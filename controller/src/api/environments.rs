@@ -302,18 +302,32 @@ async fn restart(
     Ok(accepted(operation))
 }
 
-/// Give up the operation that runs.
-#[utoipa::path(post, path = "/v1/environments/{environment}/abort", tag = "environments", params(("environment" = String, Path)), responses(
-    (status = 202, description = "It is on its way back", body = Operation),
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Aborting {
+    /// Take out what waits for the operation that runs, and leave that one alone.
+    #[serde(default)]
+    queued: bool,
+}
+
+/// Give up the operation that runs, or the one that is queued behind it.
+#[utoipa::path(post, path = "/v1/environments/{environment}/abort", tag = "environments", params(("environment" = String, Path), Aborting), responses(
+    (status = 202, description = "It is on its way back; with `queued`, it is taken out", body = Operation),
 ))]
 async fn abort(
     State(app): State<App>,
     caller: Caller,
     In(name): In<EnvironmentName>,
+    Asked(asked): Asked<Aborting>,
 ) -> Answer<Response> {
     let operation = app
         .operate(caller.request_id, move |engine, call| {
-            engine.abort(call, &name)
+            if asked.queued {
+                engine.abort_queued(call, &name)
+            } else {
+                engine.abort(call, &name)
+            }
         })
         .await?;
     Ok(accepted(operation))

@@ -10,8 +10,10 @@ use beanpole_protocol::event::Severity;
 use beanpole_protocol::options::RELEASE;
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{ApplicationName, Digest, ReleaseNumber, RequestId, VersionLabel};
-use beanpole_store::model::{ApplicationRecord, EnvironmentRecord, ReleaseRecord, VersionRecord};
-use beanpole_store::{Record, Tx};
+use beanpole_store::model::{
+    ApplicationRecord, EnvironmentRecord, OperationRecord, ReleaseRecord, VersionRecord,
+};
+use beanpole_store::{Record, StoreError, Tx};
 
 fn application_view(record: ApplicationRecord) -> Application {
     Application {
@@ -278,6 +280,9 @@ pub(crate) fn delete_version(
         }
         let mut forgotten = 0;
         for environment in environments(tx, application)? {
+            if let Some(queued) = queued_of(tx, &environment, label)? {
+                return Err(queued.into());
+            }
             let needed = needed_releases(tx, &environment)?;
             let releases: Vec<ReleaseRecord> =
                 tx.list_prefix(&ReleaseRecord::prefix(&environment.id))?;
@@ -311,6 +316,29 @@ pub(crate) fn delete_version(
     app.tell_news();
     app.unneeded.notify_one();
     Ok(())
+}
+
+/// Why a version may not be deleted that a queued operation of an environment leads to.
+fn queued_of(
+    tx: &Tx<'_>,
+    environment: &EnvironmentRecord,
+    label: &VersionLabel,
+) -> Result<Option<Problem>, StoreError> {
+    let Some(id) = &environment.next else {
+        return Ok(None);
+    };
+    let queued = tx.get::<OperationRecord>(&OperationRecord::key_of(id))?;
+    let wanted = queued.is_some_and(|queued| queued.version.as_ref() == Some(label));
+    let name = &environment.name;
+    Ok(wanted.then(|| {
+        Problem::conflict(
+            "version-in-use",
+            format!("The version `{label}` is queued to be deployed to the environment `{name}`."),
+        )
+        .hint(format!(
+            "Take that out first: beanpole abort {name} --queued"
+        ))
+    }))
 }
 
 fn in_use(

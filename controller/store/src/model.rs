@@ -10,8 +10,8 @@ use beanpole_planner::guard::{Evidence, Sample, Sides};
 use beanpole_planner::{Happened, Plan, Progress};
 use beanpole_protocol::agent::{HostOrders, Owner, Platform};
 use beanpole_protocol::api::{
-    EnvironmentStatus, Leftover, OperationFailure, OperationKind, OperationStatus, Receipt,
-    ReceiptTraffic, ReleaseDeployment, SshAddress, Tier,
+    Deploy, EnvironmentStatus, Leftover, OperationFailure, OperationKind, OperationStatus, Receipt,
+    ReceiptTraffic, ReleaseDeployment, Rollback, Scale, SshAddress, Tier, UpdateSettings,
 };
 use beanpole_protocol::event::Event;
 use beanpole_protocol::options::OptionSettings;
@@ -117,6 +117,9 @@ pub struct EnvironmentRecord {
     pub last_release: ReleaseNumber,
     /// The operation that runs.
     pub operation: Option<OperationId>,
+    /// The operation that begins when that one has ended.
+    #[serde(default)]
+    pub next: Option<OperationId>,
     /// The operation that ended last, while the minute after it is counted for its receipt.
     #[serde(default)]
     pub counted_after: Option<OperationId>,
@@ -431,7 +434,13 @@ pub struct OperationRecord {
     /// Instances that it gave up on hosts that could not be reached.
     #[serde(default)]
     pub leftovers: Vec<Leftover>,
-    /// When it was accepted.
+    /// What was asked for, while it is queued: it is planned when it begins.
+    #[serde(default)]
+    pub wish: Option<QueuedWish>,
+    /// When it was queued, if it had to wait for another operation.
+    #[serde(default)]
+    pub queued_at: Option<Timestamp>,
+    /// When it was accepted; of one that was queued, when it began.
     pub started_at: Timestamp,
     /// When it ended.
     pub finished_at: Option<Timestamp>,
@@ -439,7 +448,50 @@ pub struct OperationRecord {
     pub deadline: Timestamp,
 }
 
+/// What was asked for of an environment on which another operation was under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum QueuedWish {
+    /// To deploy a version.
+    Deploy(Deploy),
+    /// To go back.
+    Rollback(Rollback),
+    /// Another number of instances.
+    Scale(Scale),
+    /// Other settings.
+    Configure(UpdateSettings),
+}
+
+impl QueuedWish {
+    /// The kind of operation that it comes to.
+    pub const fn kind(&self) -> OperationKind {
+        match self {
+            Self::Deploy(_) => OperationKind::Deploy,
+            Self::Rollback(_) => OperationKind::Rollback,
+            Self::Scale(_) => OperationKind::Scale,
+            Self::Configure(_) => OperationKind::Configure,
+        }
+    }
+
+    /// The version that it names.
+    pub const fn version(&self) -> Option<&VersionLabel> {
+        match self {
+            Self::Deploy(body) => body.version.as_ref(),
+            _ => None,
+        }
+    }
+}
+
 impl OperationRecord {
+    /// What lists it among its environment's operations.
+    pub fn index(&self) -> OperationIndexRecord {
+        OperationIndexRecord {
+            environment: self.environment.clone(),
+            started_at: self.queued_at.unwrap_or(self.started_at),
+            operation: self.id.clone(),
+        }
+    }
+
     /// Whether it only starts instances afresh or elsewhere, on the release that they have.
     pub const fn changes_no_release(&self) -> bool {
         matches!(self.kind, OperationKind::Replace | OperationKind::Restart)

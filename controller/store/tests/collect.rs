@@ -60,6 +60,7 @@ fn environment(number: u128, status: EnvironmentStatus) -> EnvironmentRecord {
         live: None,
         last_release: ReleaseNumber(1),
         operation: None,
+        next: None,
         counted_after: None,
         hold: false,
         split: None,

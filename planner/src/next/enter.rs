@@ -1,9 +1,9 @@
 //! The way into service: started, checked without traffic, put in.
 
-use super::failure::{restarts, unheard};
+use super::failure::{NOT_READY, restarts, unheard};
 use super::proxies::last_answer;
 use super::{Bound, Step, Turn};
-use crate::{Batch, Change, ChangeState, Gate, Happened, HostState, Reach};
+use crate::{Batch, Change, ChangeState, Gate, Happened, HostState, Reach, unready};
 use beanpole_protocol::agent::{InstancePhase, InstanceReport, PortUse};
 use beanpole_protocol::proxy::TargetMode;
 use beanpole_protocol::{InstanceId, Timestamp};
@@ -85,20 +85,34 @@ impl Turn<'_, '_> {
             });
             return Ok(());
         }
+        if instance.asks_ready && seen.startup.is_none() {
+            let text = format!(
+                "The agent on {} is of a version that runs no readiness command; \
+                 `beanpole host upgrade {}` brings it up to date.",
+                host.name, host.name
+            );
+            return Err(self.failure(change, "agent-outdated", text));
+        }
         let said_at = host.report.map_or(Timestamp::EPOCH, |report| report.now);
-        let waiting = match self.plan.gate {
+        let unready = unready(seen).map(|how| format!("Waiting for {id}: {how}."));
+        let code = if unready.is_some() {
+            NOT_READY
+        } else {
+            "unhealthy"
+        };
+        let waiting = unready.or_else(|| match self.plan.gate {
             Gate::Proxies {
                 good_checks, up_ms, ..
             } => self
                 .unproven(id, good_checks)
                 .or_else(|| Self::unsettled(id, seen, said_at, up_ms)),
             Gate::Settle { for_ms } => Self::unsettled(id, seen, said_at, for_ms),
-        };
+        });
         let waiting = waiting.or_else(|| self.unseen(id, host, seen, bound));
         let restarts = match waiting {
             None => Some(restarts(seen)),
             Some(_) if self.late(bound) && self.plan.ignore_health => None,
-            Some(text) => return self.blocked(change, bound, "unhealthy", text),
+            Some(text) => return self.blocked(change, bound, code, text),
         };
         let instance = id.clone();
         self.entries

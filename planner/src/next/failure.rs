@@ -4,7 +4,7 @@ use super::proxies::last_answer;
 use super::{Step, Turn};
 use crate::{Change, Gate, Reach};
 use beanpole_protocol::agent::{
-    Failure, INSTANCE_PORTS, InstancePhase, InstanceReport, PortUse, ProcessReport,
+    Failure, INSTANCE_PORTS, InstancePhase, InstanceReport, PortUse, ProcessReport, Startup,
 };
 use beanpole_protocol::api::OperationFailure;
 use beanpole_protocol::proxy::CheckResult;
@@ -14,13 +14,20 @@ use beanpole_protocol::{HostName, InstanceId, ReleaseNumber, Timestamp};
 /// time-out.
 pub const RESTARTS_THAT_FAIL: u32 = 3;
 
+/// The code of an instance whose time is up before its readiness command has succeeded.
+pub(super) const NOT_READY: &str = "not-ready";
+
 /// Log lines that a failure carries at most.
 const LOG_LINES: usize = 20;
 
 impl Turn<'_, '_> {
     /// Fails at once when it will not come up, instead of waiting for the time-out.
     pub(super) fn crashed(&self, change: &Change, seen: &InstanceReport) -> Step<()> {
-        if let InstancePhase::Failed(why) = &seen.phase {
+        let why = match (&seen.phase, &seen.startup) {
+            (InstancePhase::Failed(why), _) | (_, Some(Startup::Failed(why))) => Some(why),
+            _ => None,
+        };
+        if let Some(why) = why {
             let mut failure = self.failure(change, &why.code, why.message.clone());
             if !why.log.is_empty() {
                 failure.log = last_lines(&why.log);
@@ -122,6 +129,8 @@ impl Turn<'_, '_> {
             .targets(id)
             .flatten()
             .filter_map(|target| target.last_check.as_ref())
+            // How it answers its checks is another question.
+            .filter(|_| code != NOT_READY)
             .min_by_key(|check| check.good);
         let unreached = seen
             .zip(check)

@@ -203,6 +203,9 @@ pub struct Environment {
     pub failed: Option<FailedRelease>,
     /// The operation that runs, if any.
     pub operation: Option<Operation>,
+    /// The operation that begins when that one has ended.
+    #[serde(default)]
+    pub queued: Option<Operation>,
     /// The instances it shall have.
     pub size: u32,
     /// Its instances.
@@ -309,7 +312,7 @@ pub struct LingeringEnded {
 }
 
 /// Deploy a version.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Deploy {
     /// The version; the one that is live if absent.
@@ -331,10 +334,13 @@ pub struct Deploy {
     /// Settings that change together with the version.
     #[serde(default)]
     pub settings: OptionSettings,
+    /// While another operation is under way, wait for its end instead of being refused.
+    #[serde(default)]
+    pub queue: bool,
 }
 
 /// Go back.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rollback {
     /// The release to return to; the last one that was live before this one if absent.
@@ -346,18 +352,24 @@ pub struct Rollback {
     /// How many at a time; the environment's setting if absent.
     #[serde(default)]
     pub batch: Option<BatchSize>,
+    /// While another operation is under way, wait for its end instead of being refused.
+    #[serde(default)]
+    pub queue: bool,
 }
 
 /// Change the number of instances.
-#[derive(Clone, Debug, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Scale {
     /// 1 to 10,000.
     pub instances: u32,
+    /// While another operation is under way, wait for its end instead of being refused.
+    #[serde(default)]
+    pub queue: bool,
 }
 
 /// Change settings. What restarts instances does so by the deployment policy.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateSettings {
     /// Settings to set.
@@ -366,6 +378,9 @@ pub struct UpdateSettings {
     /// Settings to remove: namespace to names.
     #[serde(default)]
     pub remove: BTreeMap<String, Vec<String>>,
+    /// While another operation is under way, wait for its end instead of being refused.
+    #[serde(default)]
+    pub queue: bool,
 }
 
 /// An environment's health in one answer.

@@ -48,6 +48,8 @@ impl std::fmt::Display for OperationKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OperationStatus {
+    /// Accepted; it begins when the operation under way has ended.
+    Queued,
     /// Under way.
     Running,
     /// It failed or was aborted and the environment is on its way back.
@@ -65,13 +67,14 @@ pub enum OperationStatus {
 impl OperationStatus {
     /// Whether nothing more will happen.
     pub const fn is_over(self) -> bool {
-        !matches!(self, Self::Running | Self::RollingBack)
+        !matches!(self, Self::Queued | Self::Running | Self::RollingBack)
     }
 }
 
 impl std::fmt::Display for OperationStatus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(match self {
+            Self::Queued => "queued",
             Self::Running => "running",
             Self::RollingBack => "rolling back",
             Self::Succeeded => "succeeded",
@@ -113,11 +116,14 @@ pub struct Operation {
     pub message: Option<String>,
     /// What made it fail.
     pub failure: Option<OperationFailure>,
-    /// When it was accepted.
+    /// When it was queued, if it had to wait for another operation.
+    #[serde(default)]
+    pub queued_at: Option<Timestamp>,
+    /// When it was accepted; of one that was queued, when it began.
     pub started_at: Timestamp,
     /// When it ended.
     pub finished_at: Option<Timestamp>,
-    /// When it is given up if it has not ended.
+    /// When it is given up if it has not ended; while it is queued, when the one before it is.
     pub deadline: Timestamp,
     /// Instances that it gave up on hosts that could not be reached. They are removed when the hosts are
     /// back.

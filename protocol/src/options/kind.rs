@@ -24,7 +24,12 @@ pub enum Kind {
     Steps,
     /// `none`, `cookie`, `header:NAME`.
     Sticky,
+    /// A line for `/bin/sh`.
+    Command,
 }
+
+/// The longest command, in bytes.
+const LONGEST_COMMAND: usize = 4096;
 
 impl Kind {
     /// The rule in words, for messages and reference pages.
@@ -40,6 +45,9 @@ impl Kind {
                 "rising shares with the time that each lasts, such as `10%` or `1%:90s,5%:10m,25%:1h`, or nothing".to_owned()
             }
             Self::Sticky => "`none`, `cookie` or `header:NAME`".to_owned(),
+            Self::Command => {
+                format!("a command in one line of at most {LONGEST_COMMAND} bytes, or nothing")
+            }
             Self::Statuses => "statuses or ranges such as `200`, `200-399` or `200,204`".to_owned(),
         }
     }
@@ -62,6 +70,7 @@ impl Kind {
             Self::Labels => parse_labels(value).is_some(),
             Self::Steps => value.is_empty() || value.parse::<SplitSteps>().is_ok(),
             Self::Sticky => parse_sticky(value).is_some(),
+            Self::Command => value.len() <= LONGEST_COMMAND && !value.chars().any(char::is_control),
         }
     }
 }

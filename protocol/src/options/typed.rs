@@ -7,7 +7,7 @@ use super::{
     KNOWN, OptionSettings, PLACEMENT, PROCESS, PROPERTIES, PROXY, PYTHON, RELEASE, SPLIT,
     SPLITTING, SplitSteps,
 };
-use crate::agent::{Limits, Properties};
+use crate::agent::{Limits, Properties, ReadyOrder};
 use crate::proxy::{Algorithm, HealthCheck, Probe, Sticky};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -25,7 +25,11 @@ pub struct DeploymentOptions {
     pub batch: BatchSize,
     /// For preparing, in milliseconds.
     pub timeout_ms: u64,
-    /// From the first moment that an instance runs until it has to be healthy, in milliseconds.
+    /// From the first moment that an instance runs: what it answers in that time does not count, in
+    /// milliseconds.
+    #[serde(default)]
+    pub start_grace_ms: u64,
+    /// From the end of that until it has to be healthy, in milliseconds.
     pub start_timeout_ms: u64,
     /// How long an instance of a new release has to run without a restart, in milliseconds.
     pub min_uptime_ms: u64,
@@ -68,6 +72,7 @@ impl OptionSettings {
             policy,
             batch,
             timeout_ms: self.number(COMMAND, "Timeout").unwrap_or(600) * 1_000,
+            start_grace_ms: self.number(INSTANCE, "StartGrace").unwrap_or(0) * 1_000,
             start_timeout_ms: self
                 .number(INSTANCE, "StartTimeout")
                 .or_else(|| self.get(COMMAND, "Timeout")?.parse().ok())
@@ -163,6 +168,15 @@ impl OptionSettings {
         }
     }
 
+    /// What has to succeed in an instance before it counts as started.
+    pub fn ready(&self) -> Option<ReadyOrder> {
+        let command = self.effective(INSTANCE, "ReadyCommand").trim();
+        (!command.is_empty()).then(|| ReadyOrder {
+            command: command.to_owned(),
+            timeout_ms: self.number(INSTANCE, "ReadyTimeout").unwrap_or(10) * 1_000,
+        })
+    }
+
     /// Who gets the next request.
     pub fn algorithm(&self) -> Algorithm {
         match self.effective(PROXY, "Algorithm") {
@@ -256,6 +270,24 @@ mod tests {
         settings.set(PLACEMENT, "HostLabels", "");
         settings.validate().expect("none");
         assert!(settings.host_labels().is_empty());
+    }
+
+    #[test]
+    fn a_readiness_command_is_one_line_and_blanks_are_none() {
+        let mut settings = OptionSettings::default();
+        assert_eq!(settings.ready(), None);
+        settings.set(INSTANCE, "ReadyCommand", " bin/ready --quick ");
+        settings.validate().expect("a command");
+        let ready = settings.ready().expect("one");
+        assert_eq!(ready.command, "bin/ready --quick");
+        assert_eq!(ready.timeout_ms, 10_000);
+        settings.set(INSTANCE, "ReadyCommand", "  ");
+        assert_eq!(settings.ready(), None);
+        let long = "x".repeat(4097);
+        for wrong in ["true\nfalse", "a\0b", long.as_str()] {
+            settings.set(INSTANCE, "ReadyCommand", wrong);
+            assert!(settings.validate().is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -2,15 +2,13 @@
 
 use super::{Instance, Known, ProcessRuntime, lock};
 use crate::runtime::port::{self, Look};
-use crate::shim::spec::{ShimSpec, files};
+use crate::shim::spec::{ShimSpec, WEB, files};
 use crate::shim::wire::Stage;
 use beanpole_daemon::clock::now;
 use beanpole_protocol::agent::PortUse;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The process type that gets the traffic, and with it the port.
-const WEB: &str = "web";
 /// Looks in a row that must find a stranger: between two looks at `/proc` a process of the instance
 /// may have been born.
 const SURE_AFTER: u32 = 3;

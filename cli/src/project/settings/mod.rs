@@ -52,6 +52,9 @@ pub const SETTINGS: &[(&str, Takes)] = &[
     ("health.drain-timeout", Takes::Whole),
     ("health.start-timeout", Takes::Whole),
     ("health.min-uptime", Takes::Whole),
+    ("health.start-grace", Takes::Whole),
+    ("health.ready-command", Takes::Text),
+    ("health.ready-timeout", Takes::Whole),
     ("env.*", Takes::Value),
     ("options.*.*", Takes::Value),
     ("environments.*.platform", Takes::Text),
@@ -73,6 +76,9 @@ pub const SETTINGS: &[(&str, Takes)] = &[
     ("environments.*.health.drain-timeout", Takes::Whole),
     ("environments.*.health.start-timeout", Takes::Whole),
     ("environments.*.health.min-uptime", Takes::Whole),
+    ("environments.*.health.start-grace", Takes::Whole),
+    ("environments.*.health.ready-command", Takes::Text),
+    ("environments.*.health.ready-timeout", Takes::Whole),
     ("environments.*.env.*", Takes::Value),
     ("environments.*.options.*.*", Takes::Value),
 ];
@@ -189,6 +195,12 @@ pub struct Health {
     pub start_timeout: Option<u64>,
     /// Seconds that an instance of a new release has to run without a restart before traffic comes.
     pub min_uptime: Option<u64>,
+    /// Seconds from the start of an instance in which what it answers does not count.
+    pub start_grace: Option<u64>,
+    /// A command that has to exit with 0 in an instance before it counts as started.
+    pub ready_command: Option<String>,
+    /// Seconds that one run of it may take.
+    pub ready_timeout: Option<u64>,
 }
 
 /// A value that travels as text.

@@ -117,11 +117,16 @@ impl Place {
         let seconds = [
             ("StartTimeout", health.start_timeout),
             ("MinUptime", health.min_uptime),
+            ("ReadyTimeout", health.ready_timeout),
+            ("StartGrace", health.start_grace),
         ];
         for (name, value) in seconds {
             if let Some(value) = value {
                 all.set(INSTANCE, name, value.to_string());
             }
+        }
+        if let Some(command) = &health.ready_command {
+            all.set(INSTANCE, "ReadyCommand", command.clone());
         }
         for (name, value) in &self.env {
             all.set(PROPERTIES, name, value.text());

@@ -282,6 +282,21 @@ const SHORT: &[Short] = &[
         "7",
     ),
     (".health", "min-uptime = 7", INSTANCE, "MinUptime", "7"),
+    (".health", "start-grace = 7", INSTANCE, "StartGrace", "7"),
+    (
+        ".health",
+        "ready-command = \"bin/ready\"",
+        INSTANCE,
+        "ReadyCommand",
+        "bin/ready",
+    ),
+    (
+        ".health",
+        "ready-timeout = 7",
+        INSTANCE,
+        "ReadyTimeout",
+        "7",
+    ),
     (".env", "A = 7", PROPERTIES, "A", "7"),
 ];
 

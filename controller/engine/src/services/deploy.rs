@@ -1,7 +1,7 @@
 //! To another release: deployments, forwards and back.
 
-use super::problems::{bad_option, no_release, nothing_before, nothing_deployed, refused};
-use super::settings::change;
+use super::problems::{no_release, nothing_before, nothing_deployed, refused};
+use super::settings::acceptable;
 use super::{NewOperation, idle, version};
 use crate::read::{self, Reader, Repute};
 use crate::{Call, Engine, Fault};
@@ -11,7 +11,7 @@ use beanpole_protocol::api::{self, BackTo, OperationKind, PlanView, Tier};
 use beanpole_protocol::options::{self, BatchSize, DeploymentPolicy, OptionSettings, SplitSteps};
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{Digest, EnvironmentName, ReleaseNumber, VersionLabel};
-use beanpole_store::model::{EnvironmentRecord, ReleaseRecord, VersionRecord};
+use beanpole_store::model::{EnvironmentRecord, QueuedWish, ReleaseRecord, VersionRecord};
 use beanpole_store::{StoreError, Tx};
 
 /// A deployment worked out, not written.
@@ -134,24 +134,66 @@ fn before<'r>(
         .max_by_key(|release| (release.live_at, release.number))
 }
 
-/// The policy that a wish names or asks for by what it gives, else the environment's own.
-fn chosen_policy(wish: &Wish<'_>, own: DeploymentPolicy) -> Result<DeploymentPolicy, Problem> {
+/// What a call says of how to go about it.
+#[derive(Clone, Copy)]
+struct Asked {
+    policy: Option<DeploymentPolicy>,
+    batch: Option<BatchSize>,
+    /// It gives steps of a split.
+    splits: bool,
+}
+
+/// Refuses a deployment that contradicts itself, or the environment.
+pub(super) fn check_policy(
+    environment: &EnvironmentRecord,
+    body: &api::Deploy,
+    settings: &OptionSettings,
+) -> Result<(), Problem> {
+    let asked = Asked {
+        policy: body.policy,
+        batch: body.batch,
+        splits: body.split.is_some(),
+    };
+    chosen_policy(environment, asked, settings.deployment().policy).map(|_| ())
+}
+
+/// The policy that a call names or asks for by what it gives, else the environment's own.
+fn chosen_policy(
+    environment: &EnvironmentRecord,
+    asked: Asked,
+    own: DeploymentPolicy,
+) -> Result<DeploymentPolicy, Problem> {
     use DeploymentPolicy as P;
-    if wish.split.is_some() {
-        let other = wish.policy.filter(|policy| *policy != P::TrafficSplitting);
-        let against = match (other, wish.batch) {
-            (Some(policy), _) => format!("The policy {policy} has no steps of a split."),
-            (None, Some(_)) => "A split has steps, and no batches.".to_owned(),
-            (None, None) => return Ok(P::TrafficSplitting),
+    let policy = if asked.splits {
+        let other = asked.policy.filter(|policy| *policy != P::TrafficSplitting);
+        let against = match (other, asked.batch) {
+            (Some(policy), _) => Some(format!("The policy {policy} has no steps of a split.")),
+            (None, Some(_)) => Some("A split has steps, and no batches.".to_owned()),
+            (None, None) => None,
         };
-        return Err(Problem::invalid("split-and-policy", against)
-            .hint("Give the steps of a split, or another policy and its batch size."));
+        if let Some(against) = against {
+            return Err(Problem::invalid("split-and-policy", against)
+                .hint("Give the steps of a split, or another policy and its batch size."));
+        }
+        P::TrafficSplitting
+    } else {
+        // A batch given without a policy asks for one that has batches, as in the settings.
+        asked.policy.unwrap_or(match (asked.batch, own) {
+            (Some(_), P::AllAtOnce | P::Immutable | P::TrafficSplitting) => P::Rolling,
+            (_, own) => own,
+        })
+    };
+    if policy == P::TrafficSplitting && environment.tier == Tier::Worker {
+        return Err(Problem::invalid(
+            "policy-needs-traffic",
+            format!(
+                "`{}` is a worker: it has no requests that a new release could get a share of.",
+                environment.name
+            ),
+        )
+        .hint("Use the policy Immutable."));
     }
-    // A batch given without a policy asks for one that has batches, as in the settings.
-    Ok(wish.policy.unwrap_or(match (wish.batch, own) {
-        (Some(_), P::AllAtOnce | P::Immutable | P::TrafficSplitting) => P::Rolling,
-        (_, own) => own,
-    }))
+    Ok(policy)
 }
 
 impl Engine {
@@ -192,16 +234,24 @@ impl Engine {
         name: &EnvironmentName,
         body: api::Deploy,
     ) -> Result<api::Operation, Problem> {
-        let operation = self.store.update(|tx| {
-            let mut environment = idle(tx, name)?;
-            let (deployment, settings) = self.work_out_deploy(tx, &environment, call, &body)?;
-            let mut new = deployment.begin(tx, &mut environment, OperationKind::Deploy)?;
-            let before = std::mem::replace(&mut environment.settings, settings);
-            new.settings_before = (before != environment.settings).then_some(before);
-            new.no_auto_rollback = body.no_auto_rollback;
-            new.write(tx, &mut environment, call).map_err(Fault::from)
-        });
-        self.answer(operation, call)
+        let queue = body.queue;
+        self.now_or_next(call, name, queue, &QueuedWish::Deploy(body))
+    }
+
+    /// The operation that deploys a version.
+    pub(super) fn new_deploy(
+        &self,
+        tx: &mut Tx<'_>,
+        environment: &mut EnvironmentRecord,
+        body: &api::Deploy,
+        call: &Call<'_>,
+    ) -> Result<NewOperation, Fault> {
+        let (deployment, settings) = self.work_out_deploy(tx, environment, call, body)?;
+        let mut new = deployment.begin(tx, environment, OperationKind::Deploy)?;
+        let before = std::mem::replace(&mut environment.settings, settings);
+        new.settings_before = (before != environment.settings).then_some(before);
+        new.no_auto_rollback = body.no_auto_rollback;
+        Ok(new)
     }
 
     /// What a deployment would do. Nothing is written.
@@ -229,15 +279,22 @@ impl Engine {
         name: &EnvironmentName,
         body: &api::Rollback,
     ) -> Result<api::Operation, Problem> {
-        let operation = self.store.update(|tx| {
-            let mut environment = idle(tx, name)?;
-            let (deployment, settings, _) = self.work_out_rollback(tx, &environment, call, body)?;
-            let mut new = deployment.begin(tx, &mut environment, OperationKind::Rollback)?;
-            let before = std::mem::replace(&mut environment.settings, settings);
-            new.settings_before = (before != environment.settings).then_some(before);
-            new.write(tx, &mut environment, call).map_err(Fault::from)
-        });
-        self.answer(operation, call)
+        self.now_or_next(call, name, body.queue, &QueuedWish::Rollback(body.clone()))
+    }
+
+    /// The operation that goes back.
+    pub(super) fn new_rollback(
+        &self,
+        tx: &mut Tx<'_>,
+        environment: &mut EnvironmentRecord,
+        body: &api::Rollback,
+        call: &Call<'_>,
+    ) -> Result<NewOperation, Fault> {
+        let (deployment, settings, _) = self.work_out_rollback(tx, environment, call, body)?;
+        let mut new = deployment.begin(tx, environment, OperationKind::Rollback)?;
+        let before = std::mem::replace(&mut environment.settings, settings);
+        new.settings_before = (before != environment.settings).then_some(before);
+        Ok(new)
     }
 
     /// What a rollback would do. Nothing is written.
@@ -320,8 +377,7 @@ impl Engine {
         body: &api::Deploy,
     ) -> Result<(Deployment, OptionSettings), Fault> {
         let settings = environment.settings.overlaid(&body.settings);
-        settings.validate().map_err(bad_option)?;
-        change(&environment.settings, &settings)?;
+        acceptable(&environment.settings, &settings)?;
         let label = match (&body.version, environment.live) {
             (Some(label), _) => label.clone(),
             (None, Some(live)) => read::release(reader, &environment.id, live)?
@@ -354,18 +410,12 @@ impl Engine {
         wish: Wish<'_>,
     ) -> Result<Deployment, Fault> {
         let options = wish.settings.deployment();
-        let policy = chosen_policy(&wish, options.policy)?;
-        if policy == DeploymentPolicy::TrafficSplitting && environment.tier == Tier::Worker {
-            return Err(Problem::invalid(
-                "policy-needs-traffic",
-                format!(
-                    "`{}` is a worker: it has no requests that a new release could get a share of.",
-                    environment.name
-                ),
-            )
-            .hint("Use the policy Immutable.")
-            .into());
-        }
+        let asked = Asked {
+            policy: wish.policy,
+            batch: wish.batch,
+            splits: wish.split.is_some(),
+        };
+        let policy = chosen_policy(environment, asked, options.policy)?;
         let number = environment.last_release.next();
         let release = ReleaseRecord {
             environment: environment.id.clone(),

@@ -2,7 +2,8 @@
 
 use super::deploy::{Content, Wish};
 use super::problems::bad_option;
-use super::{NewOperation, application, existing, idle, version};
+use super::queue::drop_queued;
+use super::{NewOperation, application, existing, free, version};
 use crate::events::{Draft, emit_for};
 use crate::read::{Reader, Repute};
 use crate::{Call, Engine, Fault, linger};
@@ -44,6 +45,7 @@ impl Engine {
                 live: None,
                 last_release: ReleaseNumber(0),
                 operation: None,
+                next: None,
                 counted_after: None,
                 hold: false,
                 split: None,
@@ -80,14 +82,19 @@ impl Engine {
         self.answer(operation, call)
     }
 
-    /// Takes an environment down. Its name and hostname are free afterwards.
+    /// Takes an environment down. Its name and hostname are free afterwards. What was about to begin does not.
     pub fn terminate(
         &self,
         call: &Call<'_>,
         name: &EnvironmentName,
     ) -> Result<api::Operation, Problem> {
         let operation = self.store.update(|tx| {
-            let mut environment = idle(tx, name)?;
+            let mut environment = existing(tx, name)?;
+            if environment.operation.is_none() {
+                let why = "It never began: the environment is taken down.";
+                drop_queued(tx, &mut environment, why, call)?;
+            }
+            free(tx, &environment, false)?;
             let plan = self.way_to(tx, &environment, &Goal::Terminate, Repute::Live, call)?;
             NewOperation::new(OperationKind::Terminate, plan)
                 .write(tx, &mut environment, call)

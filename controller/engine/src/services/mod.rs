@@ -5,6 +5,7 @@ mod deploy;
 mod environments;
 mod operation;
 mod problems;
+mod queue;
 mod settings;
 
 use crate::read::{Reader, find_environment};
@@ -41,23 +42,43 @@ pub(crate) fn existing(
     })
 }
 
-/// The environment, when no operation runs on it.
+/// The environment, when no operation runs on it or is about to.
 fn idle(reader: &impl Reader, name: &EnvironmentName) -> Result<EnvironmentRecord, Fault> {
     let environment = existing(reader, name)?;
-    if let Some(id) = &environment.operation {
-        let kind = reader
-            .one::<OperationRecord>(&OperationRecord::key_of(id))?
-            .map_or_else(|| "operation".to_owned(), |op| op.kind.to_string());
-        return Err(Problem::conflict(
-            "operation-in-progress",
-            format!("Another operation ({kind}, {id}) is under way on `{name}`."),
-        )
-        .hint(format!(
-            "Wait for it to end, or give it up with `beanpole abort {name}`."
-        ))
-        .into());
-    }
+    free(reader, &environment, false)?;
     Ok(environment)
+}
+
+/// Refuses an environment on which an operation runs, or is about to. `may_queue`: what is asked for
+/// could wait for that.
+fn free(
+    reader: &impl Reader,
+    environment: &EnvironmentRecord,
+    may_queue: bool,
+) -> Result<(), Fault> {
+    let name = &environment.name;
+    let (id, is) = match (&environment.operation, &environment.next) {
+        (Some(id), _) => (id, "is under way"),
+        (None, Some(id)) => (id, "begins just now"),
+        (None, None) => return Ok(()),
+    };
+    let kind = reader
+        .one::<OperationRecord>(&OperationRecord::key_of(id))?
+        .map_or_else(|| "operation".to_owned(), |op| op.kind.to_string());
+    let hint = if may_queue {
+        format!(
+            "Wait for it to end, have this begin then with `--queue`, or give the other up: \
+             `beanpole abort {name}`."
+        )
+    } else {
+        format!("Wait for it to end, or give it up with `beanpole abort {name}`.")
+    };
+    Err(Problem::conflict(
+        "operation-in-progress",
+        format!("Another operation ({kind}, {id}) {is} on `{name}`."),
+    )
+    .hint(hint)
+    .into())
 }
 
 fn application(reader: &impl Reader, name: &ApplicationName) -> Result<(), Fault> {

@@ -6,8 +6,8 @@ use beanpole_planner::Plan;
 use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::options::OptionSettings;
-use beanpole_protocol::{OperationId, ReleaseNumber, VersionLabel};
-use beanpole_store::model::{EnvironmentRecord, OperationIndexRecord, OperationRecord};
+use beanpole_protocol::{OperationId, ReleaseNumber, Timestamp, VersionLabel};
+use beanpole_store::model::{EnvironmentRecord, OperationRecord, QueuedWish};
 use beanpole_store::{StoreError, Tx};
 use std::time::Duration;
 
@@ -38,17 +38,22 @@ impl NewOperation {
         }
     }
 
-    /// Writes it, its first event and the environment.
-    pub fn write(
+    /// One that waits for its turn, and has no plan before that.
+    pub fn queued(wish: &QueuedWish) -> Self {
+        Self {
+            version: wish.version().cloned(),
+            ..Self::new(wish.kind(), Plan::default())
+        }
+    }
+
+    /// Its record, before it has begun.
+    pub fn record(
         self,
-        tx: &mut Tx<'_>,
-        environment: &mut EnvironmentRecord,
+        environment: &EnvironmentRecord,
         call: &Call<'_>,
-    ) -> Result<OperationRecord, StoreError> {
-        let now = call.now;
-        let allowed = self.plan.total_ms() * 2 + GRACE_MS;
-        receipt::settle(tx, environment, call.observed, now)?;
-        let mut operation = OperationRecord {
+        deadline: Timestamp,
+    ) -> OperationRecord {
+        OperationRecord {
             id: OperationId::from_bits(call.bits),
             environment: environment.id.clone(),
             environment_name: environment.name.clone(),
@@ -77,20 +82,61 @@ impl NewOperation {
             traffic: Default::default(),
             receipt_marks: Default::default(),
             receipt: None,
-            started_at: now,
+            wish: None,
+            queued_at: None,
+            started_at: call.now,
             finished_at: None,
-            deadline: now.after(Duration::from_millis(allowed)),
-        };
+            deadline,
+        }
+    }
+
+    /// Writes it, its first event and the environment.
+    pub fn write(
+        self,
+        tx: &mut Tx<'_>,
+        environment: &mut EnvironmentRecord,
+        call: &Call<'_>,
+    ) -> Result<OperationRecord, StoreError> {
+        self.begin(tx, environment, call, None)
+    }
+
+    /// The same for what had been queued: its turn has come.
+    pub fn write_queued(
+        self,
+        tx: &mut Tx<'_>,
+        environment: &mut EnvironmentRecord,
+        call: &Call<'_>,
+        queued: &OperationRecord,
+    ) -> Result<OperationRecord, StoreError> {
+        self.begin(tx, environment, call, Some(queued))
+    }
+
+    fn begin(
+        self,
+        tx: &mut Tx<'_>,
+        environment: &mut EnvironmentRecord,
+        call: &Call<'_>,
+        queued: Option<&OperationRecord>,
+    ) -> Result<OperationRecord, StoreError> {
+        let (now, kind) = (call.now, self.kind);
+        let allowed = self.plan.total_ms() * 2 + GRACE_MS;
+        receipt::settle(tx, environment, call.observed, now)?;
+        let deadline = now.after(Duration::from_millis(allowed));
+        let mut operation = self.record(environment, call, deadline);
+        if let Some(queued) = queued {
+            operation.id = queued.id.clone();
+            operation.queued_at = queued.queued_at;
+        }
         receipt::begin(tx, &mut operation, environment.tier, call.observed)?;
         environment.operation = Some(operation.id.clone());
         environment.updated_at = now;
-        environment.hold &= self.kind == OperationKind::Scale;
-        environment.status = match self.kind {
+        environment.hold &= kind == OperationKind::Scale;
+        environment.status = match kind {
             OperationKind::Create => EnvironmentStatus::Launching,
             OperationKind::Terminate => EnvironmentStatus::Terminating,
             _ => EnvironmentStatus::Updating,
         };
-        let text = starting(self.kind);
+        let text = starting(kind);
         let draft =
             Draft::new(Severity::Info, "operation-starting", text, now).operation(&operation);
         emit_for(tx, environment, draft)?;
@@ -113,11 +159,7 @@ impl NewOperation {
                 .instance(Some(&kept.instance));
             emit_for(tx, environment, draft)?;
         }
-        tx.put(&OperationIndexRecord {
-            environment: environment.id.clone(),
-            started_at: now,
-            operation: operation.id.clone(),
-        })?;
+        tx.put(&operation.index())?;
         tx.put(&operation)?;
         tx.put(environment)?;
         Ok(operation)

@@ -11,7 +11,7 @@ use beanpole_protocol::api::{self, OperationKind, PlanView};
 use beanpole_protocol::options::{self, Change, OptionSettings};
 use beanpole_protocol::problem::Problem;
 use beanpole_store::Tx;
-use beanpole_store::model::{EnvironmentRecord, InstanceRecord, OperationRecord, ReleaseRecord};
+use beanpole_store::model::{EnvironmentRecord, InstanceRecord, QueuedWish, ReleaseRecord};
 
 impl Engine {
     /// Changes the number of instances.
@@ -21,12 +21,8 @@ impl Engine {
         name: &EnvironmentName,
         body: api::Scale,
     ) -> Result<api::Operation, Problem> {
-        let operation = self.store.update(|tx| {
-            let environment = idle(tx, name)?;
-            let settings = scaled(&environment, body)?;
-            self.reconfigure(tx, environment, settings, OperationKind::Scale, call)
-        });
-        self.answer(operation, call)
+        let queue = body.queue;
+        self.now_or_next(call, name, queue, &QueuedWish::Scale(body))
     }
 
     /// What a change of the number of instances would do. Nothing is written.
@@ -38,7 +34,7 @@ impl Engine {
     ) -> Result<PlanView, Problem> {
         let planned = || {
             let before = idle(&self.store, name)?;
-            let settings = scaled(&before, body)?;
+            let settings = scaled(&before, body.instances)?;
             self.foretell_settings(&before, settings, call)
         };
         planned().map_err(Problem::from)
@@ -85,12 +81,8 @@ impl Engine {
         name: &EnvironmentName,
         body: api::UpdateSettings,
     ) -> Result<api::Operation, Problem> {
-        let operation = self.store.update(|tx| {
-            let environment = idle(tx, name)?;
-            let settings = changed(&environment, &body);
-            self.reconfigure(tx, environment, settings, OperationKind::Configure, call)
-        });
-        self.answer(operation, call)
+        let queue = body.queue;
+        self.now_or_next(call, name, queue, &QueuedWish::Configure(body))
     }
 
     /// What a change of settings would do. Nothing is written.
@@ -140,17 +132,16 @@ impl Engine {
             .map_err(Fault::from)
     }
 
-    /// Puts new settings in force, by whatever their difference from the old ones needs.
-    fn reconfigure(
+    /// The operation that puts new settings in force, by whatever their difference from the old ones needs.
+    pub(super) fn reconfigure(
         &self,
         tx: &mut Tx<'_>,
-        mut environment: EnvironmentRecord,
+        environment: &mut EnvironmentRecord,
         settings: OptionSettings,
         kind: OperationKind,
         call: &Call<'_>,
-    ) -> Result<OperationRecord, Fault> {
-        settings.validate().map_err(bad_option)?;
-        let change = change(&environment.settings, &settings)?;
+    ) -> Result<NewOperation, Fault> {
+        let change = acceptable(&environment.settings, &settings)?;
         let before = std::mem::replace(&mut environment.settings, settings);
         let live = match environment.live {
             Some(live) => read::release(tx, &environment.id, live)?,
@@ -159,22 +150,22 @@ impl Engine {
         let mut new = match &live {
             None => NewOperation::new(kind, Plan::default()),
             Some(release) if change == Change::Restart => self
-                .work_out_settings(tx, &environment, release, call)?
-                .begin(tx, &mut environment, kind)?,
+                .work_out_settings(tx, environment, release, call)?
+                .begin(tx, environment, kind)?,
             Some(release) => {
-                let goal = to_size(&environment, release);
+                let goal = to_size(environment, release);
                 NewOperation {
                     to: environment.live,
                     version: Some(release.version.clone()),
                     ..NewOperation::new(
                         kind,
-                        self.way_to(tx, &environment, &goal, Repute::Live, call)?,
+                        self.way_to(tx, environment, &goal, Repute::Live, call)?,
                     )
                 }
             }
         };
         new.settings_before = Some(before);
-        new.write(tx, &mut environment, call).map_err(Fault::from)
+        Ok(new)
     }
 
     /// What is live, as a new release under the environment's settings.
@@ -213,31 +204,20 @@ fn to_size(environment: &EnvironmentRecord, live: &ReleaseRecord) -> Goal {
     }
 }
 
-/// An environment's settings after a change.
-fn changed(environment: &EnvironmentRecord, body: &api::UpdateSettings) -> OptionSettings {
-    let mut settings = environment.settings.overlaid(&body.set);
-    for (namespace, names) in &body.remove {
-        for option in names {
-            settings.remove(namespace, option);
-        }
-    }
-    settings
-}
-
 /// An environment's settings with another number of instances.
-fn scaled(environment: &EnvironmentRecord, body: api::Scale) -> Result<OptionSettings, Problem> {
-    if !(1..=10_000).contains(&body.instances) {
+pub(super) fn scaled(
+    environment: &EnvironmentRecord,
+    instances: u32,
+) -> Result<OptionSettings, Problem> {
+    if !(1..=10_000).contains(&instances) {
         return Err(Problem::invalid(
             "instances-out-of-range",
-            format!(
-                "{} is not a number of instances: it must be 1 to 10,000.",
-                body.instances
-            ),
+            format!("{instances} is not a number of instances: it must be 1 to 10,000."),
         ));
     }
     let mut settings = environment.settings.clone();
-    settings.set(options::ASG, "MinSize", body.instances.to_string());
-    if settings.instance_count() != body.instances {
+    settings.set(options::ASG, "MinSize", instances.to_string());
+    if settings.instance_count() != instances {
         return Err(Problem::conflict(
             "single-instance",
             format!("`{}` is a single-instance environment.", environment.name),
@@ -247,8 +227,28 @@ fn scaled(environment: &EnvironmentRecord, body: api::Scale) -> Result<OptionSet
     Ok(settings)
 }
 
+/// An environment's settings with those of a call.
+pub(super) fn changed(
+    environment: &EnvironmentRecord,
+    body: &api::UpdateSettings,
+) -> OptionSettings {
+    let mut settings = environment.settings.overlaid(&body.set);
+    for (namespace, names) in &body.remove {
+        for option in names {
+            settings.remove(namespace, option);
+        }
+    }
+    settings
+}
+
+/// Refuses settings that are not valid or may not change so; else the heaviest consequence.
+pub(super) fn acceptable(from: &OptionSettings, to: &OptionSettings) -> Result<Change, Problem> {
+    to.validate().map_err(bad_option)?;
+    change(from, to)
+}
+
 /// The heaviest consequence of going from one set of settings to another.
-pub(super) fn change(from: &OptionSettings, to: &OptionSettings) -> Result<Change, Problem> {
+fn change(from: &OptionSettings, to: &OptionSettings) -> Result<Change, Problem> {
     let mut heaviest = Change::Nothing;
     if from.properties() != to.properties() {
         heaviest = Change::Restart;
