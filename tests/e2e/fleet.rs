@@ -131,9 +131,9 @@ fn a_deployment_goes_on_around_a_host_that_is_lost_on_the_way() {
     Hosts::cut("h2");
     bed.deploy(&app, "shop-prod", "v2")
         .ok()
-        .says("Host h2 has not been heard of for 30 s:")
+        .says("Host h2 has not been heard of for ")
         .says("in the place of i-")
-        .says("on h2 may run on");
+        .says("on h2 could not be reached");
     load.stop();
     assert_live(&bed, "shop-prod", "v2", 3);
     let status = bed.status("shop-prod");
