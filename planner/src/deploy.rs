@@ -74,6 +74,10 @@ pub struct Rules {
     pub guard: Option<GuardLimits>,
     /// The only instance of an environment may run beside its successor for a moment.
     pub overlap: bool,
+    /// Instances that run cannot take on what changes: new ones take their place.
+    pub renews: bool,
+    /// Instances that have to serve at any time, as far as there are so many.
+    pub in_service: u32,
     /// What a new instance asks of its host.
     pub needs: Place,
 }
@@ -529,7 +533,7 @@ impl<'w, 'a> Draft<'w, 'a> {
             | DeploymentPolicy::Immutable
             | DeploymentPolicy::TrafficSplitting => (batch.of(count), true),
         };
-        self.plan.floor = count - size;
+        self.plan.floor = (count - size).max(self.rules.in_service.min(count.saturating_sub(1)));
         let order = spread_over_hosts(world, order);
         let successors = self.successors(&order, action);
         // Where connections matter, what leaves is drained, whatever the policy.
@@ -558,11 +562,34 @@ impl<'w, 'a> Draft<'w, 'a> {
         room(self.world, host, given, &self.rules.needs).map(|_| ())
     }
 
+    /// The host with the fewest instances that has room for one more.
+    fn other_with_room(&self) -> Option<HostId> {
+        let hosts = self.world.hosts.iter();
+        let with_room = hosts.filter(|(id, _)| self.takes_one_more(id).is_ok());
+        let least = with_room.min_by_key(|(id, host)| {
+            let given = self.given.get(*id).copied().unwrap_or(0);
+            (host.instances + given, &host.name)
+        });
+        least.map(|(id, _)| id.clone())
+    }
+
+    /// Has the release prepared on a host more.
+    fn prepare_too(&mut self, host: &HostId) {
+        for stage in &mut self.plan.stages {
+            if let Stage::Prepare { hosts, .. } = stage
+                && !hosts.contains(host)
+            {
+                hosts.push(host.clone());
+            }
+        }
+    }
+
     /// Who starts beside which instance, so that its connections may outlast the plan. Hosts without room
     /// for both have theirs changed in place, which the plan says.
     ///
     /// A successor stays on the host: its release is prepared there, and instances stay spread as they are.
-    /// There has to be room for all of them at once, because all that they succeed may linger.
+    /// Where it asks more of a host than the one before, any host that has room will do. There has to be room
+    /// for all of them at once, because all that they succeed may linger.
     fn successors(
         &mut self,
         order: &[&InstanceId],
@@ -570,17 +597,27 @@ impl<'w, 'a> Draft<'w, 'a> {
     ) -> BTreeMap<InstanceId, Change> {
         let mut successors = BTreeMap::new();
         let world = self.world;
-        if !world.web || self.plan.timeouts.linger_ms <= self.plan.timeouts.drain_ms {
+        let lingers = world.web && self.plan.timeouts.linger_ms > self.plan.timeouts.drain_ms;
+        // The only one of an application that must not run twice changes in place.
+        let renews = self.rules.renews && (self.rules.overlap || world.instances.len() > 1);
+        if !lingers && !renews {
             return successors;
         }
         for id in order {
             let old = &world.instances[*id];
             // One that gets no requests has no connections to keep.
-            if !matches!(old.mode, Some(TargetMode::Serve | TargetMode::Drain)) {
+            if !renews && !matches!(old.mode, Some(TargetMode::Serve | TargetMode::Drain)) {
                 continue;
             }
-            let host = old.host.clone();
-            if let Err(lack) = self.takes_one_more(&host) {
+            let mut host = old.host.clone();
+            let mut room = self.takes_one_more(&host);
+            if renews
+                && room.is_err()
+                && let Some(other) = self.other_with_room()
+            {
+                (host, room) = (other, Ok(()));
+            }
+            if let Err(lack) = room {
                 self.plan.in_place.push(Skipped {
                     instance: (*id).clone(),
                     reason: format!(
@@ -592,6 +629,7 @@ impl<'w, 'a> Draft<'w, 'a> {
                 continue;
             }
             *self.given.entry(host.clone()).or_default() += 1;
+            self.prepare_too(&host);
             let release = match action {
                 Action::Replace { release } => release,
                 _ => old.release,

@@ -633,6 +633,8 @@ fn rules() -> Rules {
         split: steps(),
         guard: None,
         overlap: false,
+        renews: false,
+        in_service: 0,
         needs: Place::default(),
     }
 }
@@ -912,6 +914,30 @@ proptest! {
         }
         let hosts_after: Vec<_> = fake.instances.values().map(|i| i.host.clone()).collect();
         prop_assert_eq!(hosts_before, hosts_after, "on the same host");
+    }
+
+    #[test]
+    fn instances_that_cannot_take_on_what_changes_are_replaced_while_all_serve(
+        hosts in 1_u8..4, instances in 2_u8..9, batch in 1_u32..5,
+        moves in prop::collection::vec(0_u8..6, 1..40),
+    ) {
+        let case = Case {
+            hosts, instances, unhealthy: BTreeSet::new(), goal: 3, size: u32::from(instances), batch,
+            policy: 1, sick_on: BTreeSet::new(), ends_on: None, lingers: false,
+            moves: [moves, vec![0, 1, 2, 3]].concat(),
+        };
+        let mut fake = Fake::new(&case);
+        let rules = Rules { renews: true, overlap: true, ..rules() };
+        let mut made = plan(&fake.world(), &goal(&case), &rules, 7).expect("there is room");
+        let before = fake.instances.clone();
+        prop_assert!(made.in_place.is_empty());
+        // It promises less than it does.
+        made.floor = u32::from(instances);
+        let (finished, _) = fake.carry_out(&made, &case.moves);
+        prop_assert!(finished);
+        prop_assert!(fake.broken.is_empty(), "{:?}", fake.broken);
+        prop_assert_eq!(fake.instances.len(), usize::from(instances));
+        prop_assert!(fake.instances.keys().all(|id| !before.contains_key(id)));
     }
 
     #[test]

@@ -413,6 +413,7 @@ impl World {
             let moves = self.rng.chance(300);
             let limits = self.rng.chance(300);
             let limit = *self.rng.pick(&["0", "0", "60", "240"]);
+            let update = *self.rng.pick(&["Health", "Health", "Immutable"]);
             let queue = self.rng.chance(400);
             let unready = Behaviour::of(label.as_str()) == Behaviour::Unready;
             let ready = if unready || self.rng.chance(300) {
@@ -491,6 +492,10 @@ impl World {
                         set.set(options::PLACEMENT, "HostLabels", labels);
                     } else if limits {
                         set.set(options::CONNECTIONS, "LingerLimit", limit);
+                    } else if resume {
+                        let memory = 64 + bits % 64;
+                        set.set(options::INSTANCE, "MemoryMax", memory.to_string());
+                        set.set(options::UPDATE, "RollingUpdateType", update);
                     } else {
                         set.set(options::PROPERTIES, "N", bits.to_string());
                     }

@@ -27,6 +27,7 @@ fn page() -> String {
         let change = match option.change {
             Change::Nothing => "interrupts nothing",
             Change::Restart => "restarts instances by the deployment policy",
+            Change::Replace => "replaces instances, by `RollingUpdateType`",
             Change::Fixed => "is refused after creation",
         };
         page.push_str(&format!(
@@ -53,6 +54,7 @@ fn values(kind: Kind) -> String {
         Kind::Labels => "labels: `disk=ssd,zone=a`".to_owned(),
         Kind::Steps => "steps: `10%`, `1%:90s,5%:10m,25%:1h`".to_owned(),
         Kind::Sticky => "`none`, `cookie`, `header:NAME`".to_owned(),
+        Kind::Duration(low, high) => format!("a duration such as `PT5M`, {low} to {high} s"),
         Kind::Command => "a command in one line".to_owned(),
         Kind::Statuses => "statuses and ranges: `200-399`, `200,204`".to_owned(),
     }

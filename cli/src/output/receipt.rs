@@ -363,10 +363,10 @@ pub fn settings(settings: &[PlannedSetting]) -> Vec<String> {
 
 fn setting(one: &PlannedSetting) -> String {
     let option = &one.option;
-    let effect = if one.needs == "restart" {
-        "needs a restart"
-    } else {
-        "interrupts nothing"
+    let effect = match one.needs.as_str() {
+        "restart" => "needs a restart",
+        "replacement" => "replaces instances",
+        _ => "interrupts nothing",
     };
     if one.namespace == PROPERTIES {
         let verb = match one.how.as_str() {

@@ -224,17 +224,22 @@ fn changes(from: &OptionSettings, to: &OptionSettings) -> Vec<PlannedSetting> {
                 let value = settings.effective(namespace, name);
                 (!is_secret && !value.is_empty()).then(|| value.to_owned())
             };
-            let restarts = is_secret
-                || options::spec(namespace, name)
-                    .is_some_and(|spec| spec.change == Change::Restart)
-                    && from.effective(namespace, name) != to.effective(namespace, name);
+            let spec = options::spec(namespace, name);
+            let change = spec.map_or(Change::Nothing, |spec| spec.change);
+            let differs = from.effective(namespace, name) != to.effective(namespace, name);
+            let needs = match change {
+                _ if is_secret => "restart",
+                Change::Restart if differs => "restart",
+                Change::Replace if differs => "replacement",
+                _ => "nothing",
+            };
             Some(PlannedSetting {
                 namespace: namespace.clone(),
                 option: name.clone(),
                 from: in_force(from),
                 to: in_force(to),
                 how: how.to_owned(),
-                needs: if restarts { "restart" } else { "nothing" }.to_owned(),
+                needs: needs.to_owned(),
             })
         })
         .collect()

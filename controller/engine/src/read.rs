@@ -121,6 +121,8 @@ pub(crate) fn rules(
         split: settings.split().0,
         guard: settings.guard(),
         overlap: settings.overlap(),
+        renews: false,
+        in_service: 0,
         needs: Place {
             memory: settings.limits().memory_bytes,
             labels: settings.host_labels(),

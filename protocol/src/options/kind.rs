@@ -1,6 +1,7 @@
 //! What values options take, and how they are read.
 
 use super::split::{SplitSteps, parse_sticky};
+use super::update::parse_duration;
 use std::collections::BTreeMap;
 
 /// What values an option takes.
@@ -26,6 +27,8 @@ pub enum Kind {
     Sticky,
     /// A line for `/bin/sh`.
     Command,
+    /// An ISO 8601 duration within bounds in seconds, both included: `PT5M`.
+    Duration(u64, u64),
 }
 
 /// The longest command, in bytes.
@@ -48,6 +51,9 @@ impl Kind {
             Self::Command => {
                 format!("a command in one line of at most {LONGEST_COMMAND} bytes, or nothing")
             }
+            Self::Duration(low, high) => format!(
+                "a duration such as `PT90S` or `PT5M`, from {low} to {high} seconds, or nothing"
+            ),
             Self::Statuses => "statuses or ranges such as `200`, `200-399` or `200,204`".to_owned(),
         }
     }
@@ -70,6 +76,11 @@ impl Kind {
             Self::Labels => parse_labels(value).is_some(),
             Self::Steps => value.is_empty() || value.parse::<SplitSteps>().is_ok(),
             Self::Sticky => parse_sticky(value).is_some(),
+            Self::Duration(low, high) => {
+                value.is_empty()
+                    || parse_duration(value)
+                        .is_some_and(|ms| (low * 1_000..=high * 1_000).contains(&ms))
+            }
             Self::Command => value.len() <= LONGEST_COMMAND && !value.chars().any(char::is_control),
         }
     }

@@ -2,16 +2,18 @@
 
 use super::{
     APPLICATION, ASG, COMMAND, CONNECTIONS, ENVIRONMENT, INSTANCE, Kind, PLACEMENT, PROCESS, PROXY,
-    PYTHON, RELEASE, SPLIT, SPLITTING,
+    PYTHON, RELEASE, SPLIT, SPLITTING, UPDATE,
 };
 
 /// What a change of an option does to what runs (EB guide, "command-options-general").
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Change {
     /// Nothing is interrupted.
     Nothing,
     /// Instances restart their processes, by the deployment policy.
     Restart,
+    /// New instances take the place of those that run, by the options of [`UPDATE`].
+    Replace,
     /// It cannot change after creation.
     Fixed,
 }
@@ -181,6 +183,56 @@ pub const KNOWN: &[OptionSpec] = &[
         Change::Nothing,
         "The number of instances.",
     ),
+    // EB: false, which interrupts the service; its console and its command line set true.
+    option(
+        UPDATE,
+        "RollingUpdateEnabled",
+        "true",
+        Kind::Bool,
+        Change::Nothing,
+        "Replace instances batch after batch when settings change that those that run cannot take on. `false`: all at once, in place, which interrupts the service.",
+    ),
+    // EB: Time; its console and its command line set Health.
+    option(
+        UPDATE,
+        "RollingUpdateType",
+        "Health",
+        Kind::OneOf(&["Time", "Health", "Immutable"]),
+        Change::Nothing,
+        "When old instances leave: as soon as the new ones of a batch are well, when they also ran for PauseTime, or when a whole new set is well.",
+    ),
+    option(
+        UPDATE,
+        "MaxBatchSize",
+        "",
+        Kind::Number(1, 10_000),
+        Change::Nothing,
+        "Instances that are replaced together. Without it: a third of them, rounded up.",
+    ),
+    option(
+        UPDATE,
+        "MinInstancesInService",
+        "",
+        Kind::Number(0, 9_999),
+        Change::Nothing,
+        "Instances that serve at any time while others are replaced. New ones come before old ones leave, so that it matters only where a host has no room for both.",
+    ),
+    option(
+        UPDATE,
+        "PauseTime",
+        "",
+        Kind::Duration(0, 3_600),
+        Change::Nothing,
+        "How long new instances have to run without a restart before old ones leave, under Time.",
+    ),
+    option(
+        UPDATE,
+        "Timeout",
+        "",
+        Kind::Duration(300, 3_600),
+        Change::Nothing,
+        "How long the new instances of a batch have to get well. Without it: StartTimeout.",
+    ),
     // EB: 20 s. Own hosts answer in milliseconds; a long-running request still gets its 20 s.
     option(
         PROCESS,
@@ -286,7 +338,7 @@ pub const KNOWN: &[OptionSpec] = &[
         "MemoryMax",
         "",
         Kind::Number(16, 4_194_304),
-        Change::Restart,
+        Change::Replace,
         "MiB of memory that one instance may use; more is killed and reported. Needs an agent with root.",
     ),
     option(
@@ -294,7 +346,7 @@ pub const KNOWN: &[OptionSpec] = &[
         "CpuMax",
         "",
         Kind::Number(1, 1_024_000),
-        Change::Restart,
+        Change::Replace,
         "Thousandths of a core that one instance may use. Needs an agent with root.",
     ),
     option(

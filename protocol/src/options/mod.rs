@@ -4,7 +4,7 @@
 //! reference page and `deploy.toml.example` all come from it.
 //!
 //! A map of texts is here; what options there are is in `known`, what values they take in `kind`, how
-//! they are read as values in `typed`.
+//! they are read as values in `typed` and `update`.
 
 mod error;
 mod kind;
@@ -14,6 +14,7 @@ mod policy;
 mod property;
 mod split;
 mod typed;
+mod update;
 
 pub use error::OptionError;
 pub use kind::{Kind, parse_label};
@@ -22,6 +23,7 @@ pub use nearest::nearest;
 pub use policy::{BatchSize, DeploymentPolicy};
 pub use split::{GuardLimits, SplitStep, SplitSteps};
 pub use typed::DeploymentOptions;
+pub use update::Replacement;
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -40,6 +42,8 @@ pub const PROCESS: &str = "aws:elasticbeanstalk:environment:process:default";
 pub const APPLICATION: &str = "aws:elasticbeanstalk:application";
 /// Number of instances.
 pub const ASG: &str = "aws:autoscaling:asg";
+/// How instances are replaced when settings change that those that run cannot take on.
+pub const UPDATE: &str = "aws:autoscaling:updatepolicy:rollingupdate";
 /// Load balanced or single instance.
 pub const ENVIRONMENT: &str = "aws:elasticbeanstalk:environment";
 /// Python's own options.

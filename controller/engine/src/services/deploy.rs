@@ -5,10 +5,12 @@ use super::settings::acceptable;
 use super::{NewOperation, idle, version};
 use crate::read::{self, Reader, Repute};
 use crate::{Call, Engine, Fault};
-use beanpole_planner::{Goal, Plan, plan, run_once};
+use beanpole_planner::{Gate, Goal, Plan, Rules, plan, run_once};
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::{self, BackTo, OperationKind, PlanView, Tier};
-use beanpole_protocol::options::{self, BatchSize, DeploymentPolicy, OptionSettings, SplitSteps};
+use beanpole_protocol::options::{
+    self, BatchSize, Change, DeploymentPolicy, OptionSettings, Replacement, SplitSteps,
+};
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{Digest, EnvironmentName, ReleaseNumber, VersionLabel};
 use beanpole_store::model::{EnvironmentRecord, QueuedWish, ReleaseRecord, VersionRecord};
@@ -89,10 +91,41 @@ pub(super) struct Wish<'r> {
     /// Whether the release command runs, where there is one: when a version is deployed, not when one
     /// that was live comes back or only its settings change.
     pub(super) runs_release_command: bool,
+    /// Whether instances that run cannot take on the settings, and no policy that makes a new set anyway was
+    /// asked for.
+    pub(super) replaces: bool,
     pub(super) policy: Option<DeploymentPolicy>,
     pub(super) batch: Option<BatchSize>,
     pub(super) split: Option<SplitSteps>,
     pub(super) reason: String,
+}
+
+/// Whether deployments change instances in place instead of making a new set.
+fn in_place(settings: &OptionSettings) -> bool {
+    !matches!(
+        settings.deployment().policy,
+        DeploymentPolicy::Immutable | DeploymentPolicy::TrafficSplitting
+    )
+}
+
+/// What holds for a plan that replaces instances.
+fn replace_by(rules: &mut Rules, replacement: Replacement) {
+    let Replacement::Rolling {
+        in_service,
+        pause_ms,
+        timeout_ms,
+        ..
+    } = replacement
+    else {
+        return;
+    };
+    rules.renews = true;
+    rules.in_service = in_service;
+    rules.timeouts.batch_ms = timeout_ms.unwrap_or(rules.timeouts.batch_ms);
+    match &mut rules.gate {
+        Gate::Proxies { up_ms, .. } => *up_ms = pause_ms.max(*up_ms),
+        Gate::Settle { for_ms, .. } => *for_ms = pause_ms.max(*for_ms),
+    }
 }
 
 /// The options that say how much capacity there is.
@@ -360,6 +393,7 @@ impl Engine {
             tree: target.live_at.map(|_| target.tree),
             repute: target.live_at.map_or(Repute::New, |_| Repute::Live),
             runs_release_command: target.live_at.is_none(),
+            replaces: false,
             policy,
             batch: body.batch,
             split: None,
@@ -377,7 +411,7 @@ impl Engine {
         body: &api::Deploy,
     ) -> Result<(Deployment, OptionSettings), Fault> {
         let settings = environment.settings.overlaid(&body.settings);
-        acceptable(&environment.settings, &settings)?;
+        let change = acceptable(&environment.settings, &settings)?;
         let label = match (&body.version, environment.live) {
             (Some(label), _) => label.clone(),
             (None, Some(live)) => read::release(reader, &environment.id, live)?
@@ -392,6 +426,7 @@ impl Engine {
             tree: None,
             repute: Repute::New,
             runs_release_command: true,
+            replaces: change == Change::Replace && body.policy.is_none() && in_place(&settings),
             policy: body.policy,
             batch: body.batch,
             split: body.split.clone(),
@@ -432,12 +467,22 @@ impl Engine {
             live_at: None,
             created_at: call.now,
         };
+        let size = wish.settings.instance_count();
+        let replacement = Some(wish.settings.replacement(size)).filter(|_| wish.replaces);
+        let (policy, batch) = match replacement {
+            Some(Replacement::Disabled) => (DeploymentPolicy::AllAtOnce, options.batch),
+            Some(Replacement::Immutable) => (DeploymentPolicy::Immutable, options.batch),
+            Some(Replacement::Rolling { batch, .. }) => {
+                (DeploymentPolicy::Rolling, BatchSize::Fixed(batch))
+            }
+            None => (policy, options.batch),
+        };
         let goal = Goal::Deploy {
             release: number,
             tree: release.tree,
-            size: wish.settings.instance_count(),
+            size,
             policy,
-            batch: wish.batch.unwrap_or(options.batch),
+            batch: wish.batch.unwrap_or(batch),
         };
         let world = self.world(reader, environment, call.observed, call.now, true)?;
         let live = match environment.live {
@@ -446,6 +491,9 @@ impl Engine {
         };
         let leaves = live.map_or_else(|| wish.settings.clone(), |live| live.settings);
         let mut rules = read::rules(wish.settings, &leaves, environment.tier, wish.repute);
+        if let Some(replacement) = replacement {
+            replace_by(&mut rules, replacement);
+        }
         if let Some(steps) = wish.split {
             // A step without a time of its own lasts as long as one of the settings would.
             let own = wish.settings.evaluation_s();

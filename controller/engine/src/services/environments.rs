@@ -65,6 +65,7 @@ impl Engine {
                         tree: None,
                         repute: Repute::New,
                         runs_release_command: true,
+                        replaces: false,
                         policy: None,
                         batch: None,
                         split: None,

@@ -119,8 +119,8 @@ impl Engine {
         };
         let plan = match live {
             None => Plan::default(),
-            Some(release) if change == Change::Restart => {
-                self.work_out_settings(&self.store, &after, &release, call)?
+            Some(release) if change > Change::Nothing => {
+                self.work_out_settings(&self.store, &after, &release, change, call)?
                     .plan
             }
             Some(release) => {
@@ -149,8 +149,8 @@ impl Engine {
         };
         let mut new = match &live {
             None => NewOperation::new(kind, Plan::default()),
-            Some(release) if change == Change::Restart => self
-                .work_out_settings(tx, environment, release, call)?
+            Some(release) if change > Change::Nothing => self
+                .work_out_settings(tx, environment, release, change, call)?
                 .begin(tx, environment, kind)?,
             Some(release) => {
                 let goal = to_size(environment, release);
@@ -174,6 +174,7 @@ impl Engine {
         reader: &impl Reader,
         environment: &EnvironmentRecord,
         live: &ReleaseRecord,
+        change: Change,
         call: &Call<'_>,
     ) -> Result<Deployment, Fault> {
         let settings = &environment.settings;
@@ -186,6 +187,7 @@ impl Engine {
             tree: same_tree.then_some(live.tree),
             repute: Repute::New,
             runs_release_command: false,
+            replaces: change == Change::Replace,
             policy: None,
             batch: None,
             split: None,
@@ -259,8 +261,9 @@ fn change(from: &OptionSettings, to: &OptionSettings) -> Result<Change, Problem>
             continue;
         }
         match known.change {
-            Change::Nothing => {}
-            Change::Restart => heaviest = Change::Restart,
+            Change::Nothing | Change::Restart | Change::Replace => {
+                heaviest = heaviest.max(known.change);
+            }
             Change::Fixed => {
                 return Err(Problem::conflict(
                     "option-fixed",
