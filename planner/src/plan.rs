@@ -199,6 +199,9 @@ pub enum Gate {
         /// Milliseconds without a restart.
         #[serde(default)]
         up_ms: u64,
+        /// Every instance has to be up for so long, not only the first that passes.
+        #[serde(default)]
+        every: bool,
     },
     /// It ran for that long without a restart; for environments without traffic.
     Settle {
@@ -213,6 +216,7 @@ impl Default for Gate {
             good_checks: 2,
             bad_checks: three(),
             up_ms: 0,
+            every: false,
         }
     }
 }

@@ -725,8 +725,23 @@ fn young(up_ms: u64) -> Still {
             good_checks: 2,
             bad_checks: 3,
             up_ms: 5_000,
+            every: false,
         };
     })
+}
+
+#[test]
+fn what_another_instance_of_the_plan_has_shown_need_not_be_shown_again() {
+    let shown = |every| {
+        young(1_000).with(move |still| {
+            still.progress.proven.insert(InstanceId::from_bits(99), 0);
+            if let Gate::Proxies { every: of, .. } = &mut still.plan.gate {
+                *of = every;
+            }
+        })
+    };
+    assert!(matches!(shown(false).end(), (0, Happened::PutIn { .. })));
+    shown(true).fails_after(125, "unhealthy");
 }
 
 #[test]

@@ -108,6 +108,8 @@ struct Fake {
     share: Option<u8>,
     /// Every share that it had, with the time at which proxies confirmed it and at which it was over.
     shares: Vec<(u8, u64, u64)>,
+    /// One of the plan's instances was up for long enough.
+    stood: bool,
     /// What went against a property.
     broken: Vec<String>,
 }
@@ -144,6 +146,7 @@ impl Fake {
             promotes: false,
             share: None,
             shares: Vec::new(),
+            stood: false,
             broken: Vec::new(),
         };
         for n in 0..case.instances {
@@ -406,10 +409,16 @@ impl Fake {
                         && u64::try_from(report.now.since(seen.since).as_millis())
                             .is_ok_and(|up| up >= UP_MS)
                 });
-                if !up && !forced {
+                // Where the first has been up for so long, the others need not be.
+                if !up && !forced && !self.stood {
                     self.broken.push(format!("{instance} serves too young"));
                 }
+                self.stood |= up;
                 self.want(instance, |wanted| wanted.mode = Some(TargetMode::Serve));
+            }
+            Happened::Held { restarts, .. } => {
+                self.stood |= restarts.is_some();
+                return;
             }
             Happened::ProbeStarted { instance } => {
                 self.want(instance, |wanted| wanted.mode = Some(TargetMode::Probe));
@@ -557,6 +566,7 @@ impl Fake {
     /// Carries a plan out; true when it finished, false when it failed.
     fn carry_out(&mut self, plan: &Plan, moves: &[u8]) -> (bool, Progress) {
         let mut progress = Progress::default();
+        self.stood = false;
         let mut idle = 0;
         for turn in 0..20_000 {
             let now = Timestamp::from_millis(self.now);
@@ -621,6 +631,7 @@ fn rules() -> Rules {
             good_checks: GOOD_CHECKS,
             bad_checks: 3,
             up_ms: UP_MS,
+            every: false,
         },
         timeouts: Timeouts {
             prepare_ms: 60_000,

@@ -4,7 +4,7 @@ use crate::{Engine, Observed, linger};
 use beanpole_planner::Gate;
 use beanpole_planner::{HostState, InstanceState, Place, ProxyState, Rules, Timeouts, World};
 use beanpole_protocol::api::{EnvironmentStatus, Tier};
-use beanpole_protocol::options::OptionSettings;
+use beanpole_protocol::options::{INSTANCE, OptionSettings};
 use beanpole_protocol::{EnvironmentId, EnvironmentName, HostId, ReleaseNumber, Timestamp};
 use beanpole_store::model::{
     EnvironmentRecord, HostRecord, InstanceRecord, OperationRecord, ReleaseRecord,
@@ -98,6 +98,8 @@ pub(crate) fn rules(
                 good_checks: check.healthy_threshold,
                 bad_checks: check.unhealthy_threshold,
                 up_ms,
+                // Who asks for a time means it for every instance.
+                every: settings.get(INSTANCE, "MinUptime").is_some(),
             },
             // Checks far apart must not eat up the time that the app has to start.
             u64::from(check.healthy_threshold) * check.interval_ms,

@@ -102,10 +102,17 @@ impl Turn<'_, '_> {
         };
         let waiting = unready.or_else(|| match self.plan.gate {
             Gate::Proxies {
-                good_checks, up_ms, ..
-            } => self
-                .unproven(id, good_checks)
-                .or_else(|| Self::unsettled(id, seen, said_at, up_ms)),
+                good_checks,
+                up_ms,
+                every,
+                ..
+            } => {
+                // The first has shown that the release stays up, and is watched like all that pass.
+                let has_stood = !every && !self.progress.proven.is_empty();
+                let up_ms = if has_stood { 0 } else { up_ms };
+                self.unproven(id, good_checks)
+                    .or_else(|| Self::unsettled(id, seen, said_at, up_ms))
+            }
             Gate::Settle { for_ms } => Self::unsettled(id, seen, said_at, for_ms),
         });
         let waiting = waiting.or_else(|| self.unseen(id, host, seen, bound));
@@ -297,7 +304,7 @@ impl Turn<'_, '_> {
 
     /// How long it still has to stay up, by its host's own clock: a report that says how long it ran
     /// is proof, the time that passed here since an old report is none.
-    fn unsettled(
+    pub(super) fn unsettled(
         id: &InstanceId,
         seen: &InstanceReport,
         said_at: Timestamp,

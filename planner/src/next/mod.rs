@@ -12,7 +12,10 @@ mod prepare;
 mod proxies;
 mod split;
 
-use crate::{Batch, Change, ChangeState, Happened, Plan, Progress, Serving, Stage, World, around};
+use crate::{
+    Action, Batch, Change, ChangeState, Gate, Happened, Plan, Progress, Reach, Serving, Stage,
+    World, around,
+};
 use beanpole_protocol::api::OperationFailure;
 use beanpole_protocol::proxy::TargetMode;
 use beanpole_protocol::{InstanceId, Timestamp};
@@ -167,7 +170,36 @@ impl Turn<'_, '_> {
         // Before its successors serve, nothing of what leaves is stopped.
         let entered = self.enter(&batch.enters, &batch.changes)?;
         let all = self.changes(batch, entered)?;
-        Ok(all && entered)
+        Ok(all && entered && self.all_stay_up())
+    }
+
+    /// Whether what the plan has started, once it has started everything, has run for as long as the first of
+    /// it had to. Until then it is watched.
+    fn all_stay_up(&mut self) -> bool {
+        let Gate::Proxies { up_ms, .. } = self.plan.gate else {
+            return true;
+        };
+        let later = self.plan.stages.iter().skip(self.progress.stage + 1);
+        let starts = |change: &Change| !matches!(change.action, Action::Remove | Action::Return);
+        if up_ms == 0 || later.flat_map(Stage::changes).any(starts) {
+            return true;
+        }
+        let (progress, world) = (self.progress, self.world);
+        let young = progress.proven.keys().find_map(|id| {
+            let instance = world.instances.get(id)?;
+            // Of one that is cut off nobody can say.
+            let host = world.hosts.get(&instance.host)?;
+            let seen = host.instance(id).filter(|_| host.reach == Reach::Here)?;
+            let is_it = seen.incarnation == instance.incarnation;
+            let said_at = host.report?.now;
+            Self::unsettled(id, seen, said_at, up_ms).filter(|_| is_it)
+        });
+        if let Some(text) = young.filter(|_| !self.late(self.stage_bound())) {
+            self.wake_at(self.deadline);
+            self.wait(None, text);
+            return false;
+        }
+        true
     }
 
     /// Whether every change of the batch is done; `entered` where what enters with it serves.

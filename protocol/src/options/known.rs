@@ -424,7 +424,7 @@ pub const KNOWN: &[OptionSpec] = &[
         "5",
         Kind::Number(0, 3_600),
         Change::Nothing,
-        "Seconds that an instance of a new release has to run without a restart before it gets traffic. A release that was live before needs none.",
+        "Seconds that the first instance of a new release has to run without a restart before it gets traffic; where it is set, every instance. A release that was live before needs none.",
     ),
     option(
         RELEASE,

@@ -123,7 +123,10 @@ fn replace_by(rules: &mut Rules, replacement: Replacement) {
     rules.in_service = in_service;
     rules.timeouts.batch_ms = timeout_ms.unwrap_or(rules.timeouts.batch_ms);
     match &mut rules.gate {
-        Gate::Proxies { up_ms, .. } => *up_ms = pause_ms.max(*up_ms),
+        Gate::Proxies { up_ms, every, .. } => {
+            *up_ms = pause_ms.max(*up_ms);
+            *every |= pause_ms > 0;
+        }
         Gate::Settle { for_ms, .. } => *for_ms = pause_ms.max(*for_ms),
     }
 }
