@@ -180,7 +180,11 @@ fn meanwhile(operation: &Operation) -> Option<String> {
     changes.then(|| {
         format!(
             "Requests meanwhile: {} served, {} failed.",
-            count(operation.requests_served),
+            count(
+                operation
+                    .requests_served
+                    .saturating_sub(operation.requests_failed)
+            ),
             count(operation.requests_failed)
         )
     })

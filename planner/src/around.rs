@@ -4,7 +4,7 @@
 //! A plan is never edited. A detour is an entry of the journal that says all of what changes; the plan as it
 //! is walked from then on is the stored one with its detours put in ([`Plan::around`]).
 
-use crate::next::{TAKEN, unheard};
+use crate::next::{LEAVING, TAKEN, unheard};
 use crate::{
     Action, Change, ChangeState, Happened, Plan, Progress, Reach, Skipped, Stage, World, place,
 };
@@ -197,6 +197,7 @@ impl<'l> Look<'l, '_> {
         let why = match self.world.hosts.get(lost).map(|host| host.reach) {
             Some(Reach::Lost(since) | Reach::Silent(since)) => unheard(since, now),
             Some(Reach::Taken(_)) => TAKEN.to_owned(),
+            Some(Reach::Leaving(_)) => LEAVING.to_owned(),
             Some(Reach::Here) | None => "was removed".to_owned(),
         };
         let detour = Detour {

@@ -60,6 +60,8 @@ pub enum Reach {
     Lost(Timestamp),
     /// Another controller's since then: it does nothing for this one any more.
     Taken(Timestamp),
+    /// It is being removed, together with what runs there.
+    Leaving(Timestamp),
 }
 
 /// A host.
@@ -137,7 +139,10 @@ impl<'a> ProxyState<'a> {
 impl HostState<'_> {
     /// Whether it counts as Unreachable.
     pub fn lost(&self) -> bool {
-        matches!(self.reach, Reach::Lost(_) | Reach::Taken(_))
+        matches!(
+            self.reach,
+            Reach::Lost(_) | Reach::Taken(_) | Reach::Leaving(_)
+        )
     }
 
     /// Why nothing is done there that is not done yet.

@@ -747,7 +747,7 @@ fn what_another_instance_of_the_plan_has_shown_need_not_be_shown_again() {
 #[test]
 fn good_answers_do_not_do_before_it_was_up_for_long_enough() {
     let message = young(4_000).fails_after(125, "unhealthy");
-    assert!(message.contains("to stay up for 1000 ms more"), "{message}");
+    assert!(message.contains("to stay up for 1 s more"), "{message}");
     young(5_000).goes_on_after(
         0,
         &Happened::PutIn {

@@ -287,6 +287,18 @@ impl Scene<'_, '_> {
         entry: &Happened,
     ) -> Result<(), StoreError> {
         let stage = plan.stages.get(progress.stage);
+        if let Happened::PutIn {
+            instance,
+            forced: true,
+            ..
+        } = entry
+            && plan.ignore_health
+        {
+            let text = format!(
+                "{instance} is put into service though it is not healthy: IgnoreHealthCheck is set."
+            );
+            self.say(Severity::Warn, "health-ignored", text)?;
+        }
         match (entry, stage) {
             (Happened::Detoured { detour }, _) => self.tell_detour(world, detour),
             (Happened::StageStarted { .. }, Some(Stage::Prepare { release, hosts, .. })) => {
@@ -451,7 +463,8 @@ impl Scene<'_, '_> {
         let (severity, code, instance, text) = match entry {
             Happened::Drained { instance, cut } if *cut > 0 => {
                 let text = format!(
-                    "{instance} still had {cut} open requests when its time to finish them was up."
+                    "{instance} still had {cut} open request{} when its time to finish them was up.",
+                    if *cut == 1 { "" } else { "s" }
                 );
                 (Severity::Warn, "requests-cut", instance, text)
             }
@@ -537,6 +550,8 @@ impl Scene<'_, '_> {
             DeploymentPolicy::Immutable | DeploymentPolicy::TrafficSplitting
         );
         let text = match word {
+            // All that it was to change has moved elsewhere.
+            "" if batch.enters.is_empty() => return Ok(()),
             _ if !batch.enters.is_empty() => {
                 "Successfully launched all instances. Moving all traffic to them at once."
                     .to_owned()

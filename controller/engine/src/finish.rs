@@ -10,7 +10,7 @@ use beanpole_store::model::{
     OperationIndexRecord, OperationRecord, ReceiptRecord, ReleaseRecord,
 };
 use beanpole_store::{Record, StoreError, Tx};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// The pause after mending failed, doubled each time, in milliseconds.
@@ -89,7 +89,13 @@ impl Engine {
                 scene.tx.delete::<InstanceRecord>(&left.key())?;
             }
         }
-        scene.operation.message = Some(message(scene.operation, scene.environment));
+        let mut message = message(scene.operation, scene.environment);
+        if status == OperationStatus::Failed
+            && let Some(runs) = who_runs_what(scene)?
+        {
+            message = format!("{message} {runs}");
+        }
+        scene.operation.message = Some(message);
         receipt::close(scene.tx, scene.environment, scene.operation, observed)?;
         Self::last_words(scene)?;
         self.trim(scene.tx, scene.environment, kind)
@@ -290,6 +296,24 @@ fn left_out(operation: &OperationRecord) -> Option<String> {
     let names: Vec<&str> = skipped.iter().map(|one| one.instance.as_str()).collect();
     let reason = &skipped.first()?.reason;
     Some(format!("Left out: {} ({reason}).", names.join(", ")))
+}
+
+/// Which instance runs what, where they differ.
+fn who_runs_what(scene: &Scene<'_, '_>) -> Result<Option<String>, StoreError> {
+    let prefix = InstanceRecord::prefix(&scene.environment.id);
+    let mut by_release: BTreeMap<ReleaseNumber, Vec<String>> = BTreeMap::new();
+    for instance in scene.tx.list_prefix::<InstanceRecord>(&prefix)? {
+        let ids = by_release.entry(instance.release).or_default();
+        ids.push(instance.id.to_string());
+    }
+    if by_release.is_empty() || by_release.keys().eq(scene.environment.live.iter()) {
+        return Ok(None);
+    }
+    let parts: Vec<String> = by_release
+        .into_iter()
+        .map(|(release, ids)| format!("release {release} on {}", ids.join(", ")))
+        .collect();
+    Ok(Some(format!("There is {}.", parts.join("; "))))
 }
 
 /// How it ended, in a sentence or two.

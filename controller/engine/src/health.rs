@@ -50,6 +50,13 @@ pub(crate) fn health(
             return (H::Unknown, Some(text));
         }
         Some(HostState {
+            reach: Reach::Leaving(_),
+            name,
+            ..
+        }) => {
+            return (H::Unknown, Some(format!("host {name} is being removed")));
+        }
+        Some(HostState {
             reach: Reach::Lost(since),
             name,
             ..

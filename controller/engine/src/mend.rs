@@ -130,7 +130,7 @@ impl Engine {
                 _ if host.draining => {
                     away.insert(instance.host.clone());
                 }
-                Reach::Taken(_) => {
+                Reach::Taken(_) | Reach::Leaving(_) => {
                     away.insert(instance.host.clone());
                 }
                 Reach::Lost(since) if now.since(since) >= patience => {

@@ -2,7 +2,9 @@
 
 use crate::{Engine, Observed, linger};
 use beanpole_planner::Gate;
-use beanpole_planner::{HostState, InstanceState, Place, ProxyState, Rules, Timeouts, World};
+use beanpole_planner::{
+    HostState, InstanceState, Place, ProxyState, Reach, Rules, Timeouts, World,
+};
 use beanpole_protocol::api::{EnvironmentStatus, Tier};
 use beanpole_protocol::options::{INSTANCE, OptionSettings};
 use beanpole_protocol::{EnvironmentId, EnvironmentName, HostId, ReleaseNumber, Timestamp};
@@ -221,7 +223,11 @@ impl Engine {
         let seen = observed.hosts.get(&host.id);
         HostState {
             name: host.name.to_string(),
-            reach: observed.reach(&host.id, now, self.config.unreachable_after_ms),
+            reach: if host.removing {
+                Reach::Leaving(now)
+            } else {
+                observed.reach(&host.id, now, self.config.unreachable_after_ms)
+            },
             draining: host.draining || host.removing,
             labels: host.labels.clone(),
             instances: 0,

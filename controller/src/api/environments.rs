@@ -311,6 +311,11 @@ struct Aborting {
     queued: bool,
 }
 
+/// The body of a call that takes none: what stands there by mistake must not be passed over.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
 /// Give up the operation that runs, or the one that is queued behind it.
 #[utoipa::path(post, path = "/v1/environments/{environment}/abort", tag = "environments", params(("environment" = String, Path), Aborting), responses(
     (status = 202, description = "It is on its way back; with `queued`, it is taken out", body = Operation),
@@ -320,6 +325,7 @@ async fn abort(
     caller: Caller,
     In(name): In<EnvironmentName>,
     Asked(asked): Asked<Aborting>,
+    Json(Nothing {}): Json<Nothing>,
 ) -> Answer<Response> {
     let operation = app
         .operate(caller.request_id, move |engine, call| {

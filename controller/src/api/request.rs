@@ -202,6 +202,12 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
         } else {
             &bytes
         };
+        // A struct would be read from an array, too, by the order of its fields.
+        if text.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
+            return Err(Problem::invalid("invalid-body", "The body is an array.")
+                .hint(ONE_OBJECT)
+                .into());
+        }
         serde_json::from_slice(text)
             .map(Self)
             .map_err(|error| body_problem(&error).into())
@@ -211,8 +217,10 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
 /// What to do about a request that is not as it should be.
 const SEE_DESCRIPTION: &str = "`/openapi.json` describes what each call takes.";
 
+const ONE_OBJECT: &str = "Send one JSON object, with `Content-Type: application/json`.";
+
 fn body_problem(error: &serde_json::Error) -> Problem {
-    let said = error.to_string();
+    let said = without_value(&error.to_string());
     match error.classify() {
         serde_json::error::Category::Data => {
             let code = if said.starts_with("unknown field") {
@@ -226,8 +234,24 @@ fn body_problem(error: &serde_json::Error) -> Problem {
                 None => problem.hint(SEE_DESCRIPTION),
             }
         }
-        _ => Problem::invalid("bad-json", format!("The body is not JSON: {said}."))
-            .hint("Send one JSON object, with `Content-Type: application/json`."),
+        _ => {
+            Problem::invalid("bad-json", format!("The body is not JSON: {said}.")).hint(ONE_OBJECT)
+        }
+    }
+}
+
+/// What serde says of a value of the wrong type, without the value: it may be a secret.
+fn without_value(said: &str) -> String {
+    let wrong = ["invalid type: ", "invalid value: "];
+    if !wrong.iter().any(|start| said.starts_with(start)) {
+        return said.to_owned();
+    }
+    let quote = said.find(['`', '"']);
+    match (quote, said.rfind(", expected ")) {
+        (Some(from), Some(to)) if from < to => {
+            format!("{}{}", said[..from].trim_end(), &said[to..])
+        }
+        _ => said.to_owned(),
     }
 }
 

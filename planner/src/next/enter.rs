@@ -52,6 +52,9 @@ impl Turn<'_, '_> {
         let Some(seen) = seen else {
             let how = match host.reach {
                 Reach::Silent(since) => format!("the host {}", unheard(since, self.now)),
+                _ if host.cannot.is_none() && host.instance(id).is_some() => {
+                    "the processes before are ending".to_owned()
+                }
                 _ => host.not_begun(),
             };
             let text = format!("Waiting for {id} on {}: {how}.", host.name);
@@ -312,7 +315,12 @@ impl Turn<'_, '_> {
     ) -> Option<String> {
         let up = said_at.since(seen.since).as_millis();
         let left = u128::from(for_ms).saturating_sub(up);
-        (left > 0).then(|| format!("Waiting for {id} to stay up for {left} ms more."))
+        (left > 0).then(|| {
+            format!(
+                "Waiting for {id} to stay up for {} s more.",
+                left.div_ceil(1_000)
+            )
+        })
     }
 
     /// Waits for the proxies to confirm that the instance serves.

@@ -2,13 +2,14 @@
 
 use super::proxies::last_answer;
 use super::{Step, Turn};
-use crate::{Change, Gate, Reach};
+use crate::{Change, Gate, HostState, Reach};
 use beanpole_protocol::agent::{
     Failure, INSTANCE_PORTS, InstancePhase, InstanceReport, PortUse, ProcessReport, Startup,
 };
 use beanpole_protocol::api::OperationFailure;
-use beanpole_protocol::proxy::CheckResult;
+use beanpole_protocol::proxy::{CheckResult, TargetReport};
 use beanpole_protocol::{HostName, InstanceId, ReleaseNumber, Timestamp};
+use std::time::Duration;
 
 /// An app that ended that often in one incarnation will not come up: no reason to wait for the
 /// time-out.
@@ -16,6 +17,10 @@ pub const RESTARTS_THAT_FAIL: u32 = 3;
 
 /// The code of an instance whose time is up before its readiness command has succeeded.
 pub(super) const NOT_READY: &str = "not-ready";
+
+/// A host that was heard of so lately was there while checks got no connection. Agents report every five
+/// seconds at least, and three failed checks take longer than this.
+const JUST_HEARD: Duration = Duration::from_secs(1);
 
 /// Log lines that a failure carries at most.
 const LOG_LINES: usize = 20;
@@ -80,7 +85,8 @@ impl Turn<'_, '_> {
             let sick = self
                 .targets(id)
                 .flatten()
-                .find(|target| !target.healthy && target.bad_checks >= bad_checks);
+                .find(|target| !target.healthy && target.bad_checks >= bad_checks)
+                .filter(|sick| self.is_there(host, sick));
             if let Some(sick) = sick {
                 let text = format!(
                     "{id} had passed its checks and is not well any more: {}.",
@@ -90,6 +96,16 @@ impl Turn<'_, '_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether a host is known to be there though an instance on it gives no connection: it says so within
+    /// seconds, or is lost before long.
+    fn is_there(&self, host: &HostState<'_>, sick: &TargetReport) -> bool {
+        let connected = sick.last_check.as_ref().is_none_or(|check| check.connected);
+        let heard = host
+            .heard
+            .is_some_and(|heard| self.now.since(heard) <= JUST_HEARD);
+        connected || heard
     }
 
     fn stayed_up(&self, change: &Change, seen: &InstanceReport, before: u32) -> Step<()> {
@@ -108,7 +124,7 @@ impl Turn<'_, '_> {
         });
         let how = how.map_or_else(String::new, |how| format!(" {how}"));
         let text = format!(
-            "Process `{name}` of {} ended{how} after it had come into service.",
+            "Process `{name}` of {} ended{how} after it had passed its checks.",
             change.instance
         );
         Err(self.failure(change, "crashing", text))
@@ -134,7 +150,8 @@ impl Turn<'_, '_> {
             .min_by_key(|check| check.good);
         let unreached = seen
             .zip(check)
-            .is_some_and(|(seen, check)| listens_unreached(seen, check));
+            .is_some_and(|(seen, check)| listens_unreached(seen, check))
+            && host.is_some_and(|host| host.reach == Reach::Here);
         let message = if unreached {
             let (first, last) = (INSTANCE_PORTS.start(), INSTANCE_PORTS.end());
             format!(
@@ -161,6 +178,7 @@ impl Turn<'_, '_> {
         let why = match self.world.hosts.get(&change.host).map(|host| host.reach) {
             Some(Reach::Lost(since) | Reach::Silent(since)) => unheard(since, self.now),
             Some(Reach::Taken(_)) => TAKEN.to_owned(),
+            Some(Reach::Leaving(_)) => LEAVING.to_owned(),
             Some(Reach::Here) => "lost the instance".to_owned(),
             None => "was removed".to_owned(),
         };
@@ -197,6 +215,7 @@ pub fn how_it_ended(process: &ProcessReport) -> Option<String> {
 
 /// What became of a host, to be read after its name.
 pub(crate) const TAKEN: &str = "belongs to another controller now";
+pub(crate) const LEAVING: &str = "is being removed";
 
 pub(super) fn lost(name: &str, instance: Option<&InstanceId>, why: &str) -> Box<OperationFailure> {
     Box::new(OperationFailure {

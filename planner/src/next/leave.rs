@@ -2,11 +2,15 @@
 
 use super::{Bound, Step, Turn};
 use crate::world::Serving;
-use crate::{Action, Batch, Change, Happened};
+use crate::{Action, Batch, Change, Happened, Reach};
 use beanpole_protocol::Timestamp;
 use beanpole_protocol::agent::InstancePhase;
 use beanpole_protocol::proxy::TargetMode;
 use std::time::Duration;
+
+/// How long taking down waits for a host that does not take orders now, in milliseconds: it stops what it is
+/// not to run whenever it does.
+const DEAF_MS: u64 = 5_000;
 
 impl Turn<'_, '_> {
     /// Takes an instance out of the load balancer first, where it is in and that can be afforded.
@@ -124,7 +128,10 @@ impl Turn<'_, '_> {
                 self.wake_at(over);
                 self.wait(
                     Some(id),
-                    format!("Draining {id}: {in_flight} requests are under way."),
+                    match in_flight {
+                        1 => format!("Draining {id}: 1 request is under way."),
+                        _ => format!("Draining {id}: {in_flight} requests are under way."),
+                    },
                 );
                 Ok(())
             }
@@ -163,7 +170,7 @@ impl Turn<'_, '_> {
         Ok(())
     }
 
-    pub(super) fn stopping(&mut self, change: &Change, since: Timestamp) {
+    pub(super) fn stopping(&mut self, batch: &Batch, change: &Change, since: Timestamp) {
         let id = &change.instance;
         let gone = match (
             self.world.instances.get(id),
@@ -177,7 +184,14 @@ impl Turn<'_, '_> {
             },
             _ => true,
         };
-        let bound = self.bound(since, self.plan.timeouts.stopped_ms());
+        let host = self.world.hosts.get(&change.host);
+        let is_deaf = host.is_some_and(|host| host.cannot.is_some() || host.reach != Reach::Here);
+        let may_take = if batch.force && is_deaf {
+            DEAF_MS
+        } else {
+            self.plan.timeouts.stopped_ms()
+        };
+        let bound = self.bound(since, may_take);
         if gone || self.late(bound) || self.world.host_lost(&change.host) {
             self.entries.push(Happened::Removed {
                 instance: id.clone(),
@@ -186,7 +200,6 @@ impl Turn<'_, '_> {
         } else {
             let seconds = self.now.since(since).as_secs();
             self.wake_at(bound.at);
-            let host = self.world.hosts.get(&change.host);
             let cannot = host.and_then(|host| Some((&host.name, host.cannot?)));
             let why = cannot.map_or_else(String::new, |(name, why)| {
                 format!(": {name} cannot take orders: {why}")

@@ -22,8 +22,8 @@ use beanpole_protocol::{InstanceId, Timestamp};
 use std::time::Duration;
 
 pub use enter::OTHER_PORTS;
+pub(crate) use failure::{LEAVING, TAKEN, unheard};
 pub use failure::{RESTARTS_THAT_FAIL, how_it_ended, listens_unreached, restarts};
-pub(crate) use failure::{TAKEN, unheard};
 
 /// What comes next.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -231,7 +231,7 @@ impl Turn<'_, '_> {
                 ChangeState::Pending => self.begin(batch, change, spare, &mut serving)?,
                 ChangeState::Draining { since } => self.draining(batch, change, since)?,
                 ChangeState::Drained => self.act(change)?,
-                ChangeState::Stopping { since } => self.stopping(change, since),
+                ChangeState::Stopping { since } => self.stopping(batch, change, since),
                 ChangeState::Starting { since } => {
                     let bound = self.bound(since, self.plan.start_ms(self.progress, id));
                     self.starting(batch, change, bound, false)?;

@@ -1,6 +1,6 @@
 //! Getting a release ready on hosts, while nothing that runs is touched.
 
-use super::failure::{TAKEN, host_name, lost, prepare_failed, unheard};
+use super::failure::{LEAVING, TAKEN, host_name, lost, prepare_failed, unheard};
 use super::{Step, Turn};
 use crate::{Change, HostState, Reach, Stage};
 use beanpole_protocol::agent::{ReleasePhase, ReleaseReport};
@@ -43,6 +43,9 @@ impl Turn<'_, '_> {
             };
             if let Reach::Lost(since) = host.reach {
                 return Err(lost(&name, None, &unheard(since, self.now)));
+            }
+            if let Reach::Leaving(_) = host.reach {
+                return Err(lost(&name, None, LEAVING));
             }
             if let Reach::Taken(_) = host.reach {
                 return Err(lost(&name, None, TAKEN));

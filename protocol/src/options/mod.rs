@@ -166,6 +166,16 @@ impl OptionSettings {
                 }
             }
         }
+        let is_share = self.effective(COMMAND, "BatchSizeType") == "Percentage";
+        let size = self.effective(COMMAND, "BatchSize");
+        if is_share && size.parse::<u32>().is_ok_and(|size| size > 100) {
+            return Err(OptionError::Value {
+                namespace: COMMAND.to_owned(),
+                name: "BatchSize".to_owned(),
+                value: size.to_owned(),
+                rule: "at most 100 while BatchSizeType is Percentage".to_owned(),
+            });
+        }
         Ok(())
     }
 

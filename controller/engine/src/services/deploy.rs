@@ -384,12 +384,22 @@ impl Engine {
                 }
             }
         }
-        // What was live and healthy needs no trial: whoever goes back wants to be back.
-        let own = settings.deployment().policy;
-        let no_trial = own == DeploymentPolicy::TrafficSplitting && body.batch.is_none();
-        let policy = body
-            .policy
-            .or(no_trial.then_some(DeploymentPolicy::Immutable));
+        // How to go there is today's choice, whatever the release was deployed by. What was live and healthy
+        // needs no trial: whoever goes back wants to be back.
+        let today = environment.settings.deployment();
+        let own = match today.policy {
+            DeploymentPolicy::TrafficSplitting if body.batch.is_none() => {
+                DeploymentPolicy::Immutable
+            }
+            own => own,
+        };
+        let asked = Asked {
+            policy: body.policy,
+            batch: body.batch,
+            splits: false,
+        };
+        let policy = chosen_policy(environment, asked, own)?;
+        let batch = body.batch.unwrap_or(today.batch);
         let wish = Wish {
             content: Content::from(target),
             settings: &settings,
@@ -397,8 +407,8 @@ impl Engine {
             repute: target.live_at.map_or(Repute::New, |_| Repute::Live),
             runs_release_command: target.live_at.is_none(),
             replaces: false,
-            policy,
-            batch: body.batch,
+            policy: Some(policy),
+            batch: Some(batch),
             split: None,
             reason: format!("rollback to {}", target.number),
         };
