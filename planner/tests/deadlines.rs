@@ -848,7 +848,7 @@ fn an_instance_in_service_that_ends_fails_the_rest_at_once() {
         .fails_after(0, "crashing");
     assert!(
         message.contains("Process `web`")
-            && message.contains("ended with exit code 7 after it had come into service"),
+            && message.contains("ended with exit code 7 after it had passed its checks"),
         "{message}"
     );
     match done_while_others_change().with(again).end().1 {

@@ -113,7 +113,7 @@ fn a_release_that_ends_after_its_first_batch_is_taken_back() {
     set(&bed, "beanpole:instance", "MinUptime", "3");
     bed.deploy_with(&app, "shop-prod", "broken", "--batch 1")
         .exits(1)
-        .says("ended with exit code 9 after it had come into service")
+        .says("ended with exit code 9 after it had passed its checks")
         .says("the database went away, giving up");
     assert_live(&bed, "shop-prod", "v1", 3);
 }
