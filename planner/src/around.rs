@@ -17,6 +17,9 @@ use std::collections::{BTreeMap, BTreeSet};
 /// own, and the plan fails by the next.
 pub const MOST_DETOURS: usize = 8;
 
+/// Ids that are looked at for a new instance: of 16^17, the first is free.
+const TRIES: u128 = 1_000;
+
 /// Why an instance on a lost host is left as it is, in a sentence without its end.
 pub const FOLLOWS: &str = "its host is unreachable; it follows when the host is back";
 
@@ -337,7 +340,7 @@ impl<'l> Look<'l, '_> {
                     .any(|(_, change)| change.instance == *id)
                 || moved.iter().any(|one| one.to == *id)
         };
-        (1..)
+        (1..=TRIES)
             .map(|n| InstanceId::from_bits(crate::deploy::spread(seed, n)))
             .find(|id| !is_taken(id))
             .unwrap_or_else(|| of.clone())
