@@ -889,6 +889,12 @@ fn an_instance_in_service_that_is_well_no_more_fails_the_rest_at_once() {
         .with(|still| still.reach = Reach::Silent(at(0)))
         .end();
     assert_eq!(took, 600);
+    // Nor does one that gives no connection, before it is known that it is there.
+    let cut = done_while_others_change()
+        .with(sick)
+        .with(|still| still.connected = false);
+    assert!(matches!(cut.asked(at(2)), Decision::Wait { .. }));
+    cut.fails_after(0, "unhealthy");
 }
 
 #[test]
