@@ -78,7 +78,9 @@ fn a_release_command_that_fails_touches_nothing() {
         .exits(1)
         .says("exit status: 3")
         .says("no such table");
-    assert_none_failed(&load.stop());
+    // It fails within half a second, in which few are sent.
+    let outcome = load.stop();
+    assert!(outcome.sent > 0 && outcome.failed == 0, "{outcome:?}");
     assert_live(&bed, "shop-prod", "v1", 2);
     assert_eq!(bed.daemons("shim"), before, "the same processes");
     assert_eq!(traces.runs(), ["v2"]);
