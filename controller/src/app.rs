@@ -126,6 +126,41 @@ impl App {
         request_id: RequestId,
         change: impl FnOnce(&Engine, &Call<'_>) -> Result<api::Operation, Problem> + Send + 'static,
     ) -> Result<api::Operation, Problem> {
+        self.changed(request_id, move |engine, call| {
+            let operation = change(engine, call)?;
+            tracing::info!(
+                operation = %operation.id,
+                environment = %operation.environment_name,
+                kind = %operation.kind,
+                "operation accepted"
+            );
+            Ok(operation)
+        })
+        .await
+    }
+
+    /// Changes something through the engine, which looks at it at once.
+    pub(crate) async fn changed<A: Send + 'static>(
+        &self,
+        request_id: RequestId,
+        change: impl FnOnce(&Engine, &Call<'_>) -> Result<A, Problem> + Send + 'static,
+    ) -> Result<A, Problem> {
+        // Within the call's own work: a client that hangs up ends this future, and not that.
+        self.called(request_id, |app, call| {
+            let answer = change(&app.engine, call)?;
+            app.wake();
+            app.tell_news();
+            Ok(answer)
+        })
+        .await
+    }
+
+    /// Asks the engine, with what is observed and the time of now.
+    pub(crate) async fn called<A: Send + 'static>(
+        &self,
+        request_id: RequestId,
+        ask: impl FnOnce(&Self, &Call<'_>) -> Result<A, Problem> + Send + 'static,
+    ) -> Result<A, Problem> {
         self.blocking(move |app| {
             let _keeps_its_time = app.time.call();
             let observed = app.observations.snapshot();
@@ -135,16 +170,7 @@ impl App {
                 bits: clock::random_bits(),
                 observed: &observed,
             };
-            let operation = change(&app.engine, &call)?;
-            tracing::info!(
-                operation = %operation.id,
-                environment = %operation.environment_name,
-                kind = %operation.kind,
-                "operation accepted"
-            );
-            app.wake();
-            app.tell_news();
-            Ok(operation)
+            ask(app, &call)
         })
         .await
     }

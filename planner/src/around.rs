@@ -4,10 +4,8 @@
 //! A plan is never edited. A detour is an entry of the journal that says all of what changes; the plan as it
 //! is walked from then on is the stored one with its detours put in ([`Plan::around`]).
 
-use crate::next::{LEAVING, TAKEN, unheard};
-use crate::{
-    Action, Change, ChangeState, Happened, Plan, Progress, Reach, Skipped, Stage, World, place,
-};
+use crate::next::gone;
+use crate::{Action, Change, ChangeState, Happened, Plan, Progress, Skipped, Stage, World, place};
 use beanpole_protocol::{HostId, InstanceId, ReleaseNumber, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -197,12 +195,9 @@ impl<'l> Look<'l, '_> {
         if new_is_nowhere || none_left {
             return None;
         }
-        let why = match self.world.hosts.get(lost).map(|host| host.reach) {
-            Some(Reach::Lost(since) | Reach::Silent(since)) => unheard(since, now),
-            Some(Reach::Taken(_)) => TAKEN.to_owned(),
-            Some(Reach::Leaving(_)) => LEAVING.to_owned(),
-            Some(Reach::Here) | None => "was removed".to_owned(),
-        };
+        let host = self.world.hosts.get(lost);
+        let why = host.and_then(|host| gone(host.reach, now));
+        let why = why.unwrap_or_else(|| "was removed".to_owned());
         let detour = Detour {
             host: lost.clone(),
             why,

@@ -7,7 +7,6 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use beanpole_daemon::clock;
 use beanpole_engine::{Call, Engine};
 use beanpole_fleet::LogQuery;
 use beanpole_protocol::api::{
@@ -245,16 +244,7 @@ async fn planned(
     plan: impl FnOnce(&Engine, &Call<'_>) -> Result<PlanView, Problem> + Send + 'static,
 ) -> Answer<Response> {
     let plan = app
-        .blocking(move |app| {
-            let observed = app.observations.snapshot();
-            let call = Call {
-                request_id: caller.request_id,
-                now: app.time.now(),
-                bits: clock::random_bits(),
-                observed: &observed,
-            };
-            plan(&app.engine, &call)
-        })
+        .called(caller.request_id, move |app, call| plan(&app.engine, call))
         .await?;
     Ok(axum::Json(plan).into_response())
 }
@@ -367,18 +357,8 @@ async fn end_lingering(
     Json(body): Json<EndLingering>,
 ) -> Answer<Response> {
     let ended = app
-        .blocking(move |app| {
-            let observed = app.observations.snapshot();
-            let call = Call {
-                request_id: caller.request_id,
-                now: app.time.now(),
-                bits: clock::random_bits(),
-                observed: &observed,
-            };
-            let ended = app.engine.end_lingering(&call, &name, &body)?;
-            app.wake();
-            app.tell_news();
-            Ok(ended)
+        .changed(caller.request_id, move |engine, call| {
+            engine.end_lingering(call, &name, &body)
         })
         .await?;
     Ok((StatusCode::ACCEPTED, axum::Json(ended)).into_response())

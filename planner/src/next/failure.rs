@@ -176,11 +176,9 @@ impl Turn<'_, '_> {
     pub(super) fn host_lost(&self, change: &Change) -> Box<OperationFailure> {
         let name = self.world.host_name(&change.host);
         let why = match self.world.hosts.get(&change.host).map(|host| host.reach) {
-            Some(Reach::Lost(since) | Reach::Silent(since)) => unheard(since, self.now),
-            Some(Reach::Taken(_)) => TAKEN.to_owned(),
-            Some(Reach::Leaving(_)) => LEAVING.to_owned(),
-            Some(Reach::Here) => "lost the instance".to_owned(),
             None => "was removed".to_owned(),
+            Some(Reach::Silent(since)) => unheard(since, self.now),
+            Some(reach) => gone(reach, self.now).unwrap_or_else(|| "lost the instance".to_owned()),
         };
         lost(&name, Some(&change.instance), &why)
     }
@@ -213,9 +211,15 @@ pub fn how_it_ended(process: &ProcessReport) -> Option<String> {
     }
 }
 
-/// What became of a host, to be read after its name.
-pub(crate) const TAKEN: &str = "belongs to another controller now";
-pub(crate) const LEAVING: &str = "is being removed";
+/// What became of a host that does nothing for this controller any more, to be read after its name.
+pub(crate) fn gone(reach: Reach, now: Timestamp) -> Option<String> {
+    match reach {
+        Reach::Lost(since) => Some(unheard(since, now)),
+        Reach::Taken(_) => Some("belongs to another controller now".to_owned()),
+        Reach::Leaving(_) => Some("is being removed".to_owned()),
+        Reach::Here | Reach::Silent(_) => None,
+    }
+}
 
 pub(super) fn lost(name: &str, instance: Option<&InstanceId>, why: &str) -> Box<OperationFailure> {
     Box::new(OperationFailure {
@@ -260,6 +264,6 @@ pub(super) fn last_lines(lines: &[String]) -> Vec<String> {
     lines[lines.len().saturating_sub(LOG_LINES)..].to_vec()
 }
 
-pub(crate) fn unheard(since: Timestamp, now: Timestamp) -> String {
+pub(super) fn unheard(since: Timestamp, now: Timestamp) -> String {
     format!("has not been heard of for {} s", now.since(since).as_secs())
 }

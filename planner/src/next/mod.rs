@@ -22,7 +22,7 @@ use beanpole_protocol::{InstanceId, Timestamp};
 use std::time::Duration;
 
 pub use enter::OTHER_PORTS;
-pub(crate) use failure::{LEAVING, TAKEN, unheard};
+pub(crate) use failure::gone;
 pub use failure::{RESTARTS_THAT_FAIL, how_it_ended, listens_unreached, restarts};
 
 /// What comes next.

@@ -4,7 +4,7 @@
 //! that agent says is the only proof of how it ended. Where there is none, the plan fails and says so:
 //! a command such as a migration must not run twice because nobody knows of the first time.
 
-use super::failure::{LEAVING, TAKEN, host_name, last_lines, unheard};
+use super::failure::{gone, host_name, last_lines, unheard};
 use super::{Step, Turn};
 use crate::{Happened, HostState, Reach};
 use beanpole_protocol::agent::{OncePhase, ReleasePhase};
@@ -40,13 +40,8 @@ impl Turn<'_, '_> {
         let Some(how) = how else {
             return Ok(ordered.is_some());
         };
-        let gone = match host.reach {
-            Reach::Lost(since) => Some(format!("the host {}", unheard(since, self.now))),
-            Reach::Taken(_) => Some(format!("the host {TAKEN}")),
-            Reach::Leaving(_) => Some(format!("the host {LEAVING}")),
-            Reach::Here | Reach::Silent(_) => None,
-        };
-        if let Some(why) = gone {
+        if let Some(why) = gone(host.reach, self.now) {
+            let why = format!("the host {why}");
             return Err(self.not_run(command, "host-lost", &why, ordered));
         }
         let how = match host.reach {

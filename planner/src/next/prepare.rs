@@ -1,6 +1,6 @@
 //! Getting a release ready on hosts, while nothing that runs is touched.
 
-use super::failure::{LEAVING, TAKEN, host_name, lost, prepare_failed, unheard};
+use super::failure::{gone, host_name, lost, prepare_failed, unheard};
 use super::{Step, Turn};
 use crate::{Change, HostState, Reach, Stage};
 use beanpole_protocol::agent::{ReleasePhase, ReleaseReport};
@@ -41,14 +41,8 @@ impl Turn<'_, '_> {
                 Some(ReleasePhase::Building { command }) => format!("`{command}` runs"),
                 None => host.not_begun(),
             };
-            if let Reach::Lost(since) = host.reach {
-                return Err(lost(&name, None, &unheard(since, self.now)));
-            }
-            if let Reach::Leaving(_) = host.reach {
-                return Err(lost(&name, None, LEAVING));
-            }
-            if let Reach::Taken(_) = host.reach {
-                return Err(lost(&name, None, TAKEN));
+            if let Some(why) = gone(host.reach, self.now) {
+                return Err(lost(&name, None, &why));
             }
             all = false;
             let how = match host.reach {

@@ -107,8 +107,7 @@ impl Engine {
         settings: OptionSettings,
         call: &Call<'_>,
     ) -> Result<PlanView, Fault> {
-        settings.validate().map_err(bad_option)?;
-        let change = change(&before.settings, &settings)?;
+        let change = acceptable(&before.settings, &settings)?;
         let live = match before.live {
             Some(live) => read::release(&self.store, &before.id, live)?,
             None => None,
