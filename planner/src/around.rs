@@ -5,7 +5,11 @@
 //! is walked from then on is the stored one with its detours put in ([`Plan::around`]).
 
 use crate::next::gone;
-use crate::{Action, Change, ChangeState, Happened, Plan, Progress, Skipped, Stage, World, place};
+use crate::{
+    Action, Batch, Change, ChangeState, Happened, Plan, Progress, Reach, Skipped, Stage, World,
+    place,
+};
+use beanpole_protocol::proxy::TargetMode;
 use beanpole_protocol::{HostId, InstanceId, ReleaseNumber, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -36,6 +40,9 @@ pub struct Detour {
     /// Instances that stay as they are, because no host can take them.
     #[serde(default)]
     pub left_out: Vec<Skipped>,
+    /// Instances of the release before that serve, until the plan removes them, for old ones of a split.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stand_ins: Vec<Moved>,
     /// The host that runs the release command instead, where it was to run on the lost one.
     #[serde(default)]
     pub leader: Option<HostId>,
@@ -77,6 +84,7 @@ impl Plan {
             detour.moved.iter().map(|m| (&m.from, &m.to)).collect();
         let left_out: BTreeSet<&InstanceId> =
             detour.left_out.iter().map(|one| &one.instance).collect();
+        self.stand_in(detour);
         for (number, stage) in self.stages.iter_mut().enumerate() {
             let joins = detour.moved.iter().filter(|one| one.stage == number);
             let joins = joins.flat_map(|one| {
@@ -130,6 +138,39 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Stand-ins start in the stage under way, and leave with the instances that they stand in for, whose
+    /// removal stays in the plan: they may be back by then. It is the one case of two changes for an
+    /// instance; what is done of the first is forgotten when its stage is, see [`crate::apply`].
+    fn stand_in(&mut self, detour: &Detour) {
+        for one in &detour.stand_ins {
+            let change = |action| Change {
+                instance: one.to.clone(),
+                host: one.host.clone(),
+                action,
+            };
+            for (number, stage) in self.stages.iter_mut().enumerate() {
+                match stage {
+                    Stage::Split(split) if number == one.stage => {
+                        split.changes.push(change(Action::Launch {
+                            release: one.release,
+                        }));
+                    }
+                    Stage::Batch(batch) if removes(batch, &one.from) => {
+                        batch.changes.push(change(Action::Remove));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+fn removes(batch: &Batch, id: &InstanceId) -> bool {
+    let mut changes = batch.changes.iter();
+    changes.any(|change| change.instance == *id && change.action == Action::Remove)
+}
+
 fn instead(enters: &mut [InstanceId], moved: &BTreeMap<&InstanceId, &InstanceId>) {
     for id in enters {
         if let Some(to) = moved.get(id) {
@@ -155,7 +196,28 @@ pub(crate) fn detour(
         world,
     };
     let lost: BTreeSet<&HostId> = look.hosts().filter(|host| world.host_lost(host)).collect();
-    lost.into_iter().find_map(|host| look.detour(host, now))
+    lost.into_iter()
+        .find_map(|host| look.detour(host, now))
+        .or_else(|| look.stand_ins(now))
+}
+
+/// Until when others wait to stand in for the old instances of a split on hosts that are lost; none where
+/// there is nothing to wait for.
+pub(crate) fn stand_ins_at(
+    plan: &Plan,
+    progress: &Progress,
+    world: &World<'_>,
+) -> Option<Timestamp> {
+    let look = Look {
+        plan,
+        progress,
+        world,
+    };
+    let at = |(_, host): (_, &HostId)| match world.hosts.get(host)?.reach {
+        Reach::Lost(since) => Some(since.after(world.replace_after)),
+        _ => None,
+    };
+    look.old_ones().filter_map(at).min()
 }
 
 const fn starts(action: Action) -> bool {
@@ -195,18 +257,98 @@ impl<'l> Look<'l, '_> {
         if new_is_nowhere || none_left {
             return None;
         }
-        let host = self.world.hosts.get(lost);
-        let why = host.and_then(|host| gone(host.reach, now));
-        let why = why.unwrap_or_else(|| "was removed".to_owned());
         let detour = Detour {
             host: lost.clone(),
-            why,
+            why: self.why(lost, now),
             stage: self.progress.stage,
             moved,
             left_out,
             leader,
+            stand_ins: Vec::new(),
         };
         Some(Happened::Detoured { detour })
+    }
+
+    /// Old instances that get requests in the split under way, with their hosts, and that nobody stands in
+    /// for.
+    fn old_ones(&self) -> impl Iterator<Item = (&'l InstanceId, &'l HostId)> {
+        let (plan, world) = (self.plan, self.world);
+        let splits = matches!(plan.stages.get(self.progress.stage), Some(Stage::Split(_)));
+        let splits = splits && !self.progress.promoted;
+        let leave: BTreeSet<&InstanceId> = plan
+            .changes()
+            .filter(|(_, change)| splits && change.action == Action::Remove)
+            .map(|(_, change)| &change.instance)
+            .collect();
+        let detours = self.progress.detours.iter();
+        let stood_in: BTreeSet<&InstanceId> = detours
+            .flat_map(|detour| &detour.stand_ins)
+            .map(|one| &one.from)
+            .collect();
+        let old = world.instances.iter().filter(move |(id, instance)| {
+            leave.contains(id)
+                && !stood_in.contains(id)
+                && Some(instance.release) != plan.release
+                && instance.mode == Some(TargetMode::Serve)
+        });
+        old.map(|(id, instance)| (id, &instance.host))
+    }
+
+    /// Who stands in for the old instances on a host that was lost for as long as an environment at rest
+    /// waits. A split may take hours, and its old side goes on with most of the requests.
+    fn stand_ins(&self, now: Timestamp) -> Option<Happened> {
+        let given_up = |host: &HostId| match self.world.hosts.get(host).map(|host| host.reach) {
+            Some(Reach::Here | Reach::Silent(_)) => false,
+            Some(Reach::Lost(since)) => now >= since.after(self.world.replace_after),
+            None | Some(Reach::Taken(_) | Reach::Leaving(_)) => true,
+        };
+        let lost = self.old_ones().map(|(_, host)| host);
+        let lost = lost.filter(|host| given_up(host)).min()?;
+        let old: Vec<&InstanceId> = self
+            .old_ones()
+            .filter(|(_, host)| *host == lost)
+            .map(|(id, _)| id)
+            .collect();
+        let mut stand_ins: Vec<Moved> = Vec::new();
+        for (from, host) in old.iter().zip(self.room_for(old.len())) {
+            stand_ins.push(Moved {
+                from: (*from).clone(),
+                to: self.successor(from, &stand_ins),
+                host,
+                release: self.world.instances[*from].release,
+                stage: self.progress.stage,
+                unmade: false,
+            });
+        }
+        if stand_ins.is_empty() {
+            return None;
+        }
+        let detour = Detour {
+            host: lost.clone(),
+            why: self.why(lost, now),
+            stage: self.progress.stage,
+            moved: Vec::new(),
+            left_out: Vec::new(),
+            leader: None,
+            stand_ins,
+        };
+        Some(Happened::Detoured { detour })
+    }
+
+    /// Hosts for as many new instances as there is room for, `count` at most.
+    fn room_for(&self, count: usize) -> Vec<HostId> {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        let hosts = (0..=count)
+            .rev()
+            .find_map(|count| place(self.world, count, &self.plan.needs, &BTreeMap::new()).ok());
+        hosts.unwrap_or_default()
+    }
+
+    /// What became of a host, to be read after its name.
+    fn why(&self, lost: &HostId, now: Timestamp) -> String {
+        let host = self.world.hosts.get(lost);
+        let why = host.and_then(|host| gone(host.reach, now));
+        why.unwrap_or_else(|| "was removed".to_owned())
     }
 
     /// The hosts that what is left of the plan needs.
@@ -249,6 +391,8 @@ impl<'l> Look<'l, '_> {
         let mut affected: Vec<(usize, &Change)> = stages
             .flat_map(|(at, stage)| stage.changes().iter().map(move |change| (at, change)))
             .filter(|(_, change)| change.host == *lost && starts(change.action))
+            // Others stand in for a stand-in as they do for any old one.
+            .filter(|(_, change)| self.progress.stand_in(&change.instance).is_none())
             .collect();
         let is_done = |change: &Change| self.progress.of(&change.instance) == ChangeState::Done;
         // Those that are new have nowhere else to be; those that are done hold nobody up.
@@ -256,11 +400,7 @@ impl<'l> Look<'l, '_> {
             let launches = matches!(change.action, Action::Launch { .. });
             (is_done(change), !launches)
         });
-        let count = u32::try_from(affected.len()).unwrap_or(u32::MAX);
-        let hosts = (0..=count)
-            .rev()
-            .find_map(|count| place(self.world, count, &self.plan.needs, &BTreeMap::new()).ok());
-        let mut hosts = hosts.unwrap_or_default().into_iter();
+        let mut hosts = self.room_for(affected.len()).into_iter();
         let mut moved: Vec<Moved> = Vec::new();
         let mut left_out = Vec::new();
         for (at, change) in affected {

@@ -31,6 +31,7 @@ pub fn plan_back(
     // would leave too few.
     let removed = plan.changes().filter(|(_, change)| {
         change.action == Action::Remove
+            && progress.stand_in(&change.instance).is_none()
             && given_up.get(&change.instance) != Some(&true)
             && matches!(
                 progress.of(&change.instance),
@@ -54,7 +55,7 @@ pub fn plan_back(
             widest = widest.max(replaced);
         }
     }
-    for (_, change) in plan.changes() {
+    for (_, change) in plan.changes().filter(|(_, change)| progress.is_of(change)) {
         let id = &change.instance;
         let state = progress.of(id);
         if !world.instances.contains_key(id) {
@@ -84,6 +85,8 @@ pub fn plan_back(
                 back.push(id.clone());
             }
             (_, ChangeState::Pending) => {}
+            (Action::Launch { .. }, ChangeState::Serving { .. } | ChangeState::Done)
+                if progress.stand_in(id).is_some() && !world.host_lost(&change.host) => {}
             (Action::Launch { .. }, ChangeState::Done)
                 if successors > 0 && !(from.is_some() && world.host_lost(&change.host)) =>
             {

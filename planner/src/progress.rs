@@ -1,6 +1,7 @@
 //! How far a plan is: the fold of its journal. [`apply`] is the one function of legal transitions.
 
-use crate::around::Detour;
+use crate::around::{Detour, Moved};
+use crate::{Action, Change};
 use beanpole_protocol::api::OperationFailure;
 use beanpole_protocol::{AgentId, InstanceId, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -61,8 +62,24 @@ impl Progress {
 
     /// Whether an instance takes the place of one on a host that was lost.
     pub fn is_moved(&self, instance: &InstanceId) -> bool {
-        let mut moved = self.detours.iter().flat_map(|detour| &detour.moved);
+        let detours = self.detours.iter();
+        let mut moved = detours.flat_map(|detour| detour.moved.iter().chain(&detour.stand_ins));
         moved.any(|moved| moved.to == *instance)
+    }
+
+    /// How an instance stands in for an old one of a split, where it does.
+    pub(crate) fn stand_in(&self, instance: &InstanceId) -> Option<&Moved> {
+        let detours = self.detours.iter();
+        let mut stand_ins = detours.flat_map(|detour| &detour.stand_ins);
+        stand_ins.find(|one| one.to == *instance)
+    }
+
+    /// Whether what is known of an instance is of this change: a stand-in has two, its launch and, from
+    /// the stages after it on, its removal.
+    pub fn is_of(&self, change: &Change) -> bool {
+        let removes = change.action == Action::Remove;
+        self.stand_in(&change.instance)
+            .is_none_or(|one| removes == (self.stage > one.stage))
     }
 }
 
@@ -264,6 +281,12 @@ pub fn apply(
             }
             progress.stage += 1;
             progress.since = None;
+            // They serve; what is left to do with them is to remove them.
+            for detour in &progress.detours {
+                for one in detour.stand_ins.iter().filter(|one| one.stage == *stage) {
+                    progress.changes.remove(&one.to);
+                }
+            }
             None
         }
         Happened::OnceOrdered { agent } => {

@@ -259,6 +259,7 @@ mod tests {
             hosts: (0..2).map(|n| (host(n), seen(n))).collect(),
             proxies: vec![ProxyState::new("local".to_owned(), None, Some(report))],
             web: true,
+            replace_after: std::time::Duration::from_mins(5),
             evidence: None,
         }
     }

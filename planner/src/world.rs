@@ -10,6 +10,7 @@ use beanpole_protocol::{
     Timestamp,
 };
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// One environment and everything around it.
 #[derive(Clone, Debug)]
@@ -26,6 +27,8 @@ pub struct World<'a> {
     pub proxies: Vec<ProxyState<'a>>,
     /// Whether the environment gets requests through the proxies.
     pub web: bool,
+    /// How long a lost host is waited for before others take the place of what ran there.
+    pub replace_after: Duration,
     /// What a split has shown so far.
     pub evidence: Option<Evidence>,
 }
@@ -278,6 +281,7 @@ mod tests {
                 hosts: BTreeMap::new(),
                 proxies: vec![ProxyState::new("proxy".to_owned(), None, None)],
                 web,
+                replace_after: Duration::from_mins(5),
                 evidence: None,
             };
             assert_eq!(world.serving(&id), Serving::No);

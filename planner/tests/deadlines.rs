@@ -302,6 +302,7 @@ impl Still {
                 Some(&proxy_report),
             )],
             web: true,
+            replace_after: std::time::Duration::from_mins(5),
             evidence: None,
         };
         next(&self.plan, &self.progress, &world, now)

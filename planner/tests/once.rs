@@ -161,6 +161,7 @@ fn world<'r, const N: usize>(
             .collect(),
         proxies: Vec::new(),
         web: true,
+        replace_after: std::time::Duration::from_mins(5),
         evidence: None,
     }
 }

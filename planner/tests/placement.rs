@@ -73,6 +73,7 @@ fn world<'a>(report: &'a HostReport, hosts: &[&[(&str, &str)]], instances: u128)
             .collect(),
         proxies: Vec::new(),
         web: false,
+        replace_after: std::time::Duration::from_mins(5),
         evidence: None,
     }
 }

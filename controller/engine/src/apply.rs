@@ -380,6 +380,13 @@ impl Scene<'_, '_> {
             let on = world.host_name(&moved.host);
             parts.push(format!("{to} starts on {on} in the place of {from}"));
         }
+        for one in &detour.stand_ins {
+            let on = world.host_name(&one.host);
+            parts.push(format!(
+                "{} starts on {on} with release {} and stands in for {}",
+                one.to, one.release, one.from
+            ));
+        }
         for left in &detour.left_out {
             parts.push(format!(
                 "{} is left out, because no other host can take it",

@@ -412,6 +412,7 @@ mod tests {
             .into(),
             proxies: vec![ProxyState::new("edge".to_owned(), None, Some(&proxy))],
             web: true,
+            replace_after: Duration::from_mins(5),
             evidence: None,
         };
         health(&world, &environment, &record, at_minute(100)).0

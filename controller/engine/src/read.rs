@@ -13,6 +13,7 @@ use beanpole_store::model::{
 };
 use beanpole_store::{Record, Store, StoreError, Tx};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// How long a worker has to run before it counts as started, in milliseconds: longer than the first
 /// restart pause, so that an app that ends at once is noticed.
@@ -210,6 +211,7 @@ impl Engine {
                 })
                 .collect(),
             web: environment.tier == Tier::Web,
+            replace_after: Duration::from_millis(self.config.replace_after_ms),
             evidence,
         })
     }

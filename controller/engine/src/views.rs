@@ -535,7 +535,7 @@ fn progress(
             plan.stages.get(progress.stage),
             Some(Stage::Prepare { .. } | Stage::Once { .. })
         );
-        for (batch, change) in plan.changes() {
+        for (batch, change) in plan.changes().filter(|(_, c)| progress.is_of(c)) {
             let detail = reasons
                 .iter()
                 .find(|(id, _)| id.as_ref() == Some(&change.instance))

@@ -64,6 +64,10 @@ impl Turn<'_, '_> {
         }
         for (_, change) in self.plan.changes() {
             let id = &change.instance;
+            // How it does says nothing about the new release.
+            if self.progress.stand_in(id).is_some() {
+                continue;
+            }
             let (Some(before), Some(instance), Some(host)) = (
                 self.progress.proven.get(id),
                 self.world.instances.get(id),

@@ -1,7 +1,7 @@
 //! Two releases that share the requests: the share set and confirmed, then both compared for a while.
 
 use super::{Step, Turn};
-use crate::{Batch, Happened, Split};
+use crate::{Batch, Happened, Split, around};
 use beanpole_protocol::api::OperationFailure;
 use beanpole_protocol::proxy::TargetMode;
 use std::time::Duration;
@@ -33,6 +33,12 @@ impl Turn<'_, '_> {
             return Ok(true);
         }
         self.wake_at(over);
+        if let Some(at) = around::stand_ins_at(self.plan, self.progress, self.world) {
+            // Where nobody can stand in, now as before.
+            if at > self.now {
+                self.wake_at(at);
+            }
+        }
         let left = match over.since(self.now).as_secs() {
             seconds @ 0..120 => format!("{seconds} s"),
             seconds => format!("{} min", seconds.div_ceil(60)),
