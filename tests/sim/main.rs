@@ -65,6 +65,7 @@ fn operations_end_well_whatever_fails() {
     let mut stuck = Vec::new();
     let mut turns = 0;
     let mut lingered = 0;
+    let mut stood_in = 0;
     for (seed, result) in &results {
         for (outcome, count) in &result.outcomes {
             *outcomes.entry(outcome.clone()).or_default() += count;
@@ -72,6 +73,7 @@ fn operations_end_well_whatever_fails() {
         worst = worst.max(result.converged_after_ms);
         turns += result.turns;
         lingered += result.lingered;
+        stood_in += result.stood_in;
         if let Some(what) = &result.broken {
             broken.push((*seed, what.clone()));
         }
@@ -86,6 +88,7 @@ fn operations_end_well_whatever_fails() {
         println!("  {outcome:<18}{count}");
     }
     println!("lingered            {lingered}");
+    println!("stood in            {stood_in}");
     println!("worst convergence   {} s", worst / 1_000);
     println!("stuck               {}", stuck.len());
     println!("broken              {}", broken.len());

@@ -37,6 +37,8 @@ pub struct Outcome {
     pub outcomes: BTreeMap<String, u32>,
     /// Instances that lingered.
     pub lingered: u32,
+    /// Times that others stood in for what a split had lost.
+    pub stood_in: u32,
     pub turns: u64,
     pub converged_after_ms: u64,
     pub broken: Option<String>,
@@ -60,6 +62,7 @@ pub struct World {
     pace: Pace,
     pub store: Store,
     engine: Engine,
+    config: EngineConfig,
     pub observed: Observed,
     pub hosts: Vec<FakeHost>,
     pub proxies: Vec<FakeProxy>,
@@ -83,6 +86,19 @@ fn reading(now: u64, ahead: u64) -> Reading {
     }
 }
 
+/// In every third world lost hosts are given up soon, so that splits outlast them.
+fn config(seed: u64) -> EngineConfig {
+    let default = EngineConfig::default();
+    EngineConfig {
+        replace_after_ms: if seed.is_multiple_of(3) {
+            45_000
+        } else {
+            default.replace_after_ms
+        },
+        ..default
+    }
+}
+
 pub fn run(seed: u64) -> Outcome {
     let mut world = World::new(seed);
     let mut outcome = Outcome::default();
@@ -94,8 +110,12 @@ pub fn run(seed: u64) -> Outcome {
         *outcome.outcomes.entry(word).or_default() += 1;
     }
     let events = world.store.list::<EventRecord>().expect("memory");
-    let begun = events.iter().filter(|one| one.0.code == "instance-lingers");
-    outcome.lingered = u32::try_from(begun.count()).unwrap_or(u32::MAX);
+    let count = |is_it: &dyn Fn(&EventRecord) -> bool| {
+        let found = events.iter().filter(|one| is_it(one));
+        u32::try_from(found.count()).unwrap_or(u32::MAX)
+    };
+    outcome.lingered = count(&|one| one.0.code == "instance-lingers");
+    outcome.stood_in = count(&|one| one.0.message.contains("stands in for"));
     outcome.turns = world.turns;
     outcome
 }
@@ -104,7 +124,8 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
         let store = Store::in_memory();
-        let engine = Engine::new(store.clone(), EngineConfig::default());
+        let config = config(seed);
+        let engine = Engine::new(store.clone(), config.clone());
         let hosts: Vec<FakeHost> = (0..rng.range(2, 6))
             .map(|n| {
                 let mut host = FakeHost::new(HostId::from_bits(rng.bits()), format!("host-{n}"));
@@ -157,6 +178,7 @@ impl World {
             pace,
             store,
             engine,
+            config,
             observed: Observed::default(),
             hosts,
             proxies,
@@ -338,7 +360,7 @@ impl World {
 
     /// The controller dies and is started again: what is in the store is all it knows.
     fn restart_controller(&mut self) {
-        self.engine = Engine::new(self.store.clone(), EngineConfig::default());
+        self.engine = Engine::new(self.store.clone(), self.config.clone());
         self.pace = self.engine.start_time(self.reading()).expect("memory");
         self.checks.restarted();
         self.register();
@@ -460,7 +482,7 @@ impl World {
                         policy: if calm { None } else { policy },
                         batch: batch.filter(|_| policy != Some(DeploymentPolicy::TrafficSplitting)),
                         split: (policy == Some(DeploymentPolicy::TrafficSplitting) && !calm)
-                            .then(|| "10%:20s,50%:20s".parse().expect("steps")),
+                            .then(|| "10%:20s,50%:90s".parse().expect("steps")),
                         no_auto_rollback,
                         settings: check,
                         queue,
