@@ -3,6 +3,7 @@
 //! Every test has a Beanpole of its own and, where it needs them, hosts fresh from the image.
 //! Requests that fail are counted, never retried.
 
+mod aborts;
 mod builds;
 mod changes;
 mod crashes;
