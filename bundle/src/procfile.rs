@@ -26,7 +26,7 @@ pub fn parse(text: &str) -> Result<Vec<(String, String)>, Refused> {
             Err(invalid(format!(
                 "Line {} of the Procfile, `{}`, {why}. A line is `name: command`.",
                 index + 1,
-                shown.escape_debug()
+                printable(&shown)
             )))
         };
         let Some((name, command)) = line.split_once(':') else {
@@ -76,11 +76,24 @@ pub fn take_release(processes: &mut Vec<(String, String)>) -> Option<String> {
 
 /// A command, short enough for a line and without what would disturb a terminal.
 pub fn shown(command: &str) -> String {
-    let mut text: String = command.escape_debug().take(SHOWN).collect();
-    if text.len() < command.len() {
+    let all = printable(command);
+    let mut text: String = all.chars().take(SHOWN).collect();
+    if text.len() < all.len() {
         text.push('…');
     }
     text
+}
+
+/// As it was written, but for what would disturb a terminal: quotes and backslashes belong to commands.
+fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for one in text.chars() {
+        match one {
+            '"' | '\'' | '\\' => shown.push(one),
+            _ => shown.extend(one.escape_debug()),
+        }
+    }
+    shown
 }
 
 fn invalid(message: impl Into<String>) -> Refused {

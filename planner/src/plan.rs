@@ -247,9 +247,14 @@ pub struct Timeouts {
 /// soon, whatever the other phases might have taken; a stage as a whole is bound by
 /// [`Plan::stage_ms`].
 impl Timeouts {
-    /// From the start of a stage until enough others serve for the first instance to leave.
-    pub const fn spared_ms(&self, starts: bool) -> u64 {
-        if starts { self.batch_ms } else { MARGIN_MS }
+    /// From the start of a stage until enough others serve for the first instance to leave. Long enough for
+    /// a host that is lost meanwhile to count as lost, however soon the app has to have started.
+    pub fn spared_ms(&self, starts: bool) -> u64 {
+        if starts {
+            self.batch_ms.max(MARGIN_MS)
+        } else {
+            MARGIN_MS
+        }
     }
 
     /// From the order to drain until every proxy has confirmed.

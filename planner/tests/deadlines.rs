@@ -42,6 +42,7 @@ struct Still {
     healthy: bool,
     others_healthy: bool,
     bad_checks: u32,
+    bad_for_ms: u64,
     good_checks: u32,
     /// Whether the proxy's check got a connection.
     connected: bool,
@@ -133,6 +134,7 @@ impl Still {
             healthy: true,
             others_healthy: true,
             bad_checks: 1,
+            bad_for_ms: 0,
             good_checks: 9,
             connected: true,
             in_flight: 0,
@@ -199,6 +201,7 @@ impl Still {
             good_checks,
             good_for_ms: self.good_for_ms,
             bad_checks: if healthy { 0 } else { self.bad_checks },
+            bad_for_ms: self.bad_for_ms,
             last_check: Some(CheckResult {
                 at: at(0),
                 asked: "GET /".to_owned(),
@@ -351,13 +354,15 @@ fn an_app_that_runs_and_never_answers_well_is_given_up_after_the_start_timeout()
 
 #[test]
 fn what_keeps_the_load_balancer_from_an_app_that_listens_is_guessed_at() {
-    let unreached = |port| {
+    let unreached_for = |port, bad_for_ms| {
         checking()
             .with(|still| still.healthy = false)
             .with(|still| still.connected = false)
             .with(|still| still.port = port)
+            .with(|still| still.bad_for_ms = bad_for_ms)
             .fails_after(120, "unhealthy")
     };
+    let unreached = |port| unreached_for(port, 130_000);
     let message = unreached(PortUse::Own);
     assert!(
         message.contains("a firewall keeps the load balancer out"),
@@ -365,6 +370,9 @@ fn what_keeps_the_load_balancer_from_an_app_that_listens_is_guessed_at() {
     );
     assert!(message.contains("TCP 20000 to 29999"), "{message}");
     let message = unreached(PortUse::Free);
+    assert!(!message.contains("firewall"), "{message}");
+    // What its host said last was before the checks had begun to fail.
+    let message = unreached_for(PortUse::Own, 0);
     assert!(!message.contains("firewall"), "{message}");
 }
 
@@ -896,7 +904,8 @@ fn an_instance_in_service_that_is_well_no_more_fails_the_rest_at_once() {
         .with(|still| still.connected = false);
     let later = cut.asked(at(2_000));
     assert!(matches!(later, Decision::Wait { .. }), "{later:?}");
-    cut.fails_after(0, "unhealthy");
+    cut.with(|still| still.bad_for_ms = 1_000)
+        .fails_after(0, "unhealthy");
 }
 
 #[test]

@@ -280,6 +280,7 @@ impl Fake {
             good_checks: if healthy { GOOD_CHECKS } else { 0 },
             good_for_ms: 0,
             bad_checks: u32::from(!healthy),
+            bad_for_ms: 0,
             last_check: None,
             in_flight: self.open,
             traffic: Traffic::default(),
@@ -417,6 +418,8 @@ impl Fake {
                             .is_ok_and(|up| up >= UP_MS)
                 });
                 // Where the first has been up for so long, the others need not be.
+                // Nor need any where nothing serves.
+                self.stood |= serving_before == 0;
                 if !up && !forced && !self.stood {
                     self.broken.push(format!("{instance} serves too young"));
                 }

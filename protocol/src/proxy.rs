@@ -232,6 +232,9 @@ pub struct TargetReport {
     pub good_for_ms: u64,
     /// Bad checks in a row, up to now.
     pub bad_checks: u32,
+    /// How long ago the first of these was, in milliseconds.
+    #[serde(default)]
+    pub bad_for_ms: u64,
     /// The last check.
     pub last_check: Option<CheckResult>,
     /// Requests being answered, WebSockets included.
@@ -300,6 +303,9 @@ pub struct Traffic {
     /// Requests that got no answer from an app: the proxy answered 502, 503 or 504 itself, or the
     /// connection broke midway. They are also in `by_class` where a status was sent.
     pub failed: u64,
+    /// Those, and all that were answered with a status of 500 or above. An older proxy counts none.
+    #[serde(default)]
+    pub errors: u64,
     /// Median latency over the last minute, in microseconds.
     pub p50_us: u64,
     /// 99th percentile over the last minute, in microseconds.

@@ -88,6 +88,8 @@ struct Health {
     /// When the first of these was.
     good_since: Option<Instant>,
     bad: u32,
+    /// When the first of these was.
+    bad_since: Option<Instant>,
     last: Option<CheckResult>,
 }
 
@@ -274,6 +276,7 @@ impl TargetState {
             health.good = health.good.saturating_add(1);
             health.good_since.get_or_insert_with(Instant::now);
             health.bad = 0;
+            health.bad_since = None;
             health.ejected = false;
             if health.good >= plan.healthy_threshold {
                 health.healthy = true;
@@ -281,6 +284,7 @@ impl TargetState {
             }
         } else {
             health.bad = health.bad.saturating_add(1);
+            health.bad_since.get_or_insert_with(Instant::now);
             health.good = 0;
             health.good_since = None;
             health.ejected |= eject;
@@ -316,15 +320,21 @@ impl TargetState {
             mode: self.mode(),
             healthy: health.healthy && !health.ejected,
             good_checks: health.good,
-            good_for_ms: health.good_since.map_or(0, |since| {
-                u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
-            }),
+            good_for_ms: passed(health.good_since),
             bad_checks: health.bad,
+            bad_for_ms: passed(health.bad_since),
             last_check: health.last.clone(),
             in_flight: self.in_flight(),
             traffic: self.counters.snapshot(),
         }
     }
+}
+
+/// Milliseconds since then; none since never.
+fn passed(since: Option<Instant>) -> u64 {
+    since.map_or(0, |since| {
+        u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    })
 }
 
 /// A request that a target is answering. Ends with its value.

@@ -15,6 +15,7 @@ pub struct Counters {
     requests: AtomicU64,
     by_class: [AtomicU64; 5],
     failed: AtomicU64,
+    errors: AtomicU64,
     latency: Latency,
 }
 
@@ -24,6 +25,7 @@ impl Default for Counters {
             requests: AtomicU64::new(0),
             by_class: Default::default(),
             failed: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
             latency: Latency::new(),
         }
     }
@@ -43,6 +45,9 @@ impl Counters {
         if failed {
             self.failed.fetch_add(1, Relaxed);
         }
+        if failed || status.is_some_and(|status| status >= 500) {
+            self.errors.fetch_add(1, Relaxed);
+        }
         if let Some((at, latency)) = answered {
             self.latency.record(at, latency);
         }
@@ -55,6 +60,7 @@ impl Counters {
             requests: self.requests.load(Relaxed),
             by_class: std::array::from_fn(|class| self.by_class[class].load(Relaxed)),
             failed: self.failed.load(Relaxed),
+            errors: self.errors.load(Relaxed),
             p50_us,
             p99_us,
         }

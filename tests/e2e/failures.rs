@@ -422,6 +422,27 @@ fn an_app_that_ends_again_and_again_is_a_warning_though_it_answers() {
 }
 
 #[test]
+fn a_rollback_passes_over_a_release_that_was_not_well() {
+    let bed = Bed::up();
+    let app = bed.serving("shop-prod", 1);
+    bed.run(&["config", "shop-prod", "--set", "MinUptime=0"])
+        .ok();
+    let app = app.procfile("web: ./testapp v2 --lives 1500\n");
+    bed.deploy(&app, "shop-prod", "flaps").ok();
+    until_true("it ended again and again", seconds(60), || {
+        bed.status("shop-prod")["instances"][0]["health"] == "Warning"
+    });
+    let app = app.procfile("web: ./testapp v3\n");
+    bed.deploy(&app, "shop-prod", "v3").ok();
+    bed.run(&["rollback", "shop-prod"]).ok();
+    assert_live(&bed, "shop-prod", "v1", 1);
+    // What is live is nothing to go back to, and asking for the other by its number is a choice.
+    bed.run(&["rollback", "shop-prod", "--to", "5"])
+        .exits(1)
+        .says("there is nothing to go back from");
+}
+
+#[test]
 fn no_healthy_target_and_unknown_hosts_get_a_page_that_says_so() {
     let bed = Bed::up();
     let app = bed.app("shop");

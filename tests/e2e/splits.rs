@@ -1,7 +1,7 @@
 //! Traffic splitting: shares as they were asked for, a guard that takes a worse release back, and what
 //! people may do meanwhile.
 
-use crate::changes::{assert_live, assert_none_failed};
+use crate::changes::{assert_live, assert_none_failed, items};
 use beanpole_tests::apps::App;
 use beanpole_tests::bed::Bed;
 use beanpole_tests::http::Connection;
@@ -90,6 +90,29 @@ fn the_guard_takes_a_worse_release_back_and_says_why() {
     // A tenth of the requests for half a minute at most, a fifth of which fails.
     let failed = outcome.failed as f64 * 100.0 / outcome.sent as f64;
     assert!(failed < 2.5, "{failed} % failed: {outcome:?}");
+}
+
+#[test]
+fn a_release_that_fails_its_trial_and_is_left_for_a_look_gets_no_requests() {
+    let bed = Bed::up();
+    let app = environment(&bed, 2).procfile("web: ./testapp v2 --lives 4000\n");
+    bed.deploy_with(
+        &app,
+        "shop-prod",
+        "dies",
+        "--split 40%:1m --no-auto-rollback",
+    )
+    .exits(1)
+    .says("gets no requests");
+    let status = bed.status("shop-prod");
+    assert_eq!(status["version"], "v1", "{status:#}");
+    assert_eq!(items(&status["instances"]).len(), 4, "{status:#}");
+    for _ in 0..40 {
+        let answer = bed.get("shop-prod", "/");
+        assert!(answer.text().starts_with("v1"), "{answer:?}");
+    }
+    bed.run(&["rollback", "shop-prod"]).ok();
+    assert_live(&bed, "shop-prod", "v1", 2);
 }
 
 #[test]

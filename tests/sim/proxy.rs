@@ -35,6 +35,7 @@ pub struct Seen {
     pub healthy: bool,
     pub good: u32,
     bad: u32,
+    bad_since: u64,
     last: Option<CheckResult>,
     next: u64,
     in_flight: u32,
@@ -147,6 +148,9 @@ impl FakeProxy {
                         seen.bad = 0;
                         seen.healthy |= seen.good >= target.check.healthy_threshold;
                     } else {
+                        if seen.bad == 0 {
+                            seen.bad_since = now;
+                        }
                         seen.bad += 1;
                         seen.good = 0;
                         seen.healthy &= seen.bad < target.check.unhealthy_threshold;
@@ -237,6 +241,7 @@ impl FakeProxy {
                         good_checks: seen.map_or(0, |seen| seen.good),
                         good_for_ms: 0,
                         bad_checks: seen.map_or(0, |seen| seen.bad),
+                        bad_for_ms: seen.map_or(0, |seen| now.as_millis() - seen.bad_since),
                         last_check: seen.and_then(|seen| seen.last.clone()),
                         in_flight: seen.map_or(0, |seen| seen.in_flight + seen.long),
                         traffic: Traffic::default(),

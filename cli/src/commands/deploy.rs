@@ -67,6 +67,15 @@ pub struct Deploy {
 /// Makes the version, shows the plan, starts the deployment, waits.
 pub fn run(context: &Context, command: &Deploy) -> Result<(), Failure> {
     let name = context.environment(command.environment.as_ref())?;
+    let other = command
+        .policy
+        .filter(|policy| *policy != DeploymentPolicy::TrafficSplitting);
+    if let (Some(policy), Some(_)) = (other, &command.split) {
+        return Err(
+            Failure::misuse(format!("The policy {policy} has no steps of a split."))
+                .hint("Give --split alone, or another policy and its --batch"),
+        );
+    }
     let project = context.project()?;
     if let Some(from) = &command.from {
         // What is not there is said before anybody is asked.

@@ -108,10 +108,12 @@ pub async fn keep(
                 failure: cannot_run(&daemon, &how, last),
             });
         }
+        let last = log.lock().unwrap_or_else(PoisonError::into_inner).last();
         crate::output::warn(&format!(
-            "The {} ended ({how}); starting it again in {} ms. Its log: {}",
+            "The {} ended ({how}); starting it again in {} ms.{} Its log: {}",
             daemon.name,
             pause.as_millis(),
+            said(&last),
             daemon.log.display()
         ));
         tokio::select! {
@@ -154,6 +156,15 @@ fn cannot_run(daemon: &Daemon, how: &str, last: Vec<String>) -> Failure {
             .extend(last.into_iter().map(|line| format!("  | {line}")));
     }
     failure.hint(hint)
+}
+
+/// Why a daemon ended, where its last lines say so.
+fn said(last: &[String]) -> String {
+    let why = ["caused by: ", "error: "].iter().find_map(|word| {
+        let mut lines = last.iter().rev();
+        lines.find_map(|line| line.strip_prefix(word))
+    });
+    why.map_or_else(String::new, |why| format!(" It said: {why}"))
 }
 
 fn start(daemon: &Daemon, executable: &Path) -> std::io::Result<Child> {

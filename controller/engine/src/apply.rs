@@ -497,7 +497,15 @@ impl Scene<'_, '_> {
                 (Severity::Warn, "port-taken", instance, text)
             }
             Happened::InService { instance } => {
-                let text = format!("{instance} is healthy and in service.");
+                let forced = matches!(
+                    progress.of(instance),
+                    ChangeState::Serving { forced: true, .. }
+                );
+                let text = if forced {
+                    format!("{instance} is in service; whether it is healthy was not waited for.")
+                } else {
+                    format!("{instance} is healthy and in service.")
+                };
                 (Severity::Info, "instance-in-service", instance, text)
             }
             Happened::Removed {

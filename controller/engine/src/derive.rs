@@ -585,6 +585,7 @@ pub(crate) mod tests {
             release_command: None,
             outcome: None,
             live_at: None,
+            ill: None,
             created_at: Timestamp::EPOCH,
         }
     }

@@ -2,8 +2,10 @@
 
 use crate::apply::Scene;
 use crate::{Engine, Observed, kept, receipt};
+use beanpole_planner::{Action, Change};
 use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus};
 use beanpole_protocol::event::Severity;
+use beanpole_protocol::proxy::TargetMode;
 use beanpole_protocol::{ReleaseNumber, Timestamp};
 use beanpole_store::model::{
     EnvironmentRecord, EventIndexRecord, EventRecord, InstanceRecord, JournalRecord,
@@ -78,7 +80,10 @@ impl Engine {
             scene.environment.mend_after = Some(now.after(pause));
         }
         scene.environment.operation = None;
-        scene.environment.split = None;
+        let trial = scene.environment.split.take().map(|split| split.release);
+        if held && let Some(trial) = trial {
+            end_trial(scene, trial)?;
+        }
         scene.environment.updated_at = now;
         scene.environment.status = EnvironmentStatus::Ready;
         if kind == OperationKind::Terminate && succeeded {
@@ -94,6 +99,9 @@ impl Engine {
             && let Some(runs) = who_runs_what(scene)?
         {
             message = format!("{message} {runs}");
+            if held && let Some(trial) = trial {
+                message = format!("{message} Release {trial} gets no requests.");
+            }
         }
         scene.operation.message = Some(message);
         receipt::close(scene.tx, scene.environment, scene.operation, observed)?;
@@ -109,6 +117,9 @@ impl Engine {
         if scene.operation.status == OperationStatus::Succeeded {
             if let Some(text) = left_out(scene.operation) {
                 scene.say(Severity::Warn, "instances-left-out", text)?;
+            }
+            if let Some(text) = unproven(scene.operation) {
+                scene.say(Severity::Warn, "health-ignored", text)?;
             }
             let last = match kind {
                 K::Create => format!("Successfully launched environment: {name}"),
@@ -219,6 +230,20 @@ impl Engine {
     }
 }
 
+/// A release that failed its trial, and was to be left for a look, is left without requests: nobody promised it
+/// more of them than its share, and that ends with the operation.
+fn end_trial(scene: &mut Scene<'_, '_>, release: ReleaseNumber) -> Result<(), StoreError> {
+    let prefix = InstanceRecord::prefix(&scene.environment.id);
+    for mut record in scene.tx.list_prefix::<InstanceRecord>(&prefix)? {
+        if record.release == release && record.mode == Some(TargetMode::Serve) {
+            record.mode = Some(TargetMode::Probe);
+            record.routed = None;
+            scene.tx.put(&record)?;
+        }
+    }
+    Ok(())
+}
+
 /// Settings that were changed in place hold for the release that they were changed under: instances of
 /// a release go by its settings, whatever the environment's are by then.
 fn follow_settings(scene: &mut Scene<'_, '_>) -> Result<(), StoreError> {
@@ -298,6 +323,27 @@ fn left_out(operation: &OperationRecord) -> Option<String> {
     Some(format!("Left out: {} ({reason}).", names.join(", ")))
 }
 
+/// A sentence on what serves though it was not seen to be well.
+fn unproven(operation: &OperationRecord) -> Option<String> {
+    let plan = operation.way_there();
+    let started: Vec<&Change> = plan
+        .changes()
+        .map(|(_, change)| change)
+        .filter(|change| !matches!(change.action, Action::Remove | Action::Return))
+        .collect();
+    let proven = &operation.progress.proven;
+    let unwell = started
+        .iter()
+        .filter(|one| !proven.contains_key(&one.instance))
+        .count();
+    (plan.ignore_health && unwell > 0).then(|| {
+        format!(
+            "{unwell} of {} new instances were not healthy when they were put into service: IgnoreHealthCheck is set.",
+            started.len()
+        )
+    })
+}
+
 /// Which instance runs what, where they differ.
 fn who_runs_what(scene: &Scene<'_, '_>) -> Result<Option<String>, StoreError> {
     let prefix = InstanceRecord::prefix(&scene.environment.id);
@@ -330,10 +376,9 @@ fn message(operation: &OperationRecord, environment: &EnvironmentRecord) -> Stri
         OperationStatus::Succeeded => match (operation.kind, &operation.version, operation.to) {
             (OperationKind::Deploy | OperationKind::Rollback, Some(version), Some(to)) => {
                 let live = format!("Version {version} is live as release {to}.");
-                match left_out(operation) {
-                    None => live,
-                    Some(text) => format!("{live} {text}"),
-                }
+                let more = [left_out(operation), unproven(operation)];
+                let all = std::iter::once(live).chain(more.into_iter().flatten());
+                all.collect::<Vec<String>>().join(" ")
             }
             _ => match unreached(operation).or_else(|| left_out(operation)) {
                 None => "Done.".to_owned(),

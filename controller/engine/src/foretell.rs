@@ -115,13 +115,19 @@ impl Past {
                     kinds.push(Phase::Draining);
                 }
                 if starts(batch) {
-                    kinds.extend([Phase::Starting, Phase::Checking]);
+                    kinds.push(Phase::Starting);
                 }
                 if removes(batch) {
                     kinds.push(Phase::Stopping);
                 }
                 let phases = kinds.into_iter();
-                phases.map(|phase| self.of_batches(phase, plan.gate)).sum()
+                let phases: Option<u64> = phases.map(|phase| self.of_batches(phase)).sum();
+                let checking = if starts(batch) {
+                    self.checking(plan, stage)
+                } else {
+                    Some(0)
+                };
+                Some(phases? + checking?)
             }
         }
     }
@@ -150,29 +156,76 @@ impl Past {
         median(times.collect())
     }
 
-    /// What a phase took in batches that had it. How long checks take depends on what they ask for.
-    fn of_batches(&self, phase: Phase, gate: Gate) -> Option<u64> {
+    /// What a phase took in batches that had it.
+    fn of_batches(&self, phase: Phase) -> Option<u64> {
+        let has = |batch: &Batch| match phase {
+            Phase::Draining => drains(batch),
+            Phase::Starting => starts(batch),
+            Phase::Stopping => removes(batch),
+            _ => true,
+        };
+        median(self.measured(phase, &|_, batch| has(batch)))
+    }
+
+    /// How long the instances of a batch are checked and watched. The first that start have to stay up for as
+    /// long as the gate says, and so have, before the plan is done, the last; that time is known. What checks
+    /// take besides was measured in batches that did not have to.
+    fn checking(&self, plan: &Plan, stage: usize) -> Option<u64> {
+        let passed = self.measured(Phase::Checking, &|of, batch| {
+            let (up_ms, every) = stays_up(of.gate);
+            up_ms == 0 || !every && first_to_start(of).is_some_and(|first| first != batch)
+        });
+        let passed = median(passed);
+        let (up_ms, every) = stays_up(plan.gate);
+        let starting = plan
+            .stages
+            .iter()
+            .enumerate()
+            .filter_map(|(at, one)| match one {
+                Stage::Batch(batch) if starts(batch) => Some(at),
+                _ => None,
+            });
+        let starting: Vec<usize> = starting.collect();
+        let is_watched = starting.first() == Some(&stage) || starting.last() == Some(&stage);
+        if up_ms > 0 && (every || is_watched) {
+            return Some(passed.unwrap_or(0).max(up_ms));
+        }
+        passed
+    }
+
+    /// What a phase took in each of the batches that count.
+    fn measured(&self, phase: Phase, counts: &dyn Fn(&Plan, &Batch) -> bool) -> Vec<u64> {
         let mut times = Vec::new();
         for (operation, receipt) in &self.operations {
-            if phase == Phase::Checking && operation.plan.gate != gate {
-                continue;
-            }
             for stage in &operation.plan.stages {
                 let Stage::Batch(batch) = stage else { continue };
-                let has = match phase {
-                    Phase::Draining => drains(batch),
-                    Phase::Starting | Phase::Checking => starts(batch),
-                    Phase::Stopping => removes(batch),
-                    _ => true,
-                };
                 let same = |of: &&BatchReceipt| of.number == batch.number && !of.back;
-                if has && let Some(of) = receipt.batches.iter().find(same) {
+                if (phase != Phase::Checking || starts(batch))
+                    && counts(&operation.plan, batch)
+                    && let Some(of) = receipt.batches.iter().find(same)
+                {
                     times.push(in_phase(&of.phases, phase));
                 }
             }
         }
-        median(times)
+        times
     }
+}
+
+/// For how long a started instance has to stay up, in milliseconds, and whether every one has to before it
+/// serves.
+const fn stays_up(gate: Gate) -> (u64, bool) {
+    match gate {
+        Gate::Proxies { up_ms, every, .. } => (up_ms, every),
+        Gate::Settle { for_ms } => (for_ms, true),
+    }
+}
+
+fn first_to_start(plan: &Plan) -> Option<&Batch> {
+    plan.stages.iter().find_map(|stage| match stage {
+        Stage::Batch(batch) if starts(batch) => Some(batch),
+        _ => None,
+    })
 }
 
 /// Whether instances that serve are drained in it.

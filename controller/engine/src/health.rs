@@ -383,6 +383,7 @@ mod tests {
                 good_checks: 0,
                 good_for_ms: 0,
                 bad_checks: 50,
+                bad_for_ms: 0,
                 last_check: None,
                 in_flight: 0,
                 traffic: Traffic::default(),

@@ -409,6 +409,7 @@ mod tests {
                         good_checks: 9,
                         good_for_ms: 0,
                         bad_checks: 0,
+                        bad_for_ms: 0,
                         last_check: None,
                         in_flight,
                         traffic: Traffic::default(),

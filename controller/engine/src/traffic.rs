@@ -34,9 +34,11 @@ pub(crate) fn advance(
             };
         }
         marks.served += seen.requests.saturating_sub(mark.requests);
-        marks.failed += seen.failed.saturating_sub(mark.failed);
+        // What the app answered with 500 was no answer to whoever asked, as for the guard.
+        let failed = seen.errors.max(seen.failed);
+        marks.failed += failed.saturating_sub(mark.failed);
         mark.requests = seen.requests.max(mark.requests);
-        mark.failed = seen.failed.max(mark.failed);
+        mark.failed = failed.max(mark.failed);
         let ours = report
             .releases
             .iter()
@@ -113,6 +115,7 @@ pub(crate) fn sum(all: impl Iterator<Item = Traffic>) -> Traffic {
     for one in all {
         total.requests += one.requests;
         total.failed += one.failed;
+        total.errors += one.errors;
         for (class, count) in total.by_class.iter_mut().zip(one.by_class) {
             *class += count;
         }

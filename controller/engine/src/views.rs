@@ -352,6 +352,10 @@ impl Engine {
                 }
                 _ => {}
             }
+            if let Err(full) = self.store.room() {
+                let text = format!("Waiting for room on the controller's disk: {full}.");
+                reasons.push((None, text));
+            }
             traffic::advance(&mut marks, &operation.environment, observed, &|_| false);
         }
         let plan = operation.way_there().view(&|host| world.host_name(host));

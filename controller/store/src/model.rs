@@ -201,6 +201,9 @@ pub struct ReleaseRecord {
     pub outcome: Option<OperationStatus>,
     /// When it last became live.
     pub live_at: Option<Timestamp>,
+    /// How it was not well when another release was to take its place; absent where it was.
+    #[serde(default)]
+    pub ill: Option<String>,
     /// When it was made.
     pub created_at: Timestamp,
 }

@@ -153,6 +153,11 @@ impl Store {
         self.inner.backend.is_broken()
     }
 
+    /// Whether there is room for another record; [`StoreError::Full`] where there is none.
+    pub fn room(&self) -> Result<(), StoreError> {
+        self.inner.backend.room()
+    }
+
     /// The record with that key.
     pub fn get<R: Record>(&self, key: &[u8]) -> Result<Option<R>, StoreError> {
         let full = full_key(R::TABLE, key);

@@ -87,6 +87,7 @@ fn release(environment: &EnvironmentRecord, bundle: &Digest) -> ReleaseRecord {
         release_command: None,
         outcome: None,
         live_at: None,
+        ill: None,
         created_at: Timestamp::EPOCH,
     }
 }

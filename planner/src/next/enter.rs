@@ -112,7 +112,9 @@ impl Turn<'_, '_> {
             } => {
                 // The first has shown that the release stays up, and is watched like all that pass.
                 let has_stood = !every && !self.progress.proven.is_empty();
-                let up_ms = if has_stood { 0 } else { up_ms };
+                // While nothing serves, waiting protects nobody: it is watched for as long in service.
+                let is_alone = !every && !batch.hold && self.capacity() == 0;
+                let up_ms = if has_stood || is_alone { 0 } else { up_ms };
                 self.unproven(id, good_checks)
                     .or_else(|| Self::unsettled(id, seen, said_at, up_ms))
             }
@@ -243,7 +245,8 @@ impl Turn<'_, '_> {
             .find_map(|(proxy, target)| match target {
                 Some(target) if target.good_checks >= good_checks => None,
                 Some(target) => Some(format!(
-                    "Waiting for {id}: {} of {good_checks} good checks, {}.",
+                    "Waiting for {id}{}: {} of {good_checks} good checks, {}.",
+                    self.silent_host(id),
                     target.good_checks,
                     last_answer(target)
                 )),
@@ -252,6 +255,18 @@ impl Turn<'_, '_> {
                     proxy.name
                 )),
             })
+    }
+
+    /// Where an instance runs, when its host is not heard of: that may be why it answers nothing.
+    fn silent_host(&self, id: &InstanceId) -> String {
+        let instance = self.world.instances.get(id);
+        let host = instance.and_then(|instance| self.world.hosts.get(&instance.host));
+        match host.map(|host| (host, host.reach)) {
+            Some((host, Reach::Silent(since))) => {
+                format!(" (host {} {})", host.name, unheard(since, self.now))
+            }
+            _ => String::new(),
+        }
     }
 
     /// Good answers from a port on which its host has not seen the instance listen may be those of

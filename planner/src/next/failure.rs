@@ -2,7 +2,7 @@
 
 use super::proxies::last_answer;
 use super::{Step, Turn};
-use crate::{Change, Gate, HostState, Reach};
+use crate::{Change, Gate, HostState, ProxyState, Reach};
 use beanpole_protocol::agent::{
     Failure, INSTANCE_PORTS, InstancePhase, InstanceReport, PortUse, ProcessReport, Startup,
 };
@@ -18,9 +18,9 @@ pub const RESTARTS_THAT_FAIL: u32 = 3;
 /// The code of an instance whose time is up before its readiness command has succeeded.
 pub(super) const NOT_READY: &str = "not-ready";
 
-/// A host that was heard of so lately was there while checks got no connection. Agents report every five
-/// seconds at least, and three failed checks take longer than this.
-const JUST_HEARD: Duration = Duration::from_secs(1);
+/// A host that was heard of that long after checks had begun to get no connection was there meanwhile: its
+/// last report of before is not on the way any more. Agents report every five seconds at least.
+const ON_THE_WAY: Duration = Duration::from_millis(500);
 
 /// Log lines that a failure carries at most.
 const LOG_LINES: usize = 20;
@@ -47,9 +47,11 @@ impl Turn<'_, '_> {
         if let Some(process) = crashing {
             let how = how_it_ended(process)
                 .map_or_else(String::new, |how| format!(", the last time {how}"));
+            // The last time it was not started again yet.
+            let times = process.restarts + u32::from(process.pid.is_none());
             let text = format!(
-                "Process `{}` of {} ended {} times{how}.",
-                process.name, change.instance, process.restarts
+                "Process `{}` of {} ended {times} times{how}.",
+                process.name, change.instance
             );
             return Err(self.failure(change, "crashing", text));
         }
@@ -87,11 +89,10 @@ impl Turn<'_, '_> {
                 _ => continue,
             };
             let sick = self
-                .targets(id)
-                .flatten()
-                .find(|target| !target.healthy && target.bad_checks >= bad_checks)
-                .filter(|sick| self.is_there(host, sick));
-            if let Some(sick) = sick {
+                .seen_by_proxies(id)
+                .find(|(_, target)| !target.healthy && target.bad_checks >= bad_checks)
+                .filter(|(proxy, sick)| self.is_there(host, proxy, sick));
+            if let Some((_, sick)) = sick {
                 let text = format!(
                     "{id} had passed its checks and is not well any more: {}.",
                     last_answer(sick)
@@ -104,12 +105,22 @@ impl Turn<'_, '_> {
 
     /// Whether a host is known to be there though an instance on it gives no connection: it says so within
     /// seconds, or is lost before long.
-    fn is_there(&self, host: &HostState<'_>, sick: &TargetReport) -> bool {
+    fn is_there(&self, host: &HostState<'_>, proxy: &ProxyState<'_>, sick: &TargetReport) -> bool {
         let connected = sick.last_check.as_ref().is_none_or(|check| check.connected);
-        let heard = host
-            .heard
-            .is_some_and(|heard| self.now.since(heard) <= JUST_HEARD);
-        connected || heard
+        connected || self.heard_since(host, proxy, sick)
+    }
+
+    /// Whether a host was heard of since the first of the bad checks in a row, by the time here.
+    fn heard_since(
+        &self,
+        host: &HostState<'_>,
+        proxy: &ProxyState<'_>,
+        sick: &TargetReport,
+    ) -> bool {
+        let said = proxy.last_seen.unwrap_or(self.now).as_millis();
+        let first = Timestamp::from_millis(said.saturating_sub(sick.bad_for_ms));
+        host.heard
+            .is_some_and(|heard| heard >= first.after(ON_THE_WAY))
     }
 
     fn stayed_up(&self, change: &Change, seen: &InstanceReport, before: u32) -> Step<()> {
@@ -146,16 +157,18 @@ impl Turn<'_, '_> {
         let seen = host.and_then(|host| host.instance(id));
         let log = seen.map(|seen| last_lines(&seen.log)).unwrap_or_default();
         let check = self
-            .targets(id)
-            .flatten()
-            .filter_map(|target| target.last_check.as_ref())
+            .seen_by_proxies(id)
+            .filter_map(|seen| Some((seen, seen.1.last_check.as_ref()?)))
             // How it answers its checks is another question.
             .filter(|_| code != NOT_READY)
-            .min_by_key(|check| check.good);
-        let unreached = seen
-            .zip(check)
-            .is_some_and(|(seen, check)| listens_unreached(seen, check))
-            && host.is_some_and(|host| host.reach == Reach::Here);
+            .min_by_key(|(_, check)| check.good);
+        let unreached =
+            seen.zip(host)
+                .zip(check)
+                .is_some_and(|((seen, host), ((proxy, target), check))| {
+                    listens_unreached(seen, check) && self.heard_since(host, proxy, target)
+                });
+        let check = check.map(|(_, check)| check);
         let message = if unreached {
             let (first, last) = (INSTANCE_PORTS.start(), INSTANCE_PORTS.end());
             format!(

@@ -2,6 +2,7 @@
 
 use super::Turn;
 use super::failure::unheard;
+use crate::ProxyState;
 use beanpole_protocol::proxy::TargetReport;
 use beanpole_protocol::{Generation, InstanceId};
 use std::time::Duration;
@@ -58,6 +59,17 @@ impl Turn<'_, '_> {
             .proxies
             .iter()
             .map(move |proxy| proxy.target(&id, incarnation))
+    }
+}
+
+impl<'w> Turn<'_, 'w> {
+    /// The proxies that say something of the present run of an instance, and what.
+    pub(super) fn seen_by_proxies(
+        &self,
+        id: &InstanceId,
+    ) -> impl Iterator<Item = (&ProxyState<'w>, &TargetReport)> {
+        let seen = self.world.proxies.iter().zip(self.targets(id));
+        seen.filter_map(|(proxy, target)| Some((proxy, target?)))
     }
 }
 

@@ -55,7 +55,8 @@ pub struct ReceiptTraffic {
     pub for_ms: u64,
     /// Requests answered, failed ones included; absent where nobody counted.
     pub requests: Option<u64>,
-    /// Requests that got no answer from the app; absent where nobody counted.
+    /// Requests that were answered with a status of 500 or above, or not, or not to the end; absent where
+    /// nobody counted.
     pub failed: Option<u64>,
     /// Median of the time until an answer began, in microseconds; absent without answers.
     pub p50_us: Option<u64>,

@@ -52,6 +52,7 @@ fn seen(
         good_checks: 9,
         good_for_ms: 9_000,
         bad_checks: 0,
+        bad_for_ms: 0,
         last_check: None,
         in_flight: 0,
         traffic: Traffic {

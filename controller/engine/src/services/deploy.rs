@@ -1,25 +1,30 @@
 //! To another release: deployments, forwards and back.
 
-use super::problems::{no_release, nothing_before, nothing_deployed, refused};
+use super::problems::{is_live, no_release, nothing_before, nothing_deployed, only_ill, refused};
 use super::settings::acceptable;
 use super::{NewOperation, idle, version};
+use crate::health::health;
 use crate::read::{self, Reader, Repute};
 use crate::{Call, Engine, Fault};
-use beanpole_planner::{Gate, Goal, Plan, Rules, plan, run_once};
+use beanpole_planner::{Gate, Goal, Plan, Rules, World, plan, run_once};
 use beanpole_protocol::agent::Platform;
-use beanpole_protocol::api::{self, BackTo, OperationKind, PlanView, Tier};
+use beanpole_protocol::api::{self, BackTo, InstanceHealth, OperationKind, PlanView, Tier};
 use beanpole_protocol::options::{
     self, BatchSize, Change, DeploymentPolicy, OptionSettings, Replacement, SplitSteps,
 };
 use beanpole_protocol::problem::Problem;
-use beanpole_protocol::{Digest, EnvironmentName, ReleaseNumber, VersionLabel};
-use beanpole_store::model::{EnvironmentRecord, QueuedWish, ReleaseRecord, VersionRecord};
+use beanpole_protocol::{Digest, EnvironmentName, ReleaseNumber, Timestamp, VersionLabel};
+use beanpole_store::model::{
+    EnvironmentRecord, InstanceRecord, QueuedWish, ReleaseRecord, VersionRecord,
+};
 use beanpole_store::{StoreError, Tx};
 
 /// A deployment worked out, not written.
 pub(super) struct Deployment {
     pub(super) release: ReleaseRecord,
     pub(super) plan: Plan,
+    /// How the release that is live is not well.
+    pub(super) ill: Option<String>,
 }
 
 impl Deployment {
@@ -30,6 +35,13 @@ impl Deployment {
         environment: &mut EnvironmentRecord,
         kind: OperationKind,
     ) -> Result<NewOperation, StoreError> {
+        if let Some(live) = environment.live
+            && let Some(mut left) = read::release(tx, &environment.id, live)?
+            && left.ill != self.ill
+        {
+            left.ill = self.ill;
+            tx.put(&left)?;
+        }
         environment.last_release = self.release.number;
         tx.put(&self.release)?;
         Ok(NewOperation {
@@ -143,14 +155,14 @@ const CAPACITY: [(&str, &str); 3] = [
 fn before<'r>(
     environment: &EnvironmentRecord,
     releases: &'r [ReleaseRecord],
-) -> Option<&'r ReleaseRecord> {
+) -> Result<&'r ReleaseRecord, Option<&'r ReleaseRecord>> {
     let live = releases
         .iter()
         .find(|release| Some(release.number) == environment.live);
     if environment.hold
         && let Some(live) = live
     {
-        return Some(live);
+        return Ok(live);
     }
     // What a rollback made is the release that it went back to, but for its number.
     let without_capacity = |release: &ReleaseRecord| {
@@ -164,10 +176,24 @@ fn before<'r>(
     let same = |release: &&ReleaseRecord| {
         Some(release.number) == environment.live || runs == Some(without_capacity(release))
     };
-    releases
+    let mut were_live: Vec<&ReleaseRecord> = releases
         .iter()
         .filter(|release| release.live_at.is_some() && !same(release))
-        .max_by_key(|release| (release.live_at, release.number))
+        .collect();
+    were_live.sort_by_key(|release| std::cmp::Reverse((release.live_at, release.number)));
+    // How the same did the last time counts.
+    let mut known = Vec::new();
+    for release in &were_live {
+        let content = without_capacity(release);
+        if known.contains(&content) {
+            continue;
+        }
+        if release.ill.is_none() {
+            return Ok(release);
+        }
+        known.push(content);
+    }
+    Err(were_live.first().copied())
 }
 
 /// What a call says of how to go about it.
@@ -367,11 +393,19 @@ impl Engine {
     ) -> Result<(Deployment, OptionSettings, ReleaseNumber), Fault> {
         let releases = reader.under::<ReleaseRecord>(&ReleaseRecord::prefix(&environment.id))?;
         let target = match body.to {
+            Some(number) if Some(number) == environment.live && !environment.hold => {
+                return Err(is_live(number, &environment.name).into());
+            }
             Some(number) => releases
                 .iter()
                 .find(|release| release.number == number)
                 .ok_or_else(|| no_release(number, &environment.name))?,
-            None => before(environment, &releases).ok_or_else(|| nothing_before(environment))?,
+            None => before(environment, &releases).map_err(|ill| {
+                ill.map_or_else(
+                    || nothing_before(environment),
+                    |ill| only_ill(environment, ill),
+                )
+            })?,
         };
         // How much capacity there is belongs to now, not to the release: going back must not take
         // away the instances that today's traffic needs.
@@ -478,6 +512,7 @@ impl Engine {
             release_command: wish.content.release_command,
             outcome: None,
             live_at: None,
+            ill: None,
             created_at: call.now,
         };
         let size = wish.settings.instance_count();
@@ -518,7 +553,8 @@ impl Engine {
         {
             run_once(&mut plan, &world, command);
         }
-        Ok(Deployment { release, plan })
+        let ill = ill(reader, environment, &world, call.now)?;
+        Ok(Deployment { release, plan, ill })
     }
 
     /// The way to a goal that needs no new release.
@@ -536,4 +572,32 @@ impl Engine {
         let rules = read::rules(settings, settings, environment.tier, repute);
         Ok(plan(&world, goal, &rules, call.bits).map_err(refused)?)
     }
+}
+
+/// How the live release is not well: half or more of its instances, on hosts that are there. Whoever goes
+/// back later does not want to come back to that.
+fn ill(
+    reader: &impl Reader,
+    environment: &EnvironmentRecord,
+    world: &World<'_>,
+    now: Timestamp,
+) -> Result<Option<String>, Fault> {
+    let records = reader.under::<InstanceRecord>(&InstanceRecord::prefix(&environment.id))?;
+    let (mut all, mut sick, mut how) = (0_usize, 0, None);
+    for record in records
+        .iter()
+        .filter(|one| Some(one.release) == environment.live)
+    {
+        let (health, why) = health(world, environment, record, now);
+        all += 1;
+        if matches!(health, InstanceHealth::Unhealthy | InstanceHealth::Warning) {
+            sick += 1;
+            how = how.or(why);
+        }
+    }
+    let how = how.map_or_else(String::new, |how| {
+        format!(": {}", how.trim_end_matches('.'))
+    });
+    let text = || format!("{sick} of {all} instances were not well{how}");
+    Ok((sick > 0 && sick * 2 >= all).then(text))
 }

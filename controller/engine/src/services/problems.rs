@@ -4,7 +4,7 @@ use beanpole_planner::{Lack, Refusal};
 use beanpole_protocol::options;
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{EnvironmentName, ReleaseNumber};
-use beanpole_store::model::EnvironmentRecord;
+use beanpole_store::model::{EnvironmentRecord, ReleaseRecord};
 
 pub(super) fn nothing_deployed(environment: &EnvironmentRecord) -> Problem {
     let name = &environment.name;
@@ -33,6 +33,31 @@ pub(super) fn nothing_before(environment: &EnvironmentRecord) -> Problem {
     )
     .hint(format!(
         "Deploy a version that works: `beanpole deploy {name} --from DIR`."
+    ))
+}
+
+pub(super) fn is_live(number: ReleaseNumber, name: &EnvironmentName) -> Problem {
+    Problem::conflict(
+        "release-is-live",
+        format!("Release {number} is what `{name}` runs: there is nothing to go back from."),
+    )
+    .hint(format!(
+        "`beanpole restart {name}` starts its instances afresh."
+    ))
+}
+
+/// Every other release that was live was not well when another took its place; `ill` is the last of them.
+pub(super) fn only_ill(environment: &EnvironmentRecord, ill: &ReleaseRecord) -> Problem {
+    let (name, number) = (&environment.name, ill.number);
+    let how = ill.ill.as_deref().unwrap_or("it was not well");
+    Problem::conflict(
+        "nothing-to-roll-back-to",
+        format!(
+            "No release of `{name}` that was live before this one was well to the end: of release {number}, {how}."
+        ),
+    )
+    .hint(format!(
+        "`beanpole rollback {name} --to {number}` goes there all the same."
     ))
 }
 

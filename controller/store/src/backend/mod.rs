@@ -54,6 +54,11 @@ pub trait Backend: Send + Sync {
     fn is_broken(&self) -> bool {
         false
     }
+
+    /// Whether there is room for another write; [`StoreError::Full`] where there is none.
+    fn room(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

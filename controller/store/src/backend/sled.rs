@@ -210,9 +210,7 @@ impl Backend for Sled {
     fn is_broken(&self) -> bool {
         self.broken.load(Ordering::Acquire)
     }
-}
 
-impl Sled {
     fn room(&self) -> Result<(), StoreError> {
         match space::free(&self.log) {
             Ok(free) if free < space::LEFT_BY_RECORDS => Err(StoreError::Full {
@@ -223,7 +221,9 @@ impl Sled {
             _ => Ok(()),
         }
     }
+}
 
+impl Sled {
     fn write(&self, changes: sled::Batch) -> Result<(), StoreError> {
         self.tree.apply_batch(changes).map_err(failed)?;
         self.tree.flush().map_err(failed)?;
