@@ -395,10 +395,8 @@ fn mode_of_the_first(bed: &Bed) -> String {
     mode.as_str().unwrap_or_default().to_owned()
 }
 
-#[test]
-fn an_app_that_ends_again_and_again_is_a_warning_though_it_answers() {
-    let bed = Bed::up();
-    bed.serving("shop-prod", 1);
+/// The only instance, by a request that it does not survive.
+fn ends_three_times(bed: &Bed) {
     for ends in 1..=3 {
         let _ = beanpole_tests::http::get(bed.http, "shop-prod.localhost", "/exit");
         until_true("it was started again", seconds(30), || {
@@ -410,6 +408,13 @@ fn an_app_that_ends_again_and_again_is_a_warning_though_it_answers() {
                 .is_ok_and(|answer| answer.status == 200)
         });
     }
+}
+
+#[test]
+fn an_app_that_ends_again_and_again_is_a_warning_though_it_answers() {
+    let bed = Bed::up();
+    bed.serving("shop-prod", 1);
+    ends_three_times(&bed);
     until_true("it serves with a warning", seconds(30), || {
         let status = bed.status("shop-prod");
         status["instances"][0]["health"] == "Warning" && status["health"] == "Yellow"
@@ -424,20 +429,15 @@ fn an_app_that_ends_again_and_again_is_a_warning_though_it_answers() {
 #[test]
 fn a_rollback_passes_over_a_release_that_was_not_well() {
     let bed = Bed::up();
-    let app = bed.serving("shop-prod", 1);
-    bed.run(&["config", "shop-prod", "--set", "MinUptime=0"])
-        .ok();
-    let app = app.procfile("web: ./testapp v2 --lives 1500\n");
-    bed.deploy(&app, "shop-prod", "flaps").ok();
-    until_true("it ended again and again", seconds(60), || {
-        bed.status("shop-prod")["instances"][0]["health"] == "Warning"
-    });
-    let app = app.procfile("web: ./testapp v3\n");
+    let app = bed.serving("shop-prod", 1).version("v2");
+    bed.deploy(&app, "shop-prod", "v2").ok();
+    ends_three_times(&bed);
+    let app = app.version("v3");
     bed.deploy(&app, "shop-prod", "v3").ok();
     bed.run(&["rollback", "shop-prod"]).ok();
     assert_live(&bed, "shop-prod", "v1", 1);
-    // What is live is nothing to go back to, and asking for the other by its number is a choice.
-    bed.run(&["rollback", "shop-prod", "--to", "5"])
+    let live = bed.status("shop-prod")["release"].to_string();
+    bed.run(&["rollback", "shop-prod", "--to", &live])
         .exits(1)
         .says("there is nothing to go back from");
 }
