@@ -260,6 +260,7 @@ mod tests {
             proxies: vec![ProxyState::new("local".to_owned(), None, Some(report))],
             web: true,
             evidence: None,
+            with_commands: Default::default(),
         }
     }
 

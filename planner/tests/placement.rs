@@ -74,6 +74,7 @@ fn world<'a>(report: &'a HostReport, hosts: &[&[(&str, &str)]], instances: u128)
         proxies: Vec::new(),
         web: false,
         evidence: None,
+        with_commands: Default::default(),
     }
 }
 

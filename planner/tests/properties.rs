@@ -215,6 +215,7 @@ impl Fake {
             proxies: vec![ProxyState::new("p".to_owned(), None, Some(&self.proxy))],
             web: true,
             evidence: None,
+            with_commands: Default::default(),
         }
     }
 
@@ -304,6 +305,7 @@ impl Fake {
                             asked_by: None,
                             again_at: None,
                             has_release_command: false,
+                            ran_container_commands: true,
                             once: None,
                         })
                         .to_vec();

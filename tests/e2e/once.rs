@@ -1,4 +1,4 @@
-//! Release commands: once for a deployment, before anything is touched, whatever is killed meanwhile.
+//! Release commands and container commands: once for a deployment, before anything is touched, whatever is killed meanwhile.
 
 use crate::changes::{assert_live, assert_none_failed};
 use beanpole_tests::apps::App;
@@ -51,7 +51,7 @@ fn a_release_command_runs_once_and_not_on_the_way_back() {
     bed.deploy(&app, "shop-prod", "v2")
         .ok()
         .says("Run the release command")
-        .says("The release command succeeded.")
+        .says("Succeeded: the release command")
         .says("migrated");
     assert_live(&bed, "shop-prod", "v2", 2);
     assert_eq!(traces.runs(), ["v2"], "once, for two instances");
@@ -153,4 +153,48 @@ fn an_abort_ends_a_release_command() {
         .ok()
         .says("what it has done so far stays");
     assert_live(&bed, "shop-prod", "v1", 1);
+}
+
+#[test]
+fn container_commands_for_the_leader_run_once_and_the_others_on_each_host() {
+    let bed = Bed::up();
+    let traces = Traces::of(&bed);
+    let app = bed.serving("shop-prod", 2);
+    let trace = |word: &str| format!("echo {word} >>{}/runs", traces.0.display());
+    let config = format!(
+        "packages: {{yum: {{git: []}}}}\ncontainer_commands:\n  02_migrate: {{command: {}, leader_only: true}}\n  \
+         01_assets: {{command: {}}}\n",
+        trace("migrate"),
+        trace("assets"),
+    );
+    let app = traces
+        .app(app, "v2", "true")
+        .file(".ebextensions/app.config", config.as_bytes());
+    let load = bed.load("shop-prod");
+    bed.deploy(&app, "shop-prod", "v2")
+        .ok()
+        .says(".ebextensions/app.config has keys that do nothing here: packages")
+        .says("with the container command `01_assets`")
+        .says("Run the container command `02_migrate` and the release command")
+        .says("Succeeded: the container command `02_migrate`");
+    assert_none_failed(&load.stop());
+    assert_live(&bed, "shop-prod", "v2", 2);
+    assert_eq!(
+        traces.runs(),
+        ["assets", "migrate", "v2"],
+        "once for two instances of one host"
+    );
+    let config = format!(
+        "container_commands:\n  01_fails: {{command: {}; echo no table; exit 3, leader_only: true}}\n",
+        trace("fails")
+    );
+    let app = traces
+        .app(app, "v3", "true")
+        .file(".ebextensions/app.config", config.as_bytes());
+    bed.deploy(&app, "shop-prod", "v3")
+        .exits(1)
+        .says("`01_fails` failed: exit status: 3")
+        .says("no table");
+    assert_live(&bed, "shop-prod", "v2", 2);
+    assert_eq!(traces.runs(), ["assets", "migrate", "v2", "fails"]);
 }

@@ -583,6 +583,7 @@ pub(crate) mod tests {
             settings: OptionSettings::default(),
             reason: "deploy".to_owned(),
             release_command: None,
+            container_commands: Default::default(),
             outcome: None,
             live_at: None,
             created_at: Timestamp::EPOCH,
@@ -624,6 +625,7 @@ pub(crate) mod tests {
                 asked_by: asked_by.cloned(),
                 again_at: Some(Timestamp::from_millis(600_000)),
                 has_release_command: false,
+                ran_container_commands: true,
                 once: None,
             }],
             ..reported()
@@ -641,6 +643,7 @@ pub(crate) mod tests {
                 release: ReleaseNumber(1),
                 tree: ReleaseNumber(1),
                 hosts: vec![id.clone()],
+                commands: Vec::new(),
             }],
             timeouts: Timeouts {
                 prepare_ms: 600_000,
@@ -693,7 +696,7 @@ pub(crate) mod tests {
                 release: ReleaseNumber(1),
                 tree: ReleaseNumber(1),
                 host: id.clone(),
-                command: "./migrate".to_owned(),
+                command: "the release command `./migrate`".to_owned(),
             }],
             timeouts: Timeouts {
                 prepare_ms: 600_000,

@@ -413,6 +413,7 @@ mod tests {
             proxies: vec![ProxyState::new("edge".to_owned(), None, Some(&proxy))],
             web: true,
             evidence: None,
+            with_commands: Default::default(),
         };
         health(&world, &environment, &record, at_minute(100)).0
     }
