@@ -312,6 +312,26 @@ mod tests {
     }
 
     #[test]
+    fn what_is_passed_over_is_named_with_its_file() {
+        let not_run = NotRun {
+            hooks: vec![".platform/confighooks"],
+            extensions: vec![beanpole_bundle::ebextensions::PassedOver {
+                file: ".ebextensions/01.config".to_owned(),
+                keys: vec!["packages".to_owned(), "option_settings".to_owned()],
+            }],
+        };
+        let notes = notes(&not_run);
+        assert!(notes[0].contains("the hooks in .platform/confighooks are not run"));
+        assert!(
+            notes[1].contains(
+                ".ebextensions/01.config has keys that do nothing here: packages, option_settings."
+            ),
+            "{}",
+            notes[1]
+        );
+    }
+
+    #[test]
     fn an_unknown_platform_suggests_the_nearest() {
         let error = platform("pyton").expect_err("unknown");
         assert!(error.contains("Did you mean `python`?"), "{error}");
