@@ -145,7 +145,7 @@ pub struct Entry {
 pub struct Contents {
     /// Directories, each after the one it is in.
     pub directories: Vec<PathBuf>,
-    /// Files.
+    /// Files, sorted by their paths.
     pub files: Vec<(PathBuf, Entry)>,
     /// Symbolic links.
     pub links: Vec<(PathBuf, Entry)>,

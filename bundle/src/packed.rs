@@ -89,8 +89,9 @@ impl Packed<'_> {
     fn entry(&self, name: &str) -> Option<Entry> {
         let path = follow(PathBuf::new(), Path::new(name), &self.links)?;
         let files = &self.contents.files;
-        let found = files.iter().find(|(file, _)| *file == path)?;
-        Some(found.1)
+        // A bundle may have very many, and each of its links may be asked for.
+        let found = files.binary_search_by(|(file, _)| file.cmp(&path)).ok()?;
+        Some(files[found].1)
     }
 
     /// Refuses hooks that no host could start.
