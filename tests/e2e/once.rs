@@ -1,8 +1,10 @@
 //! Release commands and container commands: once for a deployment, before anything is touched, whatever is killed meanwhile.
 
 use crate::changes::{assert_live, assert_none_failed};
+use crate::fleet::fleet;
 use beanpole_tests::apps::App;
 use beanpole_tests::bed::Bed;
+use beanpole_tests::hosts::Hosts;
 use beanpole_tests::wait::{seconds, until_true};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -197,4 +199,32 @@ fn container_commands_for_the_leader_run_once_and_the_others_on_each_host() {
         .says("no table");
     assert_live(&bed, "shop-prod", "v2", 2);
     assert_eq!(traces.runs(), ["assets", "migrate", "v2", "fails"]);
+}
+
+#[test]
+fn of_three_hosts_one_runs_what_is_for_the_leader_and_each_the_other_container_commands() {
+    let Some((_hosts, bed)) = fleet("container_commands") else {
+        return;
+    };
+    let names = ["h1", "h2", "h3"];
+    for name in names {
+        Hosts::on(
+            name,
+            "rm -rf /srv/runs && install -m 666 /dev/null /srv/runs",
+        );
+    }
+    let config = "container_commands:\n  01_assets: {command: echo assets >>/srv/runs}\n  \
+                  02_migrate: {command: echo migrate >>/srv/runs, leader_only: true}\n";
+    let app = bed
+        .serving("shop-prod", 3)
+        .version("v2")
+        .file(".ebextensions/app.config", config.as_bytes());
+    let load = bed.load("shop-prod");
+    bed.deploy(&app, "shop-prod", "v2").ok();
+    assert_none_failed(&load.stop());
+    assert_live(&bed, "shop-prod", "v2", 3);
+    let runs = |name| Hosts::on(name, "cat /srv/runs && rm /srv/runs");
+    let mut ran = names.map(runs).map(|text| text.trim().replace('\n', " "));
+    ran.sort();
+    assert_eq!(ran, ["assets", "assets", "assets migrate"]);
 }
