@@ -6,15 +6,17 @@
 //! the directory says may still be a lie: whoever unpacks holds each entry to it.
 //!
 //! [`check_runs`] says whether a host could run it at all: [`platform`] and [`procfile`] are what the
-//! agent, too, finds that out with.
+//! agent, too, finds that out with, and what it runs on the way by [`hooks`] and [`ebextensions`].
 
+pub mod ebextensions;
 pub mod hooks;
 mod packed;
 pub mod platform;
 pub mod procfile;
 mod shared;
+mod yaml;
 
-pub use packed::{check_runs, not_run, release_command};
+pub use packed::{Commands, NotRun, check_runs, commands, not_run};
 pub use shared::Shared;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -54,6 +56,10 @@ impl Refused {
             }
             "hook-invalid" => {
                 "Give that script a first line such as `#!/bin/sh`, or move the file elsewhere if it is no hook."
+            }
+            "ebextensions-invalid" => {
+                "Mend that file and deploy again; nothing was changed. `.ebextensions` is read for its \
+                 `container_commands`."
             }
             "package-invalid" => "Mend package.json and deploy again; nothing was changed.",
             "disk-full" => "Make room on that disk and try again.",
@@ -139,7 +145,7 @@ pub struct Entry {
 pub struct Contents {
     /// Directories, each after the one it is in.
     pub directories: Vec<PathBuf>,
-    /// Files.
+    /// Files, sorted by their paths.
     pub files: Vec<(PathBuf, Entry)>,
     /// Symbolic links.
     pub links: Vec<(PathBuf, Entry)>,

@@ -1,5 +1,6 @@
 //! Looks into a ZIP without unpacking it.
 
+use crate::ebextensions::{self, ContainerCommand, PassedOver};
 use crate::hooks::{self, When};
 use crate::platform::{self, Top};
 use crate::{
@@ -18,21 +19,48 @@ use std::path::{Component, Path, PathBuf};
 pub fn check_runs(file: File, platform: Platform, tier: Tier) -> Result<(), Refused> {
     look_into(file, |packed| {
         platform::find(packed, platform)?.suits(tier)?;
-        packed.check_hooks()
+        packed.check_hooks()?;
+        ebextensions::read(packed).map(|_| ())
     })
 }
 
-/// The release command of a bundle, in full.
-pub fn release_command(file: File) -> Result<Option<String>, Refused> {
-    look_into(file, |packed| platform::release_command(packed))
+/// What a bundle has run besides its processes and hooks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Commands {
+    /// The `release` line of its Procfile, in full.
+    pub release: Option<String>,
+    /// Its container commands, in their order.
+    pub container: Vec<ContainerCommand>,
 }
 
-/// Those of [`hooks::NOT_RUN`] that a bundle has.
-pub fn not_run(file: File) -> Result<Vec<&'static str>, Refused> {
+/// The release command and the container commands of a bundle.
+pub fn commands(file: File) -> Result<Commands, Refused> {
+    look_into(file, |packed| {
+        Ok(Commands {
+            release: platform::release_command(packed)?,
+            container: ebextensions::read(packed)?.commands,
+        })
+    })
+}
+
+/// What Elastic Beanstalk would do for a bundle and hosts do not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NotRun {
+    /// Those of [`hooks::NOT_RUN`] that it has.
+    pub hooks: Vec<&'static str>,
+    /// Keys of its configuration files.
+    pub extensions: Vec<PassedOver>,
+}
+
+/// What of a bundle is passed over.
+pub fn not_run(file: File) -> Result<NotRun, Refused> {
     look_into(file, |packed| {
         let files = &packed.contents.files;
         let has = |directory: &&str| files.iter().any(|(path, _)| path.starts_with(directory));
-        Ok(hooks::NOT_RUN.into_iter().filter(has).collect())
+        Ok(NotRun {
+            hooks: hooks::NOT_RUN.into_iter().filter(has).collect(),
+            extensions: ebextensions::read(packed)?.passed_over,
+        })
     })
 }
 
@@ -61,8 +89,9 @@ impl Packed<'_> {
     fn entry(&self, name: &str) -> Option<Entry> {
         let path = follow(PathBuf::new(), Path::new(name), &self.links)?;
         let files = &self.contents.files;
-        let found = files.iter().find(|(file, _)| *file == path)?;
-        Some(found.1)
+        // A bundle may have very many, and each of its links may be asked for.
+        let found = files.binary_search_by(|(file, _)| file.cmp(&path)).ok()?;
+        Some(files[found].1)
     }
 
     /// Refuses hooks that no host could start.
@@ -123,6 +152,18 @@ impl Top for Packed<'_> {
             )
             .collect();
         names.into_iter().collect()
+    }
+
+    fn files_in(&self, name: &str) -> Vec<String> {
+        let Some(directory) = follow(PathBuf::new(), Path::new(name), &self.links) else {
+            return Vec::new();
+        };
+        let files = self.contents.files.iter().chain(&self.contents.links);
+        files
+            .filter(|(path, _)| path.parent() == Some(&directory))
+            .filter_map(|(path, _)| Some(path.file_name()?.to_string_lossy().into_owned()))
+            .filter(|file| self.has_file(&format!("{name}/{file}")))
+            .collect()
     }
 }
 
@@ -238,11 +279,11 @@ mod tests {
             (".platform/hooks/prebuild/lib/common", "no hook"),
         ];
         check_runs(bundle(&fine), auto, web).expect("runs");
-        assert!(not_run(bundle(&fine)).expect("readable").is_empty());
+        assert_eq!(not_run(bundle(&fine)), Ok(NotRun::default()));
         let other = (".platform/confighooks/predeploy/1.sh", "no script");
         check_runs(bundle(&[procfile, other]), auto, web).expect("runs, without it");
         let left_out = not_run(bundle(&[procfile, other])).expect("readable");
-        assert_eq!(left_out, [".platform/confighooks"]);
+        assert_eq!(left_out.hooks, [".platform/confighooks"]);
         for place in ["prebuild", "postdeploy"] {
             let name = format!(".platform/hooks/{place}/1.sh");
             let refused = refusal(&[procfile, (&name, "make assets\n")], auto, web);
@@ -254,7 +295,7 @@ mod tests {
     #[test]
     fn a_release_command_is_no_process() {
         let (auto, web) = (Platform::Auto, Tier::Web);
-        let command = |files| release_command(bundle(files)).expect("readable");
+        let command = |files| commands(bundle(files)).expect("readable").release;
         let both = &[("Procfile", "release: ./migrate up\nweb: ./x\n")];
         check_runs(bundle(both), auto, web).expect("runs");
         assert_eq!(command(both).as_deref(), Some("./migrate up"));
@@ -270,6 +311,42 @@ mod tests {
         let refused = refusal(no_web, auto, web);
         assert_eq!(refused.code, "procfile-without-web");
         assert!(!refused.message.contains("release"), "{refused}");
+    }
+
+    #[test]
+    fn container_commands_are_read_and_what_is_passed_over_is_told() {
+        let (auto, web) = (Platform::Auto, Tier::Web);
+        let procfile = ("Procfile", "web: ./x\n");
+        let config = |text| (".ebextensions/01.config", text);
+        let fine = "packages: {yum: {git: []}}\ncontainer_commands:\n  b: {command: x}\n  a: {command: y}\n";
+        let files = [procfile, config(fine)];
+        check_runs(bundle(&files), auto, web).expect("runs");
+        let found = commands(bundle(&files)).expect("readable").container;
+        let names: Vec<_> = found.iter().map(|command| command.name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+        let left_out = not_run(bundle(&files)).expect("readable").extensions;
+        assert_eq!(left_out[0].file, ".ebextensions/01.config");
+        assert_eq!(left_out[0].keys, ["packages"]);
+        let files = [procfile, config("container_commands:\n  a: {test: x}\n")];
+        let refused = refusal(&files, auto, web);
+        assert_eq!(refused.code, "ebextensions-invalid");
+        assert!(refused.message.contains("line 2"), "{refused}");
+        assert!(refused.hint().contains("deploy again"), "{refused}");
+    }
+
+    #[test]
+    fn configuration_files_are_found_where_links_lead() {
+        let file = zip(|zip| {
+            let plain = SimpleFileOptions::default();
+            zip.start_file("deploy/eb/real", plain).expect("start");
+            zip.write_all(b"container_commands: {a: {command: x}}")
+                .expect("write");
+            zip.add_symlink("deploy/eb/a.config", "real", plain)
+                .expect("link");
+            zip.add_symlink(".ebextensions", "deploy/eb", plain)
+                .expect("link");
+        });
+        assert_eq!(commands(file).expect("readable").container.len(), 1);
     }
 
     #[test]

@@ -62,6 +62,9 @@ pub trait Top {
 
     /// All names at the top, and whether each is a directory.
     fn names(&self) -> Vec<(String, bool)>;
+
+    /// The names of the files, and of links to files, in the directory `name` itself.
+    fn files_in(&self, name: &str) -> Vec<String>;
 }
 
 /// Reads a small text file of the bundle; none if there is none.

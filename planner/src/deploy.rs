@@ -485,6 +485,7 @@ impl<'w, 'a> Draft<'w, 'a> {
                 release,
                 tree,
                 hosts: hosts.into_iter().collect(),
+                commands: Vec::new(),
             });
         }
     }

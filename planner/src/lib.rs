@@ -28,7 +28,7 @@ pub use deploy::{Goal, Rules, plan};
 pub use next::{
     Decision, OTHER_PORTS, RESTARTS_THAT_FAIL, how_it_ended, listens_unreached, next, restarts,
 };
-pub use once::run_once;
+pub use once::{run_everywhere, run_once, told_commands, told_once};
 pub use place::{Lack, Place, Refusal, place};
 pub use plan::{Action, Batch, Change, Gate, Plan, Skipped, Split, Stage, Timeouts};
 pub use progress::{ChangeState, Happened, IllegalTransition, Progress, Share, apply};

@@ -1,7 +1,7 @@
 //! A plan: the whole way to a goal, as data. It is stored for good and never edited, so variants
 //! and fields are only ever added.
 
-use crate::{Place, Progress, Serving, World};
+use crate::{Place, Progress, Serving, World, told_commands};
 use beanpole_protocol::api::{LeftOut, PlanBatch, PlanView};
 use beanpole_protocol::options::{DeploymentPolicy, GuardLimits, SplitStep, SplitSteps};
 use beanpole_protocol::proxy::TargetMode;
@@ -60,8 +60,11 @@ pub enum Stage {
         tree: ReleaseNumber,
         /// Where.
         hosts: Vec<HostId>,
+        /// The names of the container commands that run there.
+        #[serde(default)]
+        commands: Vec<String>,
     },
-    /// The release command runs, on one host, while nothing that runs is touched. A plan has one at most.
+    /// What runs once runs, on one host, while nothing that runs is touched. A plan has one at most.
     Once {
         /// The release, as people know it.
         release: ReleaseNumber,
@@ -69,7 +72,7 @@ pub enum Stage {
         tree: ReleaseNumber,
         /// Where.
         host: HostId,
-        /// The command, for people.
+        /// What runs, for people: ``the release command `./migrate` ``.
         command: String,
     },
     /// Instances that change together.
@@ -228,7 +231,7 @@ const fn three() -> u32 {
 /// How long things may take, in milliseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timeouts {
-    /// Preparing a release on all hosts; running its release command.
+    /// Preparing a release on all hosts; running what runs once.
     pub prepare_ms: u64,
     /// From the first moment that a started instance runs until it has to be healthy: its grace and its
     /// time-out.
@@ -389,10 +392,18 @@ impl Plan {
         let mut shared = false;
         for stage in &self.stages {
             match stage {
-                Stage::Prepare { release, hosts, .. } => {
+                Stage::Prepare {
+                    release,
+                    hosts,
+                    commands,
+                    ..
+                } => {
                     let names: Vec<String> = hosts.iter().map(host_name).collect();
+                    let with = told_commands(commands)
+                        .map(|commands| format!(", with {commands}"))
+                        .unwrap_or_default();
                     lines.push(format!(
-                        "Prepare release {release} on {}.",
+                        "Prepare release {release} on {}{with}.",
                         names.join(", ")
                     ));
                 }
@@ -418,10 +429,9 @@ impl Plan {
                         lines.push(format!("Launch {}.", launches(&joins, host_name)));
                     }
                 }
-                Stage::Once { host, command, .. } => lines.push(format!(
-                    "Run the release command `{command}` once, on {}.",
-                    host_name(host)
-                )),
+                Stage::Once { host, command, .. } => {
+                    lines.push(format!("Run {command} once, on {}.", host_name(host)));
+                }
                 Stage::Batch(batch) => {
                     if !batch.enters.is_empty() || shared {
                         lines.push(format!(

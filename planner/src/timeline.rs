@@ -262,6 +262,7 @@ mod tests {
             web: true,
             replace_after: std::time::Duration::from_mins(5),
             evidence: None,
+            with_commands: Default::default(),
         }
     }
 

@@ -2,14 +2,14 @@
 
 use crate::guard::Evidence;
 use beanpole_protocol::agent::{
-    HostReport, InstancePhase, InstanceReport, ReleaseKey, ReleaseReport, Startup,
+    HostReport, InstancePhase, InstanceReport, ReleaseKey, ReleasePhase, ReleaseReport, Startup,
 };
 use beanpole_protocol::proxy::{ProxyReport, TargetMode, TargetReport};
 use beanpole_protocol::{
     EnvironmentId, Generation, HostId, Incarnation, InstanceId, OperationId, ReleaseNumber,
     Timestamp,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// One environment and everything around it.
@@ -31,6 +31,8 @@ pub struct World<'a> {
     pub replace_after: Duration,
     /// What a split has shown so far.
     pub evidence: Option<Evidence>,
+    /// Releases whose bundle has container commands, by the number of their prepared tree.
+    pub with_commands: BTreeSet<ReleaseNumber>,
 }
 
 /// An instance as it is wanted.
@@ -161,6 +163,19 @@ impl HostState<'_> {
         self.report?.instances.iter().find(|seen| seen.id == *id)
     }
 
+    /// Why a release that is ready there is not what it should be: its agent knows of no container
+    /// commands.
+    pub(crate) fn ran_no_commands(&self, seen: &ReleaseReport) -> Option<String> {
+        let without = seen.phase == ReleasePhase::Ready && !seen.ran_container_commands;
+        without.then(|| {
+            format!(
+                "The agent on {} is of a version that runs no container commands; \
+                 `beanpole host upgrade {}` brings it up to date. Then deploy again.",
+                self.name, self.name
+            )
+        })
+    }
+
     /// What the agent says of a release.
     pub fn release(
         &self,
@@ -283,6 +298,7 @@ mod tests {
                 web,
                 replace_after: Duration::from_mins(5),
                 evidence: None,
+                with_commands: Default::default(),
             };
             assert_eq!(world.serving(&id), Serving::No);
         }

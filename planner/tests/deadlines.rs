@@ -307,6 +307,7 @@ impl Still {
             web: true,
             replace_after: std::time::Duration::from_mins(5),
             evidence: None,
+            with_commands: Default::default(),
         };
         next(&self.plan, &self.progress, &world, now)
     }
@@ -777,6 +778,7 @@ fn done_while_others_change() -> Still {
             release: NEW,
             tree: NEW,
             hosts: vec![host()],
+            commands: Vec::new(),
         });
         still.progress.stage = 1;
         still.restarts = 1;
@@ -791,6 +793,7 @@ fn preparing(asked_by: Option<OperationId>, again_at: Option<Timestamp>) -> Stil
             release: NEW,
             tree: NEW,
             hosts: vec![host()],
+            commands: Vec::new(),
         }];
         still.release = Some(ReleaseReport {
             key: ReleaseKey {
@@ -808,6 +811,7 @@ fn preparing(asked_by: Option<OperationId>, again_at: Option<Timestamp>) -> Stil
             asked_by,
             again_at,
             has_release_command: false,
+            ran_container_commands: true,
             once: None,
         });
     })
@@ -946,6 +950,7 @@ fn a_host_that_cannot_take_orders_is_named_with_the_reason() {
                 release: NEW,
                 tree: NEW,
                 hosts: vec![host()],
+                commands: Vec::new(),
             };
         });
     let starting = Still::replaced(ChangeState::Starting { since })

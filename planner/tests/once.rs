@@ -3,7 +3,7 @@
 
 use beanpole_planner::{
     Decision, Happened, HostState, Plan, Progress, Reach, Stage, Timeouts, World, apply, next,
-    run_once,
+    run_everywhere, run_once, told_once,
 };
 use beanpole_protocol::agent::{
     Failure, HostFacts, HostReport, OncePhase, OnceReport, ReleaseKey, ReleasePhase, ReleaseReport,
@@ -35,6 +35,7 @@ struct About {
     agent: Option<AgentId>,
     ready: bool,
     knows_how: bool,
+    ran_commands: bool,
     once: Option<(u128, OncePhase)>,
 }
 
@@ -49,6 +50,7 @@ impl About {
             agent: Some(agent()),
             ready: true,
             knows_how: true,
+            ran_commands: true,
             once: None,
         }
     }
@@ -66,13 +68,13 @@ impl About {
         }
     }
 
-    fn decided(&self, now: Timestamp) -> Decision {
+    fn report(&self) -> HostReport {
         let phase = if self.ready {
             ReleasePhase::Ready
         } else {
             ReleasePhase::Unpacking
         };
-        let report = HostReport {
+        HostReport {
             sequence: 1,
             agent_version: String::new(),
             agent_digest: None,
@@ -93,6 +95,7 @@ impl About {
                 asked_by: None,
                 again_at: None,
                 has_release_command: self.knows_how,
+                ran_container_commands: self.ran_commands,
                 once: self.once.clone().map(|(operation, phase)| OnceReport {
                     operation: OperationId::from_bits(operation),
                     phase,
@@ -100,14 +103,18 @@ impl About {
                 }),
             }],
             instances: Vec::new(),
-        };
+        }
+    }
+
+    fn decided(&self, now: Timestamp) -> Decision {
+        let report = self.report();
         let world = world([("h1", host(), self.reach)], Some(&report));
         let plan = Plan {
             stages: vec![Stage::Once {
                 release: NEW,
                 tree: NEW,
                 host: host(),
-                command: "./migrate".to_owned(),
+                command: "the release command `./migrate`".to_owned(),
             }],
             timeouts: Timeouts {
                 prepare_ms: 600_000,
@@ -163,6 +170,7 @@ fn world<'r, const N: usize>(
         web: true,
         replace_after: std::time::Duration::from_mins(5),
         evidence: None,
+        with_commands: Default::default(),
     }
 }
 
@@ -303,27 +311,105 @@ fn one_host_of_those_that_prepare_the_release_runs_it() {
         release: NEW,
         tree: NEW,
         hosts: vec![one, two.clone(), three],
+        commands: Vec::new(),
     };
     let mut plan = Plan {
         release: Some(NEW),
         stages: vec![prepare.clone()],
         ..Plan::default()
     };
-    run_once(&mut plan, &world, "./migrate");
+    run_once(&mut plan, &world, "the release command `./migrate`");
     let once = Stage::Once {
         release: NEW,
         tree: NEW,
         host: two,
-        command: "./migrate".to_owned(),
+        command: "the release command `./migrate`".to_owned(),
     };
     assert_eq!(plan.stages, [prepare, once]);
     let lines = plan.view(&|host| world.host_name(host)).lines;
     assert_eq!(lines[1], "Run the release command `./migrate` once, on b.");
     let mut nothing = Plan::default();
-    run_once(&mut nothing, &world, "./migrate");
+    run_everywhere(&mut nothing, &names(["assets"]));
+    run_once(&mut nothing, &world, "the release command `./migrate`");
     assert_eq!(
         nothing,
         Plan::default(),
         "what prepares nothing runs nothing"
     );
+}
+
+fn names<const N: usize>(names: [&str; N]) -> Vec<String> {
+    names.map(str::to_owned).to_vec()
+}
+
+#[test]
+fn commands_for_the_leader_are_told_by_name_before_the_release_command() {
+    let told = |leader: &[String], release| told_once(leader, release).expect("something");
+    assert_eq!(told(&[], Some("./m")), "the release command `./m`");
+    assert_eq!(told(&names(["01"]), None), "the container command `01`");
+    assert_eq!(
+        told(&names(["01", "02"]), Some("./m")),
+        "the container commands `01`, `02` and the release command `./m`"
+    );
+    let many: Vec<String> = (10..20).map(|n| n.to_string()).collect();
+    assert!(told(&many, None).ends_with("`17`, 2 more"));
+    assert_eq!(told_once(&[], None), None);
+}
+
+#[test]
+fn a_plan_names_the_container_commands_of_what_it_prepares_anew() {
+    let prepared = |tree| {
+        let mut plan = Plan {
+            release: Some(NEW),
+            stages: vec![Stage::Prepare {
+                release: NEW,
+                tree,
+                hosts: vec![host()],
+                commands: Vec::new(),
+            }],
+            ..Plan::default()
+        };
+        run_everywhere(&mut plan, &names(["assets"]));
+        plan.view(&|_| "h1".to_owned()).lines[0].clone()
+    };
+    assert_eq!(
+        prepared(NEW),
+        "Prepare release 2 on h1, with the container command `assets`."
+    );
+    let earlier = ReleaseNumber(1);
+    assert_eq!(prepared(earlier), "Prepare release 2 on h1.");
+}
+
+#[test]
+fn an_agent_that_runs_no_container_commands_fails_a_release_that_has_some() {
+    let mut about = About::to_run();
+    about.ran_commands = false;
+    let report = about.report();
+    let plan = Plan {
+        stages: vec![Stage::Prepare {
+            release: NEW,
+            tree: NEW,
+            hosts: vec![host()],
+            commands: Vec::new(),
+        }],
+        ..Plan::default()
+    };
+    let mut world = world([("h1", host(), Reach::Here)], Some(&report));
+    let progress = Progress {
+        since: Some(at(0)),
+        ..Progress::default()
+    };
+    let decided = |world: &World<'_>| match next(&plan, &progress, world, at(1)) {
+        Decision::Record(mut entries) => entries.pop().expect("an entry"),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(decided(&world), Happened::StageFinished { stage: 0 });
+    world.with_commands.insert(NEW);
+    match decided(&world) {
+        Happened::Failed { failure } => {
+            assert_eq!(failure.code, "agent-outdated");
+            assert!(failure.message.contains("host upgrade h1"), "{failure:?}");
+        }
+        other => panic!("{other:?}"),
+    }
 }

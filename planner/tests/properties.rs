@@ -222,6 +222,7 @@ impl Fake {
             web: true,
             replace_after: std::time::Duration::from_mins(5),
             evidence: None,
+            with_commands: Default::default(),
         }
     }
 
@@ -312,6 +313,7 @@ impl Fake {
                             asked_by: None,
                             again_at: None,
                             has_release_command: false,
+                            ran_container_commands: true,
                             once: None,
                         })
                         .to_vec();

@@ -112,12 +112,12 @@ pub struct ReleaseOrder {
     /// again at once.
     #[serde(default)]
     pub asked_by: Option<OperationId>,
-    /// Run its release command, once; absent when it shall not run, or not any more.
+    /// Run its container commands for the leader and its release command, once; absent when it shall not run, or not any more.
     #[serde(default)]
     pub run_once: Option<OnceOrder>,
 }
 
-/// Runs the release command of a prepared release. For one operation it is started at most once: by
+/// Runs what runs once of a prepared release. For one operation it is started at most once: by
 /// the agent that is named, which remembers on disk that it did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OnceOrder {
@@ -348,9 +348,14 @@ pub struct ReleaseReport {
     /// final.
     #[serde(default)]
     pub again_at: Option<Timestamp>,
-    /// Whether it has a release command, which this agent knows to run. Only once it is ready.
+    /// Whether it has a release command or container commands for the leader, which this agent knows to
+    /// run. Only once it is ready.
     #[serde(default)]
     pub has_release_command: bool,
+    /// Whether it is ready, and the container commands of its bundle have run, if there are any: agents
+    /// of before run none.
+    #[serde(default)]
+    pub ran_container_commands: bool,
     /// How far its release command is, once it was ordered.
     #[serde(default)]
     pub once: Option<OnceReport>,

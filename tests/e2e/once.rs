@@ -1,8 +1,10 @@
-//! Release commands: once for a deployment, before anything is touched, whatever is killed meanwhile.
+//! Release commands and container commands: once for a deployment, before anything is touched, whatever is killed meanwhile.
 
 use crate::changes::{assert_live, assert_none_failed};
+use crate::fleet::fleet;
 use beanpole_tests::apps::App;
 use beanpole_tests::bed::Bed;
+use beanpole_tests::hosts::Hosts;
 use beanpole_tests::wait::{seconds, until_true};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -51,7 +53,7 @@ fn a_release_command_runs_once_and_not_on_the_way_back() {
     bed.deploy(&app, "shop-prod", "v2")
         .ok()
         .says("Run the release command")
-        .says("The release command succeeded.")
+        .says("Succeeded: the release command")
         .says("migrated");
     assert_live(&bed, "shop-prod", "v2", 2);
     assert_eq!(traces.runs(), ["v2"], "once, for two instances");
@@ -153,4 +155,76 @@ fn an_abort_ends_a_release_command() {
         .ok()
         .says("what it has done so far stays");
     assert_live(&bed, "shop-prod", "v1", 1);
+}
+
+#[test]
+fn container_commands_for_the_leader_run_once_and_the_others_on_each_host() {
+    let bed = Bed::up();
+    let traces = Traces::of(&bed);
+    let app = bed.serving("shop-prod", 2);
+    let trace = |word: &str| format!("echo {word} >>{}/runs", traces.0.display());
+    let config = format!(
+        "packages: {{yum: {{git: []}}}}\ncontainer_commands:\n  02_migrate: {{command: {}, leader_only: true}}\n  \
+         01_assets: {{command: {}}}\n",
+        trace("migrate"),
+        trace("assets"),
+    );
+    let app = traces
+        .app(app, "v2", "true")
+        .file(".ebextensions/app.config", config.as_bytes());
+    let load = bed.load("shop-prod");
+    bed.deploy(&app, "shop-prod", "v2")
+        .ok()
+        .says(".ebextensions/app.config has keys that do nothing here: packages")
+        .says("with the container command `01_assets`")
+        .says("Run the container command `02_migrate` and the release command")
+        .says("Succeeded: the container command `02_migrate`");
+    assert_none_failed(&load.stop());
+    assert_live(&bed, "shop-prod", "v2", 2);
+    assert_eq!(
+        traces.runs(),
+        ["assets", "migrate", "v2"],
+        "once for two instances of one host"
+    );
+    let config = format!(
+        "container_commands:\n  01_fails: {{command: {}; echo no table; exit 3, leader_only: true}}\n",
+        trace("fails")
+    );
+    let app = traces
+        .app(app, "v3", "true")
+        .file(".ebextensions/app.config", config.as_bytes());
+    bed.deploy(&app, "shop-prod", "v3")
+        .exits(1)
+        .says("`01_fails` failed: exit status: 3")
+        .says("no table");
+    assert_live(&bed, "shop-prod", "v2", 2);
+    assert_eq!(traces.runs(), ["assets", "migrate", "v2", "fails"]);
+}
+
+#[test]
+fn of_three_hosts_one_runs_what_is_for_the_leader_and_each_the_other_container_commands() {
+    let Some((_hosts, bed)) = fleet("container_commands") else {
+        return;
+    };
+    let names = ["h1", "h2", "h3"];
+    for name in names {
+        Hosts::on(
+            name,
+            "rm -rf /srv/runs && install -m 666 /dev/null /srv/runs",
+        );
+    }
+    let config = "container_commands:\n  01_assets: {command: echo assets >>/srv/runs}\n  \
+                  02_migrate: {command: echo migrate >>/srv/runs, leader_only: true}\n";
+    let app = bed
+        .serving("shop-prod", 3)
+        .version("v2")
+        .file(".ebextensions/app.config", config.as_bytes());
+    let load = bed.load("shop-prod");
+    bed.deploy(&app, "shop-prod", "v2").ok();
+    assert_none_failed(&load.stop());
+    assert_live(&bed, "shop-prod", "v2", 3);
+    let runs = |name| Hosts::on(name, "cat /srv/runs && rm /srv/runs");
+    let mut ran = names.map(runs).map(|text| text.trim().replace('\n', " "));
+    ran.sort();
+    assert_eq!(ran, ["assets", "assets", "assets migrate"]);
 }

@@ -734,7 +734,10 @@ fn release_commands_run_once_and_first(
         let release: Option<ReleaseRecord> = store
             .get(&ReleaseRecord::key_of(&record.environment, record.release))
             .expect("memory");
-        let Some(release) = release.filter(|one| one.release_command.is_some()) else {
+        let runs_once = |one: &ReleaseRecord| {
+            one.release_command.is_some() || !one.container_commands.leader.is_empty()
+        };
+        let Some(release) = release.filter(runs_once) else {
             continue;
         };
         let version = release.version.as_str();

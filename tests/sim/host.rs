@@ -644,6 +644,7 @@ impl FakeHost {
                     again_at: matches!(prepared.phase, ReleasePhase::Failed(_))
                         .then(|| clock(prepared.until)),
                     has_release_command: prepared.phase == ReleasePhase::Ready,
+                    ran_container_commands: prepared.phase == ReleasePhase::Ready,
                     once: self.once.get(key).map(|once| once.report.clone()),
                 })
                 .collect(),

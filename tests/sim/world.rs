@@ -13,8 +13,8 @@ use beanpole_protocol::{
     ApplicationName, EnvironmentName, HostId, HostName, RequestId, Timestamp, VersionLabel,
 };
 use beanpole_store::model::{
-    ApplicationRecord, EnvironmentRecord, EventRecord, HostOrdersRecord, HostRecord,
-    OperationRecord, VersionRecord,
+    ApplicationRecord, ContainerCommands, EnvironmentRecord, EventRecord, HostOrdersRecord,
+    HostRecord, OperationRecord, VersionRecord,
 };
 use beanpole_store::{Store, StoreError};
 use std::collections::BTreeMap;
@@ -584,7 +584,12 @@ impl World {
         };
         let (word, command) = (*self.rng.pick(words), *self.rng.pick(commands));
         let label = format!("{word}-{}{command}", self.versions);
-        let release_command = Command::of(&label).map(|_| "./migrate".to_owned());
+        // Every other version has its command for the leader among its container commands.
+        let mut release_command = Command::of(&label).map(|_| "./migrate".to_owned());
+        let mut container_commands = ContainerCommands::default();
+        if self.versions.is_multiple_of(2) {
+            container_commands.leader.extend(release_command.take());
+        }
         let label = VersionLabel::new(label).expect("a label");
         let record = VersionRecord {
             application: ApplicationName::new("app").expect("a name"),
@@ -593,6 +598,7 @@ impl World {
             bundle: crate::digest(),
             bundle_size: 1,
             release_command,
+            container_commands,
             created_at: self.at(),
         };
         self.store.update(|tx| tx.put(&record)).expect("memory");

@@ -194,10 +194,15 @@ impl Release {
             .cloned()
     }
 
-    /// Whether it has a release command that could be run.
+    /// Whether it has something that runs once and could be run.
     pub(super) fn has_release_command(&self) -> bool {
+        self.ready().is_some_and(|prepared| prepared.runs_once())
+    }
+
+    /// Whether it is ready and its container commands have run.
+    pub(super) fn ran_container_commands(&self) -> bool {
         self.ready()
-            .is_some_and(|prepared| prepared.release_command.is_some())
+            .is_some_and(|prepared| prepared.ran_container_commands)
     }
 }
 

@@ -43,6 +43,7 @@ impl Host {
                     asked_by: known.and_then(|r| r.asked_by.clone()),
                     again_at: known.and_then(|r| Some(r.retry?.at)),
                     has_release_command: known.is_some_and(Release::has_release_command),
+                    ran_container_commands: known.is_some_and(Release::ran_container_commands),
                     once: known.and_then(|r| r.once.clone()),
                 }
             })

@@ -240,6 +240,27 @@ impl Workshop {
         codes: &Codes,
         extra: &BTreeMap<String, String>,
     ) -> Result<(), Fault> {
+        let nothing = BTreeMap::new();
+        let ended = self
+            .run_to_its_end(site, step, shown, codes, extra, &nothing)
+            .await?;
+        match ended.judge(codes, shown, &limits(&site.order.options)) {
+            None => Ok(()),
+            Some(fault) => Err(fault.with_log(ended.lines)),
+        }
+    }
+
+    /// [`Workshop::run_as`] without a judgement, and with `own` in its environment, which wins over the
+    /// properties.
+    pub(super) async fn run_to_its_end(
+        &self,
+        site: &Site<'_>,
+        step: &Step<'_>,
+        shown: &str,
+        codes: &Codes,
+        extra: &BTreeMap<String, String>,
+        own: &BTreeMap<String, String>,
+    ) -> Result<Ended, Fault> {
         (site.progress)(ReleasePhase::Building {
             command: shown.to_owned(),
         });
@@ -257,16 +278,15 @@ impl Workshop {
             .then(|| make_tmp(&site.work))
             .transpose()
             .map_err(|error| not_started(&error))?;
-        let limits = limits(&site.order.options);
         let cgroup = self.fences.cgroups();
         let spec = BuildSpec {
             program: step.program.to_owned(),
             arguments: step.arguments.to_vec(),
             directory: step.directory.to_owned(),
-            environment: environment(site, step, &home, extra),
+            environment: environment(site, step, &home, extra, own),
             user: site.user.clone(),
             cgroup: cgroup.map(|trees| trees.build(&site.order.key)),
-            limits,
+            limits: limits(&site.order.options),
             private_tmp,
         };
         let command = Guarded {
@@ -275,25 +295,16 @@ impl Workshop {
             log: &site.log,
             record: &site.pid_file,
         };
-        let ended = self.follow(command, || Ok(())).await?;
-        match ended.judge(codes, shown, &limits) {
-            None => Ok(()),
-            Some(fault) => Err(fault.with_log(ended.lines)),
-        }
+        self.follow(command).await
     }
 
-    /// Runs a command under a guard to its end. `begin` comes last before it is started, and keeps it
-    /// from that by failing. Dropping the future has it killed; [`end_build`] waits for that.
-    pub(super) async fn follow(
-        &self,
-        command: Guarded<'_>,
-        begin: impl FnOnce() -> io::Result<()>,
-    ) -> Result<Ended, Fault> {
+    /// Runs a command under a guard to its end. Dropping the future has it killed; [`end_build`] waits
+    /// for that.
+    pub(super) async fn follow(&self, command: Guarded<'_>) -> Result<Ended, Fault> {
         let mut log = Log::open(command.log, command.shown)
             .map_err(|error| Fault::io("write", command.log, &error))?;
         let started = async {
             let mut guard = Guard::start(&self.guard, command.spec.cgroup.clone())?;
-            begin()?;
             guard.begin(command.record, &command.spec).await?;
             Ok::<_, io::Error>(guard)
         };
@@ -370,6 +381,7 @@ fn environment(
     step: &Step<'_>,
     home: &Path,
     extra: &BTreeMap<String, String>,
+    own: &BTreeMap<String, String>,
 ) -> Properties {
     let inherited = INHERITED
         .iter()
@@ -381,6 +393,7 @@ fn environment(
     all.extend(site.order.properties.0.clone());
     all.insert("HOME".to_owned(), home.to_string_lossy().into_owned());
     all.insert("CI".to_owned(), "true".to_owned());
+    all.extend(own.clone());
     all.insert(MARK.to_owned(), site.pid_file.display().to_string());
     Properties(all)
 }
@@ -408,7 +421,7 @@ pub(super) fn limits(options: &BTreeMap<String, String>) -> Limits {
 }
 
 impl Ended {
-    fn not_started(why: &io::Error) -> Self {
+    pub(super) fn not_started(why: &io::Error) -> Self {
         Self {
             end: Some(BuildEnd {
                 error: Some(why.to_string()),
@@ -416,6 +429,12 @@ impl Ended {
             }),
             lines: Vec::new(),
         }
+    }
+
+    /// Whether a failure is that of the command itself: nothing of it is left, and it is not the
+    /// host that failed.
+    pub(super) fn is_the_commands(&self) -> bool {
+        self.end.as_ref().is_some_and(|end| end.left.is_empty()) && !ran_out_of_disk(&self.lines)
     }
 
     /// Why the command failed; none when it did not.
@@ -550,6 +569,12 @@ impl Log {
         self.end_line();
         self.lines.into()
     }
+}
+
+/// Adds a line of the agent's own to a build's log.
+pub(super) fn note(path: &Path, text: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().append(true).open(path)?;
+    writeln!(file, "# {text}")
 }
 
 /// The last lines of a build's log, for a failure that interrupts it.

@@ -6,6 +6,7 @@
 
 pub mod build;
 pub mod cache;
+mod commands;
 mod hooks;
 pub mod node;
 pub mod once;
@@ -21,6 +22,7 @@ use crate::layout::Layout;
 use crate::remove;
 use crate::runtime::ProcessSpec;
 use crate::runtime::process::ShimProgram;
+use beanpole_bundle::ebextensions::ContainerCommand;
 use beanpole_bundle::hooks::When;
 use beanpole_bundle::procfile;
 use beanpole_daemon::files;
@@ -116,7 +118,11 @@ impl Fault {
         code.starts_with("bundle-")
             || matches!(
                 code,
-                "procfile-invalid" | "package-invalid" | "no-platform" | "hook-invalid"
+                "procfile-invalid"
+                    | "package-invalid"
+                    | "no-platform"
+                    | "hook-invalid"
+                    | "ebextensions-invalid"
             )
     }
 
@@ -138,6 +144,13 @@ pub struct Prepared {
     /// What runs once for each deployment, before any of the processes.
     #[serde(default)]
     pub release_command: Option<String>,
+    /// Container commands for the leader, which run before that, in their order.
+    #[serde(default)]
+    pub leader_commands: Vec<ContainerCommand>,
+    /// Whether the other container commands of its bundle have run here, if it has any: agents of before
+    /// knew of none.
+    #[serde(default)]
+    pub ran_container_commands: bool,
     /// Hooks that run in each instance when it has started, below the tree, in their order.
     #[serde(default)]
     pub postdeploy: Vec<PathBuf>,
@@ -180,6 +193,11 @@ impl Prepared {
         let command = procfile::take_release(&mut self.processes);
         self.release_command = self.release_command.or(command);
         self
+    }
+
+    /// Whether something of it runs once for each deployment.
+    pub fn runs_once(&self) -> bool {
+        self.release_command.is_some() || !self.leader_commands.is_empty()
     }
 
     /// The processes for a runtime.
@@ -292,7 +310,7 @@ impl Workshop {
     ) -> Result<Prepared, Fault> {
         (job.progress)(ReleasePhase::Unpacking);
         let tree = work.join("app");
-        self.unpack(work, &tree, job, bundle, cancelled).await?;
+        let mut commands = self.unpack(work, &tree, job, bundle, cancelled).await?;
         let site = build::Site {
             work: work.to_owned(),
             tree: tree.clone(),
@@ -328,8 +346,15 @@ impl Workshop {
         let path = programs::path_with(path.iter().map(PathBuf::as_path));
         let mut extra = made.environment.clone();
         extra.extend(named(&job.order));
+        let around = commands::Around {
+            site: &site,
+            path: &path,
+            extra: &extra,
+        };
+        self.run_container_commands(&around, &commands).await?;
         self.run_hooks(&site, When::Predeploy, &path, &extra)
             .await?;
+        commands.retain(|command| command.leader_only);
         let postdeploy = {
             let tree = tree.clone();
             blocking(move || hooks::find(&tree, When::Postdeploy)).await?
@@ -339,6 +364,8 @@ impl Workshop {
             platform: plan.platform,
             processes: made.processes.unwrap_or(plan.processes),
             release_command: plan.release_command,
+            leader_commands: commands,
+            ran_container_commands: true,
             postdeploy,
             path: made.path,
             environment: made.environment,
@@ -349,6 +376,7 @@ impl Workshop {
         self.finish(work, job, prepared).await
     }
 
+    /// Unpacks the bundle and makes it fit to run; gives its container commands.
     async fn unpack(
         &self,
         work: &Path,
@@ -356,7 +384,7 @@ impl Workshop {
         job: &Job,
         bundle: &Path,
         cancelled: &Arc<AtomicBool>,
-    ) -> Result<(), Fault> {
+    ) -> Result<Vec<ContainerCommand>, Fault> {
         let (work, tree, bundle) = (work.to_owned(), tree.to_owned(), bundle.to_owned());
         let (limits, reserve) = (self.limits, self.reserve_bytes);
         let environment = self.layout.environment(&job.order.key);
@@ -378,6 +406,7 @@ impl Workshop {
             let started = std::time::Instant::now();
             let unpacked = unpack::unpack(&bundle, &tree, &limits, room, &cancelled)?;
             hooks::make_fit(&tree)?;
+            let commands = platform::container_commands(&tree)?;
             tracing::info!(
                 environment = %key.environment,
                 release = key.number.0,
@@ -386,7 +415,7 @@ impl Workshop {
                 took_ms = started.elapsed().as_millis() as u64,
                 "unpacked a bundle"
             );
-            Ok(())
+            Ok(commands)
         })
         .await
     }
@@ -504,6 +533,8 @@ mod tests {
             platform: Platform::Procfile,
             processes: Vec::new(),
             release_command: None,
+            leader_commands: Vec::new(),
+            ran_container_commands: true,
             postdeploy: Vec::new(),
             path: Vec::new(),
             environment: BTreeMap::new(),

@@ -1,19 +1,20 @@
-//! The release command: what runs once for each deployment of a release, before any instance of it.
+//! What runs once for each deployment of a release, before any instance of it: the container commands
+//! for the leader, then the release command. All of them are one run.
 //!
-//! It runs in the prepared tree, as the application's user and within the limits of a build, with what
-//! the application finds in its environment but for `PORT` and the id of an instance. Before it is
-//! started a record says on disk that it was: an agent that finds the record of a command which it
-//! does not run itself knows that nobody can say how that one ended, and starts no other.
+//! They run in the prepared tree, as the application's user and within the limits of a build, with what
+//! the application finds in its environment but for `PORT` and the id of an instance. Before the first is
+//! started a record says on disk that it was: an agent that finds the record of a run which is not
+//! its own knows that nobody can say how that one ended, and starts no other.
 
-use super::build::{self, Codes, Guarded, HOME, MARK};
-use super::{Fault, Prepared, Workshop, blocking};
+use super::build::{self, Codes, Ended, Guarded, HOME, MARK};
+use super::{FAILURE_LINES, Fault, Prepared, Workshop, blocking, commands};
 use crate::fences::users::User;
 use crate::remove;
 use crate::shim::build::BuildSpec;
 use beanpole_bundle::procfile;
 use beanpole_daemon::files;
 use beanpole_protocol::agent::{OnceReport, Properties, ReleaseOrder};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -21,12 +22,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-const CODES: Codes = Codes {
+const RELEASE: Codes = Codes {
     failed: "release-command-failed",
     out_of_memory: "release-command-out-of-memory",
 };
+const CONTAINER: Codes = Codes {
+    failed: "container-command-failed",
+    out_of_memory: "release-command-out-of-memory",
+};
 
-/// One run of a release command.
+/// One run of what runs once.
 pub struct Once<'a> {
     /// The release.
     pub order: &'a ReleaseOrder,
@@ -38,6 +43,17 @@ pub struct Once<'a> {
     pub cancel: &'a CancellationToken,
 }
 
+/// One command of the run.
+struct Start<'a> {
+    /// For people.
+    shown: &'a str,
+    /// The shell's.
+    arguments: Vec<String>,
+    directory: PathBuf,
+    /// Wins over the rest of its environment.
+    own: &'a BTreeMap<String, String>,
+}
+
 /// Where a command finds its home and its temporary files.
 struct Place {
     home: PathBuf,
@@ -46,8 +62,8 @@ struct Place {
 }
 
 impl Workshop {
-    /// Runs the release command to its end, within the order's time; gives the last lines that it
-    /// wrote. `begin` comes last before it is started, and keeps it from that by failing.
+    /// Runs the commands to their end, within the order's time; gives the last lines that they wrote.
+    /// `begin` comes last before the first is started, and keeps it from that by failing.
     pub async fn run_once(
         &self,
         once: &Once<'_>,
@@ -92,42 +108,88 @@ impl Workshop {
         once: &Once<'_>,
         begin: impl FnOnce() -> io::Result<()>,
     ) -> Result<Vec<String>, Fault> {
-        let key = &once.order.key;
-        let Some(command) = &once.prepared.release_command else {
+        let prepared = once.prepared;
+        if !prepared.runs_once() {
             return Err(Fault::new(
-                CODES.failed,
-                "The release has no release command any more.",
+                RELEASE.failed,
+                "The release has no command that runs once any more.",
             ));
-        };
+        }
         let private = self.fences.private_tmp();
         let place = {
             let (work, user) = (work.to_owned(), once.user.clone());
             blocking(move || make_place(&work, user.as_ref(), private)).await?
         };
+        let mut lines: VecDeque<String> = VecDeque::new();
         let limits = build::limits(&once.order.options);
+        let key = &once.order.key;
+        let tree = self.layout.release(key).join("app");
+        begin().map_err(|error| Fault::io("write", &self.layout.once(key), &error))?;
+        for command in &prepared.leader_commands {
+            let name = &command.name;
+            let ended = match commands::directory(&tree, command).await {
+                Ok(directory) => {
+                    let start = Start {
+                        shown: name,
+                        arguments: commands::arguments(&command.command),
+                        directory,
+                        own: &command.env.0,
+                    };
+                    self.start_once(once, start, &place, log).await?
+                }
+                Err(error) => Ended::not_started(&error),
+            };
+            let fault = ended.judge(&CONTAINER, name, &limits);
+            let allowed = command.ignore_errors && ended.is_the_commands();
+            keep_last(&mut lines, ended.lines);
+            if let Some(fault) = fault.filter(|_| !allowed) {
+                return Err(fault.with_log(lines.into()));
+            }
+        }
+        if let Some(command) = &prepared.release_command {
+            let shown = procfile::shown(command);
+            let start = Start {
+                shown: &shown,
+                arguments: vec!["-c".to_owned(), command.clone()],
+                directory: tree,
+                own: &BTreeMap::new(),
+            };
+            let ended = self.start_once(once, start, &place, log).await?;
+            let fault = ended.judge(&RELEASE, &shown, &limits);
+            keep_last(&mut lines, ended.lines);
+            if let Some(fault) = fault {
+                return Err(fault.with_log(lines.into()));
+            }
+        }
+        Ok(lines.into())
+    }
+
+    async fn start_once(
+        &self,
+        once: &Once<'_>,
+        start: Start<'_>,
+        place: &Place,
+        log: &Path,
+    ) -> Result<Ended, Fault> {
+        let key = &once.order.key;
         let record = self.layout.once_pid(key);
-        let shown = procfile::shown(command);
         let spec = BuildSpec {
-            program: PathBuf::from("/bin/sh"),
-            arguments: vec!["-c".to_owned(), command.clone()],
-            directory: self.layout.release(key).join("app"),
-            environment: environment(once, &place, &record),
+            program: PathBuf::from(commands::SHELL),
+            arguments: start.arguments,
+            directory: start.directory,
+            environment: environment(once, place, start.own, &record),
             user: once.user.clone(),
             cgroup: self.fences.cgroups().map(|trees| trees.once(key)),
-            limits,
-            private_tmp: place.private_tmp,
+            limits: build::limits(&once.order.options),
+            private_tmp: place.private_tmp.clone(),
         };
         let guarded = Guarded {
-            shown: &shown,
+            shown: start.shown,
             spec,
             log,
             record: &record,
         };
-        let ended = self.follow(guarded, begin).await?;
-        match ended.judge(&CODES, &shown, &limits) {
-            None => Ok(ended.lines),
-            Some(fault) => Err(fault.with_log(ended.lines)),
-        }
+        self.follow(guarded).await
     }
 
     /// Writes down how far the release command of `order` is.
@@ -142,6 +204,12 @@ impl Workshop {
     ) -> Result<Option<OnceReport>, files::ReadError> {
         files::read_json(&self.layout.once(&order.key))
     }
+}
+
+/// Adds to the last lines of a run.
+fn keep_last(all: &mut VecDeque<String>, lines: Vec<String>) {
+    all.extend(lines);
+    all.drain(..all.len().saturating_sub(FAILURE_LINES));
 }
 
 fn make_place(work: &Path, user: Option<&User>, private: bool) -> Result<Place, Fault> {
@@ -171,8 +239,14 @@ fn make_place(work: &Path, user: Option<&User>, private: bool) -> Result<Place, 
 }
 
 /// As an instance has it: nothing comes from the agent's own.
-fn environment(once: &Once<'_>, place: &Place, record: &Path) -> Properties {
+fn environment(
+    once: &Once<'_>,
+    place: &Place,
+    own: &BTreeMap<String, String>,
+    record: &Path,
+) -> Properties {
     let mut all: BTreeMap<String, String> = once.prepared.app_environment(once.order);
+    all.extend(own.clone());
     let mut default = |name: &str, value: String| {
         all.entry(name.to_owned()).or_insert(value);
     };

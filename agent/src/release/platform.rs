@@ -1,6 +1,7 @@
 //! Finds out how an unpacked bundle runs, by the rules that look into packed ones, too.
 
 use super::Fault;
+use beanpole_bundle::ebextensions::{self, ContainerCommand};
 use beanpole_bundle::platform::{self, Top};
 use beanpole_protocol::agent::Platform;
 use std::fs;
@@ -40,6 +41,21 @@ impl Top for Tree<'_> {
             })
             .collect()
     }
+
+    fn files_in(&self, name: &str) -> Vec<String> {
+        let entries = fs::read_dir(self.0.join(name)).into_iter().flatten();
+        entries
+            .flatten()
+            .filter(|entry| entry.path().is_file())
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect()
+    }
+}
+
+/// The container commands of the bundle in `tree`, which was just unpacked: once something of the
+/// application's has run there, a file may lead elsewhere.
+pub fn container_commands(tree: &Path) -> Result<Vec<ContainerCommand>, Fault> {
+    Ok(ebextensions::read(&mut Tree(tree))?.commands)
 }
 
 /// Finds how the bundle in `tree` runs on `platform`.

@@ -180,6 +180,120 @@ async fn a_failing_hook_fails_the_release_with_its_last_lines() {
     assert_eq!(failure.log, ["no assets"]);
 }
 
+/// What release 1 has in a file of its tree.
+fn in_tree(world: &World, order: &ReleaseOrder, name: &str) -> String {
+    let path = world.data().join(format!(
+        "agent/releases/{}/{}/app/{name}",
+        order.key.environment, order.key.number
+    ));
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn container_commands_run_in_the_order_of_their_names_between_the_build_and_predeploy() {
+    let mut world = World::new();
+    let first = "container_commands:\n  03_not:\n    command: echo no >>said\n    test: '[ -e none ]'\n  \
+                 02_two:\n    command: |\n      echo two $GREETING $OWN >>said\n      pwd >>said\n    \
+                 cwd: sub\n    env: {OWN: 8080, GREETING: hi}\n  04_may: {command: exit 1, ignoreErrors: yes}\n";
+    let second = r#"{"container_commands": {
+        "01_one": {"command": ["sh", "-c", "echo one \"$0\" $GREETING $BEANPOLE_VERSION >>said", "a b"],
+                   "test": "[ -e Procfile ]"},
+        "05_lead": {"command": "echo led >>said", "leader_only": "true"},
+        "06_nowhere": {"command": "x", "cwd": "none", "ignoreErrors": true, "test": "true"}}}"#;
+    let app = bundle(&[
+        ("Procfile", "web: exec sleep 1000\n"),
+        ("sub/file", ""),
+        (".ebextensions/a.config", first),
+        (".ebextensions/b.config", second),
+        (
+            ".platform/hooks/predeploy/1.sh",
+            "#!/bin/sh\necho hook >>said\n",
+        ),
+        (
+            ".platform/hooks/prebuild/1.sh",
+            "#!/bin/sh\necho before >>said\n",
+        ),
+    ]);
+    world.send(&app).await.expect("blob");
+    let order = release(1, &app);
+    world
+        .order(std::slice::from_ref(&order), &[instance(1, 1)])
+        .await;
+    let report = world.until("a running instance", |r| runs(r, 1, 1)).await;
+    assert!(report.releases[0].ran_container_commands);
+    assert!(report.releases[0].has_release_command, "05_lead runs once");
+    assert_eq!(
+        in_tree(&world, &order, "said"),
+        "before\none a b hello v1\nhook\n"
+    );
+    let said = in_tree(&world, &order, "sub/said");
+    let (line, place) = said.split_once('\n').expect("two lines");
+    assert_eq!(line, "two hi 8080");
+    assert!(place.ends_with("/app/sub\n"), "{place}");
+}
+
+#[tokio::test]
+async fn a_failing_container_command_fails_the_release_with_its_last_lines() {
+    let mut world = World::new();
+    let app = bundle(&[
+        SLEEPER[0],
+        (
+            ".ebextensions/1.config",
+            "container_commands:\n  01: {command: echo no assets; exit 3, env: {A: s3cret}}\n  \
+             02: {command: echo too late}\n",
+        ),
+    ]);
+    world.send(&app).await.expect("blob");
+    world.order(&[release(1, &app)], &[]).await;
+    let failure = world.failure().await;
+    assert_eq!(failure.code, "container-command-failed");
+    assert_eq!(failure.message, "The command `01` failed: exit status: 3.");
+    assert_eq!(failure.log, ["no assets"]);
+}
+
+#[tokio::test]
+async fn a_configuration_file_that_cannot_be_read_fails_the_release_before_anything_runs() {
+    let mut world = World::new();
+    let app = bundle(&[
+        SLEEPER[0],
+        (
+            ".ebextensions/1.config",
+            "container_commands:\n  01: {command: x, cwd: /etc}\n",
+        ),
+        (".platform/hooks/prebuild/1.sh", "#!/bin/sh\nexit 9\n"),
+    ]);
+    world.send(&app).await.expect("blob");
+    world.order(&[release(1, &app)], &[]).await;
+    let failure = world.failure().await;
+    assert_eq!(failure.code, "ebextensions-invalid");
+    assert!(
+        failure.message.contains(".ebextensions/1.config, line 2"),
+        "{}",
+        failure.message
+    );
+}
+
+#[tokio::test]
+async fn a_container_command_starts_in_no_directory_that_a_link_leads_to_outside() {
+    let mut world = World::new();
+    let app = bundle(&[
+        SLEEPER[0],
+        (
+            ".ebextensions/1.config",
+            "container_commands:\n  01: {command: ln -s /tmp out}\n  02: {command: pwd, cwd: out}\n",
+        ),
+    ]);
+    world.send(&app).await.expect("blob");
+    world.order(&[release(1, &app)], &[]).await;
+    let failure = world.failure().await;
+    assert_eq!(failure.code, "container-command-failed");
+    assert!(
+        failure.message.contains("no directory `out`"),
+        "{}",
+        failure.message
+    );
+}
+
 /// A release whose build is the script `npm` of [`World::tool`].
 fn built_by_npm() -> (Vec<u8>, ReleaseOrder) {
     let package = r#"{"name":"app","version":"1.0.0","dependencies":{"a":"1"}}"#;

@@ -1,4 +1,4 @@
-//! Release commands: run once for an operation whatever happens to the agent, and never as a process.
+//! Release commands and container commands for the leader: run once for an operation whatever happens to the agent, and never as a process.
 
 use crate::world::{LIMIT, World, bundle, instance, release, runs};
 use beanpole_protocol::OperationId;
@@ -25,7 +25,12 @@ fn state(world: &World, name: &str) -> PathBuf {
 /// A release with this command, ready on the host.
 async fn ready(world: &mut World, command: &str) -> ReleaseOrder {
     let procfile = format!("release: {command}\nweb: exec sleep 1000\n");
-    let bytes = bundle(&[("Procfile", &procfile)]);
+    ready_with(world, &[("Procfile", &procfile)]).await
+}
+
+/// A release of these files, ready on the host.
+async fn ready_with(world: &mut World, files: &[(&str, &str)]) -> ReleaseOrder {
+    let bytes = bundle(files);
     world.send(&bytes).await.expect("blob");
     let mut order = release(1, &bytes);
     let directory = state(world, "").to_string_lossy().into_owned();
@@ -228,4 +233,54 @@ async fn an_agent_that_is_not_meant_runs_none() {
     let report = world.until("a running instance", |r| runs(r, 1, 1)).await;
     assert_eq!(report.releases[0].once, None);
     assert_eq!(starts(&world), 0);
+}
+
+#[tokio::test]
+async fn container_commands_for_the_leader_run_in_their_order_and_before_the_release_command() {
+    let mut world = world();
+    let commands = "container_commands:\n  b: {command: [sh, -c, 'echo b $OWN; pwd'], cwd: sub, env: \
+                    {OWN: mine}, leader_only: true, test: 'false'}\n  a: {command: echo x \
+                    >>$STATE/starts; echo a $GREETING, leader_only: true}\n  c: {command: echo c; exit 4, \
+                    leader_only: true, ignoreErrors: true}\n  d: {command: echo everywhere >>said}\n";
+    let files = [
+        (".ebextensions/1.config", commands),
+        ("sub/file", ""),
+        (
+            "Procfile",
+            "release: echo last ${OWN:-nothing} `cat said`\nweb: exec sleep 1000\n",
+        ),
+    ];
+    let mut order = ready_with(&mut world, &files).await;
+    assert_eq!(starts(&world), 0, "none for the leader before it is told");
+    run(&mut world, &mut order, 1).await;
+    let log = success(&world, 1).await;
+    assert_eq!(log[..2], ["a hello", "b mine"]);
+    assert!(log[2].ends_with("/1/app/sub"), "{log:?}");
+    assert_eq!(log[3..], ["c", "last nothing everywhere"]);
+    world.kill();
+    world.start(world.data());
+    assert_eq!(success(&world, 1).await, log);
+    assert_eq!(starts(&world), 1);
+}
+
+#[tokio::test]
+async fn a_container_command_for_the_leader_that_fails_is_the_last_that_runs() {
+    let mut world = world();
+    let commands = "container_commands:\n  a: {command: echo first, leader_only: true}\n  b: {command: echo \
+                    no table; exit 3, leader_only: true}\n  c: {command: touch $STATE/late, \
+                    leader_only: true}\n";
+    let files = [
+        (".ebextensions/1.config", commands),
+        (
+            "Procfile",
+            "release: touch $STATE/late\nweb: exec sleep 1000\n",
+        ),
+    ];
+    let mut order = ready_with(&mut world, &files).await;
+    run(&mut world, &mut order, 1).await;
+    let failure = failure(&world, 1).await;
+    assert_eq!(failure.code, "container-command-failed");
+    assert_eq!(failure.message, "The command `b` failed: exit status: 3.");
+    assert_eq!(failure.log, ["first", "no table"]);
+    assert!(!state(&world, "late").exists());
 }

@@ -10,6 +10,7 @@ use crate::output::{bytes, plural};
 use crate::project::git;
 use crate::project::pack::{self, Packed};
 use crate::project::settings::LabelStyle;
+use beanpole_bundle::NotRun;
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::{Bundle, CreateVersion, Environment, Tier, Version};
 use beanpole_protocol::ids::shown;
@@ -40,11 +41,8 @@ pub fn make_version(
     let (packed, commit) = pack(context, wanted)?;
     if let Some((platform, tier)) = wanted.runs_as {
         packed.check_runs(platform, tier)?;
-        for directory in packed.not_run()? {
-            crate::output::warn(&format!(
-                "Note: the hooks in {directory} are not run. Those in .platform/hooks are, and the \
-                 `release` command of the Procfile once for each deployment."
-            ));
+        for note in notes(&packed.not_run()?) {
+            crate::output::warn(&note);
         }
     }
     let files = packed
@@ -93,6 +91,25 @@ pub fn make_version(
         },
     )?;
     Ok((version, true))
+}
+
+/// Says what of a bundle is passed over.
+fn notes(not_run: &NotRun) -> Vec<String> {
+    let hooks = not_run.hooks.iter().map(|directory| {
+        format!(
+            "Note: the hooks in {directory} are not run. Those in .platform/hooks are, and the \
+             `release` command of the Procfile once for each deployment."
+        )
+    });
+    let extensions = not_run.extensions.iter().map(|over| {
+        format!(
+            "Note: {} has keys that do nothing here: {}. Of .ebextensions only `container_commands` \
+             are run.",
+            over.file,
+            over.keys.join(", ")
+        )
+    });
+    hooks.chain(extensions).collect()
 }
 
 /// Packs what is wanted: the command line first, then `deploy.toml`, then the directory.
@@ -292,6 +309,26 @@ mod tests {
     fn labels_carry_the_time_as_the_eb_cli_writes_it() {
         let at = beanpole_protocol::Timestamp::from_millis(1_790_000_000_120);
         assert_eq!(compact(at), "260921_141320120");
+    }
+
+    #[test]
+    fn what_is_passed_over_is_named_with_its_file() {
+        let not_run = NotRun {
+            hooks: vec![".platform/confighooks"],
+            extensions: vec![beanpole_bundle::ebextensions::PassedOver {
+                file: ".ebextensions/01.config".to_owned(),
+                keys: vec!["packages".to_owned(), "option_settings".to_owned()],
+            }],
+        };
+        let notes = notes(&not_run);
+        assert!(notes[0].contains("the hooks in .platform/confighooks are not run"));
+        assert!(
+            notes[1].contains(
+                ".ebextensions/01.config has keys that do nothing here: packages, option_settings."
+            ),
+            "{}",
+            notes[1]
+        );
     }
 
     #[test]

@@ -333,7 +333,7 @@ fn what(changes: &[PlannedChange]) -> String {
         .into_iter()
         .map(|(word, places)| match word {
             "prepare" => format!("on {}", places.join(", ")),
-            "run" => format!("the release command on {}", places.join(", ")),
+            "run" => format!("once on {}", places.join(", ")),
             _ => format!("{word} {}", places.join(", ")),
         })
         .collect();

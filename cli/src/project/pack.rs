@@ -5,7 +5,7 @@
 
 use super::ignored;
 use crate::output::errors::Failure;
-use beanpole_bundle::{Refused, UnpackLimits};
+use beanpole_bundle::{NotRun, Refused, UnpackLimits};
 use beanpole_protocol::Digest;
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::Tier;
@@ -42,8 +42,8 @@ impl Packed {
             .map_err(|refused| self.refused(&refused))
     }
 
-    /// Directories of the bundle that Elastic Beanstalk would run hooks of and hosts do not.
-    pub fn not_run(&self) -> Result<Vec<&'static str>, Failure> {
+    /// What Elastic Beanstalk would do for the bundle and hosts do not.
+    pub fn not_run(&self) -> Result<NotRun, Failure> {
         beanpole_bundle::not_run(self.reader()?).map_err(|refused| self.refused(&refused))
     }
 

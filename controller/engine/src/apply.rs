@@ -320,14 +320,18 @@ impl Scene<'_, '_> {
                 }),
             ) => {
                 let name = world.host_name(host);
-                let text = format!(
-                    "Running the release command `{command}` of release {release} once, on {name}."
-                );
+                let text = format!("Running {command} of release {release} once, on {name}.");
                 self.say(Severity::Info, "release-command-starting", text)
             }
-            (Happened::StageFinished { .. }, Some(Stage::Once { tree, host, .. })) => {
-                self.tell_once_succeeded(world, *tree, host)
-            }
+            (
+                Happened::StageFinished { .. },
+                Some(Stage::Once {
+                    tree,
+                    host,
+                    command,
+                    ..
+                }),
+            ) => self.tell_once_succeeded(world, *tree, host, command),
             (Happened::StageStarted { .. }, Some(Stage::Batch(batch))) => {
                 self.tell_batch_started(plan, batch)
             }
@@ -371,7 +375,7 @@ impl Scene<'_, '_> {
         }
     }
 
-    /// What starts where instead, what stays, and who runs the release command.
+    /// What starts where instead, what stays, and who runs what runs once.
     fn tell_detour(&mut self, world: &World<'_>, detour: &Detour) -> Result<(), StoreError> {
         let host = world.host_name(&detour.host);
         let mut parts = Vec::new();
@@ -395,7 +399,18 @@ impl Scene<'_, '_> {
         }
         if let Some(leader) = &detour.leader {
             let leader = world.host_name(leader);
-            parts.push(format!("{leader} runs the release command"));
+            let once = self
+                .operation
+                .plan
+                .stages
+                .iter()
+                .find_map(|stage| match stage {
+                    Stage::Once { command, .. } => Some(command),
+                    _ => None,
+                });
+            if let Some(command) = once {
+                parts.push(format!("{leader} runs {command}"));
+            }
         }
         let text = format!("Host {host} {}: {}.", detour.why, parts.join("; "));
         self.say(Severity::Warn, "host-given-up", text)
@@ -445,6 +460,7 @@ impl Scene<'_, '_> {
         world: &World<'_>,
         tree: ReleaseNumber,
         host: &HostId,
+        command: &str,
     ) -> Result<(), StoreError> {
         let seen = world
             .hosts
@@ -455,7 +471,7 @@ impl Scene<'_, '_> {
             Some(OncePhase::Succeeded { log }) => log.clone(),
             _ => Vec::new(),
         };
-        let text = "The release command succeeded.";
+        let text = format!("Succeeded: {command}.");
         let draft = Draft::new(Severity::Info, "release-command-succeeded", text, self.now)
             .operation(self.operation)
             .details(log);

@@ -583,6 +583,7 @@ pub(crate) mod tests {
             settings: OptionSettings::default(),
             reason: "deploy".to_owned(),
             release_command: None,
+            container_commands: Default::default(),
             outcome: None,
             live_at: None,
             ill: None,
@@ -625,6 +626,7 @@ pub(crate) mod tests {
                 asked_by: asked_by.cloned(),
                 again_at: Some(Timestamp::from_millis(600_000)),
                 has_release_command: false,
+                ran_container_commands: true,
                 once: None,
             }],
             ..reported()
@@ -642,6 +644,7 @@ pub(crate) mod tests {
                 release: ReleaseNumber(1),
                 tree: ReleaseNumber(1),
                 hosts: vec![id.clone()],
+                commands: Vec::new(),
             }],
             timeouts: Timeouts {
                 prepare_ms: 600_000,
@@ -694,7 +697,7 @@ pub(crate) mod tests {
                 release: ReleaseNumber(1),
                 tree: ReleaseNumber(1),
                 host: id.clone(),
-                command: "./migrate".to_owned(),
+                command: "the release command `./migrate`".to_owned(),
             }],
             timeouts: Timeouts {
                 prepare_ms: 600_000,

@@ -415,6 +415,7 @@ mod tests {
             web: true,
             replace_after: Duration::from_mins(5),
             evidence: None,
+            with_commands: Default::default(),
         };
         health(&world, &environment, &record, at_minute(100)).0
     }

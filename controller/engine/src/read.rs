@@ -12,7 +12,7 @@ use beanpole_store::model::{
     EnvironmentRecord, HostRecord, InstanceRecord, OperationRecord, ReleaseRecord,
 };
 use beanpole_store::{Record, Store, StoreError, Tx};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// How long a worker has to run before it counts as started, in milliseconds: longer than the first
@@ -135,6 +135,30 @@ pub(crate) fn rules(
     }
 }
 
+/// The trees of releases with container commands, of those that plans of an environment can be about:
+/// the newest, which a deployment is on its way to, the live one, and what instances run.
+fn with_commands<'i>(
+    reader: &impl Reader,
+    environment: &EnvironmentRecord,
+    instances: impl Iterator<Item = &'i InstanceState>,
+) -> Result<BTreeSet<ReleaseNumber>, StoreError> {
+    let numbers: BTreeSet<ReleaseNumber> = instances
+        .map(|instance| instance.release)
+        .chain(environment.live)
+        .chain([environment.last_release])
+        .collect();
+    let mut trees = BTreeSet::new();
+    for number in numbers {
+        let release = release(reader, &environment.id, number)?;
+        trees.extend(
+            release
+                .filter(|release| !release.container_commands.is_empty())
+                .map(|release| release.tree),
+        );
+    }
+    Ok(trees)
+}
+
 impl Engine {
     /// An environment as the planner sees it. `whole` also counts what all hosts hold, which only
     /// placement needs.
@@ -191,6 +215,7 @@ impl Engine {
             }
             instances.insert(id, state);
         }
+        let with_commands = with_commands(reader, environment, instances.values())?;
         // Where two releases share the requests, so far as that was looked at.
         let evidence = match (&environment.operation, environment.split) {
             (Some(id), Some(_)) => reader
@@ -213,6 +238,7 @@ impl Engine {
             web: environment.tier == Tier::Web,
             replace_after: Duration::from_millis(self.config.replace_after_ms),
             evidence,
+            with_commands,
         })
     }
 

@@ -269,8 +269,8 @@ impl Engine {
             scene.say_draft(draft)?;
         }
         if runs_once(scene.operation) {
-            let text = "The release command is ended where it is, if it still runs: what it has done so \
-                        far stays. Look at what it changes, such as the database.";
+            let text = "What runs once is ended where it is, if it still runs: what it has done so far \
+                        stays. Look at what it changes, such as the database.";
             scene.say(Severity::Warn, "release-command-ended", text)?;
         }
         let text = match &from {
@@ -302,7 +302,7 @@ pub(crate) fn decide(operation: &OperationRecord, world: &World<'_>, now: Timest
     }
 }
 
-/// It was given up by an abort while its release command was under way.
+/// It was given up by an abort while what runs once was under way.
 fn runs_once(operation: &OperationRecord) -> bool {
     let progress = &operation.progress;
     let plan = operation.way_there();

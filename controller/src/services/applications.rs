@@ -214,11 +214,13 @@ pub(crate) fn create_version(
     application: &ApplicationName,
     body: CreateVersion,
 ) -> Result<Version, Problem> {
+    let (release_command, container_commands) = super::bundles::commands(app, &body.bundle)?;
     let mut record = VersionRecord {
         application: application.clone(),
         label: body.label,
         description: body.description,
-        release_command: super::bundles::release_command(app, &body.bundle)?,
+        release_command,
+        container_commands,
         bundle: body.bundle,
         bundle_size: 0,
         created_at: clock::now(),

@@ -7,6 +7,7 @@ use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::{Bundle, Tier};
 use beanpole_protocol::problem::Problem;
 use beanpole_store::blobs::BlobError;
+use beanpole_store::model::ContainerCommands;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use std::io::{self, Write};
@@ -165,14 +166,27 @@ pub(crate) fn check_runs(
     }
 }
 
-/// The release command of a bundle, for people. A bundle whose Procfile cannot be read has none here:
-/// deploying it is refused, with the reason.
-pub(crate) fn release_command(app: &App, bundle: &Digest) -> Result<Option<String>, Problem> {
+/// The release command of a bundle and the names of its container commands, for people. A bundle where
+/// they cannot be read has none here: deploying it is refused, with the reason.
+pub(crate) fn commands(
+    app: &App,
+    bundle: &Digest,
+) -> Result<(Option<String>, ContainerCommands), Problem> {
     let Some((file, _)) = app.blobs.file(bundle).map_err(problem)? else {
-        return Ok(None);
+        return Ok(Default::default());
     };
-    let command = beanpole_bundle::release_command(file).unwrap_or_default();
-    Ok(command.map(|command| procfile::shown(&command)))
+    let found = beanpole_bundle::commands(file).unwrap_or_default();
+    let mut container = ContainerCommands::default();
+    for command in found.container {
+        let of = if command.leader_only {
+            &mut container.leader
+        } else {
+            &mut container.everywhere
+        };
+        of.push(procfile::shown(&command.name));
+    }
+    let release = found.release.map(|command| procfile::shown(&command));
+    Ok((release, container))
 }
 
 fn torn() -> Problem {

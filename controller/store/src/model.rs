@@ -50,6 +50,22 @@ impl Record for ApplicationRecord {
     }
 }
 
+/// The names of a bundle's container commands, in the order in which they run.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerCommands {
+    /// Those that run on each host that prepares a release of it.
+    pub everywhere: Vec<String>,
+    /// Those that run once for each deployment.
+    pub leader: Vec<String>,
+}
+
+impl ContainerCommands {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.everywhere.is_empty() && self.leader.is_empty()
+    }
+}
+
 /// A version of an application.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionRecord {
@@ -66,6 +82,9 @@ pub struct VersionRecord {
     /// Its release command, for people; absent where it has none.
     #[serde(default)]
     pub release_command: Option<String>,
+    /// The names of its container commands.
+    #[serde(default)]
+    pub container_commands: ContainerCommands,
     /// When it was created.
     pub created_at: Timestamp,
 }
@@ -197,6 +216,9 @@ pub struct ReleaseRecord {
     /// Its release command, for people; absent where it has none.
     #[serde(default)]
     pub release_command: Option<String>,
+    /// The names of its container commands.
+    #[serde(default)]
+    pub container_commands: ContainerCommands,
     /// How its last deployment ended.
     pub outcome: Option<OperationStatus>,
     /// When it last became live.

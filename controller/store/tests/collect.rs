@@ -42,6 +42,7 @@ fn version(label: &str, bundle: &Digest) -> VersionRecord {
         bundle: bundle.clone(),
         bundle_size: 0,
         release_command: None,
+        container_commands: Default::default(),
         created_at: Timestamp::EPOCH,
     }
 }
@@ -85,6 +86,7 @@ fn release(environment: &EnvironmentRecord, bundle: &Digest) -> ReleaseRecord {
         settings: Default::default(),
         reason: "deploy".to_owned(),
         release_command: None,
+        container_commands: Default::default(),
         outcome: None,
         live_at: None,
         ill: None,

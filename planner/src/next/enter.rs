@@ -1,6 +1,7 @@
 //! The way into service: started, checked without traffic, put in.
 
 use super::failure::{NOT_READY, restarts, unheard};
+use super::prepare::OUTDATED;
 use super::proxies::last_answer;
 use super::{Bound, Step, Turn};
 use crate::{Batch, Change, ChangeState, Gate, Happened, HostState, Reach, unready};
@@ -88,13 +89,14 @@ impl Turn<'_, '_> {
             });
             return Ok(());
         }
+        self.ran_its_commands(change, host)?;
         if instance.asks_ready && seen.startup.is_none() {
             let text = format!(
                 "The agent on {} is of a version that runs no readiness command; \
                  `beanpole host upgrade {}` brings it up to date.",
                 host.name, host.name
             );
-            return Err(self.failure(change, "agent-outdated", text));
+            return Err(self.failure(change, OUTDATED, text));
         }
         let said_at = host.report.map_or(Timestamp::EPOCH, |report| report.now);
         let unready = unready(seen).map(|how| format!("Waiting for {id}: {how}."));

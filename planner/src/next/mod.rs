@@ -75,6 +75,7 @@ pub fn next(plan: &Plan, progress: &Progress, world: &World<'_>, now: Timestamp)
             release,
             tree,
             hosts,
+            ..
         } => turn.prepare(*release, *tree, hosts),
         Stage::Once {
             release,

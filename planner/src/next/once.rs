@@ -1,10 +1,11 @@
-//! The release command: started at most once, and nothing is touched before it has succeeded.
+//! What runs once, container commands for the leader and the release command: started at most once, and nothing is touched before it has succeeded.
 //!
 //! First it is recorded which agent shall run it; only then is it ordered, from that agent alone. What
 //! that agent says is the only proof of how it ended. Where there is none, the plan fails and says so:
 //! a command such as a migration must not run twice because nobody knows of the first time.
 
 use super::failure::{gone, host_name, last_lines, unheard};
+use super::prepare::OUTDATED;
 use super::{Step, Turn};
 use crate::{Happened, HostState, Reach};
 use beanpole_protocol::agent::{OncePhase, ReleasePhase};
@@ -15,7 +16,16 @@ use beanpole_protocol::{AgentId, HostId, ReleaseNumber};
 const LOOK: &str = "It is not known whether it ran to its end: look at what it changes, such as the \
                     database, then deploy again, which runs it again.";
 
-/// A release command, as its stage has it.
+/// A text as the beginning of a sentence.
+fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    letters
+        .next()
+        .map(|first| first.to_uppercase().chain(letters).collect())
+        .unwrap_or_default()
+}
+
+/// What runs once, as its stage has it.
 #[derive(Clone, Copy)]
 pub(super) struct Command<'p> {
     pub(super) release: ReleaseNumber,
@@ -25,7 +35,7 @@ pub(super) struct Command<'p> {
 }
 
 impl Turn<'_, '_> {
-    /// Whether the release command has succeeded.
+    /// Whether what runs once has succeeded.
     pub(super) fn once(&mut self, command: Command<'_>) -> Step<bool> {
         let (world, progress) = (self.world, self.progress);
         let name = world.host_name(command.host);
@@ -52,10 +62,7 @@ impl Turn<'_, '_> {
             return Err(self.not_run(command, "release-command-timeout", &how, ordered));
         }
         let shown = command.shown;
-        self.wait(
-            None,
-            format!("Waiting for the release command `{shown}` on {name}: {how}."),
-        );
+        self.wait(None, format!("Waiting for {shown} on {name}: {how}."));
         Ok(false)
     }
 
@@ -75,7 +82,7 @@ impl Turn<'_, '_> {
                  up to date",
                 host.name
             );
-            return Err(self.not_run(command, "agent-outdated", &why, None));
+            return Err(self.not_run(command, OUTDATED, &why, None));
         };
         self.entries.push(Happened::OnceOrdered { agent });
         Ok(None)
@@ -105,8 +112,11 @@ impl Turn<'_, '_> {
             OncePhase::Failed(failure) => Err(Box::new(OperationFailure {
                 code: failure.code.clone(),
                 message: format!(
-                    "The release command `{}` of release {} failed on {}: {}",
-                    command.shown, command.release, host.name, failure.message
+                    "{} of release {} failed on {}: {}",
+                    capital(command.shown),
+                    command.release,
+                    host.name,
+                    failure.message
                 ),
                 instance: None,
                 host: host_name(&host.name),
@@ -138,8 +148,9 @@ impl Turn<'_, '_> {
         Box::new(OperationFailure {
             code: code.to_owned(),
             message: format!(
-                "The release command `{}` of release {} has not succeeded on {name}: {why}. {then}",
-                command.shown, command.release
+                "{} of release {} did not succeed on {name}: {why}. {then}",
+                capital(command.shown),
+                command.release
             ),
             instance: None,
             host: host_name(&name),

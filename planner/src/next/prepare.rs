@@ -7,6 +7,9 @@ use beanpole_protocol::agent::{ReleasePhase, ReleaseReport};
 use beanpole_protocol::api::OperationFailure;
 use beanpole_protocol::{HostId, ReleaseNumber};
 
+/// The code of an agent that is too old for what a release needs.
+pub(super) const OUTDATED: &str = "agent-outdated";
+
 impl Turn<'_, '_> {
     /// Whether the release is ready on every host.
     pub(super) fn prepare(
@@ -23,7 +26,21 @@ impl Turn<'_, '_> {
             };
             let seen = host.release(&self.world.environment, tree);
             let how = match seen.map(|seen| &seen.phase) {
-                Some(ReleasePhase::Ready) => continue,
+                Some(ReleasePhase::Ready) => {
+                    if let Some(why) = seen.and_then(|seen| self.without_commands(tree, host, seen))
+                    {
+                        return Err(Box::new(OperationFailure {
+                            code: OUTDATED.to_owned(),
+                            message: why,
+                            instance: None,
+                            host: host_name(&name),
+                            probe: None,
+                            answer: None,
+                            log: Vec::new(),
+                        }));
+                    }
+                    continue;
+                }
                 Some(ReleasePhase::Failed(failure)) => {
                     if seen.is_some_and(|seen| self.is_answered(seen)) {
                         return Err(prepare_failed(release, &name, None, failure));
@@ -73,11 +90,7 @@ impl Turn<'_, '_> {
 
     /// Fails when the release of an instance that is started could not be prepared on its host.
     pub(super) fn prepared(&self, change: &Change, host: &HostState<'_>) -> Step<()> {
-        let of_plan = self.plan.stages.iter().find_map(|stage| match stage {
-            Stage::Prepare { release, tree, .. } => Some((*release, *tree)),
-            _ => None,
-        });
-        let Some((release, tree)) = of_plan else {
+        let Some((release, tree)) = self.prepares() else {
             return Ok(());
         };
         match host.release(&self.world.environment, tree) {
@@ -92,6 +105,38 @@ impl Turn<'_, '_> {
             },
             _ => Ok(()),
         }
+    }
+
+    /// Fails when the container commands of an instance's release did not run on its host. Hosts that
+    /// a detour leads to are not waited for when the release is prepared.
+    pub(super) fn ran_its_commands(&self, change: &Change, host: &HostState<'_>) -> Step<()> {
+        let seen = |tree| host.release(&self.world.environment, tree);
+        let why = self
+            .prepares()
+            .and_then(|(_, tree)| self.without_commands(tree, host, seen(tree)?));
+        match why {
+            Some(why) => Err(self.failure(change, OUTDATED, why)),
+            None => Ok(()),
+        }
+    }
+
+    /// The release that the plan prepares, and that of its tree.
+    fn prepares(&self) -> Option<(ReleaseNumber, ReleaseNumber)> {
+        self.plan.stages.iter().find_map(|stage| match stage {
+            Stage::Prepare { release, tree, .. } => Some((*release, *tree)),
+            _ => None,
+        })
+    }
+
+    /// Why a release that is ready on a host may not be used: its container commands did not run.
+    fn without_commands(
+        &self,
+        tree: ReleaseNumber,
+        host: &HostState<'_>,
+        seen: &ReleaseReport,
+    ) -> Option<String> {
+        let has_some = self.world.with_commands.contains(&tree);
+        host.ran_no_commands(seen).filter(|_| has_some)
     }
 
     /// Whether a failure counts for this operation. One of before it says nothing: a registry may be

@@ -100,7 +100,7 @@ pub enum Phase {
     Bundle,
     /// Hosts unpack and build the release; nothing that runs is touched.
     Preparing,
-    /// The release command runs, on one host; nothing that runs is touched.
+    /// What runs once does, the release command for example, on one host; nothing that runs is touched.
     ReleaseCommand,
     /// Instances finish their requests and get no new ones.
     Draining,
@@ -123,7 +123,7 @@ impl std::fmt::Display for Phase {
         f.pad(match self {
             Self::Bundle => "sending the bundle",
             Self::Preparing => "preparing",
-            Self::ReleaseCommand => "release command",
+            Self::ReleaseCommand => "running once",
             Self::Draining => "draining",
             Self::Stopping => "stopping",
             Self::Starting => "starting",

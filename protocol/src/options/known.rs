@@ -92,7 +92,7 @@ pub const KNOWN: &[OptionSpec] = &[
         "600",
         Kind::Number(1, 3_600),
         Change::Nothing,
-        "Seconds that preparing a release on a host may take, and its release command. Also StartTimeout, where that is not set.",
+        "Seconds that preparing a release on a host may take, and what runs once for a deployment. Also StartTimeout, where that is not set.",
     ),
     option(
         COMMAND,

@@ -181,6 +181,7 @@ fn begin(
                 release: NEW,
                 tree: NEW,
                 hosts: vec![HostId::from_bits(1)],
+                commands: Vec::new(),
             },
             Stage::Batch(Batch {
                 number: 1,

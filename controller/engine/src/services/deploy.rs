@@ -6,7 +6,7 @@ use super::{NewOperation, idle, version};
 use crate::health::health;
 use crate::read::{self, Reader, Repute};
 use crate::{Call, Engine, Fault};
-use beanpole_planner::{Gate, Goal, Plan, Rules, World, plan, run_once};
+use beanpole_planner::{Gate, Goal, Plan, Rules, World, plan, run_everywhere, run_once, told_once};
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::{self, BackTo, InstanceHealth, OperationKind, PlanView, Tier};
 use beanpole_protocol::options::{
@@ -15,7 +15,7 @@ use beanpole_protocol::options::{
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{Digest, EnvironmentName, ReleaseNumber, Timestamp, VersionLabel};
 use beanpole_store::model::{
-    EnvironmentRecord, InstanceRecord, QueuedWish, ReleaseRecord, VersionRecord,
+    ContainerCommands, EnvironmentRecord, InstanceRecord, QueuedWish, ReleaseRecord, VersionRecord,
 };
 use beanpole_store::{StoreError, Tx};
 
@@ -58,6 +58,7 @@ pub(super) struct Content {
     pub(super) bundle: Digest,
     pub(super) bundle_size: u64,
     pub(super) release_command: Option<String>,
+    pub(super) container_commands: ContainerCommands,
 }
 
 impl From<VersionRecord> for Content {
@@ -67,6 +68,7 @@ impl From<VersionRecord> for Content {
             bundle: version.bundle,
             bundle_size: version.bundle_size,
             release_command: version.release_command,
+            container_commands: version.container_commands,
         }
     }
 }
@@ -78,6 +80,7 @@ impl From<&ReleaseRecord> for Content {
             bundle: release.bundle.clone(),
             bundle_size: release.bundle_size,
             release_command: release.release_command.clone(),
+            container_commands: release.container_commands.clone(),
         }
     }
 }
@@ -100,9 +103,9 @@ pub(super) struct Wish<'r> {
     /// An earlier release with the same content, prepared on hosts.
     pub(super) tree: Option<ReleaseNumber>,
     pub(super) repute: Repute,
-    /// Whether the release command runs, where there is one: when a version is deployed, not when one
+    /// Whether what runs once does, where there is some: when a version is deployed, not when one
     /// that was live comes back or only its settings change.
-    pub(super) runs_release_command: bool,
+    pub(super) runs_once: bool,
     /// Whether instances that run cannot take on the settings, and no policy that makes a new set anyway was
     /// asked for.
     pub(super) replaces: bool,
@@ -439,7 +442,7 @@ impl Engine {
             settings: &settings,
             tree: target.live_at.map(|_| target.tree),
             repute: target.live_at.map_or(Repute::New, |_| Repute::Live),
-            runs_release_command: target.live_at.is_none(),
+            runs_once: target.live_at.is_none(),
             replaces: false,
             policy: Some(policy),
             batch: Some(batch),
@@ -472,7 +475,7 @@ impl Engine {
             settings: &settings,
             tree: None,
             repute: Repute::New,
-            runs_release_command: true,
+            runs_once: true,
             replaces: change == Change::Replace && body.policy.is_none() && in_place(&settings),
             policy: body.policy,
             batch: body.batch,
@@ -510,6 +513,7 @@ impl Engine {
             settings: wish.settings.clone(),
             reason: wish.reason,
             release_command: wish.content.release_command,
+            container_commands: wish.content.container_commands,
             outcome: None,
             live_at: None,
             ill: None,
@@ -548,10 +552,11 @@ impl Engine {
             rules.split = steps.with_waits(own).0;
         }
         let mut plan = plan(&world, &goal, &rules, call.bits.rotate_left(17)).map_err(refused)?;
-        if let Some(command) = &release.release_command
-            && wish.runs_release_command
-        {
-            run_once(&mut plan, &world, command);
+        let commands = &release.container_commands;
+        run_everywhere(&mut plan, &commands.everywhere);
+        let once = told_once(&commands.leader, release.release_command.as_deref());
+        if let Some(command) = once.filter(|_| wish.runs_once) {
+            run_once(&mut plan, &world, &command);
         }
         let ill = ill(reader, environment, &world, call.now)?;
         Ok(Deployment { release, plan, ill })

@@ -64,7 +64,7 @@ impl Engine {
                         settings: &body.settings,
                         tree: None,
                         repute: Repute::New,
-                        runs_release_command: true,
+                        runs_once: true,
                         replaces: false,
                         policy: None,
                         batch: None,

@@ -311,6 +311,7 @@ mod tests {
                 release: ReleaseNumber(1),
                 tree: ReleaseNumber(1),
                 hosts: vec![HostId::from_bits(1)],
+                commands: Vec::new(),
             }],
             timeouts: Timeouts {
                 prepare_ms: 600_000,
@@ -437,6 +438,7 @@ mod tests {
             bundle: beanpole_protocol::Digest::new("0".repeat(64)).expect("a digest"),
             bundle_size: 1,
             release_command: None,
+            container_commands: Default::default(),
             created_at: NOW,
         };
         store.update(|tx| tx.put(&record)).expect("memory");

@@ -185,7 +185,7 @@ impl Engine {
             settings,
             tree: same_tree.then_some(live.tree),
             repute: Repute::New,
-            runs_release_command: false,
+            runs_once: false,
             replaces: change == Change::Replace,
             policy: None,
             batch: None,

@@ -443,6 +443,7 @@ impl FakeAgent {
                 asked_by: None,
                 again_at: None,
                 has_release_command: false,
+                ran_container_commands: true,
                 once: None,
             })
             .collect();
