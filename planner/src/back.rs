@@ -63,8 +63,9 @@ pub fn plan_back(
         }
         let on_another = from.is_some_and(|(release, _)| release != world.instances[id].release);
         // Left on another release by a deployment before, which nobody took back.
-        let strays = matches!(change.action, Action::Replace { .. })
+        let strays = matches!(change.action, Action::Replace { .. } | Action::Remove)
             && on_another
+            && !given_up.contains_key(id)
             && !world.host_lost(&change.host);
         match (change.action, state) {
             (

@@ -742,16 +742,23 @@ fn young(up_ms: u64) -> Still {
 
 #[test]
 fn what_another_instance_of_the_plan_has_shown_need_not_be_shown_again() {
-    let shown = |every| {
+    let shown = |every, release| {
         young(1_000).with(move |still| {
-            still.progress.proven.insert(InstanceId::from_bits(99), 0);
+            still.progress.proven.insert(two(), 0);
+            still.instance.release = release;
             if let Gate::Proxies { every: of, .. } = &mut still.plan.gate {
                 *of = every;
             }
         })
     };
-    assert!(matches!(shown(false).end(), (0, Happened::PutIn { .. })));
-    shown(true).fails_after(125, "unhealthy");
+    let same = ReleaseNumber(1);
+    assert!(matches!(
+        shown(false, same).end(),
+        (0, Happened::PutIn { .. })
+    ));
+    shown(true, same).fails_after(125, "unhealthy");
+    // What a failed deployment has left may be restarted together with what is live.
+    shown(false, NEW).fails_after(125, "unhealthy");
 }
 
 #[test]

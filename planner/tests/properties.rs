@@ -773,6 +773,54 @@ fn there_and_back(case: &Case) -> Result<Vec<String>, TestCaseError> {
     Ok(fake.broken)
 }
 
+/// Two of four instances were left on another release by a deployment before; the next one, which makes do
+/// with two, is aborted after each of its entries.
+#[test]
+fn an_abort_leaves_nothing_on_a_release_that_nobody_goes_back_to() {
+    for policy in 0..DeploymentPolicy::ALL.len() {
+        for aborted_after in 0..120 {
+            let case = Case {
+                hosts: 2,
+                instances: 4,
+                unhealthy: BTreeSet::new(),
+                goal: 3,
+                size: 2,
+                batch: 1,
+                policy,
+                sick_on: BTreeSet::new(),
+                ends_on: None,
+                lingers: false,
+                moves: vec![0, 1, 2, 3],
+            };
+            let mut fake = Fake::new(&case);
+            for stray in fake.instances.values_mut().take(2) {
+                stray.release = ReleaseNumber(9);
+            }
+            let made = plan(&fake.world(), &goal(&case), &rules(), 7).expect("there is room");
+            fake.aborted_after = Some(aborted_after);
+            let (finished, progress) = fake.carry_out(&made, &case.moves);
+            if finished {
+                break;
+            }
+            let touched: BTreeSet<InstanceId> = progress.changes.keys().cloned().collect();
+            let back = plan_back(
+                &fake.world(),
+                &made,
+                &progress,
+                Some((OLD, OLD)),
+                &rules(),
+                8,
+            );
+            let (finished, went) = fake.carry_out(&back, &case.moves);
+            assert!(finished, "the way back failed: {:?}", went.failed);
+            for (id, one) in &fake.instances {
+                let is_well = one.release == OLD || !touched.contains(id) && one.release != NEW;
+                assert!(is_well, "{id} is on {} after {aborted_after}", one.release);
+            }
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn capacity_never_below_floor(case in cases()) {

@@ -91,7 +91,7 @@ impl Checks {
             .map(|record| (record.id.clone(), record))
             .collect();
         self.never_stopped_while_routed(store, &now, hosts, proxies, &environments)?;
-        self.no_traffic_before_healthy(store, &now, hosts, proxies, &environments)?;
+        self.no_traffic_before_healthy(store, &now, hosts, proxies, observed, &environments)?;
         self.capacity_never_below_floor(store, &now, observed, &environments, at)?;
         self.generations_only_rise(store)?;
         self.events_are_in_order(store, &environments)?;
@@ -228,7 +228,8 @@ impl Checks {
             let ended = now
                 .get(id)
                 .is_none_or(|new| new.incarnation != old.incarnation || (old.run && !new.run));
-            if !ended || environments[&old.environment].tier == Tier::Worker {
+            // What is to be stopped already is gone now.
+            if !ended || !old.run || environments[&old.environment].tier == Tier::Worker {
                 continue;
             }
             // What does not run is not stopped: its host was removed, or its port is another's.
@@ -341,6 +342,7 @@ impl Checks {
         now: &BTreeMap<InstanceId, InstanceRecord>,
         hosts: &[FakeHost],
         proxies: &[FakeProxy],
+        observed: &Observed,
         environments: &BTreeMap<EnvironmentId, EnvironmentRecord>,
     ) -> Result<(), String> {
         for (id, new) in now {
@@ -358,15 +360,27 @@ impl Checks {
             let behaviour = Behaviour::of(release.version.as_str());
             let worker = environments[&new.environment].tier == Tier::Worker;
             let tier = environments[&new.environment].tier;
-            if !behaviour.may_start(tier) {
+            // Where nothing else serves, one that does not stay up is watched in service.
+            let is_alone = || {
+                let mut others = self.instances.values();
+                others.all(|other| {
+                    other.environment != new.environment
+                        || other.release == new.release
+                        || other.mode != Some(TargetMode::Serve)
+                        || !is_well(other, observed)
+                })
+            };
+            let flaps = matches!(behaviour, Behaviour::Flaps(_));
+            if !behaviour.may_start(tier) && !(flaps && is_alone()) {
                 return Err(format!("{id} is put into service with {}", release.version));
             }
-            let fake = hosts
-                .iter()
-                .find(|host| host.id == new.host)
-                .and_then(|host| host.instances.get(id));
-            // Reports are late: a machine may have lost its power since. But what it last ran must
-            // have been this.
+            let host = hosts.iter().find(|host| host.id == new.host);
+            // Reports are late: a machine may have lost its power since, and its disk. But what it last
+            // ran must have been this.
+            if host.is_some_and(|host| !host.up && host.instances.is_empty()) {
+                continue;
+            }
+            let fake = host.and_then(|host| host.instances.get(id));
             if fake.is_none_or(|fake| {
                 fake.ran != new.incarnation || fake.release != Some(release.tree)
             }) {
@@ -402,26 +416,7 @@ impl Checks {
             if environment.tier == Tier::Worker {
                 continue;
             }
-            let well = |record: &InstanceRecord| {
-                // Another program's good answers make nothing well.
-                let report = observed.hosts.get(&record.host);
-                let report = report.and_then(|host| host.report.as_ref());
-                let failed = report.is_some_and(|report| {
-                    report.instances.iter().any(|seen| {
-                        seen.id == record.id && matches!(seen.phase, InstancePhase::Failed(_))
-                    })
-                });
-                !failed
-                    && observed.proxies.values().all(|proxy| {
-                        proxy.report.as_ref().is_some_and(|report| {
-                            report.targets.iter().any(|target| {
-                                target.instance == record.id
-                                    && target.incarnation == record.incarnation
-                                    && target.healthy
-                            })
-                        })
-                    })
-            };
+            let well = |record: &InstanceRecord| is_well(record, observed);
             let serves = |record: &&InstanceRecord| {
                 record.environment == *id && record.mode == Some(TargetMode::Serve) && well(record)
             };
@@ -894,4 +889,26 @@ fn splits_are_whole(
         }
     }
     Ok(())
+}
+
+/// Whether every load balancer finds an instance well, and its host does not say that it failed: another
+/// program's good answers make nothing well.
+fn is_well(record: &InstanceRecord, observed: &Observed) -> bool {
+    let report = observed.hosts.get(&record.host);
+    let report = report.and_then(|host| host.report.as_ref());
+    let failed = report.is_some_and(|report| {
+        let mut instances = report.instances.iter();
+        instances.any(|seen| seen.id == record.id && matches!(seen.phase, InstancePhase::Failed(_)))
+    });
+    let mut proxies = observed.proxies.values();
+    !failed
+        && proxies.all(|proxy| {
+            proxy.report.as_ref().is_some_and(|report| {
+                report.targets.iter().any(|target| {
+                    target.instance == record.id
+                        && target.incarnation == record.incarnation
+                        && target.healthy
+                })
+            })
+        })
 }

@@ -112,11 +112,18 @@ impl Turn<'_, '_> {
                 every,
                 ..
             } => {
-                // The first has shown that the release stays up, and is watched like all that pass.
-                let has_stood = !every && !self.progress.proven.is_empty();
+                // The first has shown that its release stays up, and is watched like all that pass.
+                let has_stood = self.progress.proven.keys().any(|other| {
+                    let other = world.instances.get(other);
+                    other.is_some_and(|other| other.release == instance.release)
+                });
                 // While nothing serves, waiting protects nobody: it is watched for as long in service.
-                let is_alone = !every && !batch.hold && self.capacity() == 0;
-                let up_ms = if has_stood || is_alone { 0 } else { up_ms };
+                let is_alone = self.plan.watch && !batch.hold && self.capacity() == 0;
+                let up_ms = if !every && (has_stood || is_alone) {
+                    0
+                } else {
+                    up_ms
+                };
                 self.unproven(id, good_checks)
                     .or_else(|| Self::unsettled(id, seen, said_at, up_ms))
             }

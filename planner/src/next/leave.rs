@@ -43,7 +43,10 @@ impl Turn<'_, '_> {
             });
             return Ok(());
         }
-        let routed = matches!(instance.mode, Some(TargetMode::Serve | TargetMode::Drain));
+        // One that left service by itself may get requests from a proxy that has not heard of it.
+        let gets_some = |mode| matches!(mode, TargetMode::Serve | TargetMode::Drain);
+        let routed = instance.mode.is_some_and(gets_some)
+            || self.targets(id).flatten().any(|seen| gets_some(seen.mode));
         if !routed || !(batch.drain || change.action == Action::Remove) {
             return self.act(change);
         }
