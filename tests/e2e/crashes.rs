@@ -40,7 +40,12 @@ enum Victim {
     Agent(Which),
     Shim(Which),
     Link(Which),
+    /// Nothing gets through and nobody says so, for longer than anybody waits for a sign.
+    Silence(Which),
 }
+
+/// How long a link is silent: less than it takes to count a host as lost.
+const SILENT: Duration = Duration::from_secs(12);
 
 const VICTIMS: [Victim; 8] = [
     Victim::Controller,
@@ -237,6 +242,14 @@ impl Lane {
                 });
                 Hosts::firewall(host, &format!("-D {refuse}"));
             }
+            Victim::Silence(which) => {
+                let host = self.host(which, step);
+                let drop = "INPUT -p tcp --dport 22 -j DROP";
+                Hosts::firewall(host, &format!("-I {drop}"));
+                self.points.go_on();
+                beanpole_tests::wait::pause(SILENT);
+                Hosts::firewall(host, &format!("-D {drop}"));
+            }
         }
     }
 
@@ -390,6 +403,10 @@ impl fmt::Display for Cell {
 
 /// With a policy, as it is asked for.
 fn crashes(policy: &'static str, ways: &[Goes]) {
+    crashes_of_all(policy, ways, &VICTIMS);
+}
+
+fn crashes_of_all(policy: &'static str, ways: &[Goes], victims: &[Victim]) {
     let names: Vec<&'static str> = LANES.concat();
     let Some(_hosts) = hosts(policy, &names) else {
         return;
@@ -402,7 +419,7 @@ fn crashes(policy: &'static str, ways: &[Goes]) {
     let mut lanes = Vec::from(lanes);
     let ready = begun.elapsed();
     for goes in ways {
-        crashes_of(&mut lanes, policy, *goes);
+        crashes_of(&mut lanes, policy, *goes, victims);
     }
     say(&format!(
         "{policy}: {:.0} s for setting up",
@@ -411,19 +428,22 @@ fn crashes(policy: &'static str, ways: &[Goes]) {
 }
 
 /// Deploys once for each victim and step.
-fn crashes_of(lanes: &mut [Lane], policy: &str, goes: Goes) {
+fn crashes_of(lanes: &mut [Lane], policy: &str, goes: Goes, victims: &[Victim]) {
     let begun = Instant::now();
     let steps = lanes[0].steps(policy, goes);
     let mut done = Vec::new();
-    let each = |step: &Step| VICTIMS.map(|victim| (victim, step.first));
+    let each = |step: &Step| {
+        let first = step.first;
+        victims.iter().map(move |victim| (*victim, first))
+    };
     share(lanes, policy, goes, steps.iter().flat_map(each), &mut done);
     // Two reports that come at once in one run come one by one in another, and with them the entries
     // that share a transaction.
-    let missing = not_met(&steps, &done);
+    let missing = not_met(&steps, &done, victims);
     share(lanes, policy, goes, missing, &mut done);
     let took = begun.elapsed().as_secs_f64();
     say(&format!("{policy}, {goes:?}: {}", table(&done, took)));
-    let mut missing = not_met(&steps, &done);
+    let mut missing = not_met(&steps, &done, victims);
     // A deployment that goes back may be over an entry sooner.
     let last = steps.last().map_or(0, |step| step.last);
     missing.retain(|(_, entry)| goes == Goes::There || *entry < last);
@@ -431,9 +451,9 @@ fn crashes_of(lanes: &mut [Lane], policy: &str, goes: Goes) {
 }
 
 /// Who did not die after which entry.
-fn not_met(steps: &[Step], done: &[Cell]) -> Vec<(Victim, u64)> {
+fn not_met(steps: &[Step], done: &[Cell], victims: &[Victim]) -> Vec<(Victim, u64)> {
     let last = steps.last().map_or(0, |step| step.last);
-    let all = (1..=last).flat_map(|entry| VICTIMS.map(|victim| (victim, entry)));
+    let all = (1..=last).flat_map(|entry| victims.iter().map(move |victim| (*victim, entry)));
     let is_missing = |(victim, entry): &(Victim, u64)| {
         let met = |cell: &Cell| (cell.step.first..=cell.step.last).contains(entry);
         !done.iter().any(|cell| cell.victim == *victim && met(cell))
@@ -513,5 +533,12 @@ fn a_crash_at_any_step_of_an_immutable_deployment_ends_on_one_version() {
 #[test]
 #[ignore = "two minutes more than CI has: run by `./dev crashes`"]
 fn a_crash_at_any_step_of_a_split_ends_on_one_version() {
-    crashes("--split 50%:1s", &[Goes::There]);
+    crashes("--split 50%:1s", &[Goes::There, Goes::Back]);
+}
+
+#[test]
+#[ignore = "minutes more than CI has: run by `./dev crashes`"]
+fn a_link_that_falls_silent_at_any_step_ends_on_one_version() {
+    let silent = [Victim::Silence(Which::Its), Victim::Silence(Which::Other)];
+    crashes_of_all("--policy Rolling --batch 1", &[Goes::There], &silent);
 }

@@ -371,7 +371,7 @@ impl Checks {
                 })
             };
             let flaps = matches!(behaviour, Behaviour::Flaps(_));
-            if !behaviour.may_start(tier) && !(flaps && is_alone()) {
+            if !(behaviour.may_start(tier) || flaps && is_alone()) {
                 return Err(format!("{id} is put into service with {}", release.version));
             }
             let host = hosts.iter().find(|host| host.id == new.host);

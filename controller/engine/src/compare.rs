@@ -1,6 +1,7 @@
 //! Two releases that share the requests, compared by what their operation counts of each.
 
 use crate::{Observed, receipt};
+use beanpole_planner::Stage;
 use beanpole_planner::guard::{Sample, Sides};
 use beanpole_protocol::{ReleaseNumber, Timestamp};
 use beanpole_store::model::{OperationRecord, TrafficMarks};
@@ -18,10 +19,16 @@ pub(crate) fn due_at(operation: &OperationRecord) -> Option<Timestamp> {
         && operation.plan.guard.is_some()
         && share.stage == operation.progress.stage;
     let confirmed = share.confirmed.filter(|_| is_shared)?;
-    Some(match operation.guard.taken_at {
-        Some(taken) => taken.after(LOOK),
-        None => confirmed,
-    })
+    let Some(taken) = operation.guard.taken_at else {
+        return Some(confirmed);
+    };
+    // A step does not end without a last look, however short it is.
+    let over = match operation.plan.stages.get(share.stage) {
+        Some(Stage::Split(split)) => confirmed.after(Duration::from_millis(split.wait_ms)),
+        _ => confirmed,
+    };
+    let next = taken.after(LOOK);
+    Some(if taken < over { next.min(over) } else { next })
 }
 
 /// Takes what was counted since the last look. The first look only remembers where the counts are.

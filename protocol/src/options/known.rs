@@ -1,8 +1,8 @@
 //! Every option that there is.
 
 use super::{
-    APPLICATION, ASG, COMMAND, CONNECTIONS, ENVIRONMENT, INSTANCE, Kind, PLACEMENT, PROCESS, PROXY,
-    PYTHON, RELEASE, SPLIT, SPLITTING, UPDATE,
+    APPLICATION, ASG, COMMAND, CONNECTIONS, ENVIRONMENT, HEALTH, INSTANCE, Kind, PLACEMENT,
+    PROCESS, PROXY, PYTHON, RELEASE, SPLIT, SPLITTING, UPDATE,
 };
 
 /// What a change of an option does to what runs (EB guide, "command-options-general").
@@ -101,6 +101,14 @@ pub const KNOWN: &[OptionSpec] = &[
         Kind::Bool,
         Change::Nothing,
         "Go on to the next batch when instances start but do not become healthy in time.",
+    ),
+    option(
+        HEALTH,
+        "HealthCheckSuccessThreshold",
+        "Ok",
+        Kind::OneOf(&["Ok", "Warning", "Degraded", "Severe"]),
+        Change::Nothing,
+        "How bad a started instance may be for a deployment to go on. An instance passes its checks, which Ok, Warning and Degraded ask for, or does not: Severe is like IgnoreHealthCheck.",
     ),
     option(
         SPLITTING,

@@ -32,6 +32,8 @@ use std::collections::BTreeMap;
 pub const PROPERTIES: &str = "aws:elasticbeanstalk:application:environment";
 /// How deployments run.
 pub const COMMAND: &str = "aws:elasticbeanstalk:command";
+/// How well instances have to be.
+pub const HEALTH: &str = "aws:elasticbeanstalk:healthreporting:system";
 /// The share of a new release under TrafficSplitting.
 pub const SPLITTING: &str = "aws:elasticbeanstalk:trafficsplitting";
 /// Beanpole's own: steps, comparison and clients that stay on a side under TrafficSplitting.

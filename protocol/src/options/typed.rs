@@ -3,8 +3,8 @@
 use super::kind::{parse_bool, parse_labels, parse_statuses};
 use super::split::{GuardLimits, SplitStep, parse_sticky};
 use super::{
-    APPLICATION, ASG, BatchSize, COMMAND, CONNECTIONS, DeploymentPolicy, ENVIRONMENT, INSTANCE,
-    KNOWN, OptionSettings, PLACEMENT, PROCESS, PROPERTIES, PROXY, PYTHON, RELEASE, SPLIT,
+    APPLICATION, ASG, BatchSize, COMMAND, CONNECTIONS, DeploymentPolicy, ENVIRONMENT, HEALTH,
+    INSTANCE, KNOWN, OptionSettings, PLACEMENT, PROCESS, PROPERTIES, PROXY, PYTHON, RELEASE, SPLIT,
     SPLITTING, SplitSteps,
 };
 use crate::agent::{Limits, Properties, ReadyOrder};
@@ -79,7 +79,8 @@ impl OptionSettings {
                 .unwrap_or(START_TIMEOUT_S)
                 * 1_000,
             min_uptime_ms: self.number(INSTANCE, "MinUptime").unwrap_or(5) * 1_000,
-            ignore_health_check: self.flag(COMMAND, "IgnoreHealthCheck"),
+            ignore_health_check: self.flag(COMMAND, "IgnoreHealthCheck")
+                || self.effective(HEALTH, "HealthCheckSuccessThreshold") == "Severe",
             drain_timeout_ms: self.number(PROCESS, "DeregistrationDelay").unwrap_or(20) * 1_000,
             keep_releases: u32::try_from(self.number(RELEASE, "Keep").unwrap_or(5)).unwrap_or(5),
         }

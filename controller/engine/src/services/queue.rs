@@ -39,7 +39,7 @@ impl Engine {
             let Some(running) = running else {
                 let new = self.made_of(tx, &mut environment, wish, call)?;
                 // It would have begun in a moment.
-                let why = format!("It never began: a later {} took its place.", wish.kind());
+                let why = displaced(wish);
                 drop_queued(tx, &mut environment, &why, call)?;
                 return new.write(tx, &mut environment, call).map_err(Fault::from);
             };
@@ -52,7 +52,7 @@ impl Engine {
                 .into());
             }
             check(tx, &environment, wish)?;
-            let why = format!("It never began: a later {} took its place.", wish.kind());
+            let why = displaced(wish);
             drop_queued(tx, &mut environment, &why, call)?;
             enqueue(tx, &mut environment, &running, wish, call)
         });
@@ -217,6 +217,16 @@ fn take(
     }
 }
 
+/// Why what was queued goes when another wish comes.
+fn displaced(wish: &QueuedWish) -> String {
+    let version = wish.version();
+    let version = version.map_or_else(String::new, |version| format!(" of {version}"));
+    format!(
+        "It never began: a later {}{version} took its place.",
+        wish.kind()
+    )
+}
+
 /// Ends what is queued on an environment, if something is, before it has begun. The caller stores the
 /// environment.
 pub(super) fn drop_queued(
@@ -228,7 +238,9 @@ pub(super) fn drop_queued(
     let Some(queued) = take(tx, environment)? else {
         return Ok(None);
     };
-    let text = format!("The queued {} is dropped. {why}", queued.kind);
+    let version = queued.version.as_ref();
+    let version = version.map_or_else(String::new, |version| format!(" of {version}"));
+    let text = format!("The queued {}{version} is dropped. {why}", queued.kind);
     let draft = Draft::new(Severity::Warn, "queued-dropped", text, call.now)
         .request(&call.request_id)
         .operation_id(&queued.id);
