@@ -1,4 +1,6 @@
 //! The guard of a split, over many simulated ones: it stops what is worse, soon, and nothing else.
+//!
+//! `BEANPOLE_GUARD_RUNS=COUNT` looks for false stops in that many splits, 1,000 unless told otherwise.
 
 use beanpole_planner::guard::{Evidence, Limit, Sample, Sides};
 use beanpole_protocol::latency::bucket;
@@ -9,7 +11,11 @@ const LIMITS: GuardLimits = GuardLimits {
     latency_percent: 50,
 };
 /// Splits that nothing is wrong with.
-const RUNS: u64 = 1_000;
+fn runs() -> u64 {
+    let asked = std::env::var("BEANPOLE_GUARD_RUNS");
+    asked.map_or(1_000, |count| count.parse().expect("a number"))
+}
+
 /// Seconds between two looks.
 const LOOK_S: u32 = 5;
 
@@ -112,7 +118,7 @@ fn two_points_of_errors_at_a_hundred_requests_a_second_end_a_split_within_a_minu
 
 #[test]
 fn a_release_as_good_as_the_one_before_goes_through() {
-    let mut false_stops = 0;
+    let (runs, mut false_stops) = (runs(), 0);
     for (share, errors) in [
         (0.1, 0.0),
         (0.1, 0.001),
@@ -121,17 +127,17 @@ fn a_release_as_good_as_the_one_before_goes_through() {
         (0.01, 0.3),
     ] {
         let sides = (failing(errors), failing(errors));
-        let found = stopped(RUNS / 5, 100, share, sides, 300);
+        let found = stopped(runs / 5, 100, share, sides, 300);
         println!(
             "share {share}, {errors} on both sides: {found} stopped of {}",
-            RUNS / 5
+            runs / 5
         );
         false_stops += found;
     }
-    let bound = usize::try_from(RUNS / 1_000).expect("small");
+    let bound = usize::try_from(runs / 1_000).expect("small");
     assert!(
         false_stops < bound,
-        "{false_stops} of {RUNS} splits of five minutes"
+        "{false_stops} of {runs} splits of five minutes"
     );
 }
 
