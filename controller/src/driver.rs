@@ -3,7 +3,7 @@
 use crate::app::App;
 use beanpole_daemon::clock;
 use beanpole_engine::{EngineError, Turn};
-use beanpole_protocol::HostId;
+use beanpole_protocol::{HostId, Timestamp};
 use beanpole_store::model::HostRecord;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
@@ -13,6 +13,8 @@ use std::time::Duration;
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
 /// The pause after a turn that failed.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
+/// A sleep, or a turn, that takes so much longer than it should was no sleep: everything stood still.
+const STOOD_STILL: Duration = Duration::from_secs(3);
 /// The shortest sleep: a turn that asks for another at once must not spin.
 const SHORTEST_SLEEP: Duration = Duration::from_millis(1);
 
@@ -23,7 +25,10 @@ pub(crate) fn spawn(app: App, wakes: Receiver<()>) -> std::io::Result<JoinHandle
         .spawn(move || {
             publish_all(&app);
             while !app.stop.is_cancelled() {
-                let sleep = match turn(&app) {
+                let begun = app.time.now();
+                let turned = turn(&app);
+                nobody_listened(&app, begun, Duration::ZERO);
+                let sleep = match turned {
                     Ok(sleep) => sleep,
                     Err(error) => {
                         tracing::error!(
@@ -36,12 +41,29 @@ pub(crate) fn spawn(app: App, wakes: Receiver<()>) -> std::io::Result<JoinHandle
                         AFTER_FAILURE
                     }
                 };
-                match wakes.recv_timeout(sleep) {
+                let begun = app.time.now();
+                let woken = wakes.recv_timeout(sleep);
+                nobody_listened(&app, begun, sleep);
+                match woken {
                     Ok(()) | Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
         })
+}
+
+/// Whether what has begun then, and should have been over soon, took so long that this process cannot have
+/// run: a host that was not heard of meanwhile is not silent.
+fn nobody_listened(app: &App, begun: Timestamp, should_take: Duration) {
+    let now = app.time.now();
+    if now.since(begun) > should_take + STOOD_STILL {
+        tracing::warn!(
+            seconds = now.since(begun).as_secs(),
+            "the controller stood still; no host counts as silent for it"
+        );
+        app.observations
+            .change(|seen| seen.nobody_listened(begun, now));
+    }
 }
 
 /// Looks at the clocks. A call under way keeps its time until what it did is on disk.

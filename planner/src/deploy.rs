@@ -37,8 +37,10 @@ pub enum Goal {
         /// The instances there shall be.
         size: u32,
     },
-    /// Every instance started afresh.
+    /// Every instance started afresh, but for those of other releases that get no requests.
     Restart {
+        /// The release that is live.
+        live: ReleaseNumber,
         /// How.
         policy: DeploymentPolicy,
         /// How many at a time under Rolling.
@@ -106,7 +108,7 @@ pub fn plan(world: &World<'_>, goal: &Goal, rules: &Rules, seed: u128) -> Result
                 return Ok(draft.plan);
             }
             let touched = draft.reachable(FOLLOWS);
-            let (removed, missing) = draft.leavers(*size);
+            let (removed, missing) = draft.leavers(*size, &BTreeSet::new());
             let stay: Vec<InstanceId> = touched
                 .into_iter()
                 .filter(|id| !removed.contains(id))
@@ -137,8 +139,10 @@ pub fn plan(world: &World<'_>, goal: &Goal, rules: &Rules, seed: u128) -> Result
             size,
         } => {
             draft.plan.release = Some(*release);
-            let have = world.instances.len() as u32;
-            let (removed, missing) = draft.leavers(*size);
+            // What a failed deployment has left without requests stays, and is none of them.
+            let idle: BTreeSet<InstanceId> = draft.idle(*release);
+            let have = (world.instances.len() - idle.len()) as u32;
+            let (removed, missing) = draft.leavers(*size, &idle);
             let new = draft.places(missing, &BTreeMap::new())?;
             draft.prepare(*release, *tree, &[], &new);
             draft.launch(*release, &new);
@@ -148,9 +152,14 @@ pub fn plan(world: &World<'_>, goal: &Goal, rules: &Rules, seed: u128) -> Result
                 .saturating_sub(have.saturating_sub(*size));
             draft.remove(&removed, false);
         }
-        Goal::Restart { policy, batch } => {
+        Goal::Restart {
+            live,
+            policy,
+            batch,
+        } => {
             draft.plan.policy = Some(*policy);
-            let touched = draft.reachable("its host is unreachable");
+            let mut touched = draft.reachable("its host is unreachable");
+            draft.leave_idle(&mut touched, *live);
             if touched.is_empty() {
                 return Err(Refusal::Unreachable);
             }
@@ -378,24 +387,50 @@ impl<'w, 'a> Draft<'w, 'a> {
         reachable
     }
 
+    /// Leaves out what a failed deployment has left without requests: started afresh, it would get some.
+    fn leave_idle(&mut self, touched: &mut Vec<InstanceId>, live: ReleaseNumber) {
+        let idle = self.idle(live);
+        for id in touched.iter().filter(|id| idle.contains(*id)) {
+            self.plan.skipped.push(Skipped {
+                instance: id.clone(),
+                host: self.world.instances[id].host.clone(),
+                reason: "it gets no requests, and its release is not live".to_owned(),
+            });
+        }
+        touched.retain(|id| !idle.contains(id));
+    }
+
+    /// Instances of other releases than the live one that get no requests; none where no other is there.
+    fn idle(&self, live: ReleaseNumber) -> BTreeSet<InstanceId> {
+        let all = self.world.instances.iter();
+        let idle = all.filter(|(_, one)| one.release != live && world_mode_is_off(one));
+        let idle: BTreeSet<InstanceId> = idle.map(|(id, _)| id.clone()).collect();
+        if idle.len() == self.world.instances.len() {
+            return BTreeSet::new();
+        }
+        idle
+    }
+
     /// The instances that go so that `size` are left where they may be: those on hosts without the
     /// labels, and the surplus. How many are missing then.
-    fn leavers(&self, size: u32) -> (Vec<InstanceId>, u32) {
+    fn leavers(&self, size: u32, but: &BTreeSet<InstanceId>) -> (Vec<InstanceId>, u32) {
         let misplaced: BTreeSet<InstanceId> = self
             .world
             .instances
             .iter()
-            .filter(|(_, instance)| {
+            .filter(|(id, instance)| {
                 let host = self.world.hosts.get(&instance.host);
                 // One that cannot be reached is given time to come back first.
-                host.is_some_and(|host| {
+                let lacks = host.is_some_and(|host| {
                     !host.lost() && !self.rules.needs.labels_missing(host).is_empty()
-                })
+                });
+                lacks && !but.contains(*id)
             })
             .map(|(id, _)| id.clone())
             .collect();
-        let staying = (self.world.instances.len() - misplaced.len()) as u32;
-        let mut leave = self.least_wanted(staying.saturating_sub(size), &misplaced);
+        let others: BTreeSet<InstanceId> = misplaced.union(but).cloned().collect();
+        let staying = (self.world.instances.len() - others.len()) as u32;
+        let mut leave = self.least_wanted(staying.saturating_sub(size), &others);
         leave.extend(misplaced);
         (leave, size.saturating_sub(staying))
     }

@@ -230,6 +230,7 @@ fn a_host_without_room_for_both_has_its_own_changed_in_place_and_the_plan_says_s
     let report = report();
     let (world, rules) = lingering(&report);
     let restart = Goal::Restart {
+        live: ReleaseNumber(1),
         policy: DeploymentPolicy::Rolling,
         batch: BatchSize::Fixed(1),
     };
@@ -256,6 +257,7 @@ fn without_a_longer_limit_or_without_traffic_all_is_changed_in_place() {
     let report = report();
     let (world, rules) = lingering(&report);
     let restart = Goal::Restart {
+        live: ReleaseNumber(1),
         policy: DeploymentPolicy::AllAtOnce,
         batch: BatchSize::Fixed(1),
     };

@@ -712,7 +712,11 @@ fn goal(case: &Case) -> Goal {
             tree: OLD,
             size: case.size,
         },
-        1 => Goal::Restart { policy, batch },
+        1 => Goal::Restart {
+            live: OLD,
+            policy,
+            batch,
+        },
         2 => Goal::Terminate,
         _ => Goal::Deploy {
             release: NEW,
@@ -876,7 +880,7 @@ proptest! {
             return Ok(());
         }
         fake.open = 0;
-        let again = Goal::Restart { policy: DeploymentPolicy::Rolling, batch: BatchSize::Fixed(1) };
+        let again = Goal::Restart { live: OLD, policy: DeploymentPolicy::Rolling, batch: BatchSize::Fixed(1) };
         let made = plan(&fake.world(), &again, &rules_of(&case), 9).expect("it can");
         prop_assert!(!made.changes().any(|(_, change)| lingering.contains(&change.instance)));
         let (finished, _) = fake.carry_out(&made, &[0, 1, 2, 3]);

@@ -13,8 +13,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-/// From one check to the next while a deployment waits for the target.
-const EAGER_INTERVAL: Duration = Duration::from_millis(100);
+/// From one check to the next while a deployment waits for the target, which gets no requests yet.
+const EAGER_INTERVAL: Duration = Duration::from_millis(50);
+/// The same for one that should get requests and is not well.
+const SICK_INTERVAL: Duration = Duration::from_millis(100);
 /// Least time between checks, whatever asks for them.
 const LEAST_GAP: Duration = Duration::from_millis(20);
 /// Checks of one target that may be under way.
@@ -156,8 +158,10 @@ impl Outcome {
 
 fn interval(target: &TargetState) -> Duration {
     let wanted = Duration::from_millis(target.plan.load().interval_ms);
-    if target.mode() != TargetMode::Drain && target.is_awaited() {
-        return wanted.min(EAGER_INTERVAL);
+    match target.mode() {
+        TargetMode::Probe if target.is_awaited() => return wanted.min(EAGER_INTERVAL),
+        TargetMode::Serve if target.is_awaited() => return wanted.min(SICK_INTERVAL),
+        _ => {}
     }
     // Up to a tenth less, so that checks of many targets do not fall together.
     let tenth = u64::try_from(wanted.as_micros() / 10).unwrap_or(0);

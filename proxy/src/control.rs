@@ -31,7 +31,7 @@ const LARGEST_TABLE: usize = 64 * 1024 * 1024;
 /// From one report of a watcher to the next in the long run, and how many may come at once: a table
 /// in force and a target that is well are what deployments wait for.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
-const REPORTS_AT_ONCE: u32 = 20;
+const REPORTS_AT_ONCE: u32 = 60;
 /// What happens together is told together.
 const GATHER: Duration = Duration::from_millis(5);
 /// Longest time between two reports of one watcher.

@@ -35,6 +35,9 @@ const DRAIN_BODY: Duration = Duration::from_secs(5);
 const TAKEN_BODY: usize = 1024 * 1024;
 const TAKE_BODY: Duration = Duration::from_secs(1);
 
+/// Until when after its beginning a request that found its kept connection closed was not taken by the app.
+const CLOSED_BEFORE: Duration = Duration::from_secs(1);
+
 /// Why an answer that had begun is not whole, in the access log.
 const BROKEN_OFF: &str = "broken-off";
 
@@ -546,8 +549,10 @@ impl ProxyHttp for Service {
         let idempotent = session.req_header().method.is_idempotent();
         let whole = !session.as_downstream().retry_buffer_truncated();
         error.retry.decide_reuse(client_reused);
-        // A kept connection that the app closed at this moment: the request was not taken.
-        let again = error.retry() && idempotent && whole && request.reused == 0;
+        // A kept connection that the app closed at this moment: the request was not taken. One that the
+        // app had for longer it may well have begun to answer.
+        let at_once = request.begun.elapsed() < CLOSED_BEFORE;
+        let again = error.retry() && idempotent && whole && request.reused == 0 && at_once;
         error.set_retry(again);
         request.reused += u8::from(again);
         if *error.esource() == ErrorSource::Upstream

@@ -2,7 +2,7 @@
 
 use crate::changes::{assert_live, assert_none_failed};
 use beanpole_tests::bed::{Bed, signal};
-use beanpole_tests::wait::{seconds, until_true};
+use beanpole_tests::wait::{pause, seconds, until_true};
 use rustix::process::Signal;
 
 #[test]
@@ -39,6 +39,27 @@ fn a_controller_killed_in_mid_deployment_goes_on_where_it_was() {
     });
     assert_none_failed(&load.stop());
     assert_live(&bed, "shop-prod", "v2", 3);
+}
+
+#[test]
+fn a_controller_that_stands_still_holds_no_host_for_lost() {
+    let bed = Bed::up();
+    let app = bed
+        .serving("shop-prod", 3)
+        .procfile("web: ./testapp v2 --start-delay 1500\n");
+    let load = bed.load("shop-prod");
+    bed.deploy_with(&app, "shop-prod", "v2", "--batch 1 --detach")
+        .ok();
+    let controller = bed.daemon("controller");
+    signal(controller, Signal::STOP);
+    // A host that was not heard of for 30 s is lost.
+    pause(seconds(32));
+    signal(controller, Signal::CONT);
+    until_true("the deployment ends", seconds(60), || {
+        bed.status("shop-prod")["status"] == "Ready"
+    });
+    assert_live(&bed, "shop-prod", "v2", 3);
+    assert_none_failed(&load.stop());
 }
 
 #[test]

@@ -76,5 +76,5 @@ fn what_is_queued_begins_in_its_turn_whatever_becomes_of_the_controller() {
     assert_live(&bed, "shop-prod", "v1", 2);
     bed.run(&["events", "shop-prod"])
         .ok()
-        .says("a later deploy took its place");
+        .says("a later deploy of v1 took its place");
 }

@@ -2,7 +2,8 @@
 //! fake clock and faults from a seed.
 //!
 //! `BEANPOLE_SIM_SEEDS=COUNT` runs that many seeds (500 unless told otherwise),
-//! `BEANPOLE_SIM_SEED=N` just that one, exactly as before. A broken invariant names its seed.
+//! `BEANPOLE_SIM_SEED=N` just that one, exactly as before; `BEANPOLE_SIM_VERBOSE=1` tells what happens in
+//! it. A broken invariant names its seed.
 
 #![expect(
     clippy::print_stdout,

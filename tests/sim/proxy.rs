@@ -19,7 +19,7 @@ pub struct FakeProxy {
     pub refused: u64,
     /// An instance that was asked for what only another release has, if there was one.
     pub astray: Option<String>,
-    run: u64,
+    pub run: u64,
     sequence: u64,
     seen: BTreeMap<(InstanceId, Incarnation), Seen>,
     traffic: BTreeMap<EnvironmentId, Traffic>,

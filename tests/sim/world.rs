@@ -1,5 +1,7 @@
 //! The fake world: time, links, faults and users.
 
+mod story;
+
 use crate::checks::{self, Checks};
 use crate::host::{Behaviour, Command, FakeHost, READY};
 use crate::proxy::FakeProxy;
@@ -10,14 +12,15 @@ use beanpole_protocol::api::{self, EnvironmentStatus, Tier};
 use beanpole_protocol::options::{self, BatchSize, DeploymentPolicy, OptionSettings};
 use beanpole_protocol::proxy::{ProxyReport, RoutingTable};
 use beanpole_protocol::{
-    ApplicationName, EnvironmentName, HostId, HostName, RequestId, Timestamp, VersionLabel,
+    ApplicationName, EnvironmentName, HostId, HostName, OperationId, RequestId, Timestamp,
+    VersionLabel,
 };
 use beanpole_store::model::{
     ApplicationRecord, ContainerCommands, EnvironmentRecord, EventRecord, HostOrdersRecord,
     HostRecord, OperationRecord, VersionRecord,
 };
 use beanpole_store::{Store, StoreError};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// From one look at the world to the next, in milliseconds.
@@ -76,6 +79,8 @@ pub struct World {
     turns: u64,
     checks: Checks,
     verbose: bool,
+    /// Journal entries that were told.
+    told: BTreeSet<(OperationId, u64)>,
 }
 
 /// What the controller's clocks say: the steady one is the world's.
@@ -192,6 +197,7 @@ impl World {
             turns: 0,
             checks: Checks::default(),
             verbose: std::env::var_os("BEANPOLE_SIM_VERBOSE").is_some(),
+            told: BTreeSet::new(),
         };
         world.register();
         world
@@ -223,7 +229,9 @@ impl World {
         let calm = self.rng.chance(250);
         while self.now < START_MS + FAULTS_MS {
             if !calm {
+                let before = self.parts();
                 self.faults();
+                self.tell_faults(&before);
             }
             self.users(calm);
             self.tick()?;
@@ -318,9 +326,7 @@ impl World {
         ]);
         self.ahead = self.ahead.saturating_add_signed(by);
         self.woken = true;
-        if self.verbose {
-            println!("{} the clock jumps by {by} ms", self.now - START_MS);
-        }
+        self.tell(&format!("the clock jumps by {by} ms"));
     }
 
     /// A host is forgotten by force, whatever runs there, and added again with nothing on it.
@@ -350,12 +356,7 @@ impl World {
             !matches!(message, Message::Orders(to, _) | Message::HostReport(to, _) if *to == n)
         });
         self.woken = true;
-        if self.verbose {
-            println!(
-                "{} host-{n} is forgotten and comes back empty",
-                self.now - START_MS
-            );
-        }
+        self.tell(&format!("host-{n} is forgotten and comes back empty"));
     }
 
     /// The controller dies and is started again: what is in the store is all it knows.
@@ -547,20 +548,12 @@ impl World {
             };
             match result {
                 Ok(operation) => {
-                    if self.verbose {
-                        println!(
-                            "{} {name}: {} accepted {:?}",
-                            self.now - START_MS,
-                            operation.kind,
-                            operation.plan.lines
-                        );
-                    }
+                    let (kind, lines) = (operation.kind, &operation.plan.lines);
+                    self.tell(&format!("{name}: {kind} accepted {lines:?}"));
                     self.woken = true;
                 }
                 Err(problem) => {
-                    if self.verbose {
-                        println!("{} {name}: {problem}", self.now - START_MS);
-                    }
+                    self.tell(&format!("{name}: {problem}"));
                     assert!(problem.status < 500, "{problem}");
                 }
             }
@@ -677,6 +670,7 @@ impl World {
                     self.hosts[n].order(orders)?;
                 }
                 Some(Message::Table(n, table)) if self.proxies[n].up && self.proxies[n].link => {
+                    self.tell_table(n, &table);
                     let fresh = self.proxies[n].put_table(table)?;
                     if fresh {
                         let report = self.proxies[n].report(at);
@@ -746,6 +740,7 @@ impl World {
         if self.store.commits() == commits {
             return Ok(());
         }
+        self.tell_journal();
         self.checks
             .after(&self.store, &self.hosts, &self.proxies, &self.observed, at)
             .and_then(|()| {
@@ -757,7 +752,7 @@ impl World {
             .map_err(|what| format!("at {} ms: {what}", self.now - START_MS))?;
         if self.verbose {
             for line in self.checks.news(&self.store) {
-                println!("{} {line}", self.now - START_MS);
+                self.tell(&line);
             }
         }
         if dies {

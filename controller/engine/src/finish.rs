@@ -2,7 +2,7 @@
 
 use crate::apply::Scene;
 use crate::{Engine, Observed, kept, receipt};
-use beanpole_planner::{Action, Change};
+use beanpole_planner::{Action, Change, Skipped};
 use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::proxy::TargetMode;
@@ -67,14 +67,19 @@ impl Engine {
         {
             scene.environment.settings = before;
         }
-        // What a failed deployment left for a look stays, too, when only the number of instances changes.
-        let still = scene.environment.hold && kind == OperationKind::Scale;
+        // What a failed deployment left for a look stays, too, when only the number of instances changes, or
+        // they are started afresh.
+        let still =
+            scene.environment.hold && matches!(kind, OperationKind::Scale | OperationKind::Restart);
         scene.environment.hold = held || still;
         if succeeded {
             scene.environment.mend_failures = 0;
             scene.environment.mend_after = None;
         } else if kind == OperationKind::Replace {
             pause_mending(scene.environment, now);
+        } else if left_behind(scene.operation).is_some() {
+            // It follows as soon as its host is back.
+            scene.environment.mend_after = None;
         } else {
             let pause = Duration::from_millis(MEND_PAUSE_MS);
             scene.environment.mend_after = Some(now.after(pause));
@@ -314,10 +319,17 @@ fn unreached(operation: &OperationRecord) -> Option<String> {
     })
 }
 
+/// A sentence on what is not back on the release before.
+fn left_behind(operation: &OperationRecord) -> Option<String> {
+    sentence_on(&operation.way_back()?.skipped)
+}
+
 /// A sentence on what stays as it was, though the others changed.
 fn left_out(operation: &OperationRecord) -> Option<String> {
-    let plan = operation.way_there();
-    let skipped = &plan.skipped;
+    sentence_on(&operation.way_there().skipped)
+}
+
+fn sentence_on(skipped: &[Skipped]) -> Option<String> {
     let names: Vec<&str> = skipped.iter().map(|one| one.instance.as_str()).collect();
     let reason = &skipped.first()?.reason;
     Some(format!("Left out: {} ({reason}).", names.join(", ")))
@@ -385,11 +397,16 @@ fn message(operation: &OperationRecord, environment: &EnvironmentRecord) -> Stri
                 Some(text) => format!("Done. {text}"),
             },
         },
-        OperationStatus::RolledBack => {
-            format!("{why} The environment is back on {stands}.")
-        }
-        OperationStatus::Aborted => {
-            format!("It was aborted. The environment is back on {stands}.")
+        OperationStatus::RolledBack | OperationStatus::Aborted => {
+            let why = match operation.status {
+                OperationStatus::Aborted => "It was aborted.",
+                _ => &why,
+            };
+            let back = format!("{why} The environment is back on {stands}.");
+            match left_behind(operation) {
+                None => back,
+                Some(text) => format!("{back} {text}"),
+            }
         }
         _ if operation.back_progress.failed.is_some() => format!(
             "{why} Going back failed too: {} Instances may run different versions; deploy again once the cause is mended.",

@@ -255,6 +255,18 @@ impl Observed {
     }
 }
 
+impl Observed {
+    /// Nobody listened from then until now, because this process, or its machine, stood still: who was not
+    /// heard of since has not been silent for it.
+    pub fn nobody_listened(&mut self, from: Timestamp, now: Timestamp) {
+        let hosts = self.hosts.values_mut().map(|host| &mut host.last_seen);
+        let proxies = self.proxies.values_mut().map(|proxy| &mut proxy.last_seen);
+        for at in hosts.chain(proxies).flatten().filter(|at| **at <= from) {
+            *at = moved(*at, from, now);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -319,5 +331,23 @@ mod tests {
         assert_eq!(kept.moved, None);
         assert!(!kept.events);
         assert_eq!(kept.pace.now(Duration::from_secs(11)), at(1_012));
+    }
+
+    #[test]
+    fn who_was_not_heard_while_nobody_listened_is_not_silent_for_it() {
+        let (quiet, heard) = (HostId::from_bits(1), HostId::from_bits(2));
+        let mut observed = Observed::default();
+        observed.register_host(&quiet, at(1_000));
+        observed.register_host(&heard, at(1_040));
+        observed.nobody_listened(at(1_003), at(1_043));
+        let reach = |host: &HostId, now| observed.reach(host, at(now), 30_000);
+        assert!(matches!(reach(&quiet, 1_043), Reach::Here));
+        assert!(matches!(reach(&quiet, 1_071), Reach::Lost(_)));
+        // Its word was on the way.
+        assert!(matches!(
+            reach(&heard, 1_069),
+            Reach::Here | Reach::Silent(_)
+        ));
+        assert!(matches!(reach(&heard, 1_071), Reach::Lost(_)));
     }
 }

@@ -167,13 +167,14 @@ fn before<'r>(
     {
         return Ok(live);
     }
-    // What a rollback made is the release that it went back to, but for its number.
+    // What a rollback made is the release that it went back to, but for its number; so is what the same
+    // version was deployed as again.
     let without_capacity = |release: &ReleaseRecord| {
         let mut settings = release.settings.clone();
         for (namespace, option) in CAPACITY {
             settings.remove(namespace, option);
         }
-        (release.tree, settings)
+        (release.bundle.clone(), settings)
     };
     let runs = live.map(without_capacity);
     let same = |release: &&ReleaseRecord| {

@@ -130,7 +130,7 @@ impl NewOperation {
         receipt::begin(tx, &mut operation, environment.tier, call.observed)?;
         environment.operation = Some(operation.id.clone());
         environment.updated_at = now;
-        environment.hold &= kind == OperationKind::Scale;
+        environment.hold &= matches!(kind, OperationKind::Scale | OperationKind::Restart);
         environment.status = match kind {
             OperationKind::Create => EnvironmentStatus::Launching,
             OperationKind::Terminate => EnvironmentStatus::Terminating,

@@ -56,6 +56,7 @@ impl Engine {
             let instances = tx.list_prefix::<InstanceRecord>(&instances)?;
             let deployment = environment.settings.deployment();
             let goal = Goal::Restart {
+                live,
                 policy: deployment.policy,
                 batch: deployment.batch,
             };
