@@ -56,13 +56,14 @@ pub(crate) fn spawn(app: App, wakes: Receiver<()>) -> std::io::Result<JoinHandle
 /// run: a host that was not heard of meanwhile is not silent.
 fn nobody_listened(app: &App, begun: Timestamp, should_take: Duration) {
     let now = app.time.now();
-    if now.since(begun) > should_take + STOOD_STILL {
+    let still = now.since(begun).saturating_sub(should_take);
+    if still > STOOD_STILL {
         tracing::warn!(
-            seconds = now.since(begun).as_secs(),
+            seconds = still.as_secs(),
             "the controller stood still; no host counts as silent for it"
         );
         app.observations
-            .change(|seen| seen.nobody_listened(begun, now));
+            .change(|seen| seen.nobody_listened(still, now));
     }
 }
 
@@ -85,7 +86,10 @@ fn keep_time(app: &App) -> Result<(), EngineError> {
 }
 
 fn turn(app: &App) -> Result<Duration, EngineError> {
+    let begun = app.time.now();
     keep_time(app)?;
+    // It may have stood still in between, and what is decided now goes by who was heard.
+    nobody_listened(app, begun, Duration::ZERO);
     let now = app.time.now();
     let observed = app.observations.snapshot();
     let Turn {

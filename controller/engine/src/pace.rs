@@ -256,13 +256,13 @@ impl Observed {
 }
 
 impl Observed {
-    /// Nobody listened from then until now, because this process, or its machine, stood still: who was not
-    /// heard of since has not been silent for it.
-    pub fn nobody_listened(&mut self, from: Timestamp, now: Timestamp) {
+    /// Nobody listened for that long up to now, because this process, or its machine, stood still: who was
+    /// not heard of meanwhile has not been silent for it.
+    pub fn nobody_listened(&mut self, for_so_long: Duration, now: Timestamp) {
         let hosts = self.hosts.values_mut().map(|host| &mut host.last_seen);
         let proxies = self.proxies.values_mut().map(|proxy| &mut proxy.last_seen);
-        for at in hosts.chain(proxies).flatten().filter(|at| **at <= from) {
-            *at = moved(*at, from, now);
+        for at in hosts.chain(proxies).flatten() {
+            *at = at.after(for_so_long).min(now);
         }
     }
 }
@@ -338,16 +338,13 @@ mod tests {
         let (quiet, heard) = (HostId::from_bits(1), HostId::from_bits(2));
         let mut observed = Observed::default();
         observed.register_host(&quiet, at(1_000));
-        observed.register_host(&heard, at(1_040));
-        observed.nobody_listened(at(1_003), at(1_043));
+        observed.register_host(&heard, at(1_042));
+        observed.nobody_listened(Duration::from_secs(40), at(1_043));
         let reach = |host: &HostId, now| observed.reach(host, at(now), 30_000);
         assert!(matches!(reach(&quiet, 1_043), Reach::Here));
         assert!(matches!(reach(&quiet, 1_071), Reach::Lost(_)));
         // Its word was on the way.
-        assert!(matches!(
-            reach(&heard, 1_069),
-            Reach::Here | Reach::Silent(_)
-        ));
-        assert!(matches!(reach(&heard, 1_071), Reach::Lost(_)));
+        assert!(matches!(reach(&heard, 1_043), Reach::Here));
+        assert!(matches!(reach(&heard, 1_074), Reach::Lost(_)));
     }
 }
