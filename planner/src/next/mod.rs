@@ -186,15 +186,25 @@ impl Turn<'_, '_> {
             return true;
         }
         let (progress, world) = (self.progress, self.world);
-        let young = progress.proven.keys().find_map(|id| {
+        // What is known of each: nothing of one that is cut off, else whether it is still young.
+        let known = |id: &InstanceId| {
             let instance = world.instances.get(id)?;
-            // Of one that is cut off nobody can say.
             let host = world.hosts.get(&instance.host)?;
             let seen = host.instance(id).filter(|_| host.reach == Reach::Here)?;
             let is_it = seen.incarnation == instance.incarnation;
             let said_at = host.report?.now;
-            Self::unsettled(id, seen, said_at, up_ms).filter(|_| is_it)
-        });
+            is_it.then(|| Self::unsettled(id, seen, said_at, up_ms))
+        };
+        let proven = || progress.proven.keys();
+        let young = proven().find_map(|id| known(id).flatten());
+        // Where nothing served, the first got traffic at once: somebody has to have stayed up by now.
+        let nobody = || {
+            proven()
+                .next()
+                .filter(|_| proven().all(|id| known(id).is_none()))
+        };
+        let young = young
+            .or_else(|| nobody().map(|id| format!("Waiting for a word on whether {id} stays up.")));
         if let Some(text) = young.filter(|_| !self.late(self.stage_bound())) {
             self.wake_at(self.deadline);
             self.wait(None, text);
