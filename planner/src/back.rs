@@ -87,7 +87,9 @@ pub fn plan_back(
             }
             (_, ChangeState::Pending) => {}
             (Action::Launch { .. }, ChangeState::Serving { .. } | ChangeState::Done)
-                if progress.stand_in(id).is_some() && !world.host_lost(&change.host) => {}
+                if progress.stand_in(id).is_some()
+                    && !on_another
+                    && !world.host_lost(&change.host) => {}
             (Action::Launch { .. }, ChangeState::Done)
                 if successors > 0 && !(from.is_some() && world.host_lost(&change.host)) =>
             {

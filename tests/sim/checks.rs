@@ -446,6 +446,10 @@ impl Checks {
             if operation.kind == OperationKind::Terminate {
                 continue;
             }
+            // A release that failed its trial, and is left for a look, gets no requests.
+            if operation.status == OperationStatus::Failed && operation.no_auto_rollback {
+                continue;
+            }
             let (plan, _) = operation.under_way();
             // Taking down what was new on the way there waits for others, but not for ever.
             let forced = self.operations.get(id).is_some_and(|before| {
