@@ -4,7 +4,7 @@
 //! The controller stops at a fail point after each step that it recorded; the abort is asked for while it
 //! stands there.
 
-use crate::changes::{assert_live, assert_none_failed};
+use crate::changes::{assert_live, assert_none_failed, create_hasty};
 use beanpole_tests::bed::Bed;
 use beanpole_tests::fail_points::{FailPoints, Step};
 use beanpole_tests::wait::{seconds, until};
@@ -27,18 +27,7 @@ impl Aborts {
     fn new() -> Self {
         let (bed, points) = Bed::up_with_fail_points();
         let app = bed.app("shop");
-        bed.run_in(
-            &app.dir,
-            &[
-                "create",
-                ENVIRONMENT,
-                "--instances",
-                "2",
-                "--option",
-                "beanpole:instance:MinUptime=0",
-            ],
-        )
-        .ok();
+        create_hasty(&bed, &app, ENVIRONMENT);
         bed.deploy(&app, ENVIRONMENT, "v1").ok();
         bed.deploy(&app.version("v2"), ENVIRONMENT, "v2").ok();
         Self {

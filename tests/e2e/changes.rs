@@ -46,6 +46,22 @@ pub fn until_green(bed: &Bed, environment: &str) {
     panic!("{environment} is not Green after 30 s: {last:#}");
 }
 
+/// Two instances whose releases need not stay up before they get traffic: a matrix has many deployments.
+pub fn create_hasty(bed: &Bed, app: &App, environment: &str) {
+    bed.run_in(
+        &app.dir,
+        &[
+            "create",
+            environment,
+            "--instances",
+            "2",
+            "--option",
+            "beanpole:instance:MinUptime=0",
+        ],
+    )
+    .ok();
+}
+
 #[test]
 fn a_version_answers_at_the_environments_address() {
     let bed = Bed::up();

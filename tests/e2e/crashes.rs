@@ -5,7 +5,7 @@
 //! The controller stops at a fail point after each step that it recorded, before anything comes of it.
 //! Four Beanpoles with two hosts each share the work.
 
-use crate::changes::{items, until_green};
+use crate::changes::{create_hasty, items, until_green};
 use crate::over_ssh::{add, hosts, until_host_is};
 use beanpole_tests::bed::{Bed, signal};
 use beanpole_tests::fail_points::{FailPoints, Step};
@@ -105,18 +105,7 @@ impl Lane {
         }
         bed.run(&["host", "drain", "local"]).ok();
         let app = bed.app("shop");
-        bed.run_in(
-            &app.dir,
-            &[
-                "create",
-                ENVIRONMENT,
-                "--instances",
-                "2",
-                "--option",
-                "beanpole:instance:MinUptime=0",
-            ],
-        )
-        .ok();
+        create_hasty(&bed, &app, ENVIRONMENT);
         bed.deploy(&app, ENVIRONMENT, "v1").ok();
         let app = app.procfile("web: ./testapp bad --exit 7\n");
         bed.deploy(&app, ENVIRONMENT, "bad").exits(1);

@@ -2,8 +2,20 @@
 
 use crate::changes::{assert_live, assert_none_failed};
 use beanpole_tests::bed::{Bed, signal};
+use beanpole_tests::load::Load;
 use beanpole_tests::wait::{pause, seconds, until_true};
 use rustix::process::Signal;
+
+/// Begins a deployment that takes some seconds, under load.
+fn slow_deployment(bed: &Bed) -> Load {
+    let app = bed
+        .serving("shop-prod", 3)
+        .procfile("web: ./testapp v2 --start-delay 1500\n");
+    let load = bed.load("shop-prod");
+    bed.deploy_with(&app, "shop-prod", "v2", "--batch 1 --detach")
+        .ok();
+    load
+}
 
 #[test]
 fn a_killed_agent_costs_no_request() {
@@ -25,12 +37,7 @@ fn a_killed_agent_costs_no_request() {
 #[test]
 fn a_controller_killed_in_mid_deployment_goes_on_where_it_was() {
     let bed = Bed::up();
-    let app = bed
-        .serving("shop-prod", 3)
-        .procfile("web: ./testapp v2 --start-delay 1500\n");
-    let load = bed.load("shop-prod");
-    bed.deploy_with(&app, "shop-prod", "v2", "--batch 1 --detach")
-        .ok();
+    let load = slow_deployment(&bed);
     for _ in 0..3 {
         bed.kill_and_await_successor("controller");
     }
@@ -44,12 +51,7 @@ fn a_controller_killed_in_mid_deployment_goes_on_where_it_was() {
 #[test]
 fn a_controller_that_stands_still_holds_no_host_for_lost() {
     let bed = Bed::up();
-    let app = bed
-        .serving("shop-prod", 3)
-        .procfile("web: ./testapp v2 --start-delay 1500\n");
-    let load = bed.load("shop-prod");
-    bed.deploy_with(&app, "shop-prod", "v2", "--batch 1 --detach")
-        .ok();
+    let load = slow_deployment(&bed);
     let controller = bed.daemon("controller");
     signal(controller, Signal::STOP);
     // A host that was not heard of for 30 s is lost.
