@@ -195,6 +195,7 @@ fn beanpole(setup: &Setup, dir: &Path, to: SocketAddr) -> Result<Server, Failed>
                 release: ReleaseNumber(1),
                 address: to,
                 mode: TargetMode::Serve,
+                tried: None,
                 check: HealthCheck::default(),
             }],
         }],

@@ -315,12 +315,16 @@ pub fn explain(context: &Context, operation: &Operation) -> Failure {
     failure
         .details
         .extend(environment.as_ref().map(|one| standing(one, operation)));
-    failure.details.extend(meanwhile(operation).map(|text| {
-        let took = operation
-            .finished_at
-            .map(|end| format!(" It took {}.", duration(end.since(operation.started_at))));
-        text + &took.unwrap_or_default()
-    }));
+    // What never began has nothing to tell of what was served meanwhile.
+    let began = operation.receipt.is_some() || operation.requests_served > 0;
+    failure
+        .details
+        .extend(meanwhile(operation).filter(|_| began).map(|text| {
+            let took = operation
+                .finished_at
+                .map(|end| format!(" It took {}.", duration(end.since(operation.started_at))));
+            text + &took.unwrap_or_default()
+        }));
     failure.details.extend(receipt::short(operation));
     failure
         .details

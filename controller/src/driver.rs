@@ -27,7 +27,7 @@ pub(crate) fn spawn(app: App, wakes: Receiver<()>) -> std::io::Result<JoinHandle
             while !app.stop.is_cancelled() {
                 let begun = app.time.now();
                 let turned = turn(&app);
-                nobody_listened(&app, begun, Duration::ZERO);
+                stood_still(&app, begun, Duration::ZERO);
                 let sleep = match turned {
                     Ok(sleep) => sleep,
                     Err(error) => {
@@ -43,7 +43,7 @@ pub(crate) fn spawn(app: App, wakes: Receiver<()>) -> std::io::Result<JoinHandle
                 };
                 let begun = app.time.now();
                 let woken = wakes.recv_timeout(sleep);
-                nobody_listened(&app, begun, sleep);
+                stood_still(&app, begun, sleep);
                 match woken {
                     Ok(()) | Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => return,
@@ -53,17 +53,20 @@ pub(crate) fn spawn(app: App, wakes: Receiver<()>) -> std::io::Result<JoinHandle
 }
 
 /// Whether what has begun then, and should have been over soon, took so long that this process cannot have
-/// run: a host that was not heard of meanwhile is not silent.
-fn nobody_listened(app: &App, begun: Timestamp, should_take: Duration) {
-    let now = app.time.now();
-    let still = now.since(begun).saturating_sub(should_take);
+/// run: that time does not count, neither for deadlines nor for how long a host has been silent.
+fn stood_still(app: &App, begun: Timestamp, should_take: Duration) {
+    let since = begun.after(should_take);
+    let still = app.time.now().since(since);
     if still > STOOD_STILL {
         tracing::warn!(
             seconds = still.as_secs(),
-            "the controller stood still; no host counts as silent for it"
+            "the controller stood still, which counts for nothing: no deadline, no host's silence"
         );
-        app.observations
-            .change(|seen| seen.nobody_listened(still, now));
+        let _no_calls = app.time.no_calls();
+        app.observations.change(|seen| {
+            seen.stood_still(since, still);
+            app.time.set(app.time.pace().without(still));
+        });
     }
 }
 
@@ -89,7 +92,7 @@ fn turn(app: &App) -> Result<Duration, EngineError> {
     let begun = app.time.now();
     keep_time(app)?;
     // It may have stood still in between, and what is decided now goes by who was heard.
-    nobody_listened(app, begun, Duration::ZERO);
+    stood_still(app, begun, Duration::ZERO);
     let now = app.time.now();
     let observed = app.observations.snapshot();
     let Turn {

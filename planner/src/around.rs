@@ -111,6 +111,7 @@ impl Plan {
                         }
                     }
                 }
+                Stage::TryCheck { .. } => {}
                 Stage::Once { host, .. } => {
                     if let Some(leader) = &detour.leader {
                         leader.clone_into(host);

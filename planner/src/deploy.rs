@@ -56,6 +56,10 @@ pub enum Goal {
         size: u32,
         /// Hosts that shall have none.
         away: BTreeSet<HostId>,
+        /// How those that are on another release change.
+        policy: DeploymentPolicy,
+        /// How many at a time under Rolling.
+        batch: BatchSize,
     },
     /// No instances.
     Terminate,
@@ -170,7 +174,9 @@ pub fn plan(world: &World<'_>, goal: &Goal, rules: &Rules, seed: u128) -> Result
             tree,
             size,
             away,
-        } => draft.mend(*release, *tree, *size, away)?,
+            policy,
+            batch,
+        } => draft.mend(*release, *tree, *size, away, (*policy, *batch))?,
         Goal::Terminate => {
             // Nothing outlives its environment.
             draft.plan.timeouts.linger_ms = 0;
@@ -217,6 +223,7 @@ impl<'w, 'a> Draft<'w, 'a> {
         tree: ReleaseNumber,
         size: u32,
         away: &BTreeSet<HostId>,
+        (policy, batch): (DeploymentPolicy, BatchSize),
     ) -> Result<(), Refusal> {
         let world = self.world;
         self.plan.release = Some(release);
@@ -235,7 +242,13 @@ impl<'w, 'a> Draft<'w, 'a> {
         }
         let staying = (world.instances.len() - leave.len()) as u32;
         let mut surplus = staying.saturating_sub(size);
-        for id in self.least_wanted(world.instances.len() as u32, &BTreeSet::new()) {
+        let mut by_want = self.least_wanted(world.instances.len() as u32, &BTreeSet::new());
+        // What serves stays, whatever it runs; of each kind what is right.
+        by_want.sort_by_key(|id| {
+            let serves = world.serving(id) == Serving::Yes;
+            (serves, world.instances[id].release == release)
+        });
+        for id in by_want {
             if surplus > 0 && !leave.contains(&id) {
                 surplus -= 1;
                 stale.retain(|other| *other != id);
@@ -250,16 +263,15 @@ impl<'w, 'a> Draft<'w, 'a> {
         // What serves now serves until its successor does.
         let count = world.serving_count();
         let action = Action::Replace { release };
-        self.change(
-            &stale,
-            action,
-            DeploymentPolicy::Rolling,
-            BatchSize::Fixed(1),
-        );
+        self.change(&stale, action, policy, batch);
         self.launch(release, &new);
         self.remove(&leave, false);
-        let stays_short = u32::from(!stale.is_empty());
-        self.plan.floor = count.min(size).saturating_sub(stays_short);
+        let changed = stale.len() as u32;
+        let at_once = match policy {
+            DeploymentPolicy::AllAtOnce => changed,
+            _ => batch.of(changed).min(changed),
+        };
+        self.plan.floor = count.min(size).saturating_sub(at_once);
         Ok(())
     }
 

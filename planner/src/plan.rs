@@ -4,7 +4,7 @@
 use crate::{Place, Progress, Serving, World, told_commands};
 use beanpole_protocol::api::{LeftOut, PlanBatch, PlanView};
 use beanpole_protocol::options::{DeploymentPolicy, GuardLimits, SplitStep, SplitSteps};
-use beanpole_protocol::proxy::TargetMode;
+use beanpole_protocol::proxy::{HealthCheck, TargetMode};
 use beanpole_protocol::{HostId, InstanceId, ReleaseNumber};
 use serde::{Deserialize, Serialize};
 
@@ -75,6 +75,12 @@ pub enum Stage {
         /// What runs, for people: ``the release command `./migrate` ``.
         command: String,
     },
+    /// Another health check is tried on what is well by the present one, beside it, and has to find it well
+    /// too.
+    TryCheck {
+        /// Which one.
+        check: HealthCheck,
+    },
     /// Instances that change together.
     Batch(Batch),
     /// The new release gets a share of the requests for a while.
@@ -87,7 +93,7 @@ impl Stage {
         match self {
             Self::Batch(batch) => &batch.changes,
             Self::Split(split) => &split.changes,
-            Self::Prepare { .. } | Self::Once { .. } => &[],
+            Self::Prepare { .. } | Self::Once { .. } | Self::TryCheck { .. } => &[],
         }
     }
 }
@@ -311,7 +317,7 @@ impl Plan {
         self.stages.iter().flat_map(|stage| {
             let number = match stage {
                 Stage::Batch(batch) => batch.number,
-                Stage::Prepare { .. } | Stage::Once { .. } | Stage::Split(_) => 0,
+                _ => 0,
             };
             stage.changes().iter().map(move |change| (number, change))
         })
@@ -345,6 +351,10 @@ impl Plan {
             }
             // The agent ends it when its time is up, and has to be able to say so.
             Some(Stage::Once { .. }) => t.prepare_ms + MARGIN_MS,
+            Some(Stage::TryCheck { check }) => {
+                let most = check.healthy_threshold.max(check.unhealthy_threshold);
+                u64::from(most) * (check.interval_ms + check.timeout_ms) + MARGIN_MS
+            }
             Some(Stage::Batch(batch)) => {
                 let starts = batch.starts();
                 let leaving = t.drained_ms() + t.stopped_ms();
@@ -429,6 +439,12 @@ impl Plan {
                         lines.push(format!("Launch {}.", launches(&joins, host_name)));
                     }
                 }
+                Stage::TryCheck { check } => {
+                    lines.push(format!(
+                        "Try {} on every instance in service. Where one is well and does not pass, nothing changes.",
+                        check.probe
+                    ));
+                }
                 Stage::Once { host, command, .. } => {
                     lines.push(format!("Run {command} once, on {}.", host_name(host)));
                 }
@@ -468,6 +484,15 @@ impl Plan {
                     }
                 }
             }
+        }
+        let in_place =
+            |change: &&Change| matches!(change.action, Action::Replace { .. } | Action::Restart);
+        let changed = self.changes().map(|(_, change)| change).filter(in_place);
+        if self.policy == Some(DeploymentPolicy::Rolling) && self.floor == 0 && changed.count() > 1
+        {
+            lines.push(
+                "Every instance is in one batch: the service is interrupted meanwhile.".to_owned(),
+            );
         }
         for kept in &self.in_place {
             lines.push(format!(

@@ -55,6 +55,7 @@ impl Plan {
                         let changes = vec![("run", host.clone(), 0)];
                         (None, changes, capacity.unchanged())
                     }
+                    Stage::TryCheck { .. } => (None, Vec::new(), capacity.unchanged()),
                     Stage::Split(split) => {
                         // What enters serves beside what is there.
                         let around = capacity.unchanged();
@@ -71,7 +72,7 @@ impl Plan {
                     batch,
                     share: match what {
                         Stage::Split(split) => Some(split.percent),
-                        Stage::Prepare { .. } | Stage::Once { .. } | Stage::Batch(_) => None,
+                        _ => None,
                     },
                     changes,
                     serving_before: count(before),
@@ -196,6 +197,7 @@ mod tests {
             last_check: None,
             in_flight: 0,
             traffic: Traffic::default(),
+            tried: None,
         });
         ProxyReport {
             sequence: 1,

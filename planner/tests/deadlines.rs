@@ -216,6 +216,7 @@ impl Still {
             }),
             in_flight: self.in_flight,
             traffic: Traffic::default(),
+            tried: None,
         };
         let proxy = ProxyReport {
             sequence: 1,
@@ -446,6 +447,27 @@ fn a_worker_that_has_to_stay_up_for_long_is_given_that_time() {
             still.up_ms = 0;
         })
         .fails_after(430, "unhealthy");
+}
+
+#[test]
+fn a_host_that_falls_silent_is_not_a_release_that_does_not_start() {
+    let since = SINCE_START();
+    for state in [
+        ChangeState::Starting { since },
+        ChangeState::Checking { since },
+    ] {
+        let still = Still::replaced(state)
+            .with(|still| still.healthy = false)
+            .with(|still| still.phase = Some(InstancePhase::Restarting))
+            .with(|still| still.plan.timeouts.batch_ms = 5_000)
+            .with(|still| still.reach = Reach::Silent(at(10)));
+        let later = still.asked(at(29_000));
+        assert!(matches!(later, Decision::Wait { .. }), "{later:?}");
+        // It is heard of again, and still nothing came of it.
+        let heard = still.with(|still| still.reach = Reach::Here);
+        let later = heard.asked(at(90_000));
+        assert!(matches!(later, Decision::Record(_)), "{later:?}");
+    }
 }
 
 #[test]

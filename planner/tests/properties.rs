@@ -285,6 +285,7 @@ impl Fake {
             last_check: None,
             in_flight: self.open,
             traffic: Traffic::default(),
+            tried: None,
         });
     }
 

@@ -163,6 +163,9 @@ pub struct Target {
     /// asked for.
     #[serde(default)]
     pub check: HealthCheck,
+    /// A check that is tried beside that one and decides nothing: whether it would pass is reported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tried: Option<HealthCheck>,
 }
 
 /// What a target is for.
@@ -241,6 +244,57 @@ pub struct TargetReport {
     pub in_flight: u32,
     /// What it was given and how it answered.
     pub traffic: Traffic,
+    /// How the check that is tried goes, where one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tried: Option<TriedCheck>,
+}
+
+/// How a check goes that is tried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TriedCheck {
+    /// Which one.
+    pub check: HealthCheck,
+    /// Good ones in a row, up to now or to when that many were enough.
+    pub good_checks: u32,
+    /// Bad ones in a row, up to now or to when that many were enough.
+    pub bad_checks: u32,
+    /// The last one.
+    pub last: Option<CheckResult>,
+}
+
+impl TriedCheck {
+    /// Nothing is known yet of how `check` goes.
+    pub fn new(check: HealthCheck) -> Self {
+        Self {
+            check,
+            good_checks: 0,
+            bad_checks: 0,
+            last: None,
+        }
+    }
+
+    /// Whether it passes; none while that is open.
+    pub fn passes(&self) -> Option<bool> {
+        if self.good_checks >= self.check.healthy_threshold {
+            Some(true)
+        } else if self.bad_checks >= self.check.unhealthy_threshold {
+            Some(false)
+        } else {
+            None
+        }
+    }
+
+    /// Counts one more outcome.
+    pub fn note(&mut self, result: CheckResult) {
+        if result.good {
+            self.good_checks += 1;
+            self.bad_checks = 0;
+        } else {
+            self.bad_checks += 1;
+            self.good_checks = 0;
+        }
+        self.last = Some(result);
+    }
 }
 
 /// How one check went.

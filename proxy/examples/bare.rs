@@ -85,6 +85,7 @@ fn table(upstream: SocketAddr) -> Result<RoutingTable, Box<dyn Error>> {
             release: ReleaseNumber(1),
             address: upstream,
             mode: TargetMode::Serve,
+            tried: None,
             check: HealthCheck {
                 probe: Probe::Tcp,
                 ..HealthCheck::default()

@@ -1,13 +1,13 @@
 //! Active checks: one task per target asks it, in words for people says what came back.
 
 use crate::fault;
-use crate::target::TargetState;
+use crate::target::{TargetState, lock};
 use beanpole_daemon::rarely::Rarely;
-use beanpole_protocol::proxy::{CheckResult, HealthCheck, NOT_HTTP, Probe, TargetMode};
+use beanpole_protocol::proxy::{CheckResult, HealthCheck, NOT_HTTP, Probe, TargetMode, TriedCheck};
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -45,6 +45,27 @@ pub fn start(target: Arc<TargetState>) {
     tokio::spawn(async move {
         let gone = target.gone.clone();
         gone.run_until_cancelled(run(&target)).await;
+    });
+}
+
+/// Tries another check on `target` until it is known how it goes, or nobody wants to know.
+pub fn try_out(target: Arc<TargetState>, tried: Arc<Mutex<TriedCheck>>) {
+    tokio::spawn(async move {
+        let gone = target.gone.clone();
+        let plan = lock(&tried).check.clone();
+        let pause = Duration::from_millis(plan.interval_ms).min(SICK_INTERVAL);
+        let tries = async {
+            loop {
+                let due = Instant::now() + pause;
+                let outcome = check(target.target.address, &plan).await;
+                // What this machine could not ask says nothing.
+                if !outcome.ours && !target.tried(&tried, outcome.result()) {
+                    break;
+                }
+                sleep_until(due).await;
+            }
+        };
+        gone.run_until_cancelled(tries).await;
     });
 }
 

@@ -154,6 +154,11 @@ fn enforce(shared: &Shared, held: &Table, source: RoutingTable, assumed: bool) {
     for target in difference.came {
         check::start(target);
     }
+    for (state, target) in next.given() {
+        if let Some(tried) = state.tries(target) {
+            check::try_out(state.clone(), tried);
+        }
+    }
     tracing::info!(%generation, targets = next.targets().count(), "a table is in force");
     shared.changes.tell();
 }

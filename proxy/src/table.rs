@@ -4,7 +4,7 @@ use crate::sticky::{Number, Sides};
 use crate::target::{Changes, TargetState};
 use crate::traffic::{Counters, ReleaseCounters};
 use beanpole_protocol::proxy::{
-    Algorithm, EnvironmentTraffic, ReleaseTraffic, RoutingTable, TargetMode, TargetPool,
+    Algorithm, EnvironmentTraffic, ReleaseTraffic, RoutingTable, Target, TargetMode, TargetPool,
     WeightedPool,
 };
 use beanpole_protocol::{EnvironmentId, EnvironmentName, InstanceId, ReleaseNumber};
@@ -67,9 +67,10 @@ pub fn validate(table: &RoutingTable) -> Result<(), String> {
             return Err(format!("The pool `{}` is there twice.", pool.name));
         }
         for target in &pool.targets {
-            if target.check.interval_ms == 0 || target.check.timeout_ms == 0 {
+            let mut checks = std::iter::once(&target.check).chain(&target.tried);
+            if checks.any(|check| check.interval_ms == 0 || check.timeout_ms == 0) {
                 return Err(format!(
-                    "The check of instance {} has an interval or a timeout of 0.",
+                    "A check of instance {} has an interval or a timeout of 0.",
                     target.instance
                 ));
             }
@@ -183,14 +184,16 @@ impl Table {
 
     /// Brings the targets' own state in line, once this table is in force.
     pub fn enact(&self) {
-        let pools: &[TargetPool] = self.source.as_ref().map_or(&[], |source| &source.pools);
-        for pool in pools {
-            for target in &pool.targets {
-                if let Some(state) = self.targets.get(&target.instance) {
-                    state.update(target);
-                }
-            }
+        for (state, target) in self.given() {
+            state.update(target);
         }
+    }
+
+    /// Every target with what the table says of it.
+    pub fn given(&self) -> impl Iterator<Item = (&Arc<TargetState>, &Target)> {
+        let pools: &[TargetPool] = self.source.as_ref().map_or(&[], |source| &source.pools);
+        let targets = pools.iter().flat_map(|pool| &pool.targets);
+        targets.filter_map(|target| Some((self.targets.get(&target.instance)?, target)))
     }
 
     /// Where requests for `host` go; `host` as [`normal_host`] makes it.

@@ -5,9 +5,11 @@
 
 use crate::connection::ConnState;
 use crate::traffic::{Counters, ReleaseCounters};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use beanpole_daemon::clock;
-use beanpole_protocol::proxy::{CheckResult, HealthCheck, Target, TargetMode, TargetReport};
+use beanpole_protocol::proxy::{
+    CheckResult, HealthCheck, Target, TargetMode, TargetReport, TriedCheck,
+};
 use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -56,6 +58,8 @@ pub struct TargetState {
     pub release: Arc<ReleaseCounters>,
     /// How it is checked now.
     pub plan: ArcSwap<HealthCheck>,
+    /// The check that is tried beside that one, and how it goes.
+    tried: ArcSwapOption<Mutex<TriedCheck>>,
     /// Asks for a check at once.
     pub nudge: Notify,
     /// Cancelled when it has left the table.
@@ -121,6 +125,7 @@ impl TargetState {
             counters: Counters::default(),
             release,
             plan: ArcSwap::from_pointee(target.check.clone()),
+            tried: ArcSwapOption::empty(),
             nudge: Notify::new(),
             gone: CancellationToken::new(),
             mode: AtomicU8::new(mode_number(target.mode)),
@@ -164,6 +169,34 @@ impl TargetState {
             self.plan.store(Arc::new(target.check.clone()));
             self.nudge.notify_one();
         }
+    }
+
+    /// Takes up the check that a new table has tried, if it is another one than before.
+    pub fn tries(&self, target: &Target) -> Option<Arc<Mutex<TriedCheck>>> {
+        let before = self.tried.load_full();
+        let before = before.as_ref().map(|tried| lock(tried).check.clone());
+        if before == target.tried {
+            return None;
+        }
+        let new = target.tried.clone().map(TriedCheck::new);
+        let new = new.map(|tried| Arc::new(Mutex::new(tried)));
+        self.tried.store(new.clone());
+        new
+    }
+
+    /// Takes the outcome of a check that is tried. Whether there shall be another.
+    pub fn tried(&self, of: &Arc<Mutex<TriedCheck>>, result: CheckResult) -> bool {
+        let is_wanted = self
+            .tried
+            .load()
+            .as_ref()
+            .is_some_and(|now| Arc::ptr_eq(now, of));
+        let mut tried = lock(of);
+        tried.note(result);
+        let open = tried.passes().is_none();
+        drop(tried);
+        self.changes.tell();
+        is_wanted && open
     }
 
     /// It has left the table: no more checks, and its WebSockets are closed. Plain requests finish.
@@ -326,6 +359,7 @@ impl TargetState {
             last_check: health.last.clone(),
             in_flight: self.in_flight(),
             traffic: self.counters.snapshot(),
+            tried: self.tried.load().as_ref().map(|tried| lock(tried).clone()),
         }
     }
 }
@@ -408,6 +442,6 @@ const fn mode_number(mode: TargetMode) -> u8 {
 }
 
 /// A panic elsewhere leaves the data whole: every holder of these locks writes plain fields.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -128,14 +128,38 @@ fn a_health_check_that_comes_with_a_version_costs_no_request() {
         .exits(1)
         .says("GET /only/nobody answered: 404");
     assert_live(&bed, "shop-prod", "v2", 3);
-    bed.run(&[
-        "config",
-        "shop-prod",
-        "--set",
-        "HealthCheckPath=/only/nobody",
-    ])
-    .exits(1);
+    let processes = |bed: &Bed| -> Vec<Value> {
+        let status = bed.status("shop-prod");
+        let instances = items(&status["instances"]).iter();
+        instances
+            .map(|one| one["processes"][0]["pid"].clone())
+            .collect()
+    };
+    let asked = |bed: &Bed| -> Vec<Value> {
+        let status = bed.status("shop-prod");
+        let instances = items(&status["instances"]).iter();
+        instances
+            .map(|one| one["last_check"]["asked"].clone())
+            .collect()
+    };
+    let before = processes(&bed);
+    let check = |path: &str| {
+        let set = format!("HealthCheckPath={path}");
+        bed.run(&["config", "shop-prod", "--set", &set])
+    };
+    check("/only/nobody")
+        .exits(1)
+        .says("GET /only/nobody answered: 404")
+        .says("The health check stays as it was.");
     assert_live(&bed, "shop-prod", "v2", 3);
+    assert_eq!(asked(&bed), ["GET /only/v2"; 3]);
+    // One that passes is in force at once; nothing is started afresh.
+    check("/").ok();
+    until_true("the new check is asked", seconds(10), || {
+        asked(&bed) == ["GET /"; 3]
+    });
+    assert_eq!(bed.status("shop-prod")["release"], 2);
+    assert_eq!(before, processes(&bed));
     bed.run(&["rollback", "shop-prod"]).ok();
     assert_live(&bed, "shop-prod", "v1", 3);
     let outcome = load.stop();

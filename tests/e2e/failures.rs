@@ -5,6 +5,7 @@ use crate::changes::{assert_live, assert_none_failed, items};
 use beanpole_tests::apps::App;
 use beanpole_tests::bed::{Bed, Ran};
 use beanpole_tests::wait::{seconds, until_true};
+use serde_json::Value;
 use std::io::Write;
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -155,6 +156,61 @@ fn without_auto_rollback_the_failed_batch_stays() {
     bed.run_in(&app.dir, &["deploy", "shop-prod", "--version", "v1"])
         .ok();
     assert_live(&bed, "shop-prod", "v1", 3);
+}
+
+/// The process of each instance of `version`.
+fn processes(bed: &Bed, version: &str) -> Vec<Value> {
+    let status = bed.status("shop-prod");
+    let of_it = items(&status["instances"]).iter();
+    let of_it = of_it.filter(|one| one["version"] == version);
+    of_it
+        .map(|one| one["processes"][0]["pid"].clone())
+        .collect()
+}
+
+#[test]
+fn a_rollback_takes_back_what_a_failed_deployment_left_and_touches_nothing_else() {
+    let bed = Bed::up();
+    let app = impatient(&bed)
+        .procfile("web: ./testapp v2 --exit 7\n")
+        .file("deploy.toml", b"[env]\nCOLOUR = \"red\"\n");
+    bed.deploy_with(&app, "shop-prod", "broken", "--batch 1 --no-auto-rollback")
+        .exits(1);
+    let kept = processes(&bed, "v1");
+    assert_eq!(kept.len(), 2, "{kept:?}");
+    let load = bed.load("shop-prod");
+    bed.run(&["rollback", "shop-prod", "--plan"])
+        .ok()
+        .says("back to release 1 (v1)")
+        .says("COLOUR");
+    bed.run(&["rollback", "shop-prod"])
+        .ok()
+        .says("back to release 1 (v1)");
+    assert_none_failed(&load.stop());
+    assert_live(&bed, "shop-prod", "v1", 3);
+    assert_eq!(bed.status("shop-prod")["release"], 1);
+    let now = processes(&bed, "v1");
+    assert!(kept.iter().all(|one| now.contains(one)), "{kept:?} {now:?}");
+    let settings = bed.run(&["printenv", "shop-prod"]).ok();
+    assert!(!settings.out.contains("COLOUR"), "{settings:?}");
+    bed.run(&["rollback", "shop-prod"])
+        .exits(1)
+        .says("was live before this one");
+}
+
+#[test]
+fn a_deployment_that_fails_after_one_that_was_left_ends_with_the_live_settings() {
+    let bed = Bed::up();
+    let app = impatient(&bed)
+        .procfile("web: ./testapp v2 --exit 7\n")
+        .file("deploy.toml", b"[env]\nCOLOUR = \"red\"\n");
+    bed.deploy_with(&app, "shop-prod", "broken", "--batch 1 --no-auto-rollback")
+        .exits(1);
+    bed.deploy_with(&app, "shop-prod", "again", "--batch 1")
+        .exits(1);
+    assert_live(&bed, "shop-prod", "v1", 3);
+    let settings = bed.run(&["printenv", "shop-prod"]).ok();
+    assert!(!settings.out.contains("COLOUR"), "{settings:?}");
 }
 
 #[test]

@@ -111,8 +111,14 @@ fn a_release_that_fails_its_trial_and_is_left_for_a_look_gets_no_requests() {
         let answer = bed.get("shop-prod", "/");
         assert!(answer.text().starts_with("v1"), "{answer:?}");
     }
+    let served = |status: &Value| -> Vec<Value> {
+        let instances = items(&status["instances"]).iter();
+        let old = instances.filter(|one| one["version"] == "v1");
+        old.map(|one| one["id"].clone()).collect()
+    };
     bed.run(&["rollback", "shop-prod"]).ok();
     assert_live(&bed, "shop-prod", "v1", 2);
+    assert_eq!(served(&status), served(&bed.status("shop-prod")));
 }
 
 #[test]

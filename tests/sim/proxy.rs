@@ -5,7 +5,7 @@ use crate::rng::Rng;
 use beanpole_protocol::latency::{Latencies, bucket};
 use beanpole_protocol::proxy::{
     CheckResult, EnvironmentTraffic, Probe, ProxyReport, ReleaseTraffic, RoutingTable, TargetMode,
-    TargetReport, Traffic,
+    TargetReport, Traffic, TriedCheck,
 };
 use beanpole_protocol::{EnvironmentId, Incarnation, InstanceId, ReleaseNumber, Timestamp};
 use std::collections::BTreeMap;
@@ -27,6 +27,9 @@ pub struct FakeProxy {
     releases: BTreeMap<(EnvironmentId, ReleaseNumber), (u64, u64)>,
 }
 
+/// What no application has. It is in force only where nothing was well that could have said so, and counts as
+/// good then: somebody has to come out of it.
+pub const NOWHERE: &str = "/nowhere";
 /// Requests that an environment gets in one step.
 const REQUESTS_A_STEP: u64 = 25;
 
@@ -37,6 +40,7 @@ pub struct Seen {
     bad: u32,
     bad_since: u64,
     last: Option<CheckResult>,
+    tried: Option<TriedCheck>,
     next: u64,
     in_flight: u32,
     /// Connections that stay open for long.
@@ -135,7 +139,7 @@ impl FakeProxy {
                     if let (Some(answer), Probe::Http { path, .. }) = (&answer, &target.check.probe)
                         && answer.instance == &target.instance
                         && answer.incarnation == target.incarnation
-                        && path != "/"
+                        && !["/", NOWHERE].contains(&path.as_str())
                         && path[1..] != *answer.version
                     {
                         self.astray = Some(format!(
@@ -165,6 +169,29 @@ impl FakeProxy {
                             (_, true) => "200 in 3 ms".to_owned(),
                             _ => "500 in 2 ms".to_owned(),
                         },
+                    });
+                    changed = true;
+                }
+                if seen.tried.as_ref().map(|tried| &tried.check) != target.tried.as_ref() {
+                    seen.tried = target.tried.clone().map(TriedCheck::new);
+                    changed = true;
+                }
+                if let Some(tried) = &mut seen.tried
+                    && tried.passes().is_none()
+                {
+                    let there = |path: &str, version: &str| path == "/" || path[1..] == *version;
+                    let good = answer.as_ref().is_some_and(|answer| {
+                        let Probe::Http { path, .. } = &tried.check.probe else {
+                            return true;
+                        };
+                        answer.good && there(path, answer.version)
+                    });
+                    tried.note(CheckResult {
+                        at: Timestamp::from_millis(now),
+                        asked: tried.check.probe.to_string(),
+                        good,
+                        connected: answer.is_some(),
+                        answer: if good { "200 in 3 ms" } else { "404 in 2 ms" }.to_owned(),
                     });
                     changed = true;
                 }
@@ -245,6 +272,7 @@ impl FakeProxy {
                         last_check: seen.and_then(|seen| seen.last.clone()),
                         in_flight: seen.map_or(0, |seen| seen.in_flight + seen.long),
                         traffic: Traffic::default(),
+                        tried: seen.and_then(|seen| seen.tried.clone()),
                     }
                 })
                 .collect(),

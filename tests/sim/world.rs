@@ -4,7 +4,7 @@ mod story;
 
 use crate::checks::{self, Checks};
 use crate::host::{Behaviour, Command, FakeHost, READY};
-use crate::proxy::FakeProxy;
+use crate::proxy::{FakeProxy, NOWHERE};
 use crate::rng::Rng;
 use beanpole_engine::{Call, Engine, EngineConfig, Observed, Pace, Reading};
 use beanpole_protocol::agent::{HostOrders, HostReport};
@@ -519,6 +519,9 @@ impl World {
                         let memory = 64 + bits % 64;
                         set.set(options::INSTANCE, "MemoryMax", memory.to_string());
                         set.set(options::UPDATE, "RollingUpdateType", update);
+                    } else if own_check {
+                        let path = if bits.is_multiple_of(2) { "/" } else { NOWHERE };
+                        set.set(options::PROCESS, "HealthCheckPath", path);
                     } else {
                         set.set(options::PROPERTIES, "N", bits.to_string());
                     }

@@ -26,6 +26,7 @@ fn page() -> String {
         };
         let change = match option.change {
             Change::Nothing => "interrupts nothing",
+            Change::Check => "has to be passed by what is in service, then interrupts nothing",
             Change::Restart => "restarts instances by the deployment policy",
             Change::Replace => "replaces instances, by `RollingUpdateType`",
             Change::Fixed => "is refused after creation",

@@ -155,11 +155,27 @@ pub fn set_once(
 
 /// Finds the namespace of an option that is given with or without it.
 fn locate(text: &str) -> Result<(String, String), Failure> {
-    let known = KNOWN
+    let known: Vec<String> = KNOWN
         .iter()
-        .find(|spec| spec.name == text || text == format!("{}:{}", spec.namespace, spec.name));
-    if let Some(spec) = known {
-        return Ok((spec.namespace.to_owned(), spec.name.to_owned()));
+        .filter(|spec| spec.name == text || text == format!("{}:{}", spec.namespace, spec.name))
+        .map(|spec| spec.namespace.to_owned())
+        .collect();
+    match &known[..] {
+        [] => {}
+        [namespace] => {
+            let name = text.rsplit(':').next().unwrap_or(text);
+            return Ok((namespace.clone(), name.to_owned()));
+        }
+        several => {
+            let full: Vec<String> = several
+                .iter()
+                .map(|namespace| format!("`{namespace}:{text}`"))
+                .collect();
+            return Err(
+                Failure::misuse(format!("There are several options `{text}`."))
+                    .hint(format!("Write which one: {}", full.join(" or "))),
+            );
+        }
     }
     if let Some(property) = text
         .strip_prefix(PROPERTIES)
@@ -184,6 +200,20 @@ fn locate(text: &str) -> Result<(String, String), Failure> {
 mod tests {
     use super::*;
     use beanpole_protocol::options::spec;
+
+    #[test]
+    fn a_name_that_several_options_have_needs_its_namespace() {
+        let located = locate("BatchSize").expect("one has it");
+        assert_eq!(located, (COMMAND.to_owned(), "BatchSize".to_owned()));
+        let located = locate("aws:elasticbeanstalk:command:Timeout").expect("it is said which");
+        assert_eq!(located, (COMMAND.to_owned(), "Timeout".to_owned()));
+        let failure = locate("Timeout").expect_err("two have it");
+        let hint = failure.hint.unwrap_or_default();
+        assert!(
+            hint.contains("`aws:elasticbeanstalk:command:Timeout` or `"),
+            "{hint}"
+        );
+    }
 
     #[test]
     fn a_default_that_follows_from_other_options_is_shown() {

@@ -81,15 +81,16 @@ fn lines(name: &EnvironmentName, to: &str, plan: &PlanView) -> Vec<String> {
     lines
 }
 
-/// The release whose copy `operation` leads to, as it is named for people.
+/// The release that `operation` leads to, or whose copy, as it is named for people.
 fn target(context: &Context, operation: &Operation) -> String {
     let version = operation.version.as_ref().map(ToString::to_string);
     let made = releases(context, &operation.environment_name)
         .into_iter()
         .find(|release| Some(release.number) == operation.to);
     let of = made.and_then(|release| {
-        let number = release.reason.strip_prefix("rollback to ")?.to_owned();
-        Some((number, release.version))
+        let of = release.reason.strip_prefix("rollback to ");
+        let number = of.map_or_else(|| release.number.to_string(), str::to_owned);
+        (of.is_some() || operation.from == operation.to).then_some((number, release.version))
     });
     match (of, version) {
         (Some((number, version)), _) => format!("release {number} ({version})"),

@@ -44,6 +44,7 @@ pub fn short(operation: &Operation) -> Vec<String> {
         return Vec::new();
     }
     let mut lines = Vec::new();
+    lines.extend(uncounted(receipt));
     if let Some(during) = percentiles(&receipt.during) {
         let before = percentiles(&receipt.before).map(|text| format!("{text} before; "));
         let before = before.unwrap_or_default();
@@ -70,6 +71,19 @@ pub fn short(operation: &Operation) -> Vec<String> {
     lines
 }
 
+/// What the counts of requests cannot know.
+fn uncounted(receipt: &Receipt) -> Option<String> {
+    let times = match receipt.during.restarts {
+        0 => return None,
+        1 => "once".to_owned(),
+        more => format!("{more} times"),
+    };
+    Some(format!(
+        "A load balancer was started again {times} meanwhile: what clients were refused until it was back is \
+         not counted."
+    ))
+}
+
 fn percentiles(traffic: &ReceiptTraffic) -> Option<String> {
     let (p50, p99) = (traffic.p50_us?, traffic.p99_us?);
     Some(format!("p50 {}, p99 {}", latency(p50), latency(p99)))
@@ -89,6 +103,7 @@ fn spent(phases: &[PhaseTime]) -> String {
 /// A receipt in full, in tables.
 pub fn full(output: Output, receipt: &Receipt) -> String {
     let mut parts = vec![requests(receipt)];
+    parts.extend(uncounted(receipt));
     if !receipt.releases.is_empty() {
         parts.push(releases(receipt));
     }
@@ -366,6 +381,7 @@ fn setting(one: &PlannedSetting) -> String {
     let effect = match one.needs.as_str() {
         "restart" => "needs a restart",
         "replacement" => "replaces instances",
+        "check" => "is tried first, interrupts nothing",
         _ => "interrupts nothing",
     };
     if one.namespace == PROPERTIES {

@@ -169,7 +169,7 @@ pub fn operation(status: &str, state: &str) -> Value {
 
 /// The receipt of that deployment, without the minute after it where it is not `complete`.
 pub fn receipt(complete: bool) -> Value {
-    let after = json!({"for_ms": 60_000, "requests": 12_000, "failed": 0, "p50_us": 1_250, "p99_us": 9_800});
+    let after = json!({"for_ms": 60_000, "requests": 12_000, "failed": 0, "restarts": 0, "p50_us": 1_250, "p99_us": 9_800});
     let instance = |number: u32, requests: u64| {
         json!({"instance": format!("i-{number:017}"), "host": format!("web-{number}"), "batch": number,
             "change": "replace", "result": "replaced", "release": 2, "out_of_service_ms": 2_400,
@@ -183,8 +183,8 @@ pub fn receipt(complete: bool) -> Value {
                 phase("switching", 80)]})
     };
     json!({"complete": complete, "took_ms": 6_200,
-        "before": {"for_ms": 60_000, "requests": null, "failed": null, "p50_us": 1_200, "p99_us": 9_700},
-        "during": {"for_ms": 6_200, "requests": 1_234, "failed": 0, "p50_us": 1_300, "p99_us": 20_400},
+        "before": {"for_ms": 60_000, "requests": null, "failed": null, "restarts": 0, "p50_us": 1_200, "p99_us": 9_700},
+        "during": {"for_ms": 6_200, "requests": 1_234, "failed": 0, "restarts": 0, "p50_us": 1_300, "p99_us": 20_400},
         "after": if complete { after } else { json!(null) },
         "releases": [
             {"release": 1, "requests": 620, "errors": 0, "p50_us": 1_200, "p99_us": 9_900},

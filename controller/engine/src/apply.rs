@@ -332,6 +332,17 @@ impl Scene<'_, '_> {
                     ..
                 }),
             ) => self.tell_once_succeeded(world, *tree, host, command),
+            (Happened::StageStarted { .. }, Some(Stage::TryCheck { check })) => {
+                let text = format!("Trying {} on every instance in service.", check.probe);
+                self.say(Severity::Info, "check-tried", text)
+            }
+            (Happened::StageFinished { .. }, Some(Stage::TryCheck { check })) => {
+                let text = format!(
+                    "What is in service passes {}: the load balancer checks by it from now on.",
+                    check.probe
+                );
+                self.say(Severity::Info, "check-passed", text)
+            }
             (Happened::StageStarted { .. }, Some(Stage::Batch(batch))) => {
                 self.tell_batch_started(plan, batch)
             }

@@ -7,7 +7,9 @@ use beanpole_planner::{Change, Reach, Stage};
 use beanpole_protocol::agent::{HostOrders, InstanceOrder, OnceOrder, ReleaseKey, ReleaseOrder};
 use beanpole_protocol::api::{EnvironmentStatus, Tier};
 use beanpole_protocol::options::OptionSettings;
-use beanpole_protocol::proxy::{Route, RoutingTable, Target, TargetPool, WeightedPool};
+use beanpole_protocol::proxy::{
+    HealthCheck, Route, RoutingTable, Target, TargetMode, TargetPool, WeightedPool,
+};
 use beanpole_protocol::{EnvironmentId, Generation, HostId, OperationId, ReleaseNumber, Timestamp};
 use beanpole_store::StoreError;
 use beanpole_store::model::{
@@ -433,25 +435,44 @@ impl Records {
         release.map_or(&environment.settings, |release| &release.settings)
     }
 
+    /// The check that an operation on an environment tries now, and on what.
+    fn tried_check(&self, environment: &EnvironmentId) -> Option<(ReleaseNumber, HealthCheck)> {
+        let mut operations = self.operations.iter();
+        let operation = operations.find(|operation| operation.environment == *environment)?;
+        let (plan, progress) = operation.under_way();
+        match plan.stages.get(progress.stage)? {
+            Stage::TryCheck { check } if progress.failed.is_none() => {
+                Some((plan.release?, check.clone()))
+            }
+            _ => None,
+        }
+    }
+
     fn table(&self, domain: &str) -> RoutingTable {
         let mut table = RoutingTable::default();
         for environment in self.environments.values() {
             let (Tier::Web, Some(cname)) = (environment.tier, &environment.cname) else {
                 continue;
             };
+            let tried = self.tried_check(&environment.id);
             let targets: Vec<Target> = self
                 .all()
                 .filter(|instance| instance.environment == environment.id)
                 .filter_map(|instance| {
                     let host = self.hosts.get(&instance.host)?;
                     let address: IpAddr = host.instance_address.parse().ok()?;
+                    let mode = instance.target_mode()?;
+                    let tried = tried
+                        .as_ref()
+                        .filter(|(live, _)| instance.release == *live && mode == TargetMode::Serve);
                     Some(Target {
                         instance: instance.id.clone(),
                         incarnation: instance.incarnation,
                         release: instance.release,
                         address: SocketAddr::new(address, instance.port),
-                        mode: instance.target_mode()?,
+                        mode,
                         check: self.settings_of(environment, instance).health_check(),
+                        tried: tried.map(|(_, check)| check.clone()),
                     })
                 })
                 .collect();

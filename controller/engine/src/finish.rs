@@ -60,17 +60,13 @@ impl Engine {
             follow_settings(scene)?;
         }
         let held = !succeeded && scene.operation.no_auto_rollback && scene.operation.back.is_none();
-        if !succeeded
-            && !held
-            && scene.operation.from.is_some()
-            && let Some(before) = scene.operation.settings_before.clone()
-        {
-            scene.environment.settings = before;
-        }
         // What a failed deployment left for a look stays, too, when only the number of instances changes, or
         // they are started afresh.
         let still =
             scene.environment.hold && matches!(kind, OperationKind::Scale | OperationKind::Restart);
+        if !succeeded && !held {
+            restore_settings(scene, still)?;
+        }
         scene.environment.hold = held || still;
         if succeeded {
             scene.environment.mend_failures = 0;
@@ -246,6 +242,22 @@ fn end_trial(scene: &mut Scene<'_, '_>, release: ReleaseNumber) -> Result<(), St
             scene.tx.put(&record)?;
         }
     }
+    Ok(())
+}
+
+/// What failed is undone in the settings, too: with the instances the environment is back on its release's own.
+/// Where it is not (`still`), they are what they were before.
+fn restore_settings(scene: &mut Scene<'_, '_>, still: bool) -> Result<(), StoreError> {
+    let Some(from) = scene.operation.from else {
+        return Ok(());
+    };
+    let before = scene.operation.settings_before.clone();
+    let mut before = before.unwrap_or_else(|| scene.environment.settings.clone());
+    let key = ReleaseRecord::key_of(&scene.environment.id, from);
+    if !still && let Some(live) = scene.tx.get::<ReleaseRecord>(&key)? {
+        before = live.settings.with_capacity_of(&before);
+    }
+    scene.environment.settings = before;
     Ok(())
 }
 

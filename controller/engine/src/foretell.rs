@@ -108,6 +108,10 @@ impl Past {
                 if ready { Some(0) } else { self.preparing() }
             }
             Stage::Once { .. } => self.release_command(),
+            // Every 100 ms at least, as often as it takes.
+            Stage::TryCheck { check } => {
+                Some(u64::from(check.healthy_threshold) * check.interval_ms.min(100))
+            }
             Stage::Split(split) => Some(split.wait_ms),
             Stage::Batch(batch) => {
                 let mut kinds = vec![Phase::Switching];
@@ -282,6 +286,7 @@ fn changes(from: &OptionSettings, to: &OptionSettings) -> Vec<PlannedSetting> {
             let differs = from.effective(namespace, name) != to.effective(namespace, name);
             let needs = match change {
                 _ if is_secret => "restart",
+                Change::Check if differs => "check",
                 Change::Restart if differs => "restart",
                 Change::Replace if differs => "replacement",
                 _ => "nothing",

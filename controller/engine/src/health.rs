@@ -61,8 +61,15 @@ pub(crate) fn health(
             name,
             ..
         }) => {
-            let seconds = now.since(*since).as_secs();
-            let text = format!("host {name} has not been heard of for {seconds} s");
+            let (silent, most) = (now.since(*since), world.replace_after);
+            let mut text = format!(
+                "host {name} has not been heard of for {} s",
+                silent.as_secs()
+            );
+            if silent < most && environment.live.is_some() && !environment.hold {
+                let most = most.as_secs();
+                text.push_str(&format!(", after {most} s it is replaced elsewhere"));
+            }
             return (H::Unknown, Some(text));
         }
         Some(_) => {}
@@ -387,6 +394,7 @@ mod tests {
                 last_check: None,
                 in_flight: 0,
                 traffic: Traffic::default(),
+                tried: None,
             }],
             environments: Vec::new(),
             releases: Vec::new(),

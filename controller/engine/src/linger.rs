@@ -413,6 +413,7 @@ mod tests {
                         last_check: None,
                         in_flight,
                         traffic: Traffic::default(),
+                        tried: None,
                     })
                     .collect(),
                 environments: Vec::new(),

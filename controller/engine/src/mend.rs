@@ -11,6 +11,7 @@ use crate::{Call, Engine, EngineError, Observed, read};
 use beanpole_planner::{Goal, Place, Reach, Refusal, World, plan};
 use beanpole_protocol::api::{EnvironmentStatus, OperationKind};
 use beanpole_protocol::event::Severity;
+use beanpole_protocol::options::{BatchSize, DeploymentPolicy};
 use beanpole_protocol::proxy::TargetMode;
 use beanpole_protocol::{HostId, ReleaseNumber, RequestId, Timestamp};
 use beanpole_store::model::EnvironmentRecord;
@@ -73,6 +74,8 @@ impl Engine {
                 tree: release.tree,
                 size: environment.settings.instance_count(),
                 away,
+                policy: DeploymentPolicy::Rolling,
+                batch: BatchSize::Fixed(1),
             };
             let rules = read::rules(
                 &environment.settings,

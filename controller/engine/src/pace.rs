@@ -68,6 +68,14 @@ impl Pace {
         self.at.after(steady.saturating_sub(self.steady))
     }
 
+    /// The same without the last of it: the process stood still for that long, and nothing could happen.
+    pub const fn without(self, stood_still: Duration) -> Self {
+        Self {
+            steady: self.steady.saturating_add(stood_still),
+            ..self
+        }
+    }
+
     /// Whether it differs from the machine's clock by more than drift.
     pub fn is_off(&self, reading: Reading) -> bool {
         step(self.now(reading.steady), reading.wall).is_some()
@@ -256,13 +264,13 @@ impl Observed {
 }
 
 impl Observed {
-    /// Nobody listened for that long up to now, because this process, or its machine, stood still: who was
-    /// not heard of meanwhile has not been silent for it.
-    pub fn nobody_listened(&mut self, for_so_long: Duration, now: Timestamp) {
+    /// This process, or its machine, stood still from then on for that long, which does not count
+    /// ([`Pace::without`]): who was heard of when it went on was heard of that much earlier.
+    pub fn stood_still(&mut self, since: Timestamp, for_so_long: Duration) {
         let hosts = self.hosts.values_mut().map(|host| &mut host.last_seen);
         let proxies = self.proxies.values_mut().map(|proxy| &mut proxy.last_seen);
-        for at in hosts.chain(proxies).flatten() {
-            *at = at.after(for_so_long).min(now);
+        for at in hosts.chain(proxies).flatten().filter(|at| **at > since) {
+            *at = since.after(at.since(since).saturating_sub(for_so_long));
         }
     }
 }
@@ -334,17 +342,25 @@ mod tests {
     }
 
     #[test]
-    fn who_was_not_heard_while_nobody_listened_is_not_silent_for_it() {
+    fn time_does_not_pass_while_the_controller_stands_still() {
         let (quiet, heard) = (HostId::from_bits(1), HostId::from_bits(2));
+        let pace = Pace::new(at(1_000), reading(1_000, 0), None);
         let mut observed = Observed::default();
-        observed.register_host(&quiet, at(1_000));
-        observed.register_host(&heard, at(1_042));
-        observed.nobody_listened(Duration::from_secs(40), at(1_043));
-        let reach = |host: &HostId, now| observed.reach(host, at(now), 30_000);
-        assert!(matches!(reach(&quiet, 1_043), Reach::Here));
-        assert!(matches!(reach(&quiet, 1_071), Reach::Lost(_)));
-        // Its word was on the way.
-        assert!(matches!(reach(&heard, 1_043), Reach::Here));
-        assert!(matches!(reach(&heard, 1_074), Reach::Lost(_)));
+        observed.register_host(&quiet, pace.now(Duration::from_secs(0)));
+        // From 3 to 43, and its word was on the way.
+        observed.register_host(&heard, pace.now(Duration::from_secs(43)));
+        let still = Duration::from_secs(40);
+        observed.stood_still(at(1_003), still);
+        let pace = pace.without(still);
+        assert_eq!(pace.now(Duration::from_secs(43)), at(1_003));
+        assert!(pace.is_off(reading(1_043, 43)));
+        let reach = |host: &HostId, steady| {
+            let now = pace.now(Duration::from_secs(steady));
+            observed.reach(host, now, 30_000)
+        };
+        assert!(matches!(reach(&quiet, 43), Reach::Here));
+        assert!(matches!(reach(&quiet, 71), Reach::Lost(_)));
+        assert!(matches!(reach(&heard, 43), Reach::Here));
+        assert!(matches!(reach(&heard, 74), Reach::Lost(_)));
     }
 }

@@ -28,6 +28,7 @@ pub(crate) fn advance(
         let mark = marks.marks.entry(name.clone()).or_default();
         if mark.run != report.run {
             // Another run of the proxy: its counters began at zero.
+            marks.restarts += u32::from(!mark.run.is_empty());
             *mark = TrafficMark {
                 run: report.run.clone(),
                 ..TrafficMark::default()

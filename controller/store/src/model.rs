@@ -585,6 +585,9 @@ pub struct TrafficMarks {
     /// Requests that each instance was given, up to the marks.
     #[serde(default)]
     pub instances: BTreeMap<InstanceId, u64>,
+    /// How often a proxy turned out to have been started again.
+    #[serde(default)]
+    pub restarts: u32,
     /// Proxy to the counters that are accounted for.
     pub marks: BTreeMap<String, TrafficMark>,
 }

@@ -1,7 +1,7 @@
 //! The step after this one: what to record now, what to wait for, or how it ended.
 //!
 //! A stage is looked at as a whole, each of its changes by how far it is: `prepare` and `once` before anything
-//! is touched, `leave` on the way out of service, `enter` on the way into it, `split` while two releases
+//! is touched, `try_check` where only the check changes, `leave` on the way out of service, `enter` on the way into it, `split` while two releases
 //! share the requests. `failure` says why a plan cannot go on, `proxies` what the proxies know of an instance.
 
 mod enter;
@@ -11,6 +11,7 @@ mod once;
 mod prepare;
 mod proxies;
 mod split;
+mod try_check;
 
 use crate::{
     Action, Batch, Change, ChangeState, Gate, Happened, Plan, Progress, Reach, Serving, Stage,
@@ -88,6 +89,7 @@ pub fn next(plan: &Plan, progress: &Progress, world: &World<'_>, now: Timestamp)
             host,
             shown: command,
         }),
+        Stage::TryCheck { check } => turn.try_check(check),
         Stage::Batch(batch) => turn.batch(batch),
         Stage::Split(split) => turn.split(split),
     });
@@ -143,6 +145,19 @@ impl Turn<'_, '_> {
         Bound {
             since,
             at: since.after(Duration::from_millis(ms)).min(self.deadline),
+        }
+    }
+
+    /// The bound of a phase that only its host can tell the end of. While the host is silent it will soon be
+    /// either heard of or lost, and neither is the release's fault: until then the bound of the stage holds.
+    fn while_heard(&self, change: &Change, bound: Bound) -> Bound {
+        let host = self.world.hosts.get(&change.host);
+        match host.map(|host| host.reach) {
+            Some(Reach::Silent(_)) => Bound {
+                at: self.deadline,
+                ..bound
+            },
+            _ => bound,
         }
     }
 
@@ -245,11 +260,13 @@ impl Turn<'_, '_> {
                 ChangeState::Stopping { since } => self.stopping(batch, change, since),
                 ChangeState::Starting { since } => {
                     let bound = self.bound(since, self.plan.start_ms(self.progress, id));
+                    let bound = self.while_heard(change, bound);
                     self.starting(batch, change, bound, false)?;
                 }
                 ChangeState::Checking { since } => {
                     let proven = self.plan.timeouts.proven_ms(self.plan.gate);
-                    self.starting(batch, change, self.bound(since, proven), true)?;
+                    let bound = self.while_heard(change, self.bound(since, proven));
+                    self.starting(batch, change, bound, true)?;
                 }
                 // What enters with others is seen to by `entering`.
                 ChangeState::Serving { .. } if batch.enters.contains(id) => {}

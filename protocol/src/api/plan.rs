@@ -64,6 +64,6 @@ pub struct PlannedSetting {
     pub to: Option<String>,
     /// What becomes of it: `set`, `changed`, `removed`.
     pub how: String,
-    /// What it takes: `nothing`, `restart`, or `replacement` of instances by new ones.
+    /// What it takes: `nothing`, `check` (what is in service has to pass it first), `restart`, or `replacement` of instances by new ones.
     pub needs: String,
 }

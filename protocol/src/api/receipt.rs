@@ -58,6 +58,10 @@ pub struct ReceiptTraffic {
     /// Requests that were answered with a status of 500 or above, or not, or not to the end; absent where
     /// nobody counted.
     pub failed: Option<u64>,
+    /// How often a load balancer was started again meanwhile. What it had not reported yet, and what clients
+    /// were refused until it was back, is in no count.
+    #[serde(default)]
+    pub restarts: u32,
     /// Median of the time until an answer began, in microseconds; absent without answers.
     pub p50_us: Option<u64>,
     /// Its 99th percentile, in microseconds.

@@ -10,6 +10,9 @@ use super::{
 pub enum Change {
     /// Nothing is interrupted.
     Nothing,
+    /// The load balancer checks otherwise. What is well by the present check has to pass the new one first;
+    /// else nothing changes.
+    Check,
     /// Instances restart their processes, by the deployment policy.
     Restart,
     /// New instances take the place of those that run, by the options of [`UPDATE`].
@@ -250,14 +253,12 @@ pub const KNOWN: &[OptionSpec] = &[
         Change::Nothing,
         "Seconds that an instance leaving the load balancer has to finish its requests.",
     ),
-    // What is asked and what counts as good make a release: instances take it up in batches, each proves
-    // well by it before the next, and a path that answers 404 is gone back from. EB puts it to all at once.
     option(
         PROCESS,
         "HealthCheckPath",
         "/",
         Kind::Path,
-        Change::Restart,
+        Change::Check,
         "What the health check asks for. With an empty HealthCheckPath a TCP connection is enough.",
     ),
     // EB: 15 s, meant for load balancers far away. Own hosts are near: a deployment need not wait.
@@ -298,7 +299,7 @@ pub const KNOWN: &[OptionSpec] = &[
         "MatcherHTTPCode",
         "200-399",
         Kind::Statuses,
-        Change::Restart,
+        Change::Check,
         "The statuses of a good check.",
     ),
     option(
@@ -306,7 +307,7 @@ pub const KNOWN: &[OptionSpec] = &[
         "Protocol",
         "HTTP",
         Kind::OneOf(&["HTTP", "TCP"]),
-        Change::Restart,
+        Change::Check,
         "HTTP asks for HealthCheckPath, TCP only connects.",
     ),
     option(
@@ -314,7 +315,7 @@ pub const KNOWN: &[OptionSpec] = &[
         "Application Healthcheck URL",
         "",
         Kind::Path,
-        Change::Restart,
+        Change::Check,
         "The older name of HealthCheckPath; HealthCheckPath wins.",
     ),
     option(

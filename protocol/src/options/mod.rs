@@ -32,6 +32,12 @@ use std::collections::BTreeMap;
 pub const PROPERTIES: &str = "aws:elasticbeanstalk:application:environment";
 /// How deployments run.
 pub const COMMAND: &str = "aws:elasticbeanstalk:command";
+/// The options that say how much capacity there is.
+const CAPACITY: [(&str, &str); 3] = [
+    (ENVIRONMENT, "EnvironmentType"),
+    (ASG, "MinSize"),
+    (ASG, "MaxSize"),
+];
 /// How well instances have to be.
 pub const HEALTH: &str = "aws:elasticbeanstalk:healthreporting:system";
 /// The share of a new release under TrafficSplitting.
@@ -119,6 +125,19 @@ impl OptionSettings {
             }
         }
         all
+    }
+
+    /// These settings with as much capacity as `other` asks for.
+    pub fn with_capacity_of(mut self, other: &Self) -> Self {
+        for (namespace, option) in CAPACITY {
+            match other.get(namespace, option) {
+                Some(value) => self.set(namespace, option, value),
+                None => {
+                    self.remove(namespace, option);
+                }
+            }
+        }
+        self
     }
 
     /// Makes the changes that lead from `before` to `after`, and no other.

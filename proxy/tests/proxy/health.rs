@@ -1,8 +1,8 @@
 //! Checks, ejection, retries, drains.
 
 use crate::support::*;
-use beanpole_protocol::Incarnation;
 use beanpole_protocol::proxy::{Probe, ProxyReport, TargetMode};
+use beanpole_protocol::{Generation, Incarnation};
 use http::Method;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -46,6 +46,42 @@ async fn each_target_is_checked_as_its_own_release_is_to_be() {
             .collect()
     };
     assert_eq!(asked(&proxy.report().await), ["GET /", "GET /health"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_that_is_tried_decides_nothing_and_says_how_it_goes() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::start().await;
+    let mut wanted = table(1, vec![serving(1, &backend)]);
+    proxy.serve(&wanted).await;
+    for (generation, asked, passes) in [(2, "/drop", false), (3, "/", true)] {
+        wanted.generation = Generation(generation);
+        let target = &mut wanted.pools[0].targets[0];
+        let mut check = target.check.clone();
+        check.probe = Probe::Http {
+            path: asked.to_owned(),
+            statuses: vec![(200, 200)],
+        };
+        target.tried = Some(check.clone());
+        proxy.put(&wanted).await.expect("put");
+        let target = proxy
+            .until_target("known", 1, |target| {
+                let tried = target.tried.as_ref().filter(|tried| tried.check == check);
+                tried.is_some_and(|tried| tried.passes() == Some(passes))
+            })
+            .await;
+        assert!(target.healthy, "{target:?}");
+        assert_eq!(target.last_check.expect("a check").asked, "GET /health");
+        let last = target.tried.and_then(|tried| tried.last);
+        assert_eq!(last.expect("a check").asked, format!("GET {asked}"));
+        assert_eq!(proxy.get("/").await.status, 200);
+    }
+    wanted.generation = Generation(4);
+    wanted.pools[0].targets[0].tried = None;
+    proxy.put(&wanted).await.expect("put");
+    proxy
+        .until_target("forgotten", 1, |target| target.tried.is_none())
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

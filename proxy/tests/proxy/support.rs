@@ -184,6 +184,7 @@ pub fn target(number: u8, address: SocketAddr, mode: TargetMode) -> Target {
         release: ReleaseNumber(1),
         address,
         mode,
+        tried: None,
         check: HealthCheck {
             probe: Probe::Http {
                 path: "/health".to_owned(),

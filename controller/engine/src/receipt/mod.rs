@@ -360,6 +360,7 @@ fn over(counted: Option<&TrafficMarks>, time: Duration) -> ReceiptTraffic {
         for_ms: millis(time),
         requests: counted.map(|marks| marks.served),
         failed: counted.map(|marks| marks.failed),
+        restarts: counted.map_or(0, |marks| marks.restarts),
         p50_us: all.percentile_us(50),
         p99_us: all.percentile_us(99),
     }

@@ -55,6 +55,7 @@ fn seen(
         bad_for_ms: 0,
         last_check: None,
         in_flight: 0,
+        tried: None,
         traffic: Traffic {
             requests: *count,
             ..Traffic::default()

@@ -6,11 +6,13 @@ use super::{NewOperation, idle, version};
 use crate::health::health;
 use crate::read::{self, Reader, Repute};
 use crate::{Call, Engine, Fault};
-use beanpole_planner::{Gate, Goal, Plan, Rules, World, plan, run_everywhere, run_once, told_once};
+use beanpole_planner::{
+    Gate, Goal, Plan, Refusal, Rules, World, plan, run_everywhere, run_once, told_once,
+};
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::{self, BackTo, InstanceHealth, OperationKind, PlanView, Tier};
 use beanpole_protocol::options::{
-    self, BatchSize, Change, DeploymentPolicy, OptionSettings, Replacement, SplitSteps,
+    BatchSize, Change, DeploymentPolicy, OptionSettings, Replacement, SplitSteps,
 };
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{Digest, EnvironmentName, ReleaseNumber, Timestamp, VersionLabel};
@@ -18,6 +20,7 @@ use beanpole_store::model::{
     ContainerCommands, EnvironmentRecord, InstanceRecord, QueuedWish, ReleaseRecord, VersionRecord,
 };
 use beanpole_store::{StoreError, Tx};
+use std::collections::BTreeSet;
 
 /// A deployment worked out, not written.
 pub(super) struct Deployment {
@@ -115,6 +118,23 @@ pub(super) struct Wish<'r> {
     pub(super) reason: String,
 }
 
+/// Where a rollback leads.
+struct Back {
+    /// The release, by the number that it has.
+    to: ReleaseNumber,
+    way: WayBack,
+    /// The environment's settings then.
+    settings: OptionSettings,
+}
+
+/// How a rollback gets there.
+enum WayBack {
+    /// An earlier release is deployed again, as a new one.
+    Deploy(Box<Deployment>),
+    /// What a failed deployment has left leaves; the release is live, and stays what it is.
+    Leave(Box<ReleaseRecord>, Box<Plan>),
+}
+
 /// Whether deployments change instances in place instead of making a new set.
 fn in_place(settings: &OptionSettings) -> bool {
     !matches!(
@@ -146,13 +166,6 @@ fn replace_by(rules: &mut Rules, replacement: Replacement) {
     }
 }
 
-/// The options that say how much capacity there is.
-const CAPACITY: [(&str, &str); 3] = [
-    (options::ENVIRONMENT, "EnvironmentType"),
-    (options::ASG, "MinSize"),
-    (options::ASG, "MaxSize"),
-];
-
 /// Where going back leads when nobody says: to the live release, where instances were left on one that
 /// failed; else to the last one that was live and differs from it.
 fn before<'r>(
@@ -170,11 +183,11 @@ fn before<'r>(
     // What a rollback made is the release that it went back to, but for its number; so is what the same
     // version was deployed as again.
     let without_capacity = |release: &ReleaseRecord| {
-        let mut settings = release.settings.clone();
-        for (namespace, option) in CAPACITY {
-            settings.remove(namespace, option);
-        }
-        (release.bundle.clone(), settings)
+        let settings = release.settings.clone();
+        (
+            release.bundle.clone(),
+            settings.with_capacity_of(&OptionSettings::default()),
+        )
     };
     let runs = live.map(without_capacity);
     let same = |release: &&ReleaseRecord| {
@@ -356,11 +369,21 @@ impl Engine {
         body: &api::Rollback,
         call: &Call<'_>,
     ) -> Result<NewOperation, Fault> {
-        let (deployment, settings, _) = self.work_out_rollback(tx, environment, call, body)?;
-        let mut new = deployment.begin(tx, environment, OperationKind::Rollback)?;
+        let Back { way, settings, .. } = self.work_out_rollback(tx, environment, call, body)?;
         let before = std::mem::replace(&mut environment.settings, settings);
-        new.settings_before = (before != environment.settings).then_some(before);
-        Ok(new)
+        match way {
+            WayBack::Deploy(deployment) => {
+                let mut new = deployment.begin(tx, environment, OperationKind::Rollback)?;
+                new.settings_before = (before != environment.settings).then_some(before);
+                Ok(new)
+            }
+            // Wherever it ends, the live release's settings are those in force.
+            WayBack::Leave(live, plan) => Ok(NewOperation {
+                to: Some(live.number),
+                version: Some(live.version),
+                ..NewOperation::new(OperationKind::Rollback, *plan)
+            }),
+        }
     }
 
     /// What a rollback would do. Nothing is written.
@@ -372,13 +395,17 @@ impl Engine {
     ) -> Result<PlanView, Problem> {
         let planned = || {
             let environment = idle(&self.store, name)?;
-            let (deployment, settings, to) =
+            let Back { to, way, settings } =
                 self.work_out_rollback(&self.store, &environment, call, body)?;
-            let plan = self.foretell(&environment, &deployment.plan, &settings, call)?;
+            let (plan, version) = match way {
+                WayBack::Deploy(new) => (new.plan, new.release.version),
+                WayBack::Leave(live, plan) => (*plan, live.version),
+            };
+            let plan = self.foretell(&environment, &plan, &settings, call)?;
             Ok::<_, Fault>(PlanView {
                 back_to: Some(BackTo {
                     release: to,
-                    version: deployment.release.version.clone(),
+                    version,
                 }),
                 ..plan
             })
@@ -386,15 +413,14 @@ impl Engine {
         planned().map_err(Problem::from)
     }
 
-    /// The release to go back to, as a new one, the plan to it, the environment's settings then, and the
-    /// number that it has.
+    /// Where a rollback leads, and how.
     fn work_out_rollback(
         &self,
         reader: &impl Reader,
         environment: &EnvironmentRecord,
         call: &Call<'_>,
         body: &api::Rollback,
-    ) -> Result<(Deployment, OptionSettings, ReleaseNumber), Fault> {
+    ) -> Result<Back, Fault> {
         let releases = reader.under::<ReleaseRecord>(&ReleaseRecord::prefix(&environment.id))?;
         let target = match body.to {
             Some(number) if Some(number) == environment.live && !environment.hold => {
@@ -413,15 +439,8 @@ impl Engine {
         };
         // How much capacity there is belongs to now, not to the release: going back must not take
         // away the instances that today's traffic needs.
-        let mut settings = target.settings.clone();
-        for (namespace, option) in CAPACITY {
-            match environment.settings.get(namespace, option) {
-                Some(now) => settings.set(namespace, option, now),
-                None => {
-                    settings.remove(namespace, option);
-                }
-            }
-        }
+        let settings = target.settings.clone();
+        let settings = settings.with_capacity_of(&environment.settings);
         // How to go there is today's choice, whatever the release was deployed by. What was live and healthy
         // needs no trial: whoever goes back wants to be back.
         let today = environment.settings.deployment();
@@ -438,6 +457,29 @@ impl Engine {
         };
         let policy = chosen_policy(environment, asked, own)?;
         let batch = body.batch.unwrap_or(today.batch);
+        if Some(target.number) == environment.live {
+            // What is live was not touched everywhere: only what a failed deployment has left goes.
+            let goal = Goal::Mend {
+                release: target.number,
+                tree: target.tree,
+                size: settings.instance_count(),
+                away: BTreeSet::new(),
+                policy,
+                batch,
+            };
+            let world = self.world(reader, environment, call.observed, call.now, true)?;
+            let rules = read::rules(&settings, &settings, environment.tier, Repute::Live);
+            let plan = match plan(&world, &goal, &rules, call.bits) {
+                Ok(plan) => plan,
+                Err(Refusal::Nothing) => Plan::default(),
+                Err(refusal) => return Err(refused(refusal).into()),
+            };
+            return Ok(Back {
+                to: target.number,
+                way: WayBack::Leave(Box::new(target.clone()), Box::new(plan)),
+                settings,
+            });
+        }
         let wish = Wish {
             content: Content::from(target),
             settings: &settings,
@@ -451,7 +493,11 @@ impl Engine {
             reason: format!("rollback to {}", target.number),
         };
         let deployment = self.work_out(reader, environment, call, wish)?;
-        Ok((deployment, settings, target.number))
+        Ok(Back {
+            to: target.number,
+            way: WayBack::Deploy(Box::new(deployment)),
+            settings,
+        })
     }
 
     fn work_out_deploy(

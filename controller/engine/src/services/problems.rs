@@ -73,9 +73,10 @@ pub(super) fn refused(refusal: Refusal) -> Problem {
     match &refusal {
         Refusal::NoPlace { hosts, .. } => {
             let text = refusal.to_string();
-            let unlabelled = hosts
-                .iter()
-                .any(|(_, lack)| matches!(lack, Lack::Labels(_)));
+            let lacks = |of: fn(&Lack) -> bool| hosts.iter().any(|(_, lack)| of(lack));
+            // What has the labels and no room is nearer to it.
+            let full = lacks(|lack| matches!(lack, Lack::Promised { .. } | Lack::Memory { .. }));
+            let unlabelled = !full && lacks(|lack| matches!(lack, Lack::Labels(_)));
             Problem::conflict("no-place", format!("There is not enough room: {text}.")).hint(
                 if unlabelled {
                     "Give a host the label with `beanpole host label`, or ask for others with `beanpole config ENV --set HostLabels=…`."

@@ -5,9 +5,9 @@ use super::problems::{bad_option, nothing_deployed};
 use super::{NewOperation, idle};
 use crate::read::{Reader, Repute};
 use crate::{Call, Engine, Fault, read};
-use beanpole_planner::{Goal, Plan};
+use beanpole_planner::{Goal, Plan, Stage};
 use beanpole_protocol::EnvironmentName;
-use beanpole_protocol::api::{self, OperationKind, PlanView};
+use beanpole_protocol::api::{self, OperationKind, PlanView, Tier};
 use beanpole_protocol::options::{self, Change, OptionSettings};
 use beanpole_protocol::problem::Problem;
 use beanpole_store::Tx;
@@ -119,14 +119,11 @@ impl Engine {
         };
         let plan = match live {
             None => Plan::default(),
-            Some(release) if change > Change::Nothing => {
+            Some(release) if change > Change::Check => {
                 self.work_out_settings(&self.store, &after, &release, change, call)?
                     .plan
             }
-            Some(release) => {
-                let goal = to_size(&after, &release);
-                self.way_to(&self.store, &after, &goal, Repute::Live, call)?
-            }
+            Some(release) => self.way_in_place(&self.store, &after, &release, change, call)?,
         };
         self.foretell(before, &plan, &after.settings, call)
             .map_err(Fault::from)
@@ -149,23 +146,38 @@ impl Engine {
         };
         let mut new = match &live {
             None => NewOperation::new(kind, Plan::default()),
-            Some(release) if change > Change::Nothing => self
+            Some(release) if change > Change::Check => self
                 .work_out_settings(tx, environment, release, change, call)?
                 .begin(tx, environment, kind)?,
             Some(release) => {
-                let goal = to_size(environment, release);
+                let plan = self.way_in_place(tx, environment, release, change, call)?;
                 NewOperation {
                     to: environment.live,
                     version: Some(release.version.clone()),
-                    ..NewOperation::new(
-                        kind,
-                        self.way_to(tx, environment, &goal, Repute::Live, call)?,
-                    )
+                    ..NewOperation::new(kind, plan)
                 }
             }
         };
         new.settings_before = Some(before);
         Ok(new)
+    }
+
+    /// The way to settings that what is live takes on as it runs.
+    fn way_in_place(
+        &self,
+        reader: &impl Reader,
+        environment: &EnvironmentRecord,
+        live: &ReleaseRecord,
+        change: Change,
+        call: &Call<'_>,
+    ) -> Result<Plan, Fault> {
+        let goal = to_size(environment, live);
+        let mut plan = self.way_to(reader, environment, &goal, Repute::Live, call)?;
+        if change == Change::Check && environment.tier == Tier::Web {
+            let check = environment.settings.health_check();
+            plan.stages.insert(0, Stage::TryCheck { check });
+        }
+        Ok(plan)
     }
 
     /// What is live, as a new release under the environment's settings.
@@ -261,7 +273,7 @@ fn change(from: &OptionSettings, to: &OptionSettings) -> Result<Change, Problem>
             continue;
         }
         match known.change {
-            Change::Nothing | Change::Restart | Change::Replace => {
+            Change::Nothing | Change::Check | Change::Restart | Change::Replace => {
                 heaviest = heaviest.max(known.change);
             }
             Change::Fixed => {
