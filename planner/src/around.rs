@@ -67,12 +67,16 @@ pub struct Moved {
 }
 
 impl Plan {
-    /// The plan as it is walked: with its detours.
+    /// The plan as it is walked: with what has joined it, and its detours.
     pub fn around(&self, progress: &Progress) -> Cow<'_, Self> {
-        if progress.detours.is_empty() {
+        if progress.detours.is_empty() && progress.growths.is_empty() {
             return Cow::Borrowed(self);
         }
         let mut plan = self.clone();
+        // First: a detour may be around the host of what has joined.
+        for growth in &progress.growths {
+            plan.put_in_growth(growth);
+        }
         for detour in &progress.detours {
             plan.put_in(detour);
         }
@@ -468,17 +472,25 @@ impl<'l> Look<'l, '_> {
     fn successor(&self, of: &InstanceId, moved: &[Moved]) -> InstanceId {
         let digits = of.as_str().trim_start_matches("i-");
         let seed = u128::from_str_radix(digits, 16).unwrap_or_default();
-        let is_taken = |id: &InstanceId| {
-            self.world.instances.contains_key(id)
-                || self
-                    .plan
-                    .changes()
-                    .any(|(_, change)| change.instance == *id)
-                || moved.iter().any(|one| one.to == *id)
-        };
-        (1..=TRIES)
-            .map(|n| InstanceId::from_bits(crate::deploy::spread(seed, n)))
-            .find(|id| !is_taken(id))
-            .unwrap_or_else(|| of.clone())
+        let made: Vec<InstanceId> = moved.iter().map(|one| one.to.clone()).collect();
+        free_id(self.plan, self.world, seed, &made)
     }
+}
+
+/// An id that nobody has in a world and a plan, nor in `made`: the same for the same seed.
+pub(crate) fn free_id(
+    plan: &Plan,
+    world: &World<'_>,
+    seed: u128,
+    made: &[InstanceId],
+) -> InstanceId {
+    let is_taken = |id: &InstanceId| {
+        world.instances.contains_key(id)
+            || plan.changes().any(|(_, change)| change.instance == *id)
+            || made.contains(id)
+    };
+    (1..=TRIES)
+        .map(|n| InstanceId::from_bits(crate::deploy::spread(seed, n)))
+        .find(|id| !is_taken(id))
+        .unwrap_or_else(|| InstanceId::from_bits(seed))
 }

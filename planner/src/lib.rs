@@ -13,6 +13,7 @@
 mod around;
 mod back;
 mod deploy;
+mod growth;
 pub mod guard;
 mod next;
 mod once;
@@ -25,6 +26,7 @@ mod world;
 pub use around::{Detour, MOST_DETOURS, Moved};
 pub use back::plan_back;
 pub use deploy::{Goal, Rules, plan};
+pub use growth::{Growth, Joins, grow};
 pub use next::{
     Decision, OTHER_PORTS, RESTARTS_THAT_FAIL, how_it_ended, listens_unreached, next, restarts,
 };

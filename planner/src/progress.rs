@@ -1,7 +1,7 @@
 //! How far a plan is: the fold of its journal. [`apply`] is the one function of legal transitions.
 
-use crate::around::{Detour, Moved};
-use crate::{Action, Change};
+use crate::around::Detour;
+use crate::{Action, Change, Growth};
 use beanpole_protocol::api::OperationFailure;
 use beanpole_protocol::{AgentId, InstanceId, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -36,6 +36,9 @@ pub struct Progress {
     /// Hosts that were lost meanwhile, and how the plan goes on without each.
     #[serde(default)]
     pub detours: Vec<Detour>,
+    /// What has joined both sides of its split.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub growths: Vec<Growth>,
 }
 
 /// A share of the requests.
@@ -60,26 +63,38 @@ impl Progress {
             .unwrap_or(ChangeState::Pending)
     }
 
-    /// Whether an instance takes the place of one on a host that was lost.
+    /// Whether an instance came to the plan while it was under way, on a host that may not be prepared: in
+    /// the place of one on a host that was lost, or because the environment grew.
     pub fn is_moved(&self, instance: &InstanceId) -> bool {
         let detours = self.detours.iter();
         let mut moved = detours.flat_map(|detour| detour.moved.iter().chain(&detour.stand_ins));
-        moved.any(|moved| moved.to == *instance)
+        let grown = self.growths.iter();
+        let mut grown = grown.flat_map(|growth| growth.new.iter().chain(&growth.old));
+        moved.any(|moved| moved.to == *instance) || grown.any(|one| one.instance == *instance)
     }
 
-    /// How an instance stands in for an old one of a split, where it does.
-    pub(crate) fn stand_in(&self, instance: &InstanceId) -> Option<&Moved> {
+    /// Those that joined the old side of a split, to leave with it, with the stage that each starts in.
+    fn stand_ins(&self) -> impl Iterator<Item = (&InstanceId, usize)> {
         let detours = self.detours.iter();
-        let mut stand_ins = detours.flat_map(|detour| &detour.stand_ins);
-        stand_ins.find(|one| one.to == *instance)
+        let stand_ins = detours.flat_map(|detour| &detour.stand_ins);
+        let grown = self.growths.iter();
+        let grown = grown.flat_map(|one| one.old.iter().map(|join| (&join.instance, one.stage)));
+        stand_ins.map(|one| (&one.to, one.stage)).chain(grown)
     }
 
-    /// Whether what is known of an instance is of this change: a stand-in has two, its launch and, from
-    /// the stages after it on, its removal.
+    /// The stage that an instance starts in which joined the old side of a split, where it did.
+    pub(crate) fn stand_in(&self, instance: &InstanceId) -> Option<usize> {
+        self.stand_ins()
+            .find(|(id, _)| *id == instance)
+            .map(|(_, stage)| stage)
+    }
+
+    /// Whether what is known of an instance is of this change: one that joined the old side of a split has two,
+    /// its launch and, from the stages after it on, its removal.
     pub fn is_of(&self, change: &Change) -> bool {
         let removes = change.action == Action::Remove;
         self.stand_in(&change.instance)
-            .is_none_or(|one| removes == (self.stage > one.stage))
+            .is_none_or(|stage| removes == (self.stage > stage))
     }
 }
 
@@ -240,6 +255,11 @@ pub enum Happened {
         /// How.
         detour: Detour,
     },
+    /// The environment got more instances while its requests are split.
+    Grew {
+        /// Which.
+        growth: Growth,
+    },
     /// The plan cannot go on.
     Failed {
         /// Why.
@@ -282,10 +302,10 @@ pub fn apply(
             progress.stage += 1;
             progress.since = None;
             // They serve; what is left to do with them is to remove them.
-            for detour in &progress.detours {
-                for one in detour.stand_ins.iter().filter(|one| one.stage == *stage) {
-                    progress.changes.remove(&one.to);
-                }
+            let joined = progress.stand_ins().filter(|(_, at)| at == stage);
+            let joined: Vec<InstanceId> = joined.map(|(id, _)| id.clone()).collect();
+            for id in joined {
+                progress.changes.remove(&id);
             }
             None
         }
@@ -309,6 +329,14 @@ pub fn apply(
             }
             progress.detours.push(detour.clone());
             // What joins the stage has all of its time.
+            progress.since = Some(at);
+            None
+        }
+        Happened::Grew { growth } => {
+            if progress.since.is_none() || growth.stage != progress.stage {
+                return Err(illegal(entry, &progress.stage));
+            }
+            progress.growths.push(growth.clone());
             progress.since = Some(at);
             None
         }

@@ -122,6 +122,45 @@ fn a_release_that_fails_its_trial_and_is_left_for_a_look_gets_no_requests() {
 }
 
 #[test]
+fn an_environment_grows_while_its_requests_are_split() {
+    let bed = Bed::up();
+    let app = environment(&bed, 2).version("v2");
+    let load = bed.load("shop-prod");
+    bed.deploy_with(&app, "shop-prod", "v2", "--split 10%:1h --detach")
+        .ok();
+    in_force(&bed, 10);
+    bed.run(&["scale", "shop-prod", "1"])
+        .exits(1)
+        .says("can only get more instances than the 2 that each side has");
+    bed.run(&["scale", "shop-prod", "3"])
+        .ok()
+        .says("grows to 3 instances on each side of its split");
+    until_true("both sides have three", seconds(30), || {
+        let status = bed.status("shop-prod");
+        let healthy = |version: &str| {
+            let instances = items(&status["instances"]).iter();
+            let of_it = instances.filter(|one| one["version"] == version);
+            of_it.filter(|one| one["health"] == "Healthy").count()
+        };
+        (healthy("v1"), healthy("v2")) == (3, 3)
+    });
+    in_force(&bed, 10);
+    bed.run(&["abort", "shop-prod"]).ok();
+    assert_live(&bed, "shop-prod", "v1", 3);
+    // What joins the old side leaves with it.
+    bed.deploy_with(&app, "shop-prod", "v2-again", "--split 10%:1h --detach")
+        .ok();
+    in_force(&bed, 10);
+    bed.run(&["scale", "shop-prod", "4"]).ok();
+    bed.run(&["promote", "shop-prod"]).ok();
+    until_true("it is over", seconds(60), || {
+        bed.status("shop-prod")["status"] == "Ready"
+    });
+    assert_live(&bed, "shop-prod", "v2-again", 4);
+    assert_none_failed(&load.stop());
+}
+
+#[test]
 fn a_split_is_promoted_or_aborted_at_any_time() {
     let bed = Bed::up();
     let app = environment(&bed, 2).version("v2");

@@ -67,6 +67,7 @@ fn operations_end_well_whatever_fails() {
     let mut turns = 0;
     let mut lingered = 0;
     let mut stood_in = 0;
+    let mut grew = 0;
     for (seed, result) in &results {
         for (outcome, count) in &result.outcomes {
             *outcomes.entry(outcome.clone()).or_default() += count;
@@ -75,6 +76,7 @@ fn operations_end_well_whatever_fails() {
         turns += result.turns;
         lingered += result.lingered;
         stood_in += result.stood_in;
+        grew += result.grew;
         if let Some(what) = &result.broken {
             broken.push((*seed, what.clone()));
         }
@@ -90,6 +92,7 @@ fn operations_end_well_whatever_fails() {
     }
     println!("lingered            {lingered}");
     println!("stood in            {stood_in}");
+    println!("grew in a split     {grew}");
     println!("worst convergence   {} s", worst / 1_000);
     println!("stuck               {}", stuck.len());
     println!("broken              {}", broken.len());

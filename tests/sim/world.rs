@@ -40,6 +40,8 @@ pub struct Outcome {
     pub outcomes: BTreeMap<String, u32>,
     /// Instances that lingered.
     pub lingered: u32,
+    /// Times that an environment grew while its requests were split.
+    pub grew: u32,
     /// Times that others stood in for what a split had lost.
     pub stood_in: u32,
     pub turns: u64,
@@ -120,6 +122,7 @@ pub fn run(seed: u64) -> Outcome {
         u32::try_from(found.count()).unwrap_or(u32::MAX)
     };
     outcome.lingered = count(&|one| one.0.code == "instance-lingers");
+    outcome.grew = count(&|one| one.0.code == "environment-grows");
     outcome.stood_in = count(&|one| one.0.message.contains("stands in for"));
     outcome.turns = world.turns;
     outcome

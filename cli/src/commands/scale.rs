@@ -6,7 +6,7 @@ use crate::output::errors::Failure;
 use crate::output::plural;
 use crate::watch;
 use beanpole_protocol::EnvironmentName;
-use beanpole_protocol::api::{Operation, PlanView, Scale as Body};
+use beanpole_protocol::api::{Operation, OperationKind, OperationStatus, PlanView, Scale as Body};
 use clap::Args;
 
 /// Change the number of an environment's instances
@@ -67,5 +67,14 @@ pub fn run(context: &Context, command: &Scale) -> Result<(), Failure> {
         return deploy::print_plan(context.output, &name, &count, &plan);
     }
     let operation: Operation = client.post(&path, &body)?;
+    if operation.kind != OperationKind::Scale && operation.status != OperationStatus::Queued {
+        let text = format!(
+            "{name} grows to {} on each side of its split.\nFollow the {}: beanpole attach {}",
+            plural(u64::from(instances), "instance"),
+            operation.kind,
+            operation.id
+        );
+        return context.output.result(&operation, text);
+    }
     watch::finish(context, operation, command.detach)
 }

@@ -4,8 +4,8 @@
 use crate::events::{Draft, emit_for};
 use crate::{EngineError, linger};
 use beanpole_planner::{
-    Action, Batch, ChangeState, Detour, Happened, OTHER_PORTS, Plan, Progress, Split, Stage, World,
-    apply,
+    Action, Batch, ChangeState, Detour, Growth, Happened, Joins, OTHER_PORTS, Plan, Progress,
+    Split, Stage, World, apply,
 };
 use beanpole_protocol::agent::{INSTANCE_PORTS as PORTS, OncePhase};
 use beanpole_protocol::api::{Leftover, OperationFailure, OperationKind};
@@ -301,6 +301,7 @@ impl Scene<'_, '_> {
         }
         match (entry, stage) {
             (Happened::Detoured { detour }, _) => self.tell_detour(world, detour),
+            (Happened::Grew { growth }, _) => self.tell_growth(world, growth),
             (Happened::StageStarted { .. }, Some(Stage::Prepare { release, hosts, .. })) => {
                 let names: Vec<String> = hosts.iter().map(|host| world.host_name(host)).collect();
                 let text = format!("Preparing release {release} on {}.", names.join(", "));
@@ -425,6 +426,24 @@ impl Scene<'_, '_> {
         }
         let text = format!("Host {host} {}: {}.", detour.why, parts.join("; "));
         self.say(Severity::Warn, "host-given-up", text)
+    }
+
+    /// What joins the two sides of a split.
+    fn tell_growth(&mut self, world: &World<'_>, growth: &Growth) -> Result<(), StoreError> {
+        let side = |joins: &[Joins]| -> String {
+            let each = joins
+                .iter()
+                .map(|one| format!("{} on {}", one.instance, world.host_name(&one.host)));
+            let each: Vec<String> = each.collect();
+            let release = joins.first().map(|one| one.release).unwrap_or_default();
+            format!("{} with release {release}", each.join(", "))
+        };
+        let text = format!(
+            "The environment grows: {}; {}.",
+            side(&growth.new),
+            side(&growth.old)
+        );
+        self.say(Severity::Info, "environment-grows", text)
     }
 
     fn tell_of_split(

@@ -128,6 +128,15 @@ impl From<StoreError> for Fault {
     }
 }
 
+impl From<EngineError> for Fault {
+    fn from(error: EngineError) -> Self {
+        match error {
+            EngineError::Store(error) => Self::Store(error),
+            error @ EngineError::Journal(_) => Problem::internal(error.to_string()).into(),
+        }
+    }
+}
+
 impl From<Problem> for Fault {
     fn from(problem: Problem) -> Self {
         Self::Problem(Box::new(problem))

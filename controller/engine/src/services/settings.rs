@@ -1,17 +1,20 @@
 //! The same version otherwise: another number of instances, other settings, started afresh.
 
 use super::deploy::{Content, Deployment, Wish};
-use super::problems::{bad_option, nothing_deployed};
-use super::{NewOperation, idle};
+use super::problems::{bad_option, nothing_deployed, refused};
+use super::{NewOperation, existing, idle};
+use crate::apply::Scene;
 use crate::read::{Reader, Repute};
 use crate::{Call, Engine, Fault, read};
-use beanpole_planner::{Goal, Plan, Stage};
+use beanpole_planner::{Goal, Plan, Stage, grow};
 use beanpole_protocol::EnvironmentName;
 use beanpole_protocol::api::{self, OperationKind, PlanView, Tier};
 use beanpole_protocol::options::{self, Change, OptionSettings};
 use beanpole_protocol::problem::Problem;
 use beanpole_store::Tx;
-use beanpole_store::model::{EnvironmentRecord, InstanceRecord, QueuedWish, ReleaseRecord};
+use beanpole_store::model::{
+    EnvironmentRecord, InstanceRecord, OperationRecord, QueuedWish, ReleaseRecord,
+};
 
 impl Engine {
     /// Changes the number of instances.
@@ -22,7 +25,70 @@ impl Engine {
         body: api::Scale,
     ) -> Result<api::Operation, Problem> {
         let queue = body.queue;
+        if !queue && let Some(operation) = self.grow(call, name, body.instances)? {
+            return Ok(operation);
+        }
         self.now_or_next(call, name, queue, &QueuedWish::Scale(body))
+    }
+
+    /// More instances for an environment whose requests are split, on both sides: the deployment goes on with
+    /// them. None where nothing is split.
+    fn grow(
+        &self,
+        call: &Call<'_>,
+        name: &EnvironmentName,
+        wanted: u32,
+    ) -> Result<Option<api::Operation>, Problem> {
+        let grown = self.store.update(|tx| {
+            let mut environment = existing(tx, name)?;
+            let operation = match &environment.operation {
+                Some(id) => tx.get::<OperationRecord>(&OperationRecord::key_of(id))?,
+                None => None,
+            };
+            let splits = |one: &OperationRecord| {
+                one.back.is_none()
+                    && one.aborted_by.is_none()
+                    && one.promoted_by.is_none()
+                    && one.plan.is_splitting(&one.progress)
+            };
+            let Some(mut operation) = operation.filter(splits) else {
+                return Ok(None);
+            };
+            let now = environment.settings.instance_count();
+            let settings = scaled(&environment, wanted)?;
+            let more = wanted.checked_sub(now).filter(|more| *more > 0);
+            let (Some(more), Some(before)) = (more, operation.from) else {
+                return Err(only_grows(name, now).into());
+            };
+            let world = self.world(tx, &environment, call.observed, call.now, true)?;
+            let (plan, progress) = (&operation.plan, &operation.progress);
+            let entry = grow(plan, progress, &world, before, more, call.bits).map_err(refused)?;
+            let Some(entry) = entry else {
+                return Ok(None);
+            };
+            environment.settings = settings;
+            environment.updated_at = call.now;
+            if let Some(before) = operation.settings_before.take() {
+                operation.settings_before = Some(before.with_capacity_of(&environment.settings));
+            }
+            let mut scene = Scene {
+                tx,
+                environment: &mut environment,
+                operation: &mut operation,
+                now: call.now,
+                ports: None,
+            };
+            scene.record(&world, &entry)?;
+            tx.put(&operation)?;
+            tx.put(&environment)?;
+            Ok::<_, Fault>(Some(operation))
+        });
+        match grown.map_err(Problem::from)? {
+            None => Ok(None),
+            Some(operation) => self
+                .operation(&operation.id, call.observed, call.now)
+                .map(Some),
+        }
     }
 
     /// What a change of the number of instances would do. Nothing is written.
@@ -207,6 +273,20 @@ impl Engine {
         };
         self.work_out(reader, environment, call, wish)
     }
+}
+
+fn only_grows(name: &EnvironmentName, now: u32) -> Problem {
+    Problem::conflict(
+        "split-only-grows",
+        format!(
+            "While its requests are split, `{name}` can only get more instances than the {now} that each \
+             side has."
+        ),
+    )
+    .hint(format!(
+        "Have it get fewer when the split is over (`--queue`), or end the split: `beanpole promote {name}`, \
+         `beanpole abort {name}`."
+    ))
 }
 
 /// As many instances of what is live as the settings ask for.
