@@ -490,7 +490,7 @@ pub(crate) fn free_id(
             || made.contains(id)
     };
     (1..=TRIES)
-        .map(|n| InstanceId::from_bits(crate::deploy::spread(seed, n)))
+        .map(|n| InstanceId::from_bits(crate::draft::spread(seed, n)))
         .find(|id| !is_taken(id))
         .unwrap_or_else(|| InstanceId::from_bits(seed))
 }

@@ -2,7 +2,7 @@
 //! it was to bring together with them.
 
 use crate::around::FOLLOWS;
-use crate::deploy::Draft;
+use crate::draft::Draft;
 use crate::{Action, Change, ChangeState, Plan, Progress, Rules, Skipped, Stage, World};
 use beanpole_protocol::options::{BatchSize, DeploymentPolicy};
 use beanpole_protocol::{InstanceId, ReleaseNumber};

@@ -13,6 +13,7 @@
 mod around;
 mod back;
 mod deploy;
+mod draft;
 mod growth;
 pub mod guard;
 mod next;

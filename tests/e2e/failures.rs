@@ -158,6 +158,17 @@ fn without_auto_rollback_the_failed_batch_stays() {
     assert_live(&bed, "shop-prod", "v1", 3);
 }
 
+#[test]
+fn a_limit_that_no_host_has_the_memory_for_changes_nothing() {
+    let bed = Bed::up();
+    bed.serving("shop-prod", 1);
+    bed.run(&["config", "shop-prod", "--set", "MemoryMax=4194304"])
+        .exits(1)
+        .says("`MemoryMax` asks for 4194304 MiB, and the largest host has");
+    assert_live(&bed, "shop-prod", "v1", 1);
+    assert_eq!(bed.status("shop-prod")["release"], 1);
+}
+
 /// The process of each instance of `version`.
 fn processes(bed: &Bed, version: &str) -> Vec<Value> {
     let status = bed.status("shop-prod");

@@ -6,6 +6,7 @@ mod environments;
 mod operation;
 mod problems;
 mod queue;
+mod rollback;
 mod settings;
 
 use crate::read::{Reader, find_environment};
