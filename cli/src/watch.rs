@@ -275,7 +275,11 @@ pub fn explain(context: &Context, operation: &Operation) -> Failure {
         OperationStatus::Aborted => "was aborted",
         _ => "failed",
     };
-    let mut failure = Failure::new(format!("The {} of {name} {outcome}.", operation.kind));
+    let what = match operation.kind {
+        OperationKind::Configure => "change of settings".to_owned(),
+        kind => kind.to_string(),
+    };
+    let mut failure = Failure::new(format!("The {what} of {name} {outcome}."));
     failure.code = Some("operation-failed".to_owned());
     if let Some(why) = &operation.failure {
         failure.code = Some(why.code.clone());

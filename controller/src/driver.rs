@@ -7,7 +7,7 @@ use beanpole_protocol::{HostId, Timestamp};
 use beanpole_store::model::HostRecord;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The longest sleep between two turns: what nobody announced is found then.
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
@@ -25,9 +25,9 @@ pub(crate) fn spawn(app: App, wakes: Receiver<()>) -> std::io::Result<JoinHandle
         .spawn(move || {
             publish_all(&app);
             while !app.stop.is_cancelled() {
-                let begun = app.time.now();
-                let turned = turn(&app);
-                stood_still(&app, begun, Duration::ZERO);
+                let begun = Instant::now();
+                let (turned, known) = turn(&app);
+                stood_still(&app, begun, known);
                 let sleep = match turned {
                     Ok(sleep) => sleep,
                     Err(error) => {
@@ -41,7 +41,7 @@ pub(crate) fn spawn(app: App, wakes: Receiver<()>) -> std::io::Result<JoinHandle
                         AFTER_FAILURE
                     }
                 };
-                let begun = app.time.now();
+                let begun = Instant::now();
                 let woken = wakes.recv_timeout(sleep);
                 stood_still(&app, begun, sleep);
                 match woken {
@@ -54,20 +54,25 @@ pub(crate) fn spawn(app: App, wakes: Receiver<()>) -> std::io::Result<JoinHandle
 
 /// Whether what has begun then, and should have been over soon, took so long that this process cannot have
 /// run: that time does not count, neither for deadlines nor for how long a host has been silent.
-fn stood_still(app: &App, begun: Timestamp, should_take: Duration) {
-    let since = begun.after(should_take);
-    let still = app.time.now().since(since);
-    if still > STOOD_STILL {
-        tracing::warn!(
-            seconds = still.as_secs(),
-            "the controller stood still, which counts for nothing: no deadline, no host's silence"
-        );
-        let _no_calls = app.time.no_calls();
-        app.observations.change(|seen| {
-            seen.stood_still(since, still);
-            app.time.set(app.time.pace().without(still));
-        });
+/// Gives back how long that was.
+fn stood_still(app: &App, begun: Instant, should_take: Duration) -> Duration {
+    let still = begun.elapsed().saturating_sub(should_take);
+    if still <= STOOD_STILL {
+        return Duration::ZERO;
     }
+    tracing::warn!(
+        seconds = still.as_secs(),
+        "the controller stood still, which counts for nothing: no deadline, no host's silence"
+    );
+    let _no_calls = app.time.no_calls();
+    app.observations.change(|seen| {
+        let now = app.time.now();
+        let millis = u64::try_from(still.as_millis()).unwrap_or(u64::MAX);
+        let since = Timestamp::from_millis(now.as_millis().saturating_sub(millis));
+        seen.stood_still(since, still);
+        app.time.set(app.time.pace().without(still));
+    });
+    still
 }
 
 /// Looks at the clocks. A call under way keeps its time until what it did is on disk.
@@ -88,11 +93,18 @@ fn keep_time(app: &App) -> Result<(), EngineError> {
     Ok(())
 }
 
-fn turn(app: &App) -> Result<Duration, EngineError> {
-    let begun = app.time.now();
-    keep_time(app)?;
+/// One turn: how long to sleep then, and how much of the time that it took is known to be a standstill.
+fn turn(app: &App) -> (Result<Duration, EngineError>, Duration) {
+    let begun = Instant::now();
+    if let Err(error) = keep_time(app) {
+        return (Err(error), Duration::ZERO);
+    }
     // It may have stood still in between, and what is decided now goes by who was heard.
-    stood_still(app, begun, Duration::ZERO);
+    let known = stood_still(app, begun, Duration::ZERO);
+    (decide(app), known)
+}
+
+fn decide(app: &App) -> Result<Duration, EngineError> {
     let now = app.time.now();
     let observed = app.observations.snapshot();
     let Turn {

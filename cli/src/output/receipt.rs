@@ -45,6 +45,7 @@ pub fn short(operation: &Operation) -> Vec<String> {
     }
     let mut lines = Vec::new();
     lines.extend(uncounted(receipt));
+    lines.extend(away(receipt));
     if let Some(during) = percentiles(&receipt.during) {
         let before = percentiles(&receipt.before).map(|text| format!("{text} before; "));
         let before = before.unwrap_or_default();
@@ -84,6 +85,16 @@ fn uncounted(receipt: &Receipt) -> Option<String> {
     ))
 }
 
+/// What is in no time.
+fn away(receipt: &Receipt) -> Option<String> {
+    (receipt.away_ms > 0).then(|| {
+        format!(
+            "The controller was away or stood still for {} meanwhile, which is not in these times.",
+            ms(receipt.away_ms)
+        )
+    })
+}
+
 fn percentiles(traffic: &ReceiptTraffic) -> Option<String> {
     let (p50, p99) = (traffic.p50_us?, traffic.p99_us?);
     Some(format!("p50 {}, p99 {}", latency(p50), latency(p99)))
@@ -104,6 +115,7 @@ fn spent(phases: &[PhaseTime]) -> String {
 pub fn full(output: Output, receipt: &Receipt) -> String {
     let mut parts = vec![requests(receipt)];
     parts.extend(uncounted(receipt));
+    parts.extend(away(receipt));
     if !receipt.releases.is_empty() {
         parts.push(releases(receipt));
     }
@@ -276,11 +288,13 @@ pub fn plan(name: &str, plan: &PlanView) -> Vec<String> {
                 (None, Some(_)) => "share".to_owned(),
                 (None, None) => match step.changes.first().map(|change| change.change.as_str()) {
                     Some("run") => "command".to_owned(),
+                    None => "check".to_owned(),
                     _ => "prepare".to_owned(),
                 },
             },
             match step.share {
                 Some(percent) => format!("{percent} % to the new instances"),
+                None if step.changes.is_empty() => "tried on what is in service".to_owned(),
                 None => what(&step.changes),
             },
             in_service(step),

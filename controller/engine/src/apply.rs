@@ -5,7 +5,7 @@ use crate::events::{Draft, emit_for};
 use crate::{EngineError, linger};
 use beanpole_planner::{
     Action, Batch, ChangeState, Detour, Growth, Happened, Joins, OTHER_PORTS, Plan, Progress,
-    Split, Stage, World, apply,
+    Serving, Split, Stage, World, apply,
 };
 use beanpole_protocol::agent::{INSTANCE_PORTS as PORTS, OncePhase};
 use beanpole_protocol::api::{Leftover, OperationFailure, OperationKind};
@@ -338,8 +338,14 @@ impl Scene<'_, '_> {
                 self.say(Severity::Info, "check-tried", text)
             }
             (Happened::StageFinished { .. }, Some(Stage::TryCheck { check })) => {
+                let mut all = world.instances.keys();
+                let how = if all.any(|id| world.serving(id) == Serving::Yes) {
+                    "What is in service passes"
+                } else {
+                    "Nothing is well that could say whether it passes"
+                };
                 let text = format!(
-                    "What is in service passes {}: the load balancer checks by it from now on.",
+                    "{how} {}: the load balancer checks by it from now on.",
                     check.probe
                 );
                 self.say(Severity::Info, "check-passed", text)

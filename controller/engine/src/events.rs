@@ -1,6 +1,7 @@
 //! Events: written in the same transaction as what they tell of, with strictly rising times per
 //! environment.
 
+use crate::pace::behind;
 use beanpole_protocol::api::EnvironmentStatus;
 use beanpole_protocol::event::{Event, Severity};
 use beanpole_protocol::{
@@ -92,6 +93,7 @@ const OTHER_EVENTS_KEPT: usize = 2_000;
 /// Writes an event that concerns no environment, and forgets the oldest of these beyond a bound.
 pub fn emit(tx: &mut Tx<'_>, draft: Draft) -> Result<EventId, StoreError> {
     let mut event = draft.event;
+    event.at = event.at.after(behind(tx)?);
     event.id = EventId(tx.counter(EVENTS)?);
     let id = event.id;
     tx.put(&EventRecord(event))?;
@@ -114,6 +116,7 @@ pub(crate) fn emit_for(
     let mut event = draft.event;
     event.at = event
         .at
+        .after(behind(tx)?)
         .max(environment.last_event_at.after(Duration::from_millis(1)));
     environment.last_event_at = event.at;
     event.application = Some(environment.application.clone());

@@ -60,21 +60,22 @@ impl Engine {
             follow_settings(scene)?;
         }
         let held = !succeeded && scene.operation.no_auto_rollback && scene.operation.back.is_none();
-        // What a failed deployment left for a look stays, too, when only the number of instances changes, or
-        // they are started afresh.
-        let still =
-            scene.environment.hold && matches!(kind, OperationKind::Scale | OperationKind::Restart);
-        if !succeeded && !held {
-            restore_settings(scene, still)?;
+        // What a failed deployment left for a look has its own settings, in its release; those in force are the
+        // live release's, whatever else runs.
+        if !succeeded {
+            restore_settings(scene)?;
         }
-        scene.environment.hold = held || still;
+        scene.environment.hold |= held;
         if succeeded {
             scene.environment.mend_failures = 0;
             scene.environment.mend_after = None;
         } else if kind == OperationKind::Replace {
             pause_mending(scene.environment, now);
-        } else if left_behind(scene.operation).is_some() {
-            // It follows as soon as its host is back.
+        } else if left_behind(scene.operation).is_some()
+            || !scene.operation.progress.growths.is_empty()
+        {
+            // It follows as soon as its host is back; what had been asked for while requests were split is
+            // wanted all the same.
             scene.environment.mend_after = None;
         } else {
             let pause = Duration::from_millis(MEND_PAUSE_MS);
@@ -245,16 +246,15 @@ fn end_trial(scene: &mut Scene<'_, '_>, release: ReleaseNumber) -> Result<(), St
     Ok(())
 }
 
-/// What failed is undone in the settings, too: with the instances the environment is back on its release's own.
-/// Where it is not (`still`), they are what they were before.
-fn restore_settings(scene: &mut Scene<'_, '_>, still: bool) -> Result<(), StoreError> {
+/// What failed is undone in the settings, too: those of the live release are in force, with the capacity of before.
+fn restore_settings(scene: &mut Scene<'_, '_>) -> Result<(), StoreError> {
     let Some(from) = scene.operation.from else {
         return Ok(());
     };
     let before = scene.operation.settings_before.clone();
     let mut before = before.unwrap_or_else(|| scene.environment.settings.clone());
     let key = ReleaseRecord::key_of(&scene.environment.id, from);
-    if !still && let Some(live) = scene.tx.get::<ReleaseRecord>(&key)? {
+    if let Some(live) = scene.tx.get::<ReleaseRecord>(&key)? {
         before = live.settings.with_capacity_of(&before);
     }
     scene.environment.settings = before;

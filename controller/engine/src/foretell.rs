@@ -63,7 +63,7 @@ impl Engine {
         Ok(PlanView {
             steps,
             time: Some(time),
-            settings: changes(&environment.settings, settings),
+            settings: changes(&environment.settings, settings, tries(plan)),
             ..plan.view(&|host| world.host_name(host))
         })
     }
@@ -259,8 +259,14 @@ fn median(mut times: Vec<u64>) -> Option<u64> {
     times.get(times.len() / 2).copied()
 }
 
-/// What differs between two sets of settings, without the values of environment properties.
-fn changes(from: &OptionSettings, to: &OptionSettings) -> Vec<PlannedSetting> {
+fn tries(plan: &Plan) -> bool {
+    let mut stages = plan.stages.iter();
+    stages.any(|stage| matches!(stage, Stage::TryCheck { .. }))
+}
+
+/// What differs between two sets of settings, without the values of environment properties. `tries`: a check is
+/// tried first.
+fn changes(from: &OptionSettings, to: &OptionSettings, tries: bool) -> Vec<PlannedSetting> {
     let names: BTreeSet<(&String, &String)> = [from, to]
         .into_iter()
         .flat_map(|settings| &settings.0)
@@ -286,7 +292,7 @@ fn changes(from: &OptionSettings, to: &OptionSettings) -> Vec<PlannedSetting> {
             let differs = from.effective(namespace, name) != to.effective(namespace, name);
             let needs = match change {
                 _ if is_secret => "restart",
-                Change::Check if differs => "check",
+                Change::Check if differs && tries => "check",
                 Change::Restart if differs => "restart",
                 Change::Replace if differs => "replacement",
                 _ => "nothing",
@@ -317,7 +323,7 @@ mod tests {
         to.set(PROCESS, "HealthCheckPath", "/up");
         to.set(COMMAND, "BatchSize", "50");
         to.set(PROPERTIES, "PASSWORD", "hunter3");
-        let told = changes(&from, &to);
+        let told = changes(&from, &to, true);
         assert!(!format!("{told:?}").contains("hunter"));
         let of = |option: &str| {
             let one = told.iter().find(|one| one.option == option).expect(option);

@@ -3,6 +3,7 @@
 //! the clock or lets the machine sleep.
 
 use crate::events::{Draft, emit};
+use crate::read::Reader;
 use crate::{Engine, EngineError, Observed};
 use beanpole_protocol::Timestamp;
 use beanpole_protocol::event::Severity;
@@ -72,6 +73,8 @@ impl Pace {
     pub const fn without(self, stood_still: Duration) -> Self {
         Self {
             steady: self.steady.saturating_add(stood_still),
+            // Events tell the machine's time, by what was recorded last.
+            recorded: None,
             ..self
         }
     }
@@ -245,6 +248,18 @@ fn moved(at: Timestamp, before: Timestamp, now: Timestamp) -> Timestamp {
     } else {
         now.after(to_come)
     }
+}
+
+/// By how much the engine's time is behind the machine's clock, because that does not count for operations: what
+/// the controller was away for, or stood still, or its clock was set ahead.
+pub(crate) fn behind(reader: &impl Reader) -> Result<Duration, StoreError> {
+    let clock: Option<ClockRecord> = reader.one(&ClockRecord::the_key())?;
+    let behind = clock.map_or(Duration::ZERO, |clock| clock.wall.since(clock.at));
+    Ok(if behind > STEP {
+        behind
+    } else {
+        Duration::ZERO
+    })
 }
 
 impl Observed {

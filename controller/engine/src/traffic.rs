@@ -79,6 +79,25 @@ pub(crate) fn advance(
     }
 }
 
+/// Whether a proxy has counted requests that are not accounted for.
+pub(crate) fn any_new(
+    marks: &TrafficMarks,
+    environment: &EnvironmentId,
+    observed: &Observed,
+) -> bool {
+    observed.proxies.iter().any(|(name, proxy)| {
+        let Some(report) = &proxy.report else {
+            return false;
+        };
+        let mut seen = report.environments.iter();
+        let seen = seen.find(|of| of.environment == *environment);
+        let mark = marks.marks.get(name);
+        mark.is_none_or(|mark| {
+            mark.run != report.run || seen.is_some_and(|of| of.traffic.requests > mark.requests)
+        })
+    })
+}
+
 /// Starts counting from what is seen now.
 pub(crate) fn start(
     environment: &EnvironmentId,

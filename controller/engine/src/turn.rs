@@ -105,7 +105,7 @@ impl Engine {
             let world = self.world(&self.store, environment, observed, now, false)?;
             if let Decision::Wait { until, .. } = decide(&operation, &world, now)
                 && !answers::any_new(&operation, &world, now)
-                && !receipt::any_new(&operation, observed)
+                && !receipt::any_new(&operation, observed, now)
             {
                 turn.wake(until);
                 if let Some(due) = compare::due_at(&operation) {

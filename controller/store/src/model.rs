@@ -588,6 +588,9 @@ pub struct TrafficMarks {
     /// How often a proxy turned out to have been started again.
     #[serde(default)]
     pub restarts: u32,
+    /// When they were last brought up to date.
+    #[serde(default)]
+    pub at: Timestamp,
     /// Proxy to the counters that are accounted for.
     pub marks: BTreeMap<String, TrafficMark>,
 }
@@ -615,6 +618,9 @@ pub struct TrafficMark {
 pub struct ReceiptMarks {
     /// The minute before the operation began, as proxies saw it.
     pub before: ReceiptTraffic,
+    /// By how much the engine's time was behind the machine's clock then, in milliseconds.
+    #[serde(default)]
+    pub behind_ms: u64,
     /// The bundle whose way to hosts is counted.
     pub bundle: Option<Digest>,
     /// What each host was sent of it.

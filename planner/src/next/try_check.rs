@@ -20,9 +20,6 @@ impl Turn<'_, '_> {
     /// Whether everything that is well by the present check passes this one. What is not well cannot get
     /// worse, and may be what the new check is to mend.
     pub(super) fn try_check(&mut self, check: &HealthCheck) -> Step<bool> {
-        if self.plan.ignore_health || !self.world.web {
-            return Ok(true);
-        }
         let (world, mut all) = (self.world, true);
         // Those of other releases, which a failed deployment has left, keep the check that they have.
         let concerns = |(_, one): &(_, &InstanceState)| Some(one.release) == self.plan.release;

@@ -8,8 +8,12 @@ use serde::{Deserialize, Serialize};
 pub struct Receipt {
     /// Whether `after` is in: it takes a minute after the end, less when another operation begins.
     pub complete: bool,
-    /// From its start to its end, in milliseconds.
+    /// From its start to its end, in milliseconds, without `away_ms`.
     pub took_ms: u64,
+    /// What the controller was away for meanwhile, or stood still, as far as it counts for nothing, in
+    /// milliseconds.
+    #[serde(default)]
+    pub away_ms: u64,
     /// The minute before it began.
     pub before: ReceiptTraffic,
     /// From its start to its end.

@@ -9,6 +9,7 @@
 mod instances;
 mod times;
 
+use crate::pace::behind;
 use crate::read::Reader;
 use crate::turn::Turn;
 use crate::{Engine, EngineError, Observed, traffic};
@@ -31,6 +32,8 @@ use std::time::Duration;
 /// How long requests are counted before an operation, because proxies tell the latency of that time, and
 /// after it.
 const AROUND: Duration = Duration::from_mins(1);
+/// How old the counts of an operation under way are at most: what a proxy has counted ends with it.
+const COUNTED_EVERY: Duration = Duration::from_secs(2);
 /// How long after that a proxy has to say how it went. Later, nobody knows what belongs to that minute.
 const TOLD_WITHIN: Duration = Duration::from_mins(10);
 
@@ -60,6 +63,7 @@ pub(crate) fn begin(
             p99_us: some(seen.p99_us),
             ..ReceiptTraffic::default()
         },
+        behind_ms: millis(behind(reader)?),
         sent: hosts(operation)
             .into_iter()
             .map(|host| {
@@ -107,9 +111,12 @@ fn instances(operation: &OperationRecord) -> BTreeSet<InstanceId> {
     all
 }
 
-/// Whether there is something that [`advance`] has to write down now because it cannot be seen later.
-pub(crate) fn any_new(operation: &OperationRecord, observed: &Observed) -> bool {
-    !arrived(operation, observed).is_empty()
+/// Whether there is something that [`advance`] has to write down now because it cannot be seen later: counts of a
+/// proxy, for one, end with its run.
+pub(crate) fn any_new(operation: &OperationRecord, observed: &Observed, now: Timestamp) -> bool {
+    let counted = now.since(operation.traffic.at) >= COUNTED_EVERY
+        && traffic::any_new(&operation.traffic, &operation.environment, observed);
+    counted || !arrived(operation, observed).is_empty()
 }
 
 /// Hosts that have had their bundle since the last look.
@@ -147,6 +154,7 @@ pub(crate) fn advance(operation: &mut OperationRecord, observed: &Observed, now:
         observed,
         &|id| of.contains(id),
     );
+    operation.traffic.at = now;
     let arrived = arrived(operation, observed);
     let hosts = hosts(operation);
     let marks = &mut operation.receipt_marks;
@@ -203,6 +211,7 @@ pub(crate) fn close(
     let receipt = Receipt {
         complete: false,
         took_ms: millis(took),
+        away_ms: millis(behind(tx)?).saturating_sub(operation.receipt_marks.behind_ms),
         before: operation.receipt_marks.before.clone(),
         during: over(counted, took),
         after: None,

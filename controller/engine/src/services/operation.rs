@@ -130,7 +130,13 @@ impl NewOperation {
         receipt::begin(tx, &mut operation, environment.tier, call.observed)?;
         environment.operation = Some(operation.id.clone());
         environment.updated_at = now;
-        environment.hold &= matches!(kind, OperationKind::Scale | OperationKind::Restart);
+        // What a failed deployment left for a look stays when only the number of instances changes, when they are
+        // started afresh, or when what is live takes on other settings as it runs.
+        environment.hold &= match kind {
+            OperationKind::Scale | OperationKind::Restart => true,
+            OperationKind::Configure => operation.to == environment.live,
+            _ => false,
+        };
         environment.status = match kind {
             OperationKind::Create => EnvironmentStatus::Launching,
             OperationKind::Terminate => EnvironmentStatus::Terminating,

@@ -239,7 +239,8 @@ impl Engine {
     ) -> Result<Plan, Fault> {
         let goal = to_size(environment, live);
         let mut plan = self.way_to(reader, environment, &goal, Repute::Live, call)?;
-        if change == Change::Check && environment.tier == Tier::Web {
+        let ignored = environment.settings.deployment().ignore_health_check;
+        if change == Change::Check && environment.tier == Tier::Web && !ignored {
             let check = environment.settings.health_check();
             plan.stages.insert(0, Stage::TryCheck { check });
         }
