@@ -51,6 +51,12 @@ async fn a_lock_that_the_agent_inherited_reaches_no_app_and_no_build() {
     assert_eq!(report.releases[0].phase, ReleasePhase::Ready);
     assert!(lock.try_lock().is_err(), "the agent itself has it");
     let app = pid(&report);
+    // Before, it is a shell with a pipe of its own.
+    let deadline = Instant::now() + LIMIT;
+    while std::fs::read_to_string(format!("/proc/{app}/comm")).expect("it runs") != "sleep\n" {
+        assert!(Instant::now() < deadline, "it sleeps in the end");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let open = std::fs::read_dir(format!("/proc/{app}/fd")).expect("descriptors");
     let numbers: Vec<String> = open
         .flatten()

@@ -182,7 +182,7 @@ pub fn receipt(complete: bool) -> Value {
             "phases": [phase("draining", 310), phase("starting", 690), phase("checking", 1_320),
                 phase("switching", 80)]})
     };
-    json!({"complete": complete, "took_ms": 6_200,
+    json!({"complete": complete, "took_ms": 6_200, "away_ms": 0,
         "before": {"for_ms": 60_000, "requests": null, "failed": null, "restarts": 0, "p50_us": 1_200, "p99_us": 9_700},
         "during": {"for_ms": 6_200, "requests": 1_234, "failed": 0, "restarts": 0, "p50_us": 1_300, "p99_us": 20_400},
         "after": if complete { after } else { json!(null) },
