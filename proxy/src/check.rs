@@ -15,6 +15,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// From one check to the next while a deployment waits for the target, which gets no requests yet.
 const EAGER_INTERVAL: Duration = Duration::from_millis(50);
+/// The longest interval that is shortened to that. Whoever asks for a longer one wants as much time to pass
+/// between the answers that count.
+const LONGEST_EAGER: Duration = Duration::from_secs(1);
 /// The same for one that should get requests and is not well.
 const SICK_INTERVAL: Duration = Duration::from_millis(100);
 /// Least time between checks, whatever asks for them.
@@ -53,7 +56,12 @@ pub fn try_out(target: Arc<TargetState>, tried: Arc<Mutex<TriedCheck>>) {
     tokio::spawn(async move {
         let gone = target.gone.clone();
         let plan = lock(&tried).check.clone();
-        let pause = Duration::from_millis(plan.interval_ms).min(SICK_INTERVAL);
+        let wanted = Duration::from_millis(plan.interval_ms);
+        let pause = if wanted <= LONGEST_EAGER {
+            wanted.min(SICK_INTERVAL)
+        } else {
+            wanted
+        };
         let tries = async {
             loop {
                 let due = Instant::now() + pause;
@@ -180,7 +188,9 @@ impl Outcome {
 fn interval(target: &TargetState) -> Duration {
     let wanted = Duration::from_millis(target.plan.load().interval_ms);
     match target.mode() {
-        TargetMode::Probe if target.is_awaited() => return wanted.min(EAGER_INTERVAL),
+        TargetMode::Probe if target.is_awaited() && wanted <= LONGEST_EAGER => {
+            return wanted.min(EAGER_INTERVAL);
+        }
         TargetMode::Serve if target.is_awaited() => return wanted.min(SICK_INTERVAL),
         _ => {}
     }

@@ -351,6 +351,11 @@ fn a_worker_runs_and_gets_no_requests() {
         status["instances"][0]["processes"][0]["pid"].as_u64()
     });
     assert_eq!(bed.get("mailer-prod", "/").status, 404);
+    let policy = "DeploymentPolicy=TrafficSplitting";
+    bed.run(&["config", "mailer-prod", "--set", policy])
+        .exits(1)
+        .says("A worker has no requests that a new release could get a share of.");
+    bed.run(&["setenv", "mailer-prod", "SIZE=3"]).ok();
 }
 
 #[test]

@@ -392,10 +392,6 @@ fn message(operation: &OperationRecord, environment: &EnvironmentRecord) -> Stri
         || "It was aborted.".to_owned(),
         |failure| failure.message.clone(),
     );
-    let stands = match environment.live {
-        Some(live) => format!("release {live}"),
-        None => "no release".to_owned(),
-    };
     match operation.status {
         OperationStatus::Succeeded => match (operation.kind, &operation.version, operation.to) {
             (OperationKind::Deploy | OperationKind::Rollback, Some(version), Some(to)) => {
@@ -414,14 +410,18 @@ fn message(operation: &OperationRecord, environment: &EnvironmentRecord) -> Stri
                 OperationStatus::Aborted => "It was aborted.",
                 _ => &why,
             };
-            let back = format!("{why} The environment is back on {stands}.");
+            let back = match environment.live {
+                Some(live) => format!("{why} The environment is back on release {live}."),
+                None => format!("{why} No release is live."),
+            };
             match left_behind(operation) {
                 None => back,
                 Some(text) => format!("{back} {text}"),
             }
         }
         _ if operation.back_progress.failed.is_some() => format!(
-            "{why} Going back failed too: {} Instances may run different versions; deploy again once the cause is mended.",
+            "{why} Going back failed too: {} It is tried again by itself after a pause; the next deployment does not \
+             wait for that.",
             operation
                 .back_progress
                 .failed

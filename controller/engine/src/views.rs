@@ -239,7 +239,8 @@ impl Engine {
             .collect();
         let size = environment.settings.instance_count();
         let failed = self.failed(environment)?;
-        let (colour, causes) = colour(environment, &instances, size, failed.as_ref());
+        let (colour, mut causes) = colour(environment, &instances, size, failed.as_ref());
+        causes.extend(next_mending(environment, &instances, size, now));
         let operation = match &environment.operation {
             Some(id) => self
                 .store
@@ -519,6 +520,24 @@ fn host_name(world: &World<'_>, host: &HostId) -> HostName {
     HostName::new(world.host_name(host))
         .or_else(|_| HostName::new(host.as_str()))
         .expect("a host's id is a valid name")
+}
+
+/// When what is not as it should be is tried again to be put right; none where nothing waits for that.
+fn next_mending(
+    environment: &EnvironmentRecord,
+    instances: &[api::Instance],
+    size: u32,
+    now: Timestamp,
+) -> Option<String> {
+    let live = environment.live.filter(|_| !environment.hold)?;
+    let after = environment.mend_after.filter(|after| *after > now)?;
+    let is_right = |one: &api::Instance| {
+        one.release == Some(live) && one.health != api::InstanceHealth::Pending
+    };
+    let all_right = instances.iter().all(is_right) && instances.len() == size as usize;
+    let waits = environment.status == EnvironmentStatus::Ready && !all_right;
+    let seconds = after.since(now).as_secs() + 1;
+    waits.then(|| format!("It is tried again to put that right in {seconds} s."))
 }
 
 /// Each instance that an operation touches; the way back wins over the way there.

@@ -119,8 +119,6 @@ impl Turn<'_, '_> {
                 });
                 // While nothing serves, waiting protects nobody: it is watched for as long in service.
                 let is_alone = self.plan.watch && !batch.hold && self.capacity() == 0;
-                // What joins the old side of a split runs what was live all the time.
-                let has_stood = has_stood || self.progress.stand_in(id).is_some();
                 let up_ms = if !every && (has_stood || is_alone) {
                     0
                 } else {

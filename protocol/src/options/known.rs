@@ -268,7 +268,7 @@ pub const KNOWN: &[OptionSpec] = &[
         "1",
         Kind::Number(1, 300),
         Change::Nothing,
-        "Seconds from one health check to the next.",
+        "Seconds from one health check to the next. With 1, what a deployment waits for is asked every 50 ms.",
     ),
     option(
         PROCESS,

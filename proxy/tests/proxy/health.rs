@@ -30,6 +30,24 @@ async fn checks_follow_the_thresholds_and_say_what_came_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_interval_of_more_than_a_second_holds_for_what_is_waited_for_too() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::start().await;
+    let mut wanted = table(1, vec![target(1, backend.address, TargetMode::Probe)]);
+    check_all(&mut wanted, |check| {
+        check.interval_ms = 1_500;
+        check.healthy_threshold = 2;
+    });
+    let begun = std::time::Instant::now();
+    proxy.put(&wanted).await.expect("put");
+    proxy
+        .until_target("healthy", 1, |target| target.healthy)
+        .await;
+    // A tenth less at most.
+    assert!(begun.elapsed() >= Duration::from_millis(1_300));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn each_target_is_checked_as_its_own_release_is_to_be() {
     let (old, new) = (Backend::start().await, Backend::start().await);
     let proxy = Proxy::start().await;

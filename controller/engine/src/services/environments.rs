@@ -3,6 +3,7 @@
 use super::deploy::{Content, Wish};
 use super::problems::bad_option;
 use super::queue::drop_queued;
+use super::settings::check_tier;
 use super::{NewOperation, application, existing, free, version};
 use crate::events::{Draft, emit_for};
 use crate::read::{Reader, Repute};
@@ -25,6 +26,7 @@ impl Engine {
         body: api::CreateEnvironment,
     ) -> Result<api::Operation, Problem> {
         body.settings.validate().map_err(bad_option)?;
+        check_tier(body.tier, &body.settings)?;
         body.name.check_new().map_err(|error| {
             Problem::invalid("environment-name-reserved", format!("{error}."))
                 .hint("Choose another name, such as one that begins with the application's.")

@@ -9,7 +9,7 @@ use crate::{Call, Engine, Fault, read};
 use beanpole_planner::{Goal, Plan, Stage, grow};
 use beanpole_protocol::EnvironmentName;
 use beanpole_protocol::api::{self, OperationKind, PlanView, Tier};
-use beanpole_protocol::options::{self, Change, OptionSettings};
+use beanpole_protocol::options::{self, Change, DeploymentPolicy, OptionSettings};
 use beanpole_protocol::problem::Problem;
 use beanpole_store::Tx;
 use beanpole_store::model::{
@@ -175,6 +175,7 @@ impl Engine {
         call: &Call<'_>,
     ) -> Result<PlanView, Fault> {
         let change = acceptable(&before.settings, &settings)?;
+        check_tier(before.tier, &settings)?;
         let live = match before.live {
             Some(live) => read::release(&self.store, &before.id, live)?,
             None => None,
@@ -205,6 +206,7 @@ impl Engine {
         call: &Call<'_>,
     ) -> Result<NewOperation, Fault> {
         let change = acceptable(&environment.settings, &settings)?;
+        check_tier(environment.tier, &settings)?;
         let before = std::mem::replace(&mut environment.settings, settings);
         let live = match environment.live {
             Some(live) => read::release(tx, &environment.id, live)?,
@@ -334,6 +336,19 @@ pub(super) fn changed(
         }
     }
     settings
+}
+
+/// Refuses a policy that an environment of its tier has no use for, before it stands in the way of everything.
+pub(super) fn check_tier(tier: Tier, settings: &OptionSettings) -> Result<(), Problem> {
+    let splits = settings.deployment().policy == DeploymentPolicy::TrafficSplitting;
+    if tier == Tier::Worker && splits {
+        return Err(Problem::invalid(
+            "policy-needs-traffic",
+            "A worker has no requests that a new release could get a share of.",
+        )
+        .hint("Set DeploymentPolicy to Immutable, Rolling or another one."));
+    }
+    Ok(())
 }
 
 /// Refuses settings that are not valid or may not change so; else the heaviest consequence.
