@@ -100,6 +100,18 @@ pub struct HealthCheck {
     pub unhealthy_threshold: u32,
 }
 
+impl HealthCheck {
+    /// From one check to the next while somebody waits for it, in milliseconds: `most_ms`, unless the checks are
+    /// to be more than a second apart. Whoever asks for that wants as much time between the answers that count.
+    pub fn awaited_interval_ms(&self, most_ms: u64) -> u64 {
+        if self.interval_ms <= 1_000 {
+            self.interval_ms.min(most_ms)
+        } else {
+            self.interval_ms
+        }
+    }
+}
+
 impl Default for HealthCheck {
     fn default() -> Self {
         Self {

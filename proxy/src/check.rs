@@ -14,12 +14,9 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// From one check to the next while a deployment waits for the target, which gets no requests yet.
-const EAGER_INTERVAL: Duration = Duration::from_millis(50);
-/// The longest interval that is shortened to that. Whoever asks for a longer one wants as much time to pass
-/// between the answers that count.
-const LONGEST_EAGER: Duration = Duration::from_secs(1);
+const EAGER_INTERVAL_MS: u64 = 50;
 /// The same for one that should get requests and is not well.
-const SICK_INTERVAL: Duration = Duration::from_millis(100);
+const SICK_INTERVAL_MS: u64 = 100;
 /// Least time between checks, whatever asks for them.
 const LEAST_GAP: Duration = Duration::from_millis(20);
 /// Checks of one target that may be under way.
@@ -56,12 +53,7 @@ pub fn try_out(target: Arc<TargetState>, tried: Arc<Mutex<TriedCheck>>) {
     tokio::spawn(async move {
         let gone = target.gone.clone();
         let plan = lock(&tried).check.clone();
-        let wanted = Duration::from_millis(plan.interval_ms);
-        let pause = if wanted <= LONGEST_EAGER {
-            wanted.min(SICK_INTERVAL)
-        } else {
-            wanted
-        };
+        let pause = Duration::from_millis(plan.awaited_interval_ms(SICK_INTERVAL_MS));
         let tries = async {
             loop {
                 let due = Instant::now() + pause;
@@ -186,14 +178,14 @@ impl Outcome {
 }
 
 fn interval(target: &TargetState) -> Duration {
-    let wanted = Duration::from_millis(target.plan.load().interval_ms);
-    match target.mode() {
-        TargetMode::Probe if target.is_awaited() && wanted <= LONGEST_EAGER => {
-            return wanted.min(EAGER_INTERVAL);
-        }
-        TargetMode::Serve if target.is_awaited() => return wanted.min(SICK_INTERVAL),
-        _ => {}
-    }
+    let plan = target.plan.load();
+    let wanted = match target.mode() {
+        TargetMode::Probe if target.is_awaited() => plan.awaited_interval_ms(EAGER_INTERVAL_MS),
+        // One that is back is needed at once, however far apart the checks are.
+        TargetMode::Serve if target.is_awaited() => plan.interval_ms.min(SICK_INTERVAL_MS),
+        _ => plan.interval_ms,
+    };
+    let wanted = Duration::from_millis(wanted);
     // Up to a tenth less, so that checks of many targets do not fall together.
     let tenth = u64::try_from(wanted.as_micros() / 10).unwrap_or(0);
     let less = beanpole_daemon::clock::random_bits() as u64 % (tenth + 1);

@@ -179,14 +179,20 @@ fn processes(bed: &Bed, version: &str) -> Vec<Value> {
         .collect()
 }
 
-#[test]
-fn a_rollback_takes_back_what_a_failed_deployment_left_and_touches_nothing_else() {
-    let bed = Bed::up();
-    let app = impatient(&bed)
+/// One of three instances is left on a release that fails, and that has a property of its own.
+fn left_for_a_look(bed: &Bed) -> App {
+    let app = impatient(bed)
         .procfile("web: ./testapp v2 --exit 7\n")
         .file("deploy.toml", b"[env]\nCOLOUR = \"red\"\n");
     bed.deploy_with(&app, "shop-prod", "broken", "--batch 1 --no-auto-rollback")
         .exits(1);
+    app
+}
+
+#[test]
+fn a_rollback_takes_back_what_a_failed_deployment_left_and_touches_nothing_else() {
+    let bed = Bed::up();
+    left_for_a_look(&bed);
     let kept = processes(&bed, "v1");
     assert_eq!(kept.len(), 2, "{kept:?}");
     let load = bed.load("shop-prod");
@@ -211,11 +217,7 @@ fn a_rollback_takes_back_what_a_failed_deployment_left_and_touches_nothing_else(
 #[test]
 fn what_was_left_by_a_failed_deployment_leaves_no_settings_behind() {
     let bed = Bed::up();
-    let app = impatient(&bed)
-        .procfile("web: ./testapp v2 --exit 7\n")
-        .file("deploy.toml", b"[env]\nCOLOUR = \"red\"\n");
-    bed.deploy_with(&app, "shop-prod", "broken", "--batch 1 --no-auto-rollback")
-        .exits(1);
+    let app = left_for_a_look(&bed);
     // What is left has its own; those in force are the live release's at once.
     let settings = bed.run(&["printenv", "shop-prod"]).ok();
     assert_eq!(settings.out, "", "{settings:?}");

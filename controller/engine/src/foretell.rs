@@ -108,13 +108,8 @@ impl Past {
                 if ready { Some(0) } else { self.preparing() }
             }
             Stage::Once { .. } => self.release_command(),
-            // Every 100 ms, unless the checks are to be further apart than a second.
             Stage::TryCheck { check } => {
-                let pause = match check.interval_ms {
-                    0..=1_000 => check.interval_ms.min(100),
-                    longer => longer,
-                };
-                Some(u64::from(check.healthy_threshold) * pause)
+                Some(u64::from(check.healthy_threshold) * check.awaited_interval_ms(100))
             }
             Stage::Split(split) => Some(split.wait_ms),
             Stage::Batch(batch) => {
