@@ -5,6 +5,7 @@ use crate::around::FOLLOWS;
 use crate::draft::Draft;
 use crate::{Action, Change, ChangeState, Plan, Progress, Rules, Skipped, Stage, World};
 use beanpole_protocol::options::{BatchSize, DeploymentPolicy};
+use beanpole_protocol::proxy::TargetMode;
 use beanpole_protocol::{InstanceId, ReleaseNumber};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,6 +23,7 @@ pub fn plan_back(
     seed: u128,
 ) -> Plan {
     let given_up = given_up(plan, progress);
+    let mut surplus = surplus(plan);
     let plan = &*plan.around(progress);
     let mut back: Vec<InstanceId> = Vec::new();
     let mut gone: Vec<InstanceId> = Vec::new();
@@ -83,7 +85,13 @@ pub fn plan_back(
             (_, ChangeState::Pending | ChangeState::Draining { .. } | ChangeState::Drained)
                 if strays =>
             {
-                back.push(id.clone());
+                let serves = world.instances[id].mode == Some(TargetMode::Serve);
+                if surplus > 0 && change.action == Action::Remove && !serves {
+                    surplus -= 1;
+                    gone.push(id.clone());
+                } else {
+                    back.push(id.clone());
+                }
             }
             (_, ChangeState::Pending) => {}
             (Action::Launch { .. }, ChangeState::Serving { .. } | ChangeState::Done)
@@ -127,7 +135,8 @@ pub fn plan_back(
         draft.prepare(release, tree, &back, &[]);
         let policy = plan.policy.unwrap_or(DeploymentPolicy::Rolling);
         let size = BatchSize::Fixed(u32::try_from(widest).unwrap_or(u32::MAX));
-        draft.change(&back, Action::Replace { release }, policy, size);
+        let all = u32::try_from(back.len()).unwrap_or(u32::MAX);
+        draft.change(&back, Action::Replace { release }, policy, size, all);
     }
     draft.remove(&gone, true);
     // As on the way there, but no higher than what can serve without the new ones, once the failed
@@ -141,6 +150,16 @@ pub fn plan_back(
     let best = u32::try_from(best).unwrap_or(u32::MAX);
     draft.plan.floor = plan.floor.min(best.saturating_sub(1));
     draft.plan
+}
+
+/// How many instances more leave by the plan than come.
+fn surplus(plan: &Plan) -> usize {
+    let count = |is: fn(Action) -> bool| {
+        let changes = plan.changes();
+        changes.filter(|(_, change)| is(change.action)).count()
+    };
+    let leave = count(|action| action == Action::Remove);
+    leave.saturating_sub(count(|action| matches!(action, Action::Launch { .. })))
 }
 
 /// Instances that the plan gave up with their hosts, each with whether it was one of the plan's new ones.

@@ -107,8 +107,19 @@ pub fn plan(world: &World<'_>, goal: &Goal, rules: &Rules, seed: u128) -> Result
                 draft.whole_set(*release, *tree, *size, splits)?;
                 return Ok(draft.plan);
             }
-            if draft.overlaps(*policy, *size) && draft.beside(*release, *tree) {
-                return Ok(draft.plan);
+            let in_place = matches!(
+                policy,
+                DeploymentPolicy::AllAtOnce | DeploymentPolicy::Rolling
+            );
+            if in_place
+                && *size == 1
+                && let Some(only) = draft.only_serving()
+            {
+                // What a failure has left without requests goes together with it.
+                let all: Vec<InstanceId> = world.instances.keys().cloned().collect();
+                if draft.beside(&only, *release, Some(*tree), &all) {
+                    return Ok(draft.plan);
+                }
             }
             let touched = draft.reachable(FOLLOWS);
             let (removed, missing) = draft.leavers(*size, &BTreeSet::new());
@@ -129,7 +140,7 @@ pub fn plan(world: &World<'_>, goal: &Goal, rules: &Rules, seed: u128) -> Result
             // Where none stays, what serves now goes only when its successors serve.
             let capacity = world.serving_count().min(*size);
             draft.plan.floor = capacity;
-            draft.change(&stay, action, *policy, *batch);
+            draft.change(&stay, action, *policy, *batch, *size);
             if more > 0 {
                 draft.plan.floor = capacity;
             }
@@ -166,7 +177,17 @@ pub fn plan(world: &World<'_>, goal: &Goal, rules: &Rules, seed: u128) -> Result
             if touched.is_empty() {
                 return Err(Refusal::Unreachable);
             }
-            draft.change(&touched, Action::Restart, *policy, *batch);
+            if let Some(only) = draft
+                .only_serving()
+                .filter(|only| touched == [only.clone()])
+            {
+                let release = world.instances[&only].release;
+                if draft.beside(&only, release, None, &touched) {
+                    return Ok(draft.plan);
+                }
+            }
+            let all = u32::try_from(world.instances.len()).unwrap_or(u32::MAX);
+            draft.change(&touched, Action::Restart, *policy, *batch, all);
         }
         Goal::Mend {
             release,
@@ -233,7 +254,7 @@ impl Draft<'_, '_> {
         // What serves now serves until its successor does.
         let count = world.serving_count();
         let action = Action::Replace { release };
-        self.change(&stale, action, policy, batch);
+        self.change(&stale, action, policy, batch, size);
         self.launch(release, &new);
         self.remove(&leave, false);
         let changed = stale.len() as u32;
@@ -292,41 +313,47 @@ impl Draft<'_, '_> {
         Ok(())
     }
 
-    /// Whether the only instance serves until its successor does: where changing it in place would
+    /// The only instance that serves, if it may serve until its successor does: changing it in place would
     /// interrupt the service, and the application may run twice for a moment.
-    fn overlaps(&self, policy: DeploymentPolicy, size: u32) -> bool {
-        matches!(
-            policy,
-            DeploymentPolicy::AllAtOnce | DeploymentPolicy::Rolling
-        ) && self.rules.overlap
-            && self.world.web
-            && size == 1
-            && self.world.instances.len() == 1
-            && self.world.serving_count() == 1
+    fn only_serving(&self) -> Option<InstanceId> {
+        let world = self.world;
+        if !self.rules.overlap || !world.web || world.serving_count() != 1 {
+            return None;
+        }
+        let mut all = world.instances.keys();
+        all.find(|id| world.serving(id) == Serving::Yes).cloned()
     }
 
-    /// The successor of the only instance on another port of the same host, then one change of routes.
-    /// Whether the host can take it.
-    fn beside(&mut self, release: ReleaseNumber, tree: ReleaseNumber) -> bool {
-        let Some((old, instance)) = self.world.instances.iter().next() else {
-            return false;
-        };
-        if self.takes_one_more(&instance.host).is_err() {
+    /// The successor of the only instance that serves on another port of the same host, then one change of
+    /// routes, with which `leave` go. Whether the host can take it, and those that leave can be reached.
+    fn beside(
+        &mut self,
+        only: &InstanceId,
+        release: ReleaseNumber,
+        tree: Option<ReleaseNumber>,
+        leave: &[InstanceId],
+    ) -> bool {
+        let world = self.world;
+        let host = &world.instances[only].host;
+        let lost = |id: &InstanceId| world.host_lost(&world.instances[id].host);
+        if self.takes_one_more(host).is_err() || leave.iter().any(lost) {
             return false;
         }
         let new = Change {
             instance: self.new_id(),
-            host: instance.host.clone(),
+            host: host.clone(),
             action: Action::Launch { release },
         };
-        self.prepare(release, tree, &[], std::slice::from_ref(&new));
+        if let Some(tree) = tree {
+            self.prepare(release, tree, &[], std::slice::from_ref(&new));
+        }
         let enters = vec![new.instance.clone()];
         self.plan.floor = 1;
         self.batch(vec![new], true, false);
         if let Some(Stage::Batch(batch)) = self.plan.stages.last_mut() {
             batch.hold = true;
         }
-        self.batch(self.removals(std::slice::from_ref(old)), true, false);
+        self.batch(self.removals(leave), true, false);
         if let Some(Stage::Batch(batch)) = self.plan.stages.last_mut() {
             batch.enters = enters;
         }

@@ -107,12 +107,16 @@ impl<'w, 'a> Draft<'w, 'a> {
     ///
     /// They change in place. Where connections shall outlast the deployment, each batch launches
     /// successors instead, beside those that they succeed, which leave once these serve.
+    ///
+    /// `meant`: of how many instances a batch was meant to be a part. Where some of them do not take part, it
+    /// is a part of the others all the same.
     pub(crate) fn change(
         &mut self,
         instances: &[InstanceId],
         action: Action,
         policy: DeploymentPolicy,
         batch: BatchSize,
+        meant: u32,
     ) {
         let world = self.world;
         let count = instances.len() as u32;
@@ -133,7 +137,14 @@ impl<'w, 'a> Draft<'w, 'a> {
             DeploymentPolicy::Rolling
             | DeploymentPolicy::RollingWithAdditionalBatch
             | DeploymentPolicy::Immutable
-            | DeploymentPolicy::TrafficSplitting => (batch.of(count), true),
+            | DeploymentPolicy::TrafficSplitting => {
+                let most = if batch.of(meant) < meant {
+                    count.saturating_sub(1).max(1)
+                } else {
+                    count
+                };
+                (batch.of(count).min(most), true)
+            }
         };
         self.plan.floor = (count - size).max(self.rules.in_service.min(count.saturating_sub(1)));
         let order = spread_over_hosts(world, order);

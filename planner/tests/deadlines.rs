@@ -48,8 +48,8 @@ struct Still {
     connected: bool,
     in_flight: u32,
     port: PortUse,
-    /// When its host was last heard of.
-    heard: Timestamp,
+    /// When its host was last heard of; always just now where that is not said.
+    heard: Option<Timestamp>,
     /// Why its host takes no orders.
     cannot: Option<&'static str>,
     /// How long its answers have been good, by a report of the start.
@@ -139,7 +139,7 @@ impl Still {
             connected: true,
             in_flight: 0,
             port: PortUse::Own,
-            heard: at(0),
+            heard: None,
             cannot: None,
             good_for_ms: 0,
             release: None,
@@ -294,7 +294,7 @@ impl Still {
                     labels: BTreeMap::new(),
                     instances: 2,
                     promised_memory: 0,
-                    heard: Some(self.heard),
+                    heard: Some(self.heard.unwrap_or(now)),
                     report: Some(&host_report),
                     cannot: self.cannot,
                 },
@@ -332,6 +332,9 @@ impl Still {
     }
 }
 
+/// After how many seconds a stage is given up in which the host says nothing more, whatever its phases may take.
+const NOBODY_SAYS: u64 = 390;
+
 const SINCE_START: fn() -> Timestamp = || at(0);
 
 fn checking() -> Still {
@@ -354,17 +357,29 @@ fn an_app_that_runs_and_never_answers_well_is_given_up_after_the_start_timeout()
     );
 }
 
+/// Its time is up, and nobody can know whether it would have been ready: its host has just fallen silent.
+#[test]
+fn a_time_out_is_over_by_a_word_of_the_host_from_then() {
+    let heard = |ms| checking().with(|still| still.heard = Some(at(ms)));
+    heard(119_000).fails_after(NOBODY_SAYS, "unhealthy");
+    heard(120_000).fails_after(120, "unhealthy");
+    let text = heard(119_000).asked(at(124_000));
+    let Decision::Wait { until, .. } = text else {
+        panic!("{text:?}");
+    };
+    assert_eq!(until, at(125_000), "when its next word is due");
+}
+
 #[test]
 fn what_keeps_the_load_balancer_from_an_app_that_listens_is_guessed_at() {
-    let unreached_for = |port, bad_for_ms| {
+    let checked = |port| {
         checking()
             .with(|still| still.healthy = false)
             .with(|still| still.connected = false)
             .with(|still| still.port = port)
-            .with(|still| still.bad_for_ms = bad_for_ms)
-            .fails_after(120, "unhealthy")
+            .with(|still| still.bad_for_ms = 130_000)
     };
-    let unreached = |port| unreached_for(port, 130_000);
+    let unreached = |port| checked(port).fails_after(120, "unhealthy");
     let message = unreached(PortUse::Own);
     assert!(
         message.contains("a firewall keeps the load balancer out"),
@@ -374,7 +389,10 @@ fn what_keeps_the_load_balancer_from_an_app_that_listens_is_guessed_at() {
     let message = unreached(PortUse::Free);
     assert!(!message.contains("firewall"), "{message}");
     // What its host said last was before the checks had begun to fail.
-    let message = unreached_for(PortUse::Own, 0);
+    let message = checked(PortUse::Own)
+        .with(|still| still.bad_for_ms = 0)
+        .with(|still| still.heard = Some(at(0)))
+        .fails_after(NOBODY_SAYS, "unhealthy");
     assert!(!message.contains("firewall"), "{message}");
 }
 
@@ -660,7 +678,7 @@ fn unseen(good_for_ms: u64, heard_ms: u64) -> Still {
         still.good_checks = 2;
         still.port = PortUse::Free;
         still.good_for_ms = good_for_ms;
-        still.heard = at(heard_ms);
+        still.heard = Some(at(heard_ms));
     })
 }
 
@@ -679,17 +697,17 @@ fn good_answers_from_an_unseen_listener_have_to_do_after_ten_seconds() {
 
 #[test]
 fn good_answers_that_have_just_begun_wait_for_the_agent_to_find_a_stranger() {
-    let message = unseen(0, 1_999).fails_after(120, "unhealthy");
+    let message = unseen(0, 1_999).fails_after(NOBODY_SAYS, "unhealthy");
     assert!(message.contains("not seen it listen"), "{message}");
     unseen(0, 2_000).goes_on_after(10, &is_put_in());
-    unseen(1_500, 499).fails_after(120, "unhealthy");
+    unseen(1_500, 499).fails_after(NOBODY_SAYS, "unhealthy");
     unseen(1_500, 500).goes_on_after(10, &is_put_in());
 }
 
 #[test]
 fn an_agent_that_looks_less_often_gets_longer_to_find_a_stranger() {
     let later = |heard_ms| unseen(0, heard_ms).with(|still| still.up_ms = 120_000);
-    later(11_999).fails_after(120, "unhealthy");
+    later(11_999).fails_after(NOBODY_SAYS, "unhealthy");
     later(12_000).goes_on_after(10, &is_put_in());
 }
 
@@ -934,7 +952,8 @@ fn an_instance_in_service_that_is_well_no_more_fails_the_rest_at_once() {
     // Nor does one that gives no connection, before it is known that it is there.
     let cut = done_while_others_change()
         .with(sick)
-        .with(|still| still.connected = false);
+        .with(|still| still.connected = false)
+        .with(|still| still.heard = Some(at(0)));
     let later = cut.asked(at(2_000));
     assert!(matches!(later, Decision::Wait { .. }), "{later:?}");
     cut.with(|still| still.bad_for_ms = 1_000)

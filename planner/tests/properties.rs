@@ -176,6 +176,32 @@ impl Fake {
         fake
     }
 
+    /// A failure has left that many instances without requests.
+    fn leave(&mut self, count: u8) {
+        let hosts = u8::try_from(self.reports.len()).expect("few hosts");
+        for n in 0..count {
+            let id = InstanceId::from_bits(u128::from(n) + 2_000);
+            let left = InstanceState {
+                host: host(n % hosts),
+                release: ReleaseNumber(9),
+                incarnation: Incarnation(1),
+                mode: None,
+                routed: Some(Generation(1)),
+                ordered: Some(Generation(1)),
+                asks_ready: false,
+            };
+            self.instances.insert(id.clone(), left);
+            self.run_instance(&id);
+        }
+    }
+
+    /// Where what serves is.
+    fn serving_on(&self) -> Vec<HostId> {
+        let all = self.instances.values();
+        let serving = all.filter(|one| one.mode == Some(TargetMode::Serve));
+        serving.map(|one| one.host.clone()).collect()
+    }
+
     /// The host that is cut off by now.
     fn lost(&self) -> Option<HostId> {
         let (host, _) = self.loses.as_ref()?;
@@ -993,27 +1019,52 @@ proptest! {
     #[test]
     fn the_only_instance_serves_until_its_successor_does(
         hosts in 1_u8..4, policy in 0_usize..2, ends_on in prop::option::weighted(0.3, 0_u8..4),
-        moves in prop::collection::vec(0_u8..6, 1..40),
+        left in 0_u8..3, restarts in any::<bool>(), moves in prop::collection::vec(0_u8..6, 1..40),
     ) {
         let case = Case {
-            hosts, instances: 1, unhealthy: BTreeSet::new(), goal: 3, size: 1, batch: 1,
-            policy, sick_on: BTreeSet::new(), ends_on, lingers: false, moves,
+            hosts, instances: 1, unhealthy: BTreeSet::new(), goal: if restarts { 1 } else { 3 }, size: 1,
+            batch: 1, policy, sick_on: BTreeSet::new(), ends_on, lingers: false, moves,
         };
         let mut fake = Fake::new(&case);
+        fake.leave(left);
         let rules = Rules { overlap: true, ..rules() };
         let made = plan(&fake.world(), &goal(&case), &rules, 7).expect("there is room");
         prop_assert_eq!(made.floor, 1);
-        let before = fake.instances.clone();
+        let hosts_before = fake.serving_on();
         let (finished, progress) = fake.carry_out(&made, &case.moves);
         prop_assert!(fake.broken.is_empty(), "{:?}", fake.broken);
-        let hosts_before: Vec<_> = before.values().map(|i| i.host.clone()).collect();
+        let stays = if restarts { left } else { 0 };
+        prop_assert!(!finished || fake.instances.len() == usize::from(stays) + 1);
         if !finished {
             let back = plan_back(&fake.world(), &made, &progress, Some((OLD, OLD)), &rules, 8);
             let (finished, _) = fake.carry_out(&back, &[0, 1, 2, 3, 4, 5]);
             prop_assert!(finished);
         }
-        let hosts_after: Vec<_> = fake.instances.values().map(|i| i.host.clone()).collect();
-        prop_assert_eq!(hosts_before, hosts_after, "on the same host");
+        prop_assert_eq!(hosts_before, fake.serving_on(), "on the same host");
+    }
+
+    #[test]
+    fn a_batch_leaves_some_in_service_if_it_was_meant_to_whatever_a_failure_has_left(
+        hosts in 1_u8..4, instances in 1_u8..6, left in 1_u8..4, batch in 1_u32..9, policy in 1_usize..3,
+        restarts in any::<bool>(), moves in prop::collection::vec(0_u8..6, 1..40),
+    ) {
+        let meant = u32::from(if restarts { instances + left } else { instances });
+        let case = Case {
+            hosts, instances, unhealthy: BTreeSet::new(), goal: if restarts { 1 } else { 3 },
+            size: u32::from(instances), batch, policy, sick_on: BTreeSet::new(), ends_on: None,
+            lingers: false, moves: [moves, vec![0, 1, 2, 3]].concat(),
+        };
+        let mut fake = Fake::new(&case);
+        fake.leave(left);
+        let rules = Rules { overlap: true, ..rules() };
+        let mut made = plan(&fake.world(), &goal(&case), &rules, 7).expect("there is room");
+        if batch < meant {
+            // Whatever it promises.
+            made.floor = made.floor.max(1);
+        }
+        let (finished, _) = fake.carry_out(&made, &case.moves);
+        prop_assert!(finished);
+        prop_assert!(fake.broken.is_empty(), "{:?}", fake.broken);
     }
 
     #[test]

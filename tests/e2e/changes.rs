@@ -158,8 +158,27 @@ fn a_health_check_that_comes_with_a_version_costs_no_request() {
     until_true("the new check is asked", seconds(10), || {
         asked(&bed) == ["GET /"; 3]
     });
+    // Without it the older name holds, which nobody asked for until now.
+    let config = |arguments: &[&str]| bed.run(&[&["config", "shop-prod"], arguments].concat());
+    let older = "Application Healthcheck URL=/only/nobody";
+    config(&["--set", older]).ok();
+    config(&["--remove", "HealthCheckPath", "--plan"])
+        .ok()
+        .says("sets HealthCheckPath back to /only/nobody");
+    config(&["--remove", "HealthCheckPath"])
+        .exits(1)
+        .says("GET /only/nobody answered: 404");
+    config(&["--set", "HealthCheckPath=/slow?1500"]).ok();
+    config(&["--set", "HealthCheckTimeout=1"])
+        .exits(1)
+        .says("no answer within 1000 ms");
+    config(&["--set", "HealthCheckPath=/", "--remove", "HealthCheckPath"])
+        .exits(1)
+        .says("is both set and removed");
+    assert_live(&bed, "shop-prod", "v2", 3);
     assert_eq!(bed.status("shop-prod")["release"], 2);
     assert_eq!(before, processes(&bed));
+    config(&["--set", "HealthCheckPath=/"]).ok();
     bed.run(&["rollback", "shop-prod"]).ok();
     assert_live(&bed, "shop-prod", "v1", 3);
     let outcome = load.stop();

@@ -237,6 +237,38 @@ fn what_was_left_by_a_failed_deployment_leaves_no_settings_behind() {
     assert_eq!(settings.out.trim(), "SIZE=3", "{settings:?}");
 }
 
+/// What it left serves nothing, and must not be counted on.
+#[test]
+fn what_was_left_by_a_failed_deployment_takes_no_part_in_keeping_the_service_up() {
+    for instances in [1, 2] {
+        let bed = Bed::up();
+        let app = impatient_with(&bed, instances);
+        let command = "aws:elasticbeanstalk:command";
+        set(&bed, command, "BatchSizeType", "Fixed");
+        let load = bed.load("shop-prod");
+        let fails = |label: &str| {
+            let broken = bed.app("shop").procfile("web: ./testapp v0 --exit 7\n");
+            let how = "--policy immutable --no-auto-rollback";
+            bed.deploy_with(&broken, "shop-prod", label, how)
+                .exits(1)
+                .says("`beanpole rollback shop-prod` takes back what is left of it");
+        };
+        fails("broken");
+        // Two of three, of which one serves nothing.
+        set(&bed, command, "BatchSize", "2");
+        bed.run(&["restart", "shop-prod"]).ok();
+        set(&bed, command, "BatchSize", "1");
+        bed.run(&["setenv", "shop-prod", "COLOUR=red"]).ok();
+        assert_live(&bed, "shop-prod", "v1", instances as usize);
+        fails("broken-again");
+        let app = app.version("v2");
+        bed.deploy_with(&app, "shop-prod", "v2", "--policy rolling")
+            .ok();
+        assert_live(&bed, "shop-prod", "v2", instances as usize);
+        assert_none_failed(&load.stop());
+    }
+}
+
 #[test]
 fn a_first_release_that_fails_leaves_nothing_live_and_the_next_one_works_at_once() {
     let bed = Bed::up();

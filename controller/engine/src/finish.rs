@@ -410,7 +410,12 @@ fn message(operation: &OperationRecord, environment: &EnvironmentRecord) -> Stri
                 OperationStatus::Aborted => "It was aborted.",
                 _ => &why,
             };
+            let untouched = operation.back.as_ref();
+            let untouched = untouched.is_some_and(|back| back.stages.is_empty());
             let back = match environment.live {
+                Some(live) if untouched => {
+                    format!("{why} The environment is as it was, on release {live}.")
+                }
                 Some(live) => format!("{why} The environment is back on release {live}."),
                 None => format!("{why} No release is live."),
             };
@@ -436,7 +441,8 @@ fn message(operation: &OperationRecord, environment: &EnvironmentRecord) -> Stri
             format!("{why} There is no release to go back to; the environment was left as it is.")
         }
         _ => format!(
-            "{why} During an aborted deployment, some instances may have deployed the new application version. To ensure all instances are running the same version, re-deploy the appropriate application version."
+            "{why} During an aborted deployment, some instances may have deployed the new application version. To ensure all instances are running the same version, re-deploy the appropriate application version. `beanpole rollback {}` takes back what is left of it.",
+            environment.name
         ),
     }
 }

@@ -9,7 +9,7 @@ use beanpole_protocol::api::{
     BatchReceipt, OperationStatus, Phase, PhaseTime, PlanStep, PlanTime, PlanView, PlannedChange,
     PlannedSetting, Receipt,
 };
-use beanpole_protocol::options::{self, Change, OptionSettings, PROPERTIES};
+use beanpole_protocol::options::{self, Change, OptionSettings, PROCESS, PROPERTIES};
 use beanpole_store::StoreError;
 use beanpole_store::model::{EnvironmentRecord, OperationIndexRecord, OperationRecord};
 use std::collections::BTreeSet;
@@ -283,7 +283,11 @@ fn changes(from: &OptionSettings, to: &OptionSettings, tries: bool) -> Vec<Plann
             };
             let is_secret = namespace == PROPERTIES;
             let in_force = |settings: &OptionSettings| {
-                let value = settings.effective(namespace, name);
+                let value = match (namespace.as_str(), name.as_str()) {
+                    // Without it, its older name holds.
+                    (PROCESS, "HealthCheckPath") => settings.health_check_path(),
+                    _ => settings.effective(namespace, name),
+                };
                 (!is_secret && !value.is_empty()).then(|| value.to_owned())
             };
             let spec = options::spec(namespace, name);
@@ -291,7 +295,7 @@ fn changes(from: &OptionSettings, to: &OptionSettings, tries: bool) -> Vec<Plann
             let differs = from.effective(namespace, name) != to.effective(namespace, name);
             let needs = match change {
                 _ if is_secret => "restart",
-                Change::Check if differs && tries => "check",
+                Change::Check if tries && from.checks_differently(to) => "check",
                 Change::Restart if differs => "restart",
                 Change::Replace if differs => "replacement",
                 _ => "nothing",
@@ -311,7 +315,7 @@ fn changes(from: &OptionSettings, to: &OptionSettings, tries: bool) -> Vec<Plann
 #[cfg(test)]
 mod tests {
     use super::*;
-    use beanpole_protocol::options::{COMMAND, PROCESS};
+    use beanpole_protocol::options::COMMAND;
 
     #[test]
     fn a_changed_setting_says_what_was_and_what_is_but_not_of_properties() {

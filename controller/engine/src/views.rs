@@ -306,14 +306,18 @@ impl Engine {
             let Some(operation) = self.store.one::<OperationRecord>(&key)? else {
                 continue;
             };
+            let succeeded = operation.status == OperationStatus::Succeeded;
+            if succeeded && operation.kind == api::OperationKind::Rollback {
+                // It has also taken back what was left for a look.
+                return Ok(None);
+            }
             let Some(release) = operation.to.filter(|to| operation.from != Some(*to)) else {
                 continue;
             };
             if !operation.status.is_over() {
                 continue;
             }
-            let failed = operation.status != OperationStatus::Succeeded;
-            return Ok(failed.then(|| api::FailedRelease {
+            return Ok((!succeeded).then(|| api::FailedRelease {
                 release,
                 version: operation.version,
                 operation: operation.id,

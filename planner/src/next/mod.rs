@@ -26,6 +26,10 @@ pub use enter::OTHER_PORTS;
 pub(crate) use failure::gone;
 pub use failure::{RESTARTS_THAT_FAIL, how_it_ended, listens_unreached, restarts};
 
+/// How long after one word of a host the next one comes at the latest: agents report every five seconds at
+/// least.
+const NEXT_WORD: Duration = Duration::from_secs(6);
+
 /// What comes next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
@@ -148,16 +152,28 @@ impl Turn<'_, '_> {
         }
     }
 
-    /// The bound of a phase that only its host can tell the end of. While the host is silent it will soon be
-    /// either heard of or lost, and neither is the release's fault: until then the bound of the stage holds.
+    /// The bound of a phase that only its host can tell the end of: it is over by a word of the host from
+    /// then. While the host is silent it will soon be either heard of or lost, and neither is the release's
+    /// fault: until then the bound of the stage holds.
     fn while_heard(&self, change: &Change, bound: Bound) -> Bound {
-        let host = self.world.hosts.get(&change.host);
-        match host.map(|host| host.reach) {
-            Some(Reach::Silent(_)) => Bound {
-                at: self.deadline,
-                ..bound
-            },
-            _ => bound,
+        let Some(host) = self.world.hosts.get(&change.host) else {
+            return bound;
+        };
+        let at = match (host.reach, host.heard) {
+            (Reach::Silent(_), _) => self.deadline,
+            (Reach::Here, Some(heard)) if heard < bound.at => {
+                let due = heard.after(NEXT_WORD);
+                if self.now < due {
+                    due.max(bound.at)
+                } else {
+                    self.deadline
+                }
+            }
+            _ => bound.at,
+        };
+        Bound {
+            at: at.min(self.deadline),
+            ..bound
         }
     }
 

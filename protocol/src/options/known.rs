@@ -275,7 +275,7 @@ pub const KNOWN: &[OptionSpec] = &[
         "HealthCheckTimeout",
         "5",
         Kind::Number(1, 60),
-        Change::Nothing,
+        Change::Check,
         "Seconds that the answer to a health check may take.",
     ),
     option(

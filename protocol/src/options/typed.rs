@@ -140,12 +140,16 @@ impl OptionSettings {
         parse_sticky(self.effective(SPLIT, "Sticky")).flatten()
     }
 
+    /// What the load balancer asks instances for, by whichever name it is set.
+    pub fn health_check_path(&self) -> &str {
+        self.get(PROCESS, "HealthCheckPath")
+            .or_else(|| self.get(APPLICATION, "Application Healthcheck URL"))
+            .unwrap_or("/")
+    }
+
     /// How the load balancer checks instances.
     pub fn health_check(&self) -> HealthCheck {
-        let path = self
-            .get(PROCESS, "HealthCheckPath")
-            .or_else(|| self.get(APPLICATION, "Application Healthcheck URL"))
-            .unwrap_or("/");
+        let path = self.health_check_path();
         let probe = if self.effective(PROCESS, "Protocol") == "TCP" || path.is_empty() {
             Probe::Tcp
         } else {
@@ -167,6 +171,12 @@ impl OptionSettings {
             healthy_threshold: small("HealthyThresholdCount", 2),
             unhealthy_threshold: small("UnhealthyThresholdCount", 3),
         }
+    }
+
+    /// Whether a good answer to a health check is another one under these settings than under `others`.
+    pub fn checks_differently(&self, others: &Self) -> bool {
+        let (here, there) = (self.health_check(), others.health_check());
+        (here.probe, here.timeout_ms) != (there.probe, there.timeout_ms)
     }
 
     /// What has to succeed in an instance before it counts as started.

@@ -56,7 +56,10 @@ impl Engine {
             };
             let now = environment.settings.instance_count();
             let settings = scaled(&environment, wanted)?;
-            let more = wanted.checked_sub(now).filter(|more| *more > 0);
+            if wanted == now {
+                return Ok(Some(operation));
+            }
+            let more = wanted.checked_sub(now);
             let (Some(more), Some(before)) = (more, operation.from) else {
                 return Err(only_grows(name, now).into());
             };
@@ -148,6 +151,7 @@ impl Engine {
         name: &EnvironmentName,
         body: api::UpdateSettings,
     ) -> Result<api::Operation, Problem> {
+        unambiguous(&body)?;
         let queue = body.queue;
         self.now_or_next(call, name, queue, &QueuedWish::Configure(body))
     }
@@ -159,6 +163,7 @@ impl Engine {
         name: &EnvironmentName,
         body: &api::UpdateSettings,
     ) -> Result<PlanView, Problem> {
+        unambiguous(body)?;
         let planned = || {
             let before = idle(&self.store, name)?;
             let settings = changed(&before, body);
@@ -324,6 +329,22 @@ pub(super) fn scaled(
     Ok(settings)
 }
 
+/// Refuses a call that sets and removes the same option.
+fn unambiguous(body: &api::UpdateSettings) -> Result<(), Problem> {
+    for (namespace, names) in &body.remove {
+        for option in names {
+            if body.set.get(namespace, option).is_some() {
+                return Err(Problem::invalid(
+                    "option-set-and-removed",
+                    format!("Option `{option}` ({namespace}) is both set and removed."),
+                )
+                .hint("Say which of the two you want."));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// An environment's settings with those of a call.
 pub(super) fn changed(
     environment: &EnvironmentRecord,
@@ -369,7 +390,9 @@ fn change(from: &OptionSettings, to: &OptionSettings) -> Result<Change, Problem>
             continue;
         }
         match known.change {
-            Change::Nothing | Change::Check | Change::Restart | Change::Replace => {
+            // What they come to together is looked at below.
+            Change::Check => {}
+            Change::Nothing | Change::Restart | Change::Replace => {
                 heaviest = heaviest.max(known.change);
             }
             Change::Fixed => {
@@ -382,6 +405,9 @@ fn change(from: &OptionSettings, to: &OptionSettings) -> Result<Change, Problem>
                 .hint("Create another environment with the value you want."));
             }
         }
+    }
+    if from.checks_differently(to) {
+        heaviest = heaviest.max(Change::Check);
     }
     Ok(heaviest)
 }

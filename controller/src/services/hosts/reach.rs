@@ -1,5 +1,6 @@
 //! The way to each host's agent, and what is told when it is lost.
 
+use super::labels::mend_on;
 use crate::app::{App, store_problem};
 use crate::{ControllerConfig, ControllerError};
 use beanpole_daemon::clock;
@@ -130,7 +131,7 @@ pub(crate) fn note_whose(app: &App, host: &HostId) {
 /// Tells, by an event, that a host cannot take its orders (`Some(why)`), or does again. The disk is not
 /// waited for.
 pub(crate) fn note_orders(app: &App, host: &HostId, trouble: Option<String>) {
-    tell(app, host, move |record| match trouble {
+    tell(app, host, false, move |record| match trouble {
         Some(why) => Draft::new(
             Severity::Warn,
             "host-cannot-take-orders",
@@ -148,7 +149,7 @@ pub(crate) fn note_orders(app: &App, host: &HostId, trouble: Option<String>) {
 
 /// Tells, by an event, that a host was lost (`Some(why)`) or is back. The disk is not waited for.
 pub(crate) fn note_connection(app: &App, host: &HostId, lost: Option<String>) {
-    tell(app, host, move |record| match lost {
+    tell(app, host, lost.is_none(), move |record| match lost {
         Some(why) => Draft::new(
             Severity::Warn,
             "host-disconnected",
@@ -164,18 +165,29 @@ pub(crate) fn note_connection(app: &App, host: &HostId, lost: Option<String>) {
     });
 }
 
-/// Writes an event about a host that is there still.
-fn tell(app: &App, host: &HostId, event: impl FnOnce(&HostRecord) -> Draft + Send + 'static) {
+/// Writes an event about a host that is there still, and may be back.
+fn tell(
+    app: &App,
+    host: &HostId,
+    is_back: bool,
+    event: impl FnOnce(&HostRecord) -> Draft + Send + 'static,
+) {
     let (app, host) = (app.clone(), host.clone());
     tokio::task::spawn_blocking(move || {
         let written = app.store.update(|tx| {
             if let Some(record) = tx.get::<HostRecord>(&HostRecord::key_of(&host))? {
                 emit(tx, event(&record).host(Some(&host)))?;
             }
+            if is_back {
+                mend_on(tx, &host)?;
+            }
             Ok::<_, StoreError>(())
         });
         match written {
-            Ok(()) => app.tell_news(),
+            Ok(()) => {
+                app.tell_news();
+                app.wake();
+            }
             Err(error) => {
                 store_problem(error);
             }
