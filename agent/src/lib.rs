@@ -228,7 +228,6 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
     drop(lock);
     match ending {
         Ending::Stop => {
-            let _ = fs::remove_file(&config.socket);
             tracing::info!("the agent stopped; apps go on");
             Ok(())
         }
@@ -309,7 +308,7 @@ fn hold(layout: &Layout) -> Result<File, AgentError> {
     Ok(file)
 }
 
-async fn listen(config: &AgentConfig) -> Result<tokio::net::UnixListener, AgentError> {
+async fn listen(config: &AgentConfig) -> Result<socket::Socket, AgentError> {
     if let Some(directory) = config.socket.parent() {
         // Whoever is in the group has to get through; the socket itself lets nobody else in.
         fs::DirBuilder::new()
@@ -319,13 +318,10 @@ async fn listen(config: &AgentConfig) -> Result<tokio::net::UnixListener, AgentE
             .map_err(io_error("make", directory))?;
     }
     let Some(group) = &config.socket_group else {
-        return Ok(socket::bind(&config.socket, 0o600).await?);
+        return Ok(socket::bind(&config.socket, 0o600, None).await?);
     };
     let gid = group_id(group).ok_or_else(|| AgentError::NoGroup(group.clone()))?;
-    let listener = socket::bind(&config.socket, 0o660).await?;
-    std::os::unix::fs::chown(&config.socket, None, Some(gid))
-        .map_err(io_error("give to its group", &config.socket))?;
-    Ok(listener)
+    Ok(socket::bind(&config.socket, 0o660, Some(gid)).await?)
 }
 
 /// A group's number, from `/etc/group`: a statically linked agent has no name service.

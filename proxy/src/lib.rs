@@ -176,7 +176,7 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
             path: directory.clone(),
             source,
         })?;
-    let control_socket = socket::bind(&config.socket, 0o600)
+    let control_socket = socket::bind(&config.socket, 0o600, None)
         .await
         .map_err(ProxyError::Socket)?;
     let domain = &config.default_domain;
@@ -269,7 +269,6 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
         // It may wait for the disk.
         let _ = tokio::task::spawn_blocking(move || writer.stop()).await;
     }
-    let _ = std::fs::remove_file(&config.socket);
     tracing::info!("the proxy has stopped");
     match served {
         Err(_) => Ok(()),

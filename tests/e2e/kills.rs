@@ -1,6 +1,6 @@
 //! SIGKILL for every part in turn, under load. What has its own process tree must not notice.
 
-use crate::changes::{assert_live, assert_none_failed};
+use crate::changes::{assert_live, assert_none_failed, items};
 use beanpole_tests::bed::{Bed, signal};
 use beanpole_tests::load::Load;
 use beanpole_tests::wait::{pause, seconds, until_true};
@@ -72,6 +72,40 @@ fn a_killed_proxy_is_back_with_its_table_before_the_controller_says_anything() {
     until_true("it serves again", seconds(10), || {
         beanpole_tests::http::get(bed.http, "shop-prod.localhost", "/")
             .is_ok_and(|answer| answer.status == 200)
+    });
+    bed.deploy(&app, "shop-prod", "v2").ok();
+    assert_live(&bed, "shop-prod", "v2", 2);
+}
+
+/// It goes on with what is in flight while its successor serves, and takes nothing from it at its end.
+#[test]
+fn a_proxy_that_outlives_its_successors_start_leaves_it_reachable() {
+    let mut bed = Bed::up();
+    let app = bed.serving("shop-prod", 2).version("v2");
+    let before = bed.daemon("proxy");
+    let http = bed.http;
+    let slow = std::thread::spawn(move || {
+        beanpole_tests::http::get(http, "shop-prod.localhost", "/slow?8000")
+    });
+    until_true("the request is under way", seconds(5), || {
+        let status = bed.status("shop-prod");
+        let mut instances = items(&status["instances"]).iter();
+        instances.any(|one| one["in_flight"] == 1)
+    });
+    signal(bed.daemon("up"), Signal::KILL);
+    until_true("its parent is gone", seconds(5), || {
+        bed.daemons("up").is_empty()
+    });
+    bed.start();
+    assert!(bed.daemons("proxy").contains(&before), "it still drains");
+    let answer = slow.join().expect("no panic").expect("an answer");
+    assert_eq!(answer.status, 200);
+    until_true("the one before is gone", seconds(10), || {
+        !bed.daemons("proxy").contains(&before)
+    });
+    bed.kill_and_await_successor("controller");
+    until_true("the proxy is heard of", seconds(10), || {
+        bed.status("shop-prod")["health"] == "Green"
     });
     bed.deploy(&app, "shop-prod", "v2").ok();
     assert_live(&bed, "shop-prod", "v2", 2);

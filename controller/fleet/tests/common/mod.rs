@@ -378,7 +378,7 @@ impl FakeAgent {
         };
         agent.state.lock().expect("lock").owner =
             files::read_json(&agent.owner_file()).expect("owner");
-        let listener = socket::bind(path, mode).await.expect("bind");
+        let listener = socket::bind(path, mode, None).await.expect("bind");
         let router = Router::new()
             .route("/v1/report", get(report))
             .route("/v1/watch", get(watch_reports))
