@@ -36,6 +36,8 @@ struct Still {
     restarts: u32,
     /// How long it has run without a restart by its host's report.
     up_ms: u64,
+    /// How long the other instance has been up; nobody says, where that is not said.
+    other_up_ms: Option<u64>,
     reach: Reach,
     /// What the proxy has put in force.
     generation: Generation,
@@ -129,6 +131,7 @@ impl Still {
             startup: None,
             restarts: 0,
             up_ms: 0,
+            other_up_ms: None,
             reach: Reach::Here,
             generation: Generation(5),
             healthy: true,
@@ -181,6 +184,18 @@ impl Still {
             memory_kills: MemoryKills::default(),
             startup: self.startup.clone(),
         });
+        let other = self.other_up_ms.map(|up_ms| InstanceReport {
+            id: two(),
+            release: Some(ReleaseNumber(1)),
+            incarnation: Incarnation(1),
+            phase: InstancePhase::Running,
+            since: Timestamp::from_millis(START + self.up_ms - up_ms),
+            processes: Vec::new(),
+            log: Vec::new(),
+            port: PortUse::Own,
+            memory_kills: MemoryKills::default(),
+            startup: None,
+        });
         let host = HostReport {
             sequence: 1,
             agent_version: String::new(),
@@ -191,7 +206,7 @@ impl Still {
             generation: Generation(4),
             facts: HostFacts::default(),
             releases: self.release.iter().cloned().collect(),
-            instances: seen.into_iter().collect(),
+            instances: seen.into_iter().chain(other).collect(),
         };
         let target = |instance, healthy, good_checks, incarnation| TargetReport {
             instance,
@@ -782,9 +797,10 @@ fn young(up_ms: u64) -> Still {
 
 #[test]
 fn what_another_instance_of_the_plan_has_shown_need_not_be_shown_again() {
-    let shown = |every, release| {
+    let shown = |every, release, up_ms| {
         young(1_000).with(move |still| {
             still.progress.proven.insert(two(), 0);
+            still.other_up_ms = up_ms;
             still.instance.release = release;
             if let Gate::Proxies { every: of, .. } = &mut still.plan.gate {
                 *of = every;
@@ -793,12 +809,33 @@ fn what_another_instance_of_the_plan_has_shown_need_not_be_shown_again() {
     };
     let same = ReleaseNumber(1);
     assert!(matches!(
-        shown(false, same).end(),
+        shown(false, same, Some(5_000)).end(),
         (0, Happened::PutIn { .. })
     ));
-    shown(true, same).fails_after(125, "unhealthy");
+    shown(true, same, Some(5_000)).fails_after(125, "unhealthy");
     // What a failed deployment has left may be restarted together with what is live.
-    shown(false, NEW).fails_after(125, "unhealthy");
+    shown(false, NEW, Some(5_000)).fails_after(125, "unhealthy");
+    // One that was put in because nothing served has shown nothing yet, and one that is cut off nothing any more.
+    shown(false, same, Some(4_999)).fails_after(125, "unhealthy");
+    shown(false, same, None).fails_after(125, "unhealthy");
+}
+
+#[test]
+fn while_no_other_release_serves_a_new_one_is_watched_in_service() {
+    let alone = |release, serves| {
+        young(1_000).with(move |still| {
+            still.plan.watch = true;
+            still.plan.floor = 0;
+            still.instance.release = release;
+            still.others_healthy = serves;
+        })
+    };
+    let (same, put_in) = (ReleaseNumber(1), |still: Still| {
+        matches!(still.end(), (0, Happened::PutIn { .. }))
+    });
+    assert!(put_in(alone(NEW, false)));
+    assert!(put_in(alone(same, true)), "it has nobody but its own kind");
+    alone(NEW, true).fails_after(125, "unhealthy");
 }
 
 #[test]

@@ -410,10 +410,8 @@ fn message(operation: &OperationRecord, environment: &EnvironmentRecord) -> Stri
                 OperationStatus::Aborted => "It was aborted.",
                 _ => &why,
             };
-            let untouched = operation.back.as_ref();
-            let untouched = untouched.is_some_and(|back| back.stages.is_empty());
             let back = match environment.live {
-                Some(live) if untouched => {
+                Some(live) if operation.touched_nothing() => {
                     format!("{why} The environment is as it was, on release {live}.")
                 }
                 Some(live) => format!("{why} The environment is back on release {live}."),

@@ -257,7 +257,6 @@ impl Engine {
             &rules,
             seed_of(&operation.id),
         );
-        let undoes = !back.stages.is_empty();
         operation.back = Some(back);
         // Until they are drained, in this same turn, the new instances get their fair part and no more.
         scene.environment.split = None;
@@ -275,7 +274,7 @@ impl Engine {
             scene.say(Severity::Warn, "release-command-ended", text)?;
         }
         let text = match &from {
-            _ if !undoes => "Nothing has to be undone.".to_owned(),
+            _ if scene.operation.touched_nothing() => "Nothing has to be undone.".to_owned(),
             Some((number, ..)) => format!("Going back to release {number}."),
             None => "Undoing what can be undone.".to_owned(),
         };

@@ -522,6 +522,12 @@ impl OperationRecord {
         matches!(self.kind, OperationKind::Replace | OperationKind::Restart)
     }
 
+    /// Whether it has left every instance alone so far, and has run nothing that runs once.
+    pub fn touched_nothing(&self) -> bool {
+        let progress = &self.progress;
+        progress.changes.is_empty() && progress.detours.is_empty() && progress.once_by.is_none()
+    }
+
     /// The way there, as it is walked.
     pub fn way_there(&self) -> Cow<'_, Plan> {
         self.plan.around(&self.progress)

@@ -4,10 +4,10 @@ use super::failure::{NOT_READY, restarts, unheard};
 use super::prepare::OUTDATED;
 use super::proxies::last_answer;
 use super::{Bound, Step, Turn};
-use crate::{Batch, Change, ChangeState, Gate, Happened, HostState, Reach, unready};
+use crate::{Batch, Change, ChangeState, Gate, Happened, HostState, Reach, Serving, unready};
 use beanpole_protocol::agent::{InstancePhase, InstanceReport, PortUse};
 use beanpole_protocol::proxy::TargetMode;
-use beanpole_protocol::{InstanceId, Timestamp};
+use beanpole_protocol::{InstanceId, ReleaseNumber, Timestamp};
 use std::time::Duration;
 
 /// How long good answers wait for the agent to see the socket. It looks many times a second.
@@ -112,13 +112,15 @@ impl Turn<'_, '_> {
                 every,
                 ..
             } => {
-                // The first has shown that its release stays up, and is watched like all that pass.
+                // The first has shown that its release stays up, and is watched like all that pass. One that
+                // was put in because it was alone has not, before it was up for as long.
                 let has_stood = self.progress.proven.keys().any(|other| {
-                    let other = world.instances.get(other);
-                    other.is_some_and(|other| other.release == instance.release)
+                    let runs = world.instances.get(other).map(|other| other.release);
+                    runs == Some(instance.release) && self.stood(other, up_ms) == Some(Ok(()))
                 });
-                // While nothing serves, waiting protects nobody: it is watched for as long in service.
-                let is_alone = self.plan.watch && !batch.hold && self.capacity() == 0;
+                // While no other release serves, waiting protects nobody: it is watched for as long in service.
+                let is_alone =
+                    self.plan.watch && !batch.hold && !self.another_serves(instance.release);
                 let up_ms = if !every && (has_stood || is_alone) {
                     0
                 } else {
@@ -329,9 +331,26 @@ impl Turn<'_, '_> {
             .unwrap_or(self.now)
     }
 
+    /// Whether an instance of another release serves.
+    fn another_serves(&self, release: ReleaseNumber) -> bool {
+        let mut all = self.world.instances.iter();
+        all.any(|(id, one)| one.release != release && self.world.serving(id) == Serving::Yes)
+    }
+
+    /// Whether an instance has been up for that long, else for how long it still has to stay up, in words; none
+    /// where nobody can say: it is cut off.
+    pub(super) fn stood(&self, id: &InstanceId, for_ms: u64) -> Option<Result<(), String>> {
+        let instance = self.world.instances.get(id)?;
+        let host = self.world.hosts.get(&instance.host)?;
+        let seen = host.instance(id).filter(|_| host.reach == Reach::Here)?;
+        let said_at = host.report?.now;
+        let is_it = seen.incarnation == instance.incarnation;
+        is_it.then(|| Self::unsettled(id, seen, said_at, for_ms).map_or(Ok(()), Err))
+    }
+
     /// How long it still has to stay up, by its host's own clock: a report that says how long it ran
     /// is proof, the time that passed here since an old report is none.
-    pub(super) fn unsettled(
+    fn unsettled(
         id: &InstanceId,
         seen: &InstanceReport,
         said_at: Timestamp,

@@ -216,23 +216,14 @@ impl Turn<'_, '_> {
         if up_ms == 0 || later.flat_map(Stage::changes).any(starts) {
             return true;
         }
-        let (progress, world) = (self.progress, self.world);
-        // What is known of each: nothing of one that is cut off, else whether it is still young.
-        let known = |id: &InstanceId| {
-            let instance = world.instances.get(id)?;
-            let host = world.hosts.get(&instance.host)?;
-            let seen = host.instance(id).filter(|_| host.reach == Reach::Here)?;
-            let is_it = seen.incarnation == instance.incarnation;
-            let said_at = host.report?.now;
-            is_it.then(|| Self::unsettled(id, seen, said_at, up_ms))
-        };
+        let progress = self.progress;
         let proven = || progress.proven.keys();
-        let young = proven().find_map(|id| known(id).flatten());
+        let young = proven().find_map(|id| self.stood(id, up_ms)?.err());
         // Where nothing served, the first got traffic at once: somebody has to have stayed up by now.
         let nobody = || {
             proven()
                 .next()
-                .filter(|_| proven().all(|id| known(id).is_none()))
+                .filter(|_| proven().all(|id| self.stood(id, up_ms).is_none()))
         };
         let young = young
             .or_else(|| nobody().map(|id| format!("Waiting for a word on whether {id} stays up.")));

@@ -7,8 +7,8 @@ use beanpole_engine::{Draft, emit};
 use beanpole_protocol::api::{Host, UpdateLabels};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::problem::Problem;
-use beanpole_protocol::{HostId, HostName, RequestId, options};
-use beanpole_store::model::{EnvironmentRecord, InstanceRecord};
+use beanpole_protocol::{HostName, RequestId, options};
+use beanpole_store::model::EnvironmentRecord;
 use beanpole_store::{StoreError, Tx};
 use std::collections::BTreeMap;
 
@@ -72,24 +72,8 @@ pub(super) fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Prob
     Ok(())
 }
 
-/// A host is back: environments that wait before they try again to mend what they have there wait no longer.
-pub(super) fn mend_on(tx: &mut Tx<'_>, host: &HostId) -> Result<(), StoreError> {
-    for mut environment in tx.list::<EnvironmentRecord>()? {
-        if environment.mend_after.is_none() {
-            continue;
-        }
-        let prefix = InstanceRecord::prefix(&environment.id);
-        let instances = tx.list_prefix::<InstanceRecord>(&prefix)?;
-        if instances.iter().any(|one| one.host == *host) {
-            environment.mend_after = None;
-            tx.put(&environment)?;
-        }
-    }
-    Ok(())
-}
-
-/// There may be room now where there was none: environments that wait before they try again to mend
-/// their instances wait no longer.
+/// There may be room now where there was none, or a host is back: environments that wait before they try again
+/// to mend their instances wait no longer.
 pub(super) fn mend_soon(tx: &mut Tx<'_>) -> Result<(), StoreError> {
     for mut environment in tx.list::<EnvironmentRecord>()? {
         if environment.mend_after.is_some() {

@@ -1,6 +1,6 @@
 //! The way to each host's agent, and what is told when it is lost.
 
-use super::labels::mend_on;
+use super::labels::mend_soon;
 use crate::app::{App, store_problem};
 use crate::{ControllerConfig, ControllerError};
 use beanpole_daemon::clock;
@@ -11,8 +11,8 @@ use beanpole_fleet::ssh::{self, Target};
 use beanpole_protocol::HostId;
 use beanpole_protocol::api::SshAddress;
 use beanpole_protocol::event::Severity;
-use beanpole_store::StoreError;
 use beanpole_store::model::{HostRecord, JumpRecord};
+use beanpole_store::{StoreError, Tx};
 use std::sync::Arc;
 
 /// Starts the links to every host and to the proxy on this machine.
@@ -131,62 +131,67 @@ pub(crate) fn note_whose(app: &App, host: &HostId) {
 /// Tells, by an event, that a host cannot take its orders (`Some(why)`), or does again. The disk is not
 /// waited for.
 pub(crate) fn note_orders(app: &App, host: &HostId, trouble: Option<String>) {
-    tell(app, host, false, move |record| match trouble {
-        Some(why) => Draft::new(
-            Severity::Warn,
-            "host-cannot-take-orders",
-            format!("Host {} cannot take orders: {why}", record.name),
-            clock::now(),
-        ),
-        None => Draft::new(
-            Severity::Info,
-            "host-takes-orders",
-            format!("Host {} takes orders again.", record.name),
-            clock::now(),
-        ),
+    tell(app, host, move |_, record| {
+        Ok(match trouble {
+            Some(why) => Draft::new(
+                Severity::Warn,
+                "host-cannot-take-orders",
+                format!("Host {} cannot take orders: {why}", record.name),
+                clock::now(),
+            ),
+            None => Draft::new(
+                Severity::Info,
+                "host-takes-orders",
+                format!("Host {} takes orders again.", record.name),
+                clock::now(),
+            ),
+        })
     });
 }
 
-/// Tells, by an event, that a host was lost (`Some(why)`) or is back. The disk is not waited for.
+/// Tells, by an event, that a host was lost (`Some(why)`) or is back: then what waits for it is mended. The disk
+/// is not waited for.
 pub(crate) fn note_connection(app: &App, host: &HostId, lost: Option<String>) {
-    tell(app, host, lost.is_none(), move |record| match lost {
-        Some(why) => Draft::new(
-            Severity::Warn,
-            "host-disconnected",
-            format!("The connection to host {} is lost: {why}", record.name),
-            clock::now(),
-        ),
-        None => Draft::new(
-            Severity::Info,
-            "host-connected",
-            format!("Host {} is connected again.", record.name),
-            clock::now(),
-        ),
+    tell(app, host, move |tx, record| {
+        Ok(match lost {
+            Some(why) => Draft::new(
+                Severity::Warn,
+                "host-disconnected",
+                format!("The connection to host {} is lost: {why}", record.name),
+                clock::now(),
+            ),
+            None => {
+                mend_soon(tx)?;
+                Draft::new(
+                    Severity::Info,
+                    "host-connected",
+                    format!("Host {} is connected again.", record.name),
+                    clock::now(),
+                )
+            }
+        })
     });
 }
 
-/// Writes an event about a host that is there still, and may be back.
+/// Writes an event about a host that is there still, and what goes with it.
 fn tell(
     app: &App,
     host: &HostId,
-    is_back: bool,
-    event: impl FnOnce(&HostRecord) -> Draft + Send + 'static,
+    event: impl FnOnce(&mut Tx<'_>, &HostRecord) -> Result<Draft, StoreError> + Send + 'static,
 ) {
     let (app, host) = (app.clone(), host.clone());
     tokio::task::spawn_blocking(move || {
         let written = app.store.update(|tx| {
             if let Some(record) = tx.get::<HostRecord>(&HostRecord::key_of(&host))? {
-                emit(tx, event(&record).host(Some(&host)))?;
-            }
-            if is_back {
-                mend_on(tx, &host)?;
+                let draft = event(tx, &record)?;
+                emit(tx, draft.host(Some(&host)))?;
             }
             Ok::<_, StoreError>(())
         });
         match written {
             Ok(()) => {
-                app.tell_news();
                 app.wake();
+                app.tell_news();
             }
             Err(error) => {
                 store_problem(error);
