@@ -104,6 +104,11 @@ impl Engine {
             if held && let Some(trial) = trial {
                 message = format!("{message} Release {trial} gets no requests.");
             }
+            if held && scene.operation.from.is_some() {
+                let name = &scene.environment.name;
+                message =
+                    format!("{message} `beanpole rollback {name}` takes back what is left of it.");
+            }
         }
         scene.operation.message = Some(message);
         receipt::close(scene.tx, scene.environment, scene.operation, observed)?;
@@ -439,8 +444,7 @@ fn message(operation: &OperationRecord, environment: &EnvironmentRecord) -> Stri
             format!("{why} There is no release to go back to; the environment was left as it is.")
         }
         _ => format!(
-            "{why} During an aborted deployment, some instances may have deployed the new application version. To ensure all instances are running the same version, re-deploy the appropriate application version. `beanpole rollback {}` takes back what is left of it.",
-            environment.name
+            "{why} During an aborted deployment, some instances may have deployed the new application version. To ensure all instances are running the same version, re-deploy the appropriate application version."
         ),
     }
 }
