@@ -1,20 +1,17 @@
 //! What a stranger sees first.
 
-use beanpole_tests::apps;
 use beanpole_tests::wait::seconds;
-use std::net::TcpListener;
+use beanpole_tests::{apps, ports};
 use std::process::Command;
 use std::time::Instant;
 
 #[test]
 fn the_demo_rolls_out_version_2_without_a_failed_request_and_leaves_nothing() {
     let home = tempfile::tempdir().expect("a directory");
-    let port = TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port");
+    let port = ports::reserve();
     let begun = Instant::now();
     let output = Command::new(apps::executable("beanpole"))
-        .args(["demo", "--exit", "--http", &port.to_string()])
+        .args(["demo", "--exit", "--http", &port.address.to_string()])
         .current_dir(home.path())
         .env("HOME", home.path())
         .env("TMPDIR", home.path())

@@ -5,6 +5,7 @@ use crate::apps::{self, App};
 use crate::fail_points::FailPoints;
 use crate::http::{self, Answer, Connection};
 use crate::load::Load;
+use crate::ports::{self, Reserved};
 use crate::wait;
 use beanpole_agent::fences::{Fences, users};
 use rustix::process::{Pid, Signal, kill_process};
@@ -12,7 +13,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -27,6 +28,7 @@ pub struct Bed {
     pub http: SocketAddr,
     /// Its proxy, HTTPS.
     pub https: SocketAddr,
+    _ports: [Reserved; 3],
     executable: PathBuf,
     fail_points: Option<PathBuf>,
     up: Option<Child>,
@@ -105,12 +107,6 @@ impl Ran {
     }
 }
 
-fn free_address() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .and_then(|listener| listener.local_addr())
-        .expect("this machine has a free port")
-}
-
 impl Bed {
     /// Starts one and waits until all three daemons serve.
     ///
@@ -144,11 +140,14 @@ impl Bed {
             .expect("its mode can be set");
         let executable = std::env::var_os("BEANPOLE_BIN")
             .map_or_else(|| apps::executable("beanpole"), PathBuf::from);
+        let ports = [(); 3].map(|()| ports::reserve());
+        let [api, http, https] = ports.each_ref().map(|port| port.address);
         Self {
             home,
-            api: free_address(),
-            http: free_address(),
-            https: free_address(),
+            api,
+            http,
+            https,
+            _ports: ports,
             executable,
             fail_points: None,
             up: None,

@@ -11,6 +11,7 @@ pub mod hosts;
 pub mod http;
 pub mod load;
 pub mod mixed;
+pub mod ports;
 pub mod wait;
 
 /// Says that a test cannot run here. `./dev` shows it; in CI it is a failure.
