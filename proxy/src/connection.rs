@@ -5,6 +5,7 @@
 //! a system call per write, and offers no way to end an upgraded connection.
 
 use beanpole_daemon::connections::Member;
+use futures::ready;
 use futures::task::AtomicWaker;
 use pingora_core::protocols::l4::stream::Stream as L4Stream;
 use pingora_core::protocols::raw_connect::ProxyDigest;
@@ -15,6 +16,7 @@ use pingora_core::protocols::{
 };
 use pingora_http::ResponseHeader;
 use std::any::Any;
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -52,6 +54,15 @@ const H2: u32 = 4;
 /// passed between a request's bytes and the request.
 const H2_RESTS: u32 = 2;
 
+/// How much of a client's later requests is taken while one is answered, in bytes. Beyond it, nobody
+/// notices that the client leaves.
+const MOST_AHEAD: usize = LONGEST_HEAD;
+
+thread_local! {
+    /// What is read of clients of a thread before it is known how much that is.
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; WRITE_BUFFER].into());
+}
+
 const PHASE: u32 = 0b0111;
 const LATE: u32 = 0b1000;
 const TICK: u32 = 0b1_0000;
@@ -86,7 +97,7 @@ pub struct ConnState {
     closed: AtomicBool,
     waker: AtomicWaker,
     /// What a service wants to remember of the client from one request to the next.
-    pub memory: OnceLock<Box<dyn Any + Send + Sync>>,
+    pub memory: OnceLock<Arc<dyn Any + Send + Sync>>,
 }
 
 impl ConnState {
@@ -147,6 +158,11 @@ impl ConnState {
     pub fn finish(&self) {
         self.finishing.store(true, Ordering::SeqCst);
         self.waker.wake();
+    }
+
+    /// Whether it ends as soon as it is idle.
+    pub fn is_ending(&self) -> bool {
+        self.finishing.load(Ordering::Relaxed)
     }
 
     /// Done when a connection that is not served yet is to end.
@@ -338,8 +354,10 @@ pub struct Connection {
     state: Arc<ConnState>,
     /// Whether TLS has agreed on HTTP/2.
     h2: bool,
-    /// Read ahead to tell HTTP/2 from HTTP/1, and not yet handed out.
+    /// Read ahead, and not yet handed out.
     ahead: Vec<u8>,
+    /// How many more bytes belong to the request that was handed over, where that is known.
+    left: Option<usize>,
     /// How much of the head under way has come, and how many line ends of it.
     head_bytes: usize,
     head_lines: usize,
@@ -375,6 +393,7 @@ impl Connection {
             state,
             h2,
             ahead: Vec::new(),
+            left: None,
             head_bytes: 0,
             head_lines: 0,
             line_bytes: 0,
@@ -390,6 +409,108 @@ impl Connection {
     /// What is known of it outside, for requests on HTTP/1.
     pub fn state(&self) -> &Arc<ConnState> {
         &self.state
+    }
+
+    /// Whether TLS has agreed on HTTP/2.
+    pub fn is_h2(&self) -> bool {
+        self.h2
+    }
+
+    /// Reads on in the head of a request, whose bytes so far are `bytes`: how many more there are.
+    pub async fn read_more(&mut self, bytes: &mut Vec<u8>) -> io::Result<usize> {
+        self.left = None;
+        poll_fn(|cx| {
+            if !self.ahead.is_empty() {
+                let ahead = std::mem::take(&mut self.ahead);
+                self.note_head(&ahead);
+                if self.is_too_much() {
+                    let status = self.reason();
+                    return self.refuse(cx, status).map_ok(|()| 0);
+                }
+                bytes.extend_from_slice(&ahead);
+                return Poll::Ready(Ok(ahead.len()));
+            }
+            // A connection that rests has no buffer.
+            SCRATCH.with_borrow_mut(|scratch| {
+                let mut buf = ReadBuf::new(scratch);
+                ready!(Pin::new(&mut *self).poll_read(cx, &mut buf))?;
+                bytes.extend_from_slice(buf.filled());
+                Poll::Ready(Ok(buf.filled().len()))
+            })
+        })
+        .await
+    }
+
+    /// Puts back what came behind a request.
+    pub fn keep_for_next(&mut self, bytes: Vec<u8>) {
+        self.ahead = bytes;
+    }
+
+    /// Puts back a request, whose length may be known: then who reads it gets no more than it.
+    pub fn hand_over(&mut self, mut bytes: Vec<u8>, length: Option<usize>) {
+        bytes.append(&mut self.ahead);
+        self.ahead = bytes;
+        self.left = length;
+    }
+
+    /// While a request is answered: ready when the client has left. What it sends meanwhile is for later.
+    pub fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            while self.ahead.len() < MOST_AHEAD {
+                let mut buf = ReadBuf::new(scratch);
+                match self.poll_busy(cx, &mut buf) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
+                        self.ahead.extend_from_slice(buf.filled());
+                    }
+                    Poll::Ready(_) => return Poll::Ready(()),
+                }
+            }
+            Poll::Pending
+        })
+    }
+
+    fn poll_busy(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let polled = self.poll_carrier(cx, buf);
+        // pingora flushes an answer of known length at its end alone, and now waits: for more of it, or
+        // for the client. What has come so far need not wait as well.
+        if polled.is_pending() && self.unflushed {
+            let _ = self.poll_carrier_flush(cx);
+        }
+        polled
+    }
+
+    /// Reads on in a request of which `left` bytes have not been handed out.
+    fn poll_rest(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+        left: usize,
+    ) -> Poll<io::Result<()>> {
+        if left == 0 {
+            // As if nothing came behind it.
+            return self.poll_left(cx).map(Ok);
+        }
+        let before = buf.filled().len();
+        if self.ahead.is_empty() {
+            ready!(self.poll_busy(cx, buf))?;
+            let come = buf.filled().len() - before;
+            if come > left {
+                self.ahead.extend_from_slice(&buf.filled()[before + left..]);
+                buf.set_filled(before + left);
+            }
+        } else {
+            let count = self.ahead.len().min(buf.remaining()).min(left);
+            buf.put_slice(&self.ahead[..count]);
+            self.ahead.drain(..count);
+        }
+        self.left = Some(left - (buf.filled().len() - before));
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whether the head under way is more than a head may be, or no head.
+    fn is_too_much(&self) -> bool {
+        (self.head_bytes > LONGEST_HEAD || self.line_odd) && self.state.phase() == HEAD
     }
 
     fn poll_carrier(
@@ -544,6 +665,9 @@ impl AsyncRead for Connection {
                 return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
             }
         }
+        if let Some(left) = this.left {
+            return this.poll_rest(cx, buf, left);
+        }
         if !this.ahead.is_empty() {
             let count = this.ahead.len().min(buf.remaining());
             buf.put_slice(&this.ahead[..count]);
@@ -555,15 +679,10 @@ impl AsyncRead for Connection {
             return this.linger(cx);
         }
         let before = buf.filled().len();
-        let polled = this.poll_carrier(cx, buf);
         if phase == BUSY {
-            // pingora flushes an answer of known length at its end alone, and now waits: for more of it, or
-            // for the client. What has come so far need not wait as well.
-            if polled.is_pending() && this.unflushed {
-                let _ = this.poll_carrier_flush(cx);
-            }
-            return polled;
+            return this.poll_busy(cx, buf);
         }
+        let polled = this.poll_carrier(cx, buf);
         if phase == H2 {
             if polled.is_ready() {
                 this.state.multiplexes();
@@ -579,7 +698,7 @@ impl AsyncRead for Connection {
         match polled {
             Poll::Ready(Ok(())) if buf.filled().len() > before => {
                 this.note_head(&buf.filled()[before..]);
-                if (this.head_bytes > LONGEST_HEAD || this.line_odd) && this.state.phase() == HEAD {
+                if this.is_too_much() {
                     buf.set_filled(before);
                     let status = this.reason();
                     return this.refuse(cx, status);
@@ -693,6 +812,7 @@ impl Peek for Connection {
             }
             buf.fill(0);
             buf[..ahead.len()].copy_from_slice(&ahead);
+            ahead.append(&mut self.ahead);
             self.ahead = ahead;
             return Ok(true);
         }

@@ -15,6 +15,16 @@ pub fn is_ours(error: &io::Error) -> bool {
 /// Descriptors of the process, of the machine; buffers; memory.
 const SHORT: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
 
+/// What the other side did that there is no connection, for people.
+pub fn of_connecting(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused",
+        io::ErrorKind::TimedOut => "no connection in time",
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => "host unreachable",
+        _ => "no connection",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -96,11 +96,44 @@ impl Client {
         {
             return Ok(asked.clone());
         }
-        let mut asked = Asked::read(head, |host| self.forwarded(host))?;
-        asked.told = self.ready_made(&asked);
-        let asked = Arc::new(asked);
-        *last = Some(asked.clone());
-        Ok(asked)
+        let asked = Asked::read(head, |host| self.forwarded(host))?;
+        Ok(last.insert(self.completed(asked)).clone())
+    }
+
+    /// What a request asks for whose only `Host` is `host`.
+    pub fn asks_for(&self, host: &[u8]) -> Result<Arc<Asked>, &'static str> {
+        let mut last = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(asked) = &*last
+            && asked.host.as_bytes() == host
+            && !host.is_empty()
+        {
+            return Ok(asked.clone());
+        }
+        let host = std::str::from_utf8(host)
+            .ok()
+            .filter(|host| !host.is_empty());
+        let host = host.ok_or("It has no Host header, or an empty one.")?;
+        let asked = Asked::of(host, |host| self.forwarded(host))?;
+        Ok(last.insert(self.completed(asked)).clone())
+    }
+
+    fn completed(&self, mut asked: Asked) -> Arc<Asked> {
+        let mut told = HeaderMap::with_capacity(ADDED + 1);
+        told.insert(header::HOST, asked.host.clone());
+        self.tell(&mut told, &asked.host, &asked.forwarded);
+        let mut lines = Vec::new();
+        for (name, value) in told.iter().filter(|(name, _)| *name != header::HOST) {
+            for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+                lines.extend_from_slice(part);
+            }
+        }
+        asked.lines = lines.into();
+        if !self.trusted {
+            told.insert(REQUEST_ID, HeaderValue::from_static("-"));
+            // A copy has no room to spare: there is one for each connection.
+            asked.told = Some(told.clone());
+        }
+        Arc::new(asked)
     }
 
     /// Tells the app about the client, and the request's id.
@@ -143,19 +176,6 @@ impl Client {
         }
     }
 
-    /// All that is told to the app, for requests with few other headers.
-    fn ready_made(&self, asked: &Asked) -> Option<HeaderMap> {
-        if self.trusted {
-            return None;
-        }
-        let mut told = HeaderMap::with_capacity(ADDED + 1);
-        told.insert(header::HOST, asked.host.clone());
-        self.tell(&mut told, &asked.host, &asked.forwarded);
-        told.insert(REQUEST_ID, HeaderValue::from_static("-"));
-        // A copy has no room to spare: there is one for each connection.
-        Some(told.clone())
-    }
-
     /// Whether it came over TLS.
     pub fn is_tls(&self) -> bool {
         self.proto == "https"
@@ -166,13 +186,11 @@ impl Client {
         self.trusted
     }
 
-    /// Whether a request with these headers is from somebody on this machine, and not carried by
-    /// a proxy on it.
-    pub fn is_here(&self, headers: &HeaderMap) -> bool {
+    /// Whether a request that has headers with these names is from somebody on this machine, and not
+    /// carried by a proxy on it.
+    pub fn is_here(&self, has: impl Fn(&HeaderName) -> bool) -> bool {
         let carried = [FOR, header::FORWARDED, header::VIA, REAL_IP];
-        self.address.is_loopback()
-            && !self.trusted
-            && !carried.iter().any(|name| headers.contains_key(name))
+        self.address.is_loopback() && !self.trusted && !carried.iter().any(has)
     }
 
     fn forwarded(&self, host: &str) -> HeaderValue {
@@ -208,7 +226,7 @@ fn append(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
 /// The client's request id if it is sane, else a new one in the shape of a UUID.
 pub fn request_id(headers: &HeaderMap) -> HeaderValue {
     match headers.get(REQUEST_ID) {
-        Some(given) if sane(given.as_bytes()) => given.clone(),
+        Some(given) if is_sane(given.as_bytes()) => given.clone(),
         _ => new_id(),
     }
 }
@@ -258,7 +276,8 @@ fn next_id() -> u128 {
     (u128::from(mixed) << 64) | u128::from(fixed)
 }
 
-fn sane(id: &[u8]) -> bool {
+/// Whether a request id of a client is taken over.
+pub fn is_sane(id: &[u8]) -> bool {
     (1..=LONGEST_ID).contains(&id.len())
         && id
             .iter()

@@ -49,7 +49,7 @@ impl Seen {
                     named(headers, &mut seen.ends_here)?;
                 }
                 text => {
-                    if is_for_one_hop(text) || misleads(text) || (!trusted && claims(text)) {
+                    if stays_here(text) || (!trusted && claims(text)) {
                         seen.ends_here.push(name.clone());
                     }
                 }
@@ -166,6 +166,16 @@ fn named(headers: &HeaderMap, ends_here: &mut Vec<HeaderName>) -> Result<(), &'s
         }
     }
     Ok(())
+}
+
+/// Whether a header of a request does not go on to the app.
+pub fn stays_here(name: &str) -> bool {
+    is_for_one_hop(name) || misleads(name)
+}
+
+/// Whether a header tells of the client, as a proxy on the way may.
+pub fn is_told_of_clients(name: &str) -> bool {
+    name == "forwarded" || name.starts_with("x-forwarded-") || claims(name)
 }
 
 fn is_for_one_hop(name: &str) -> bool {

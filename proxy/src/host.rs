@@ -14,6 +14,8 @@ pub struct Asked {
     pub forwarded: HeaderValue,
     /// All that the app is told, if it is the same for all requests.
     pub told: Option<HeaderMap>,
+    /// What it is told of a client that tells nothing itself, as lines of a head.
+    pub lines: Box<[u8]>,
 }
 
 impl Asked {
@@ -27,6 +29,14 @@ impl Asked {
         if host.is_empty() && head.version == Version::HTTP_11 {
             return Err("It has no Host header, or an empty one.");
         }
+        Self::of(host, forwarded)
+    }
+
+    /// What asking for `host` asks for.
+    pub fn of(
+        host: &str,
+        forwarded: impl FnOnce(&str) -> HeaderValue,
+    ) -> Result<Self, &'static str> {
         if !plausible(host) {
             return Err("Its Host is not a hostname.");
         }
@@ -37,6 +47,7 @@ impl Asked {
             forwarded: forwarded(host),
             host: sent,
             told: None,
+            lines: Box::default(),
         })
     }
 

@@ -12,6 +12,7 @@
 //! | `target` | a target's health and counts, across tables |
 //! | `check` | active checks |
 //! | `service` | a request's way, as pingora's callbacks |
+//! | `exchange` | the short way of plain requests, and what takes the long one |
 //! | `connection` | a client's socket, as pingora wants it |
 //! | `listen`, `worker` | from the listening socket to the thread that serves |
 //! | `fault` | whether a failure is this machine's own |
@@ -23,6 +24,7 @@ mod access_log;
 mod check;
 mod connection;
 mod control;
+mod exchange;
 mod fault;
 mod forwarded;
 mod head;

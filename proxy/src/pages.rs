@@ -78,6 +78,15 @@ pub fn refusal(status: u16, id: &str) -> Refusal {
     };
     let why = page.code();
     let page = page.render("", id, false);
+    Refusal {
+        answer: whole(&page, id, false),
+        bytes: page.body.len(),
+        why,
+    }
+}
+
+/// The page as an answer after which the connection ends.
+pub fn whole(page: &Rendered, id: &str, only_head: bool) -> Vec<u8> {
     let status = StatusCode::from_u16(page.status).unwrap_or(StatusCode::BAD_REQUEST);
     let mut answer = format!(
         "HTTP/1.1 {status}\r\nContent-Type: {}\r\nContent-Length: {}\r\nCache-Control: no-store\r\n\
@@ -86,12 +95,10 @@ pub fn refusal(status: u16, id: &str) -> Refusal {
         page.body.len()
     )
     .into_bytes();
-    answer.extend_from_slice(&page.body);
-    Refusal {
-        answer,
-        bytes: page.body.len(),
-        why,
+    if !only_head {
+        answer.extend_from_slice(&page.body);
     }
+    answer
 }
 
 /// How the client likes it.

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 /// How long a client may take for the next piece of a request's body, or to take the next piece of
 /// an answer.
-const CLIENT_PATIENCE: Duration = Duration::from_mins(1);
+pub const CLIENT_PATIENCE: Duration = Duration::from_mins(1);
 /// How long what is left of an unwanted body may take to be read.
 const DRAIN_BODY: Duration = Duration::from_secs(5);
 
@@ -36,10 +36,10 @@ const TAKEN_BODY: usize = 1024 * 1024;
 const TAKE_BODY: Duration = Duration::from_secs(1);
 
 /// Until when after its beginning a request that found its kept connection closed was not taken by the app.
-const CLOSED_BEFORE: Duration = Duration::from_secs(1);
+pub const CLOSED_BEFORE: Duration = Duration::from_secs(1);
 
 /// Why an answer that had begun is not whole, in the access log.
-const BROKEN_OFF: &str = "broken-off";
+pub const BROKEN_OFF: &str = "broken-off";
 
 /// What all workers share.
 pub struct Shared {
@@ -51,6 +51,50 @@ pub struct Shared {
     pub access_log: Option<Arc<AccessLog>>,
     /// Clients whose forwarding headers are believed.
     pub trusted: Vec<Network>,
+}
+
+impl Shared {
+    /// A client at `address` that came to `port`.
+    pub fn client(&self, address: IpAddr, port: u16, tls: bool) -> Client {
+        let address = address.to_canonical();
+        let trusted = self.trusted.iter().any(|net| net.contains(address));
+        Client::new(address, port, tls, trusted)
+    }
+
+    /// A target for a request that needs no more than a host to find one; none where it does, or where there
+    /// is none. On return the request counts as in flight there under the table in force, as with
+    /// [`Service::choose`].
+    pub fn choose_plain(&self, host: &str) -> Option<(Arc<Pool>, InFlight)> {
+        loop {
+            let table = self.table.load();
+            let route = table.route(host).filter(|route| !route.keeps_clients())?;
+            let (pool, target) = route.pick(None, None)?;
+            let in_flight = InFlight::at(target?);
+            if Arc::ptr_eq(&table, &self.table.load()) {
+                return Some((pool.clone(), in_flight));
+            }
+        }
+    }
+}
+
+/// Counts a request that is over: the status that was sent, whether no app answered it, and where one did,
+/// when its answer began and how long that took.
+pub fn count(
+    pool: Option<&Pool>,
+    at: Option<&InFlight>,
+    status: Option<u16>,
+    failed: bool,
+    answered: Option<(Instant, Duration)>,
+) {
+    if let Some(at) = at {
+        at.target().counters.record(status, failed, answered);
+        let error = failed || status.is_some_and(|status| status >= 500);
+        let latency = answered.map(|(_, latency)| latency);
+        at.target().release.record(error, latency);
+    }
+    if let Some(pool) = pool {
+        pool.counters.record(status, failed, answered);
+    }
 }
 
 /// The proxy's logic for one worker.
@@ -132,7 +176,7 @@ impl Service {
     ) -> Result<u16> {
         let connection = request.connection.as_deref();
         let here = self.with_client(session, connection, |client| {
-            client.is_here(&session.req_header().headers)
+            client.is_here(|name| session.req_header().headers.contains_key(name))
         });
         request.why = Some(page.code());
         let accept = session
@@ -177,9 +221,9 @@ impl Service {
         };
         let peer: Option<SocketAddr> = inet(socket.and_then(|socket| socket.peer_addr()));
         let local: Option<SocketAddr> = inet(socket.and_then(|socket| socket.local_addr()));
-        let address = peer.map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.ip().to_canonical());
-        let trusted = self.0.trusted.iter().any(|net| net.contains(address));
-        Client::new(address, local.map_or(0, |local| local.port()), tls, trusted)
+        let address = peer.map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.ip());
+        let port = local.map_or(0, |local| local.port());
+        self.0.client(address, port, tls)
     }
 
     /// Lets `told` see the client, whom a kept connection remembers.
@@ -192,7 +236,7 @@ impl Service {
         if let Some(connection) = connection {
             let remembered = connection
                 .memory
-                .get_or_init(|| Box::new(self.new_client(session)));
+                .get_or_init(|| Arc::new(self.new_client(session)));
             if let Some(client) = remembered.downcast_ref::<Client>() {
                 return told(client);
             }
@@ -637,15 +681,8 @@ impl ProxyHttp for Service {
             let answered = request
                 .answered
                 .map(|at| (at, at.saturating_duration_since(request.begun)));
-            if let Some(at) = &request.at {
-                at.target().counters.record(status, failed, answered);
-                let error = failed || status.is_some_and(|status| status >= 500);
-                let latency = answered.map(|(_, latency)| latency);
-                at.target().release.record(error, latency);
-            }
-            if let Some(pool) = &request.pool {
-                pool.counters.record(status, failed, answered);
-            }
+            let pool = request.pool.as_deref();
+            count(pool, request.at.as_ref(), status, failed, answered);
         }
         if failed && let Some(error) = error {
             let instance = request.at.as_ref().map(|at| &at.target().target.instance);

@@ -227,6 +227,11 @@ impl Table {
 }
 
 impl Route {
+    /// Whether clients stay at the pool that they came to first.
+    pub fn keeps_clients(&self) -> bool {
+        self.sides.is_some()
+    }
+
     /// The number of the client that sent these headers, where clients stay on their side.
     pub fn number(&self, headers: &http::HeaderMap) -> Option<Number> {
         self.sides.as_ref()?.number(headers, &self.next)

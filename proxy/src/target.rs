@@ -11,20 +11,22 @@ use beanpole_protocol::proxy::{
     CheckResult, HealthCheck, Target, TargetMode, TargetReport, TriedCheck,
 };
 use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{
+    AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst,
+};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 /// How long a connection to a target may take: long enough for one lost packet (RFC 6298, section 2).
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a target may stay silent over a request, as in EB's load balancers.
-const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
 /// How long a connection to a target is kept for the next request. Below the shortest common
 /// keep-alive of app servers (gunicorn's 2 s), so that it is we who close: a request sent at the
 /// moment in which the other side closes is lost.
-const KEPT_IDLE: Duration = Duration::from_millis(1_500);
+pub const KEPT_IDLE: Duration = Duration::from_millis(1_500);
 
 /// Tells the watchers of reports that there is something new.
 #[derive(Clone)]
@@ -50,6 +52,8 @@ impl Changes {
 
 /// A target's life across tables.
 pub struct TargetState {
+    /// No other target of this proxy has, or had, the same.
+    pub number: u64,
     /// As the table says; its `mode`, `check` and `release` may be out of date.
     pub target: Target,
     /// Requests given to it and how they went.
@@ -106,8 +110,11 @@ impl TargetState {
         assumed: bool,
         changes: Changes,
     ) -> Arc<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let number = NEXT.fetch_add(1, Relaxed);
         let mut peer = HttpPeer::new(target.address, false, String::new());
-        peer.group_key = group_key(target);
+        // Keeps connections to an earlier run at the same address from being used for this one.
+        peer.group_key = number;
         peer.options.connection_timeout = Some(CONNECT_TIMEOUT);
         peer.options.total_connection_timeout = Some(CONNECT_TIMEOUT);
         peer.options.read_timeout = Some(ANSWER_TIMEOUT);
@@ -121,6 +128,7 @@ impl TargetState {
         upgrade_peer.options.write_timeout = None;
         let assumed = assumed && target.mode == TargetMode::Serve;
         Arc::new(Self {
+            number,
             target: target.clone(),
             counters: Counters::default(),
             release,
@@ -412,14 +420,6 @@ impl Drop for InFlight {
             self.target.changes.tell();
         }
     }
-}
-
-/// Keeps connections to an earlier run at the same address from being used for this one.
-fn group_key(target: &Target) -> u64 {
-    use std::hash::{DefaultHasher, Hash, Hasher};
-    let mut hasher = DefaultHasher::new();
-    (&target.instance, target.incarnation).hash(&mut hasher);
-    hasher.finish()
 }
 
 /// What a request of a client found out about a target that gave it no connection.

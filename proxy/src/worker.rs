@@ -2,12 +2,15 @@
 //! its share of the clients: nothing of a request crosses threads.
 
 use crate::connection::{Buffered, ConnState, Connection, Patience};
+use crate::exchange::{Exchange, Next};
+use crate::forwarded::Client;
 use crate::listen::Accepted;
 use crate::service::{Refuser, Service, Shared};
 use beanpole_daemon::connections::Connections;
-use pingora_core::apps::{HttpServerOptions, ServerApp};
+use pingora_core::apps::{HttpServerApp, HttpServerOptions, ServerApp};
 use pingora_core::listeners::tls::Acceptor;
-use pingora_core::protocols::Stream;
+use pingora_core::protocols::http::ServerSession;
+use pingora_core::protocols::{Shutdown, Stream};
 use pingora_core::server::ShutdownWatch;
 use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::{HttpProxy, http_proxy};
@@ -36,6 +39,8 @@ const REFUSED: Duration = Duration::from_secs(2);
 const TICKS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// How long an HTTP/2 connection is kept without a request.
 const H2_IDLE: Duration = Duration::from_secs(75);
+/// How long the end of a connection may take to be sent.
+const GOODBYE: Duration = Duration::from_secs(5);
 /// Connections on their way to a worker.
 const WAITING: usize = 1024;
 
@@ -90,12 +95,13 @@ impl Worker {
         drain: Duration,
         kept: usize,
     ) -> io::Result<Self> {
+        let kept = kept.min(KEPT_CONNECTIONS);
         let (connections, accepted) = mpsc::channel(WAITING);
         let (ended, done) = oneshot::channel();
         let conf = ServerConf {
             ca_file: Some(ca_file.to_string_lossy().into_owned()),
             threads: 1,
-            upstream_keepalive_pool_size: kept.min(KEPT_CONNECTIONS),
+            upstream_keepalive_pool_size: kept,
             max_retries: ATTEMPTS,
             ..ServerConf::default()
         };
@@ -112,7 +118,12 @@ impl Worker {
                 options.allow_connect_method_proxying = true;
                 options.h2_idle_timeout = Some(H2_IDLE);
                 app.server_options = Some(options);
-                runtime.block_on(carry(Arc::new(app), shared, accepted, stop, drain));
+                let ways = Ways {
+                    app: Arc::new(app),
+                    exchange: Exchange::new(shared.clone(), kept),
+                    shared,
+                };
+                runtime.block_on(carry(ways, accepted, stop, drain));
                 // What is still there after the drain is cut off with the runtime.
                 runtime.shutdown_background();
                 let _ = ended.send(());
@@ -127,21 +138,32 @@ impl Worker {
     }
 }
 
-async fn carry(
+/// The ways that requests can take.
+#[derive(Clone)]
+struct Ways {
+    /// The short one.
+    exchange: Arc<Exchange>,
+    /// The long one.
     app: Arc<HttpProxy<Service>>,
     shared: Arc<Shared>,
+}
+
+async fn carry(
+    ways: Ways,
     mut accepted: mpsc::Receiver<Accepted>,
     stop: watch::Receiver<bool>,
     drain: Duration,
 ) {
     let tracker = TaskTracker::new();
+    let exchange = ways.exchange.clone();
+    let timekeeper = tokio::spawn(async move { exchange.keep_time().await });
     let mut stopping = stop.clone();
     loop {
         tokio::select! {
             biased;
             next = accepted.recv() => match next {
                 Some(next) => {
-                    tracker.spawn(serve(app.clone(), shared.clone(), next, stop.clone()));
+                    tracker.spawn(serve(ways.clone(), next, stop.clone()));
                 }
                 None => break,
             },
@@ -151,9 +173,9 @@ async fn carry(
     // Accepted before the stop: these are served if they ask for something.
     accepted.close();
     while let Some(next) = accepted.recv().await {
-        tracker.spawn(serve(app.clone(), shared.clone(), next, stop.clone()));
+        tracker.spawn(serve(ways.clone(), next, stop.clone()));
     }
-    app.cleanup().await;
+    ways.app.cleanup().await;
     tracker.close();
     if tokio::time::timeout(drain, tracker.wait()).await.is_err() {
         tracing::warn!(
@@ -161,14 +183,10 @@ async fn carry(
             "connections were cut off at the end of the drain"
         );
     }
+    timekeeper.abort();
 }
 
-async fn serve(
-    app: Arc<HttpProxy<Service>>,
-    shared: Arc<Shared>,
-    accepted: Accepted,
-    stop: ShutdownWatch,
-) {
+async fn serve(ways: Ways, accepted: Accepted, stop: ShutdownWatch) {
     let Accepted {
         socket,
         peer,
@@ -185,8 +203,12 @@ async fn serve(
             return;
         }
     };
+    let client = ways.shared.client(peer.ip(), local.port(), tls.is_some());
+    let client = Arc::new(client);
+    // Requests that take the long way are told of it so.
+    let _ = state.memory.set(client.clone());
     let refuser = Box::new(Refuser {
-        shared,
+        shared: ways.shared.clone(),
         client: peer.ip(),
     });
     let connection = match tls {
@@ -212,8 +234,37 @@ async fn serve(
             }
         }
     };
-    let mut next: Option<Stream> = Some(Box::new(connection));
+    converse(&ways, Box::new(connection), &client, &stop).await;
+}
+
+/// Answers a client's requests, each on its way, until it has no more.
+async fn converse(
+    ways: &Ways,
+    mut connection: Box<Connection>,
+    client: &Client,
+    stop: &ShutdownWatch,
+) {
+    while !connection.is_h2() {
+        match ways.exchange.serve(&mut connection, client).await {
+            Next::End => {
+                let _ = tokio::time::timeout(GOODBYE, connection.shutdown()).await;
+                return;
+            }
+            Next::OtherWay => break,
+            Next::OneOtherWay => {}
+        }
+        let mut session = ServerSession::new_http1(connection);
+        session.set_keepalive((!*stop.borrow()).then_some(KEEP_ALIVE.as_secs()));
+        let Some(reused) = ways.app.process_new_http(session, stop).await else {
+            return;
+        };
+        let Ok(back) = reused.consume().0.into_any().downcast::<Connection>() else {
+            return;
+        };
+        connection = back;
+    }
+    let mut next: Option<Stream> = Some(connection);
     while let Some(stream) = next {
-        next = app.process_new(stream, &stop).await;
+        next = ways.app.process_new(stream, stop).await;
     }
 }

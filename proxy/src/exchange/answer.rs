@@ -1,0 +1,261 @@
+//! An app's answer: where it ends, and its head as the client gets it.
+
+use super::chunked::Chunked;
+use super::request::{MOST_HEADERS, lower_case, number};
+
+/// Longest head of an answer, in bytes, as pingora has it.
+pub const LONGEST_HEAD: usize = 1024 * 1024;
+
+/// An answer whose head has come.
+pub struct Answer {
+    /// How long its head is.
+    pub head: usize,
+    /// Its status.
+    pub status: u16,
+    /// What follows.
+    pub body: Body,
+    /// Whether the app's connection may be used again.
+    pub keeps: bool,
+}
+
+/// Where a body ends (RFC 9112, section 6.3).
+pub enum Body {
+    /// There is none: an informational answer, and one to HEAD, too.
+    None,
+    /// After that many bytes.
+    Length(u64),
+    /// Where its last chunk says.
+    Chunked(Chunked),
+    /// With the connection.
+    UntilClose,
+}
+
+/// Reads the head of an answer, and writes to `out` how the client gets it. None while it is not over; else
+/// what is wrong with it.
+pub fn read(
+    bytes: &[u8],
+    only_head: bool,
+    closes: bool,
+    out: &mut Vec<u8>,
+) -> Result<Option<Answer>, &'static str> {
+    let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
+    let mut answer = httparse::Response::new(&mut headers);
+    let mut parser = httparse::ParserConfig::default();
+    parser.allow_spaces_after_header_name_in_responses(true);
+    parser.allow_obsolete_multiline_headers_in_responses(true);
+    let head = match parser.parse_response(&mut answer, bytes) {
+        Ok(httparse::Status::Complete(head)) => head,
+        Ok(httparse::Status::Partial) if bytes.len() > LONGEST_HEAD => {
+            return Err("the head of the app's answer is too long");
+        }
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(_) => return Err("the app's answer is not HTTP"),
+    };
+    let status = answer.code.unwrap_or_default();
+    if !(100..1000).contains(&status) {
+        return Err("the app's answer has no status");
+    }
+    let mut length: Option<usize> = None;
+    let mut encoded = None;
+    let mut keeps = answer.version == Some(1);
+    let mut named = false;
+    for header in answer.headers.iter() {
+        match header.name.len() {
+            14 if header.name.eq_ignore_ascii_case("content-length") => {
+                length = Some(one_length(header.value, length)?);
+            }
+            17 if header.name.eq_ignore_ascii_case("transfer-encoding") => {
+                encoded = Some(ends_chunked(header.value));
+            }
+            10 if header.name.eq_ignore_ascii_case("connection") => {
+                for word in words(header.value) {
+                    if word.eq_ignore_ascii_case(b"close") {
+                        keeps = false;
+                    } else if word.eq_ignore_ascii_case(b"keep-alive") {
+                        // HTTP/1.0 says so where it means it.
+                        keeps = true;
+                    } else {
+                        named = true;
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    if encoded == Some(false) {
+        return Err("the app gave a transfer coding that does not say where its answer ends");
+    }
+    let body = if only_head || status < 200 || status == 204 || status == 304 {
+        Body::None
+    } else if encoded.is_some() {
+        Body::Chunked(Chunked::default())
+    } else if let Some(length) = length {
+        Body::Length(length as u64)
+    } else {
+        keeps = false;
+        Body::UntilClose
+    };
+    out.extend_from_slice(b"HTTP/1.1 ");
+    digits(out, status);
+    out.push(b' ');
+    out.extend_from_slice(answer.reason.unwrap_or_default().as_bytes());
+    out.extend_from_slice(b"\r\n");
+    let mut told_length = false;
+    for header in answer.headers.iter() {
+        let mut lower = [0; 32];
+        match lower_case(header.name, &mut lower) {
+            "connection" | "keep-alive" | "proxy-connection" => continue,
+            "content-length" => {
+                // An answer says once how long it is, and in one way.
+                if status == 204 || encoded.is_some() || std::mem::replace(&mut told_length, true) {
+                    continue;
+                }
+                out.extend_from_slice(header.name.as_bytes());
+                out.extend_from_slice(b": ");
+                let value = header.value.split(|byte| *byte == b',').next();
+                out.extend_from_slice(value.unwrap_or_default().trim_ascii());
+                out.extend_from_slice(b"\r\n");
+                continue;
+            }
+            "transfer-encoding" if status == 204 => continue,
+            "transfer-encoding" => {}
+            _ if named && is_named(&answer, header.name) => continue,
+            _ => {}
+        }
+        out.extend_from_slice(header.name.as_bytes());
+        out.extend_from_slice(b": ");
+        if header
+            .value
+            .iter()
+            .any(|byte| matches!(byte, b'\r' | b'\n'))
+        {
+            // A value over several lines is one (RFC 9112, section 5.2).
+            out.extend(header.value.iter().map(|byte| match byte {
+                b'\r' | b'\n' => b' ',
+                byte => *byte,
+            }));
+        } else {
+            out.extend_from_slice(header.value);
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+    if matches!(body, Body::UntilClose) {
+        out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+    }
+    if closes && status >= 200 {
+        out.extend_from_slice(b"Connection: close\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    Ok(Some(Answer {
+        head,
+        status,
+        body,
+        keeps,
+    }))
+}
+
+/// The length that a header says, which may say it several times, as long as it is the same as before.
+fn one_length(value: &[u8], before: Option<usize>) -> Result<usize, &'static str> {
+    let mut length = before;
+    for word in value.split(|byte| *byte == b',') {
+        let number = number(word.trim_ascii()).ok_or("the app gave no length")?;
+        if length.is_some_and(|length| length != number) {
+            return Err("the app gave different lengths");
+        }
+        length = Some(number);
+    }
+    length.ok_or("the app gave no length")
+}
+
+fn ends_chunked(value: &[u8]) -> bool {
+    let last = value.rsplit(|byte| *byte == b',').next();
+    last.is_some_and(|last| last.trim_ascii().eq_ignore_ascii_case(b"chunked"))
+}
+
+fn words(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value
+        .split(|byte| *byte == b',')
+        .map(|word| word.trim_ascii())
+        .filter(|word| !word.is_empty())
+}
+
+/// Whether the answer names this header as one for its next hop alone.
+fn is_named(answer: &httparse::Response<'_, '_>, name: &str) -> bool {
+    let connections = answer.headers.iter();
+    connections
+        .filter(|header| header.name.eq_ignore_ascii_case("connection"))
+        .any(|header| words(header.value).any(|word| word.eq_ignore_ascii_case(name.as_bytes())))
+}
+
+fn digits(out: &mut Vec<u8>, status: u16) {
+    let digit = |of: u16| b'0' + (of % 10) as u8;
+    out.extend_from_slice(&[digit(status / 100), digit(status / 10), digit(status)]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The head that the client gets, and whether the connection may be used again.
+    fn told(head: &str) -> Result<(String, bool), &'static str> {
+        let mut out = Vec::new();
+        let answer = read(head.as_bytes(), false, false, &mut out)?;
+        let answer = answer.ok_or("not over")?;
+        assert_eq!(answer.head, head.len());
+        Ok((String::from_utf8_lossy(&out).into_owned(), answer.keeps))
+    }
+
+    #[test]
+    fn what_is_between_the_app_and_the_proxy_stays_there() {
+        let head = "HTTP/1.1 200 Fine\r\nConnection: keep-alive, X-Hop\r\nKeep-Alive: 5\r\nX-Hop: 1\r\n\
+                    X-Far: 2\r\nContent-Length: 3\r\n\r\n";
+        let (told, keeps) = told(head).expect("an answer");
+        assert_eq!(
+            told,
+            "HTTP/1.1 200 Fine\r\nX-Far: 2\r\nContent-Length: 3\r\n\r\n"
+        );
+        assert!(keeps);
+    }
+
+    #[test]
+    fn an_answer_says_its_length_in_one_way() {
+        let both = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert_eq!(told(both).expect("an answer").0, chunked);
+        let twice = "HTTP/1.1 200 OK\r\nContent-Length: 3, 3\r\nContent-Length: 3\r\n\r\n";
+        let once = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n";
+        assert_eq!(told(twice).expect("an answer").0, once);
+        for odd in [
+            "Content-Length: 3\r\nContent-Length: 4",
+            "Content-Length: 3, 4",
+            "Content-Length: +3",
+            "Content-Length: ",
+            "Transfer-Encoding: chunked, gzip",
+            "Transfer-Encoding: identity",
+        ] {
+            assert!(
+                told(&format!("HTTP/1.1 200 OK\r\n{odd}\r\n\r\n")).is_err(),
+                "{odd}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_older_app_is_not_asked_again_unless_it_says_so() {
+        let (_, keeps) = told("HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\n").expect("an answer");
+        assert!(!keeps);
+        let head = "HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\nContent-Length: 3\r\n\r\n";
+        let (told_head, keeps) = told(head).expect("an answer");
+        assert!(keeps);
+        assert_eq!(told_head, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n");
+        let (endless, keeps) = told("HTTP/1.0 200 OK\r\n\r\n").expect("an answer");
+        assert!(!keeps && endless.contains("Transfer-Encoding: chunked"));
+    }
+
+    #[test]
+    fn a_value_over_several_lines_becomes_one() {
+        let (told, _) =
+            told("HTTP/1.1 204 No\r\nX: a\r\n b\r\nContent-Length: 0\r\n\r\n").expect("one");
+        assert_eq!(told, "HTTP/1.1 204 No\r\nX: a   b\r\n\r\n");
+    }
+}

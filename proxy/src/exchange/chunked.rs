@@ -1,0 +1,185 @@
+//! Where a chunked body ends (RFC 9112, section 7.1). Its bytes go on as they are: nothing is taken apart.
+
+/// Longest line of a chunk's size with its extensions, and most bytes of trailers.
+const LONGEST_LINE: usize = 16 * 1024;
+const MOST_TRAILERS: usize = 64 * 1024;
+
+/// How far a chunked body has come.
+#[derive(Debug, Default)]
+pub struct Chunked {
+    at: At,
+    /// Bytes left of the chunk, or the size as far as its digits have come.
+    size: u64,
+    /// Bytes of the line or of the trailers.
+    line: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum At {
+    #[default]
+    FirstDigit,
+    Digits,
+    /// Behind the digits.
+    Extension,
+    SizeEnd,
+    Data,
+    DataCr,
+    DataLf,
+    /// At the beginning of a line of trailers; the empty one is the last.
+    LineStart,
+    Trailer,
+    TrailerEnd,
+    LastLf,
+    Over,
+}
+
+/// It is not a chunked body.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Broken;
+
+impl Chunked {
+    /// Whether the body is over.
+    pub fn is_over(&self) -> bool {
+        self.at == At::Over
+    }
+
+    /// Takes the next bytes: how many of them belong to the body, and how many of these are its content.
+    pub fn take(&mut self, bytes: &[u8]) -> Result<(usize, u64), Broken> {
+        let mut next = 0;
+        let mut content = 0;
+        while next < bytes.len() && self.at != At::Over {
+            if self.at == At::Data {
+                let here = self.size.min((bytes.len() - next) as u64);
+                next += here as usize;
+                content += here;
+                self.size -= here;
+                if self.size == 0 {
+                    self.at = At::DataCr;
+                }
+                continue;
+            }
+            self.step(bytes[next])?;
+            next += 1;
+        }
+        Ok((next, content))
+    }
+
+    fn step(&mut self, byte: u8) -> Result<(), Broken> {
+        self.at = match (self.at, byte) {
+            (At::FirstDigit | At::Digits, _) if byte.is_ascii_hexdigit() => {
+                // More than sixteen digits are no length of anything.
+                if self.size > u64::MAX >> 4 {
+                    return Err(Broken);
+                }
+                let digit = char::from(byte).to_digit(16).map_or(0, u64::from);
+                self.size = (self.size << 4) | digit;
+                self.longer(LONGEST_LINE)?;
+                At::Digits
+            }
+            (At::Digits | At::Extension, b'\r') => At::SizeEnd,
+            (At::Digits, b';' | b' ' | b'\t') => At::Extension,
+            (At::Extension, _) if byte != b'\n' => {
+                self.longer(LONGEST_LINE)?;
+                At::Extension
+            }
+            (At::SizeEnd, b'\n') => {
+                self.line = 0;
+                if self.size == 0 {
+                    At::LineStart
+                } else {
+                    At::Data
+                }
+            }
+            (At::DataCr, b'\r') => At::DataLf,
+            (At::DataLf, b'\n') => At::FirstDigit,
+            (At::LineStart, b'\r') => At::LastLf,
+            (At::LastLf, b'\n') => At::Over,
+            (At::Trailer, b'\r') => At::TrailerEnd,
+            (At::TrailerEnd, b'\n') => At::LineStart,
+            (At::LineStart | At::Trailer, _) if byte != b'\n' => {
+                self.longer(MOST_TRAILERS)?;
+                At::Trailer
+            }
+            _ => return Err(Broken),
+        };
+        Ok(())
+    }
+
+    fn longer(&mut self, most: usize) -> Result<(), Broken> {
+        self.line += 1;
+        if self.line > most {
+            Err(Broken)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is left behind the body, and how much content it has, whatever the pieces.
+    fn read(body: &[u8], piece: usize) -> Result<(usize, u64), Broken> {
+        let mut chunked = Chunked::default();
+        let (mut taken, mut content) = (0, 0);
+        for bytes in body.chunks(piece) {
+            let (here, found) = chunked.take(bytes)?;
+            taken += here;
+            content += found;
+            if chunked.is_over() {
+                break;
+            }
+        }
+        assert!(chunked.is_over(), "not over: {chunked:?}");
+        Ok((taken, content))
+    }
+
+    #[test]
+    fn a_body_ends_where_it_ends_in_whatever_pieces_it_comes() {
+        let bodies: [(&[u8], u64); 5] = [
+            (b"0\r\n\r\n", 0),
+            (b"5\r\nhello\r\n0\r\n\r\n", 5),
+            (b"A;name=\"v\"\r\n0123456789\r\n1 \r\nx\r\n0\r\n\r\n", 11),
+            (b"3\r\nabc\r\n0\r\nExpires: never\r\nX: y\r\n\r\n", 3),
+            (b"0000000000000003\r\n\r\n\r\r\n0\r\n\r\n", 3),
+        ];
+        for (body, content) in bodies {
+            let mut more = body.to_vec();
+            more.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
+            for piece in 1..=more.len() {
+                assert_eq!(read(&more, piece), Ok((body.len(), content)));
+            }
+        }
+    }
+
+    #[test]
+    fn what_can_be_read_in_two_ways_is_no_body() {
+        let bodies: [&[u8]; 9] = [
+            b"\r\n",
+            b";\r\n",
+            b"5\nhello\r\n0\r\n\r\n",
+            b"5\r\nhello0\r\n\r\n",
+            b"5\r\nhello\n0\r\n\r\n",
+            b"0x5\r\nhello\r\n0\r\n\r\n",
+            b"-5\r\nhello\r\n",
+            b"10000000000000000\r\n",
+            b"0\r\nX: y\n\r\n",
+        ];
+        for body in bodies {
+            let mut chunked = Chunked::default();
+            assert_eq!(chunked.take(body), Err(Broken), "{}", body.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn lines_without_an_end_are_given_up() {
+        let mut size = Chunked::default();
+        let zeros = vec![b'0'; LONGEST_LINE + 1];
+        assert_eq!(size.take(&zeros), Err(Broken));
+        let mut trailers = Chunked::default();
+        assert!(trailers.take(b"0\r\n").is_ok());
+        let line = b"X: y\r\n".repeat(MOST_TRAILERS / 3);
+        assert_eq!(trailers.take(&line), Err(Broken));
+    }
+}

@@ -1,0 +1,511 @@
+//! The short way of plain requests over HTTP/1.1: a head that asks for nothing unusual, a body that came with
+//! it or none. Their bytes go on as they are, without a map of headers between, at less than half the cost of
+//! the long way. It uses the same table, targets, counts and limits.
+//!
+//! Whatever is unusual about a request is seen before anything of it has been sent, and then the request takes
+//! the long way (`service`), through pingora, from its first byte. So does one that could not be sent. What is
+//! unusual about an answer is treated here.
+
+mod answer;
+mod chunked;
+mod kept;
+mod request;
+
+use crate::access_log::Entry;
+use crate::connection::Connection;
+use crate::fault;
+use crate::forwarded::Client;
+use crate::pages::{self, Page};
+use crate::service::{BROKEN_OFF, CLIENT_PATIENCE, CLOSED_BEFORE, Shared, count};
+use crate::table::Pool;
+use crate::target::{ANSWER_TIMEOUT, CONNECT_TIMEOUT, InFlight, KEPT_IDLE};
+use answer::{Answer, Body};
+use futures::ready;
+use http::header;
+use kept::Kept;
+use request::{Known, Look, Plain};
+use std::future::poll_fn;
+use std::io::{self, Write};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+use tokio_util::io::poll_read_buf;
+
+/// How much of an answer is read at a time, in bytes: a small one whole, a long one in few pieces.
+const FIRST_PIECE: usize = 8 * 1024;
+const PIECE: usize = 64 * 1024;
+
+/// What a connection is to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// It is over.
+    End,
+    /// Its next request takes the long way; then it comes back.
+    OneOtherWay,
+    /// It takes the long way for good.
+    OtherWay,
+}
+
+/// The short way of a worker's clients.
+pub struct Exchange {
+    shared: Arc<Shared>,
+    kept: Kept,
+}
+
+/// What ended a request before its answer was over.
+enum Trouble {
+    /// The client has left, or does not take the answer.
+    Client,
+    /// The app broke off.
+    Broken,
+    /// The app was silent for too long.
+    Late,
+    /// The app's answer cannot be passed on.
+    Odd(&'static str),
+}
+
+/// How a request went, as far as it has.
+struct Going {
+    begun: Instant,
+    pool: Arc<Pool>,
+    at: InFlight,
+    status: Option<u16>,
+    answered: Option<Instant>,
+    /// Bytes of the answer's content that were sent.
+    sent: u64,
+    /// No app answered it, or not to the end.
+    failed: bool,
+    why: Option<&'static str>,
+}
+
+impl Going {
+    fn new(begun: Instant, pool: Arc<Pool>, at: InFlight) -> Self {
+        Self {
+            begun,
+            pool,
+            at,
+            status: None,
+            answered: None,
+            sent: 0,
+            failed: false,
+            why: None,
+        }
+    }
+}
+
+/// A client that is being served.
+struct Served<'a> {
+    connection: &'a mut Connection,
+    client: &'a Client,
+    patience: Patience,
+}
+
+/// A client's time: one timer for all its requests, moved when it has run out and not before.
+#[derive(Default)]
+struct Patience {
+    timer: Option<Pin<Box<Sleep>>>,
+    until: Option<tokio::time::Instant>,
+}
+
+impl Patience {
+    fn renew(&mut self, from: Instant, limit: Duration) {
+        self.until = Some((from + limit).into());
+    }
+
+    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(until) = self.until else {
+            return Poll::Pending;
+        };
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if tokio::time::Instant::now() >= until {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(until);
+        }
+    }
+}
+
+impl Exchange {
+    /// Keeps `kept` connections to targets at most for the next request.
+    pub fn new(shared: Arc<Shared>, kept: usize) -> Arc<Self> {
+        Arc::new(Self {
+            shared,
+            kept: Kept::new(kept),
+        })
+    }
+
+    /// Closes connections to targets that have waited for too long, as long as it is polled.
+    pub async fn keep_time(&self) {
+        loop {
+            tokio::time::sleep(KEPT_IDLE / 2).await;
+            self.kept.prune(KEPT_IDLE);
+        }
+    }
+
+    /// Answers the requests of `client`, up to one that takes another way: that lies ready in `connection`.
+    pub async fn serve(&self, connection: &mut Connection, client: &Client) -> Next {
+        let mut to = Served {
+            connection,
+            client,
+            patience: Patience::default(),
+        };
+        loop {
+            let mut bytes = Vec::new();
+            let mut out = Vec::new();
+            let plain = loop {
+                let before = bytes.len();
+                match to.connection.read_more(&mut bytes).await {
+                    Ok(0) | Err(_) => return Next::End,
+                    Ok(_) => {}
+                }
+                // A head that comes byte by byte is not read byte by byte.
+                if before > 0 && !bytes[before..].contains(&b'\n') {
+                    continue;
+                }
+                out.clear();
+                match request::look(&bytes, client, &mut out) {
+                    Look::Partial => {}
+                    Look::Other(known) => return other_way(to.connection, bytes, known),
+                    Look::Plain(plain) => break plain,
+                }
+            };
+            // What came behind it is the next one.
+            to.connection.keep_for_next(bytes.split_off(plain.length));
+            let begun = Instant::now();
+            let Some((pool, at)) = self.shared.choose_plain(&plain.asked.name) else {
+                return other_way(to.connection, bytes, Known::Length(plain.length));
+            };
+            to.connection.state().begin();
+            to.patience.renew(begun, ANSWER_TIMEOUT);
+            let Some((mut app, reused)) = self.connect(&at).await else {
+                return other_way(to.connection, bytes, Known::Length(plain.length));
+            };
+            let mut going = Going::new(begun, pool, at);
+            let ended = self
+                .answer(&mut to, &mut app, &plain, &mut out, &mut going)
+                .await;
+            let keeps = match ended {
+                Ok(true) => {
+                    let target = going.at.target().number;
+                    self.kept.put(target, app, Instant::now());
+                    true
+                }
+                Ok(false) => true,
+                Err(Trouble::Broken)
+                    if going.answered.is_none()
+                        && reused
+                        && plain.idempotent
+                        && begun.elapsed() < CLOSED_BEFORE =>
+                {
+                    // The app closed a kept connection at this moment: the request was not taken.
+                    return other_way(to.connection, bytes, Known::Length(plain.length));
+                }
+                Err(trouble) => {
+                    if !reused && matches!(trouble, Trouble::Broken | Trouble::Late) {
+                        going.at.target().broke();
+                    }
+                    self.fail(&mut to, &plain, &bytes, &trouble, &mut going)
+                        .await;
+                    false
+                }
+            };
+            self.end(client, &plain, &bytes, &going);
+            drop(going);
+            to.connection.state().end();
+            // Whoever was told that the connection ends sees it end.
+            if !keeps || plain.closes || to.connection.state().is_ending() {
+                return Next::End;
+            }
+        }
+    }
+
+    /// A connection to a target, and whether it had a request before; none where there is none to be had.
+    async fn connect(&self, at: &InFlight) -> Option<(TcpStream, bool)> {
+        let target = at.target();
+        if let Some(kept) = self.kept.take(target.number, KEPT_IDLE) {
+            return Some((kept, true));
+        }
+        let connecting = TcpStream::connect(target.target.address);
+        let made = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await;
+        let error = match made {
+            Ok(Ok(stream)) => {
+                let ready = stream.set_nodelay(true);
+                return ready.ok().map(|()| (stream, false));
+            }
+            Ok(Err(error)) => error,
+            Err(_) => io::ErrorKind::TimedOut.into(),
+        };
+        if !fault::is_ours(&error) {
+            target.eject(fault::of_connecting(&error).to_owned());
+        }
+        None
+    }
+
+    /// Sends the request and carries the answer; whether the app's connection may be used again.
+    async fn answer(
+        &self,
+        to: &mut Served<'_>,
+        app: &mut TcpStream,
+        plain: &Plain,
+        out: &mut Vec<u8>,
+        going: &mut Going,
+    ) -> Result<bool, Trouble> {
+        // An app may answer, and break off, before it has read all: what it says counts.
+        if let Err(Trouble::Late) = send(app, &mut to.patience, out).await {
+            return Err(Trouble::Late);
+        }
+        let mut piece = Vec::with_capacity(FIRST_PIECE);
+        let (mut answer, from) = read_head(to, app, plain, &mut piece, out).await?;
+        going.answered = Some(Instant::now());
+        going.at.answered();
+        going.status = Some(answer.status);
+        let (used, mut over) = answer.body.take(&piece[from..], going)?;
+        answer.body.frame(&piece[from..from + used], out);
+        let mut extra = from + used < piece.len();
+        to.patience.renew(Instant::now(), CLIENT_PATIENCE);
+        send_to(to, out).await?;
+        while !over {
+            piece.clear();
+            to.patience.renew(Instant::now(), ANSWER_TIMEOUT);
+            let count = next_piece(to, app, &mut piece, PIECE).await?;
+            if count == 0 {
+                let Body::UntilClose = answer.body else {
+                    return Err(Trouble::Broken);
+                };
+                to.patience.renew(Instant::now(), CLIENT_PATIENCE);
+                send_to(to, b"0\r\n\r\n").await?;
+                break;
+            }
+            let (used, now_over) = answer.body.take(&piece, going)?;
+            over = now_over;
+            extra = used < piece.len();
+            to.patience.renew(Instant::now(), CLIENT_PATIENCE);
+            if let Body::UntilClose = answer.body {
+                out.clear();
+                answer.body.frame(&piece, out);
+                send_to(to, out).await?;
+            } else {
+                send_to(to, &piece[..used]).await?;
+            }
+        }
+        Ok(answer.keeps && !extra)
+    }
+
+    /// Tells the client, where it has heard nothing yet, and whoever asks the counts.
+    async fn fail(
+        &self,
+        to: &mut Served<'_>,
+        plain: &Plain,
+        head: &[u8],
+        trouble: &Trouble,
+        going: &mut Going,
+    ) {
+        let environment = going.pool.environment_name.as_str();
+        let page = match trouble {
+            Trouble::Client => return,
+            Trouble::Late => Page::Late { environment },
+            Trouble::Broken | Trouble::Odd(_) => Page::Broken { environment },
+        };
+        if let Trouble::Odd(why) = trouble {
+            let instance = &going.at.target().target.instance;
+            tracing::debug!(why, %instance, "a request failed");
+        }
+        going.failed = true;
+        if going.status.is_some() {
+            going.why = Some(BROKEN_OFF);
+            return;
+        }
+        going.why = Some(page.code());
+        let accept = request::value_of(head, header::ACCEPT.as_str()).unwrap_or_default();
+        let accept = std::str::from_utf8(accept).unwrap_or_default();
+        let here = to
+            .client
+            .is_here(|name| request::value_of(head, name.as_str()).is_some());
+        let id = plain.id.to_str().unwrap_or_default();
+        let rendered = page.render(accept, id, here);
+        going.status = Some(rendered.status);
+        going.sent = if plain.only_head {
+            0
+        } else {
+            rendered.body.len() as u64
+        };
+        let whole = pages::whole(&rendered, id, plain.only_head);
+        to.patience.renew(Instant::now(), CLIENT_PATIENCE);
+        // A client that has left needs none.
+        let _ = send(to.connection, &mut to.patience, &whole).await;
+    }
+
+    fn end(&self, client: &Client, plain: &Plain, bytes: &[u8], going: &Going) {
+        let text = |range: &std::ops::Range<usize>| {
+            let part = bytes.get(range.clone()).unwrap_or_default();
+            std::str::from_utf8(part).unwrap_or_default()
+        };
+        let answered = going
+            .answered
+            .map(|at| (at, at.saturating_duration_since(going.begun)));
+        // A client that left before there was an answer was neither answered nor failed.
+        if going.status.is_some() || going.failed {
+            let at = Some(&going.at);
+            count(Some(&going.pool), at, going.status, going.failed, answered);
+        }
+        if let Some(log) = &self.shared.access_log {
+            let target = &going.at.target().target;
+            log.add(&Entry {
+                request_id: plain.id.as_bytes(),
+                client: client.text(),
+                host: plain.asked.host.to_str().unwrap_or_default(),
+                method: text(&plain.method),
+                path: text(&plain.path),
+                status: going.status,
+                bytes: usize::try_from(going.sent).unwrap_or(usize::MAX),
+                duration: going.begun.elapsed(),
+                environment: Some(going.pool.environment_name.as_str()),
+                instance: Some(target.instance.as_str()),
+                release: Some(target.release.0),
+                why: going.why,
+            });
+        }
+    }
+}
+
+impl Body {
+    /// Takes the next bytes: how many of them belong to the body, and whether it is over with them.
+    fn take(&mut self, bytes: &[u8], going: &mut Going) -> Result<(usize, bool), Trouble> {
+        let (used, content, over) = match self {
+            Self::None => (0, 0, true),
+            Self::Length(left) => {
+                let here = (bytes.len() as u64).min(*left);
+                *left -= here;
+                (here as usize, here, *left == 0)
+            }
+            Self::Chunked(chunked) => {
+                let taken = chunked.take(bytes);
+                let (used, content) = taken
+                    .map_err(|_| Trouble::Odd("the app's answer is not chunked as it says"))?;
+                (used, content, chunked.is_over())
+            }
+            Self::UntilClose => (bytes.len(), bytes.len() as u64, false),
+        };
+        going.sent += content;
+        Ok((used, over))
+    }
+
+    /// Adds bytes of the body to `out` as the client gets them.
+    fn frame(&self, bytes: &[u8], out: &mut Vec<u8>) {
+        let chunk = matches!(self, Self::UntilClose) && !bytes.is_empty();
+        if chunk {
+            // Writing to memory does not fail.
+            let _ = write!(out, "{:x}\r\n", bytes.len());
+        }
+        out.extend_from_slice(bytes);
+        if chunk {
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+}
+
+/// Puts a request back, to be read once more.
+fn other_way(connection: &mut Connection, bytes: Vec<u8>, known: Known) -> Next {
+    match known {
+        Known::Length(length) => {
+            connection.hand_over(bytes, Some(length));
+            Next::OneOtherWay
+        }
+        Known::Nothing => {
+            connection.hand_over(bytes, None);
+            Next::OtherWay
+        }
+    }
+}
+
+/// Reads to the end of the head of the answer: with it, where the body begins in `piece`; how the client gets
+/// the head is added to `out`. Informational answers go on at once.
+async fn read_head(
+    to: &mut Served<'_>,
+    app: &mut TcpStream,
+    plain: &Plain,
+    piece: &mut Vec<u8>,
+    out: &mut Vec<u8>,
+) -> Result<(Answer, usize), Trouble> {
+    let mut from = 0;
+    loop {
+        if next_piece(to, app, piece, FIRST_PIECE).await? == 0 {
+            return Err(Trouble::Broken);
+        }
+        loop {
+            out.clear();
+            let closes = plain.closes || to.connection.state().is_ending();
+            let read = answer::read(&piece[from..], plain.only_head, closes, out);
+            let Some(answer) = read.map_err(Trouble::Odd)? else {
+                break;
+            };
+            from += answer.head;
+            match answer.status {
+                101 => {
+                    return Err(Trouble::Odd(
+                        "the app switched protocols without being asked",
+                    ));
+                }
+                100..200 => send_to(to, out).await?,
+                _ => return Ok((answer, from)),
+            }
+        }
+    }
+}
+
+/// Waits for the next bytes of the app, whose number it tells, and for the client to leave.
+async fn next_piece(
+    to: &mut Served<'_>,
+    app: &mut TcpStream,
+    piece: &mut Vec<u8>,
+    room: usize,
+) -> Result<usize, Trouble> {
+    piece.reserve(room);
+    poll_fn(|cx| {
+        if let Poll::Ready(read) = poll_read_buf(Pin::new(&mut *app), cx, piece) {
+            return Poll::Ready(read.map_err(|_| Trouble::Broken));
+        }
+        if to.connection.poll_left(cx).is_ready() {
+            return Poll::Ready(Err(Trouble::Client));
+        }
+        to.patience.poll_over(cx).map(|()| Err(Trouble::Late))
+    })
+    .await
+}
+
+/// Sends all of it to the client.
+async fn send_to(to: &mut Served<'_>, bytes: &[u8]) -> Result<(), Trouble> {
+    let sent = send(to.connection, &mut to.patience, bytes).await;
+    sent.map_err(|_| Trouble::Client)
+}
+
+/// Sends all of it.
+async fn send(
+    to: &mut (impl AsyncWrite + Unpin),
+    patience: &mut Patience,
+    bytes: &[u8],
+) -> Result<(), Trouble> {
+    let mut at = 0;
+    poll_fn(|cx| {
+        while at < bytes.len() {
+            match Pin::new(&mut *to).poll_write(cx, &bytes[at..]) {
+                Poll::Ready(Ok(count)) if count > 0 => at += count,
+                Poll::Ready(_) => return Poll::Ready(Err(Trouble::Broken)),
+                Poll::Pending => return patience.poll_over(cx).map(|()| Err(Trouble::Late)),
+            }
+        }
+        match Pin::new(&mut *to).poll_flush(cx) {
+            Poll::Ready(flushed) => Poll::Ready(flushed.map_err(|_| Trouble::Broken)),
+            Poll::Pending => patience.poll_over(cx).map(|()| Err(Trouble::Late)),
+        }
+    })
+    .await
+}

@@ -1,0 +1,203 @@
+//! Whether a request may go the short way, and its head as the app gets it.
+
+use crate::forwarded::{self, Client, REQUEST_ID};
+use crate::head::{is_told_of_clients, stays_here};
+use crate::host::Asked;
+use http::HeaderValue;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Most headers of a request or an answer, as pingora has it.
+pub const MOST_HEADERS: usize = 256;
+/// Longest body that is waited for before the request is sent: what comes in one segment with the head, and
+/// fits into the buffers of a socket, so that the app may answer before it has read it.
+const LONGEST_BODY: usize = 32 * 1024;
+/// Longest name of a header that any rule speaks of.
+const LONGEST_NAME: usize = 32;
+
+/// What the bytes of a request are so far.
+pub enum Look {
+    /// Its head is not over.
+    Partial,
+    /// It is not for here.
+    Other(Known),
+    /// It goes the short way.
+    Plain(Box<Plain>),
+}
+
+/// What is known of a request that goes the long way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Known {
+    /// Its length, from its first byte to the last of its body.
+    Length(usize),
+    /// Nothing: where it ends, only who reads it can say.
+    Nothing,
+}
+
+/// A request that goes the short way, whole.
+pub struct Plain {
+    /// How long it is, its body included.
+    pub length: usize,
+    /// Where its method is.
+    pub method: Range<usize>,
+    /// Where its path is, without the query.
+    pub path: Range<usize>,
+    /// Of whom it was asked.
+    pub asked: Arc<Asked>,
+    /// Its id.
+    pub id: HeaderValue,
+    /// The answer has no body: the method is HEAD.
+    pub only_head: bool,
+    /// Asking twice does what asking once does (RFC 9110, section 9.2.2).
+    pub idempotent: bool,
+    /// The client ends the connection after it.
+    pub closes: bool,
+}
+
+/// Looks at what has come of a request, and writes its head as the app gets it to `out`, where it is plain.
+pub fn look(bytes: &[u8], client: &Client, out: &mut Vec<u8>) -> Look {
+    let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
+    let mut request = httparse::Request::new(&mut headers);
+    let head = match request.parse(bytes) {
+        Ok(httparse::Status::Complete(head)) => head,
+        Ok(httparse::Status::Partial) => return Look::Partial,
+        Err(_) => return Look::Other(Known::Nothing),
+    };
+    let (Some(method), Some(target), Some(1)) = (request.method, request.path, request.version)
+    else {
+        return Look::Other(Known::Nothing);
+    };
+    if method == "CONNECT" {
+        return Look::Other(Known::Nothing);
+    }
+    let mut plain = target.starts_with('/') && target.bytes().all(is_plain);
+    let mut host = None;
+    let mut length: Option<usize> = None;
+    let mut id = None;
+    let mut closes = false;
+    out.extend_from_slice(method.as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(target.as_bytes());
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+    for header in request.headers.iter() {
+        let mut lower = [0; LONGEST_NAME];
+        let name = lower_case(header.name, &mut lower);
+        match name {
+            "host" => plain &= host.replace(header.value).is_none(),
+            "content-length" => match number(header.value) {
+                Some(number) if length.is_none() => length = Some(number),
+                _ => return Look::Other(Known::Nothing),
+            },
+            // Where its body ends is not in its head.
+            "transfer-encoding" | "upgrade" => return Look::Other(Known::Nothing),
+            "connection" => {
+                if header.value.eq_ignore_ascii_case(b"close") {
+                    closes = true;
+                } else if !header.value.eq_ignore_ascii_case(b"keep-alive") {
+                    plain = false;
+                }
+                continue;
+            }
+            "x-request-id" => {
+                plain &= id.is_none() && forwarded::is_sane(header.value);
+                id = HeaderValue::from_bytes(header.value).ok();
+                continue;
+            }
+            // The client waits for leave to send its body.
+            "expect" => plain = false,
+            name => {
+                plain &= !stays_here(name) && !is_told_of_clients(name);
+                plain &= header.name.len() <= LONGEST_NAME || !header.name.contains('_');
+            }
+        }
+        out.extend_from_slice(header.name.as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(header.value);
+        out.extend_from_slice(b"\r\n");
+    }
+    let body = length.unwrap_or(0);
+    let Some(length) = head.checked_add(body) else {
+        return Look::Other(Known::Nothing);
+    };
+    let other = Look::Other(Known::Length(length));
+    // What of a body has not come yet may be long in coming.
+    if !plain || body > LONGEST_BODY || bytes.len() < length {
+        return other;
+    }
+    let Some(Ok(asked)) = host.map(|host| client.asks_for(host)) else {
+        return other;
+    };
+    let id = id.unwrap_or_else(forwarded::new_id);
+    out.extend_from_slice(&asked.lines);
+    for part in [
+        REQUEST_ID.as_str().as_bytes(),
+        b": ",
+        id.as_bytes(),
+        b"\r\n\r\n",
+    ] {
+        out.extend_from_slice(part);
+    }
+    out.extend_from_slice(&bytes[head..length]);
+    let path = target.split('?').next().unwrap_or(target);
+    Look::Plain(Box::new(Plain {
+        length,
+        method: within(bytes, method),
+        path: within(bytes, path),
+        asked,
+        id,
+        only_head: method == "HEAD",
+        idempotent: is_idempotent(method),
+        closes,
+    }))
+}
+
+/// The value of a header of a request that was parsed before.
+pub fn value_of<'a>(head: &'a [u8], name: &str) -> Option<&'a [u8]> {
+    let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
+    let mut request = httparse::Request::new(&mut headers);
+    let _ = request.parse(head);
+    let mut found = request.headers.iter();
+    found
+        .find(|header| header.name.eq_ignore_ascii_case(name))
+        .map(|header| header.value)
+}
+
+/// `name` in lower case, as far as any rule is about names that long.
+pub fn lower_case<'a>(name: &str, into: &'a mut [u8; LONGEST_NAME]) -> &'a str {
+    let length = name.len().min(LONGEST_NAME);
+    let lower = &mut into[..length];
+    lower.copy_from_slice(&name.as_bytes()[..length]);
+    lower.make_ascii_lowercase();
+    // Names are ASCII.
+    std::str::from_utf8(lower).unwrap_or_default()
+}
+
+/// A length: digits alone, and not so many that they are none.
+pub fn number(value: &[u8]) -> Option<usize> {
+    if value.is_empty() || value.len() > 18 {
+        return None;
+    }
+    value.iter().try_fold(0usize, |number, byte| {
+        let digit = byte.is_ascii_digit().then(|| usize::from(byte - b'0'))?;
+        Some(number * 10 + digit)
+    })
+}
+
+/// Whether a byte stands for itself in a target (RFC 3986, section 3.3 and 3.4).
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/?%".contains(&byte)
+}
+
+fn is_idempotent(method: &str) -> bool {
+    matches!(
+        method,
+        "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS" | "TRACE"
+    )
+}
+
+/// Where `part` is in `whole`, of which it is a part.
+fn within(whole: &[u8], part: &str) -> Range<usize> {
+    let start = part.as_ptr().addr().wrapping_sub(whole.as_ptr().addr());
+    let end = start.saturating_add(part.len());
+    if end <= whole.len() { start..end } else { 0..0 }
+}
