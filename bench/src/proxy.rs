@@ -177,11 +177,11 @@ fn beanpole(setup: &Setup, dir: &Path, to: SocketAddr) -> Result<Server, Failed>
         generation: Generation(1),
         routes: vec![Route {
             host: address.ip().to_string(),
-            sticky: None,
             pools: vec![WeightedPool {
                 pool: "app".to_owned(),
                 weight: 1,
             }],
+            ..Route::default()
         }],
         pools: vec![TargetPool {
             name: "app".to_owned(),
@@ -189,6 +189,7 @@ fn beanpole(setup: &Setup, dir: &Path, to: SocketAddr) -> Result<Server, Failed>
             environment_name: EnvironmentName::new("bench")?,
             application: ApplicationName::new("bench")?,
             algorithm: Algorithm::RoundRobin,
+            hold: None,
             targets: vec![Target {
                 instance: InstanceId::from_bits(1),
                 incarnation: Incarnation(1),

@@ -2,8 +2,8 @@
 
 use crate::commands::{
     abort, apps, attach, backup, completions, config, create, cut, daemons, demo, demo_app, deploy,
-    events, health, host, init, list, logs, open, printenv, promote, releases, restart, restore,
-    rollback, scale, setenv, show, status, terminate, up, version, versions,
+    domain, events, health, host, init, list, logs, open, printenv, promote, releases, restart,
+    restore, rollback, scale, setenv, show, status, swap, terminate, up, version, versions,
 };
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -116,6 +116,8 @@ pub enum Command {
     Show(show::Show),
     Abort(abort::Abort),
     Promote(promote::Promote),
+    Swap(swap::Swap),
+    Domain(domain::Domains),
     Cut(cut::Cut),
     Attach(attach::Attach),
     Terminate(terminate::Terminate),

@@ -127,7 +127,7 @@ fn interrupted(operation: &Operation) -> Failure {
         operation.kind
     ))
     .hint(match operation.kind {
-        OperationKind::Terminate => again,
+        OperationKind::Terminate | OperationKind::Swap => again,
         _ => format!("{again}. Give it up: beanpole abort {name}"),
     })
 }
@@ -221,6 +221,7 @@ fn summary(operation: &Operation, environment: Option<&Environment>, took: Durat
         OperationKind::Restart => format!("{name} is restarted, {took}."),
         OperationKind::Configure => format!("{name} has its new settings, {took}."),
         OperationKind::Replace => format!("{name} has its instances replaced, {took}."),
+        OperationKind::Swap => format!("{name} has other hostnames, {took}."),
     };
     if let Some(meanwhile) = meanwhile(operation) {
         text.push_str(&format!("\n{meanwhile}"));

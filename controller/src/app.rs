@@ -61,7 +61,7 @@ pub(crate) struct Shared {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Expects {
     pub(crate) agent: bool,
-    pub(crate) proxy: bool,
+    pub(crate) proxies: usize,
 }
 
 impl Deref for App {

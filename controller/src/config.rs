@@ -43,8 +43,8 @@ pub struct ControllerConfig {
     pub insecure: bool,
     /// The socket of the agent on this machine, if there is one: registered as the host `local`.
     pub local_agent: Option<PathBuf>,
-    /// The socket of the proxy on this machine, if there is one.
-    pub local_proxy: Option<PathBuf>,
+    /// The sockets of the proxies on this machine.
+    pub local_proxies: Vec<PathBuf>,
     /// Environments answer at `CNAME.domain`.
     pub domain: String,
     /// The proxy's port for HTTP, for URLs; 80 when absent.
@@ -71,7 +71,7 @@ impl ControllerConfig {
             tls: Tls::Off,
             insecure: false,
             local_agent: None,
-            local_proxy: None,
+            local_proxies: Vec::new(),
             domain: "localhost".to_owned(),
             http_port: None,
             bundle_limit_bytes: DEFAULT_LIMIT_BYTES,

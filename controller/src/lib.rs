@@ -20,6 +20,7 @@ mod free;
 mod identity;
 mod links;
 mod listen;
+mod metrics;
 mod narrate;
 mod observations;
 mod services;

@@ -4,7 +4,7 @@ use crate::app::App;
 use crate::services::hosts;
 use beanpole_engine::Observed;
 use beanpole_fleet::{
-    AgentClient, BundleSource, Dialer, HostLink, HostLinkConfig, LinkEvent, LinkNews,
+    AgentClient, BundleSource, Changeover, Dialer, HostLink, HostLinkConfig, LinkEvent, LinkNews,
     OrdersTrouble, ProxyEvent, ProxyLink, ProxyLinkConfig, ProxyNews, Pushes,
 };
 use beanpole_protocol::agent::{FOREIGN_CONTROLLER, HostOrders, HostReport, Owner};
@@ -14,12 +14,17 @@ use beanpole_store::blobs::{BlobError, Blobs};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{mpsc, watch};
 
-/// The proxy on this machine.
-pub(crate) const LOCAL_PROXY: &str = "local";
+/// The name of a proxy on this machine, counted from 0.
+pub(crate) fn local_proxy(number: usize) -> String {
+    match number {
+        0 => "local".to_owned(),
+        number => format!("local-{}", number + 1),
+    }
+}
+
 /// Events of links that wait to be taken in.
 const EVENTS_WAITING: usize = 256;
 /// Bundles that are pushed at the same time.
@@ -67,7 +72,8 @@ impl Default for Host {
 pub(crate) struct Links {
     hosts: Mutex<BTreeMap<HostId, Host>>,
     table: watch::Sender<RoutingTable>,
-    proxy: Mutex<Option<ProxyLink>>,
+    proxies: Mutex<Vec<ProxyLink>>,
+    changeover: Changeover,
     bundles: Arc<dyn BundleSource>,
     pushes: Arc<Pushes>,
     host_events: mpsc::Sender<LinkEvent>,
@@ -102,7 +108,8 @@ impl Links {
         let links = Self {
             hosts: Mutex::default(),
             table: watch::Sender::new(RoutingTable::default()),
-            proxy: Mutex::default(),
+            proxies: Mutex::default(),
+            changeover: Changeover::default(),
             bundles: Arc::new(Bundles(blobs)),
             pushes: Pushes::new(rate, PUSHES_AT_ONCE),
             host_events,
@@ -183,18 +190,20 @@ impl Links {
         }
     }
 
-    /// Starts the link to the proxy on this machine.
-    pub(crate) fn start_proxy(&self, app: &App, socket: &Path) {
+    /// Starts the link to a proxy.
+    pub(crate) fn start_proxy(&self, app: &App, name: &str, dialer: Dialer) {
         let link = ProxyLink::spawn(
             ProxyLinkConfig {
-                proxy: LOCAL_PROXY.to_owned(),
-                dialer: Dialer::local(socket),
+                proxy: name.to_owned(),
+                dialer,
                 table: self.table.subscribe(),
+                changeover: self.changeover.clone(),
                 events: self.proxy_events.clone(),
             },
             &app.stop,
         );
-        *self.proxy.lock().unwrap_or_else(PoisonError::into_inner) = Some(link);
+        let mut proxies = self.proxies.lock().unwrap_or_else(PoisonError::into_inner);
+        proxies.push(link);
     }
 
     /// Calls to a host's agent; none when it has no link.
@@ -240,12 +249,11 @@ impl Links {
         for link in hosts.into_values().filter_map(|host| host.link) {
             link.stop().await;
         }
-        let proxy = self
-            .proxy
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(proxy) = proxy {
+        let proxies = {
+            let mut all = self.proxies.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut *all)
+        };
+        for proxy in proxies {
             proxy.stop().await;
         }
     }

@@ -3,7 +3,7 @@
 use crate::app::{App, Expects, Shared, TRANSFERS};
 use crate::auth::Tokens;
 use crate::fail_points::FailPoints;
-use crate::links::{LOCAL_PROXY, Links};
+use crate::links::{Links, local_proxy};
 use crate::listen::Api;
 use crate::observations::Observations;
 use crate::services::hosts;
@@ -178,8 +178,8 @@ fn assemble(
                 seen.host_taken(&host.id, time.now());
             }
         }
-        if config.local_proxy.is_some() {
-            seen.register_proxy(LOCAL_PROXY);
+        for number in 0..config.local_proxies.len() {
+            seen.register_proxy(&local_proxy(number));
         }
     });
     let (links, incoming) = Links::new(Arc::clone(&blobs), config.push_bytes_per_second);
@@ -203,7 +203,7 @@ fn assemble(
         },
         expects: Expects {
             agent: config.local_agent.is_some(),
-            proxy: config.local_proxy.is_some(),
+            proxies: config.local_proxies.len(),
         },
         stop,
         news: watch::Sender::new(0),

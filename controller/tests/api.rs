@@ -34,6 +34,29 @@ fn without_a_token_nothing_but_health_and_description_answers() {
 }
 
 #[test]
+fn metrics_are_in_the_text_format_of_prometheus_and_for_those_with_a_token() {
+    let controller = Controller::start();
+    let none = [("authorization", "")];
+    let refused = controller.call("GET", "/v1/metrics", &none, b"");
+    refused.expect_problem(401, "unauthorised");
+    controller.post("/v1/applications", &json!({"name": "shop"}));
+    let body = json!({"name": "shop-prod", "application": "shop"});
+    assert_eq!(controller.post("/v1/environments", &body).status, 202);
+    let metrics = controller.get("/v1/metrics");
+    assert_eq!(metrics.status, 200);
+    let kind = metrics.header("content-type").expect("a type");
+    assert!(kind.starts_with("text/plain; version=0.0.4"), "{kind}");
+    let text = String::from_utf8_lossy(&metrics.body).into_owned();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let (series, value) = line.rsplit_once(' ').expect("a value");
+        assert!(series.starts_with("beanpole_"), "{line}");
+        assert!(value.parse::<f64>().is_ok(), "{line}");
+    }
+    let wanted = r#"beanpole_environment_instances_wanted{environment="shop-prod"} 1"#;
+    assert!(text.contains(wanted), "{text}");
+}
+
+#[test]
 fn every_error_is_a_problem_document_with_the_calls_id() {
     let controller = Controller::start();
     let id = "11111111-2222-3333-4444-555555555555";
@@ -618,6 +641,8 @@ fn the_description_has_every_path_of_the_api() {
         ("/v1/environments/{environment}/abort", "post"),
         ("/v1/environments/{environment}/lingering/end", "post"),
         ("/v1/environments/{environment}/promote", "post"),
+        ("/v1/environments/{environment}/swap", "post"),
+        ("/v1/environments/{environment}/domains", "delete get post"),
         ("/v1/environments/{environment}/releases", "get"),
         ("/v1/environments/{environment}/releases/{release}", "get"),
         ("/v1/environments/{environment}/health", "get"),
@@ -636,6 +661,7 @@ fn the_description_has_every_path_of_the_api() {
         ("/v1/hosts/{host}/upgrade", "post"),
         ("/v1/hosts/{host}/host-key", "post"),
         ("/v1/backup", "post"),
+        ("/v1/metrics", "get"),
     ];
     let paths = document["paths"].as_object().expect("paths");
     let mut ids = std::collections::BTreeSet::new();

@@ -87,6 +87,12 @@ pub fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
+/// Renames a file that is on disk already within its directory, so that it lasts through a power loss.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    sync_directory(to.parent().unwrap_or(Path::new(".")))
+}
+
 /// [`write_atomically`] of a value as JSON.
 pub fn write_json<T: Serialize>(path: &Path, value: &T, mode: u32) -> io::Result<()> {
     let bytes = serde_json::to_vec_pretty(value).map_err(io::Error::other)?;

@@ -115,7 +115,7 @@ impl Plan {
                         }
                     }
                 }
-                Stage::TryCheck { .. } => {}
+                Stage::TryCheck { .. } | Stage::Swap { .. } => {}
                 Stage::Once { host, .. } => {
                     if let Some(leader) = &detour.leader {
                         leader.clone_into(host);

@@ -228,6 +228,7 @@ mod tests {
             replace_after: Duration::from_mins(5),
             evidence: None,
             with_commands: Default::default(),
+            routed: None,
         };
         let mut plan = plan();
         plan.needs.memory = Some(512 << 20);

@@ -5,7 +5,7 @@ use crate::{Place, Progress, Serving, World, told_commands};
 use beanpole_protocol::api::{LeftOut, PlanBatch, PlanView};
 use beanpole_protocol::options::{DeploymentPolicy, GuardLimits, SplitStep, SplitSteps};
 use beanpole_protocol::proxy::{HealthCheck, TargetMode};
-use beanpole_protocol::{HostId, InstanceId, ReleaseNumber};
+use beanpole_protocol::{EnvironmentName, HostId, InstanceId, ReleaseNumber};
 use serde::{Deserialize, Serialize};
 
 /// The whole way from here to a goal: stages, one after another.
@@ -85,6 +85,11 @@ pub enum Stage {
     Batch(Batch),
     /// The new release gets a share of the requests for a while.
     Split(Split),
+    /// The hostnames of the environment, which it has exchanged with another, are in force on every load balancer.
+    Swap {
+        /// The other one.
+        with: EnvironmentName,
+    },
 }
 
 impl Stage {
@@ -93,7 +98,10 @@ impl Stage {
         match self {
             Self::Batch(batch) => &batch.changes,
             Self::Split(split) => &split.changes,
-            Self::Prepare { .. } | Self::Once { .. } | Self::TryCheck { .. } => &[],
+            Self::Prepare { .. }
+            | Self::Once { .. }
+            | Self::TryCheck { .. }
+            | Self::Swap { .. } => &[],
         }
     }
 }
@@ -294,6 +302,12 @@ impl Timeouts {
         }
     }
 
+    /// From exchanging hostnames until every proxy has confirmed that, or is left behind. Clients of the EB API
+    /// wait for a minute.
+    pub const fn routed_ms(&self) -> u64 {
+        ROUTED_MS
+    }
+
     /// From putting it into service until every proxy has confirmed that.
     pub const fn confirmed_ms(&self) -> u64 {
         MARGIN_MS
@@ -349,6 +363,7 @@ impl Plan {
             Some(Stage::Split(split)) => {
                 t.spared_ms(true) + t.confirmed_ms() + split.wait_ms + t.confirmed_ms()
             }
+            Some(Stage::Swap { .. }) => t.routed_ms(),
             // The agent ends it when its time is up, and has to be able to say so.
             Some(Stage::Once { .. }) => t.prepare_ms + MARGIN_MS,
             Some(Stage::TryCheck { check }) => {
@@ -444,6 +459,9 @@ impl Plan {
                         "Try {} on every instance in service. Where one is well and does not pass, nothing changes.",
                         check.probe
                     ));
+                }
+                Stage::Swap { with } => {
+                    lines.push(format!("Exchange hostnames with {with}."));
                 }
                 Stage::Once { host, command, .. } => {
                     lines.push(format!("Run {command} once, on {}.", host_name(host)));
@@ -548,3 +566,6 @@ fn launches(changes: &[&Change], host_name: &dyn Fn(&HostId) -> String) -> Strin
 /// What orders, tables and reports may take to arrive on top of what they ask for: links may have to
 /// be re-dialled, daemons may be started again.
 const MARGIN_MS: u64 = 60_000;
+
+/// How long the hostnames that two environments have exchanged may take to be in force everywhere.
+const ROUTED_MS: u64 = 30_000;

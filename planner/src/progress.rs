@@ -260,6 +260,11 @@ pub enum Happened {
         /// Which.
         growth: Growth,
     },
+    /// A proxy has not put the environment's hostnames in force, and is not waited for any more.
+    RoutesUnconfirmed {
+        /// Which, for people.
+        who: String,
+    },
     /// The plan cannot go on.
     Failed {
         /// Why.
@@ -365,6 +370,12 @@ pub fn apply(
                     share.confirmed = Some(at);
                 }
                 share => return Err(illegal(entry, share)),
+            }
+            None
+        }
+        Happened::RoutesUnconfirmed { .. } => {
+            if progress.since.is_none() {
+                return Err(illegal(entry, &progress.stage));
             }
             None
         }

@@ -55,7 +55,9 @@ impl Plan {
                         let changes = vec![("run", host.clone(), 0)];
                         (None, changes, capacity.unchanged())
                     }
-                    Stage::TryCheck { .. } => (None, Vec::new(), capacity.unchanged()),
+                    Stage::TryCheck { .. } | Stage::Swap { .. } => {
+                        (None, Vec::new(), capacity.unchanged())
+                    }
                     Stage::Split(split) => {
                         // What enters serves beside what is there.
                         let around = capacity.unchanged();
@@ -265,6 +267,7 @@ mod tests {
             replace_after: std::time::Duration::from_mins(5),
             evidence: None,
             with_commands: Default::default(),
+            routed: None,
         }
     }
 

@@ -33,6 +33,8 @@ pub struct World<'a> {
     pub evidence: Option<Evidence>,
     /// Releases whose bundle has container commands, by the number of their prepared tree.
     pub with_commands: BTreeSet<ReleaseNumber>,
+    /// The first table that has its hostnames as they are; absent while none was made.
+    pub routed: Option<Generation>,
 }
 
 /// An instance as it is wanted.
@@ -299,6 +301,7 @@ mod tests {
                 replace_after: Duration::from_mins(5),
                 evidence: None,
                 with_commands: Default::default(),
+                routed: None,
             };
             assert_eq!(world.serving(&id), Serving::No);
         }

@@ -324,6 +324,7 @@ impl Still {
             replace_after: std::time::Duration::from_mins(5),
             evidence: None,
             with_commands: Default::default(),
+            routed: None,
         };
         next(&self.plan, &self.progress, &world, now)
     }

@@ -171,6 +171,7 @@ fn world<'r, const N: usize>(
         replace_after: std::time::Duration::from_mins(5),
         evidence: None,
         with_commands: Default::default(),
+        routed: None,
     }
 }
 

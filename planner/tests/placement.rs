@@ -76,6 +76,7 @@ fn world<'a>(report: &'a HostReport, hosts: &[&[(&str, &str)]], instances: u128)
         replace_after: std::time::Duration::from_mins(5),
         evidence: None,
         with_commands: Default::default(),
+        routed: None,
     }
 }
 

@@ -249,6 +249,7 @@ impl Fake {
             replace_after: std::time::Duration::from_mins(5),
             evidence: None,
             with_commands: Default::default(),
+            routed: None,
         }
     }
 

@@ -8,6 +8,7 @@
 
 pub mod agent;
 pub mod api;
+pub mod domain;
 pub mod event;
 pub mod ids;
 pub mod latency;
@@ -17,6 +18,7 @@ pub mod problem;
 pub mod proxy;
 pub mod time;
 
+pub use domain::{Domain, DomainName, Hostname};
 pub use ids::{
     AgentId, ControllerId, Digest, EnvironmentId, EventId, Generation, HostId, Incarnation,
     InstanceId, OperationId, ReleaseNumber, RequestId,

@@ -3,6 +3,8 @@
 //! | Call | Meaning |
 //! |---|---|
 //! | `PUT /v1/table` | a [`RoutingTable`]; answered after it is in force for every new request and on disk. 409 `stale-generation`, 409 `generation-reused` as for an agent's orders, 422 `invalid-table` changes nothing |
+//! | `PUT /v1/table/next` | a [`RoutingTable`], refused as above; answered when it is on disk and can be put in force at once |
+//! | `POST /v1/table/next` | a [`Ready`]: puts that table in force; answered as `PUT /v1/table`. 409 `not-ready` where another one is, or none |
 //! | `GET /v1/report` | a [`ProxyReport`] |
 //! | `GET /v1/watch` | a stream of [`ProxyReport`]s as JSON lines: one at once, one after each change of a target's state (ten a second in the long run, twenty at once), one at least every 2 s |
 
@@ -25,16 +27,47 @@ pub struct RoutingTable {
     pub pools: Vec<TargetPool>,
 }
 
-/// A hostname and the pools that answer for it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Which table that was made ready is put in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// Its generation.
+    pub generation: Generation,
+}
+
+/// A hostname, or a part of its paths, and what answers there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Route {
-    /// Lower-case, without a port.
+    /// Lower-case, without a port. `*.example.org` is every name below `example.org`, `*` every name; the most
+    /// exact one counts.
     pub host: String,
+    /// Patterns of paths, in which `*` stands for any characters and `?` for one, as in Elastic Beanstalk's
+    /// listener rules. None: whatever no other route of the host takes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<String>,
+    /// Which of the host's routes with patterns is tried first: the lowest. Among equals, the longest pattern.
+    #[serde(default)]
+    pub priority: u32,
     /// The pools and their shares. Weights are relative; a pool of weight 0 gets nothing.
     pub pools: Vec<WeightedPool>,
     /// What keeps a client at the pool that it came to first, where there are several.
     #[serde(default)]
     pub sticky: Option<Sticky>,
+    /// Where clients are sent instead of to the pools.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redirect: Option<Redirect>,
+    /// Clients that come over plain HTTP are sent to HTTPS, where the proxy serves it.
+    #[serde(default)]
+    pub only_https: bool,
+}
+
+/// Where clients are sent: the same path and query of another host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Redirect {
+    /// Lower-case, without a port.
+    pub host: String,
+    /// Over HTTPS in any case; else as the client came.
+    #[serde(default)]
+    pub https: bool,
 }
 
 /// What keeps a client at one pool of a route. Each client has a number, by which the shares are dealt:
@@ -70,8 +103,20 @@ pub struct TargetPool {
     pub application: ApplicationName,
     /// Who gets the next request.
     pub algorithm: Algorithm,
+    /// Requests wait while no instance can take them; absent: they get a 503 at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<Hold>,
     /// The instances.
     pub targets: Vec<Target>,
+}
+
+/// How requests wait for an instance. Their bodies stay where they are, with their clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// How long each waits at most, in milliseconds.
+    pub for_ms: u64,
+    /// How many wait at a time, in each proxy; others get a 503 at once.
+    pub most: u32,
 }
 
 /// Who gets the next request.

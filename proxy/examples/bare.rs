@@ -79,6 +79,7 @@ fn table(upstream: SocketAddr) -> Result<RoutingTable, Box<dyn Error>> {
         environment_name: EnvironmentName::new("bench")?,
         application: ApplicationName::new("bench")?,
         algorithm: Algorithm::RoundRobin,
+        hold: None,
         targets: vec![Target {
             instance: InstanceId::from_bits(1),
             incarnation: Incarnation(1),
@@ -96,11 +97,11 @@ fn table(upstream: SocketAddr) -> Result<RoutingTable, Box<dyn Error>> {
         generation: Generation(1),
         routes: vec![Route {
             host: "127.0.0.1".to_owned(),
-            sticky: None,
             pools: vec![WeightedPool {
                 pool: "main".to_owned(),
                 weight: 1,
             }],
+            ..Route::default()
         }],
         pools: vec![pool],
     })

@@ -24,13 +24,15 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, BufWriter, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 /// What an HTTP/2 client with prior knowledge sends first (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How much is gathered before it is written: a head and a small body in one segment.
 const WRITE_BUFFER: usize = 16 * 1024;
+/// How many buffers each thread keeps for that.
+const KEPT_BUFFERS: usize = 64;
 
 /// Longest head of a request, in bytes.
 const LONGEST_HEAD: usize = 64 * 1024;
@@ -61,6 +63,8 @@ const MOST_AHEAD: usize = LONGEST_HEAD;
 thread_local! {
     /// What is read of clients of a thread before it is known how much that is.
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; WRITE_BUFFER].into());
+    /// Buffers for what is written that nobody uses now.
+    static BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
 const PHASE: u32 = 0b0111;
@@ -96,6 +100,8 @@ pub struct ConnState {
     watched: AtomicBool,
     closed: AtomicBool,
     waker: AtomicWaker,
+    /// The request that comes next has had an attempt at a target that closed its connection.
+    pub retried: AtomicBool,
     /// What a service wants to remember of the client from one request to the next.
     pub memory: OnceLock<Arc<dyn Any + Send + Sync>>,
 }
@@ -237,14 +243,53 @@ pub trait Refuse: std::fmt::Debug + Send + Sync {
     fn refuse(&self, status: u16, after: Duration) -> Vec<u8>;
 }
 
-/// pingora's socket with a write buffer.
+/// pingora's socket with a write buffer, which there is only while something is in it: a connection that rests costs
+/// none.
 #[derive(Debug)]
-pub struct Buffered(BufWriter<L4Stream>);
+pub struct Buffered {
+    socket: L4Stream,
+    pending: Vec<u8>,
+    /// How much of that is written.
+    written: usize,
+}
 
 impl Buffered {
     /// Takes an accepted socket whose digest is already set.
     pub fn new(socket: L4Stream) -> Self {
-        Self(BufWriter::with_capacity(WRITE_BUFFER, socket))
+        Self {
+            socket,
+            pending: Vec::new(),
+            written: 0,
+        }
+    }
+
+    /// Writes what is pending.
+    fn poll_pending(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.pending.len() {
+            let rest = &self.pending[self.written..];
+            let count = ready!(Pin::new(&mut self.socket).poll_write(cx, rest))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.written += count;
+        }
+        if self.pending.capacity() > 0 {
+            give_back(std::mem::take(&mut self.pending));
+            self.written = 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes `buf` in, where there is room for it.
+    fn takes_in(&mut self, buf: &[u8]) -> bool {
+        let fits = self.pending.len() + buf.len() <= WRITE_BUFFER;
+        if fits && !buf.is_empty() {
+            if self.pending.capacity() == 0 {
+                self.pending = take_buffer();
+            }
+            self.pending.extend_from_slice(buf);
+        }
+        fits
     }
 
     /// Takes an accepted socket as it is; pingora learns both addresses here.
@@ -265,13 +310,28 @@ impl Buffered {
     }
 }
 
+/// A buffer of this thread, or a new one.
+fn take_buffer() -> Vec<u8> {
+    let kept = BUFFERS.with_borrow_mut(Vec::pop);
+    kept.unwrap_or_else(|| Vec::with_capacity(WRITE_BUFFER))
+}
+
+fn give_back(mut buffer: Vec<u8>) {
+    buffer.clear();
+    BUFFERS.with_borrow_mut(|kept| {
+        if kept.len() < KEPT_BUFFERS {
+            kept.push(buffer);
+        }
+    });
+}
+
 impl AsyncRead for Buffered {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(self.0.get_mut()).poll_read(cx, buf)
+        Pin::new(&mut self.socket).poll_read(cx, buf)
     }
 }
 
@@ -281,15 +341,24 @@ impl AsyncWrite for Buffered {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        if self.takes_in(buf) {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        ready!(self.poll_pending(cx))?;
+        if self.takes_in(buf) {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        Pin::new(&mut self.socket).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        ready!(self.poll_pending(cx))?;
+        Pin::new(&mut self.socket).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        ready!(self.poll_pending(cx))?;
+        Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -297,7 +366,17 @@ impl AsyncWrite for Buffered {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+        let all: usize = bufs.iter().map(|buf| buf.len()).sum();
+        if self.pending.len() + all > WRITE_BUFFER {
+            ready!(self.poll_pending(cx))?;
+        }
+        if all > WRITE_BUFFER {
+            return Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
+        }
+        for buf in bufs {
+            self.takes_in(buf);
+        }
+        Poll::Ready(Ok(all))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -309,13 +388,13 @@ impl AsyncWrite for Buffered {
 impl Shutdown for Buffered {
     async fn shutdown(&mut self) {
         // A connection that is gone is shut down enough.
-        let _ = tokio::io::AsyncWriteExt::shutdown(&mut self.0).await;
+        let _ = tokio::io::AsyncWriteExt::shutdown(self).await;
     }
 }
 
 impl UniqueID for Buffered {
     fn id(&self) -> UniqueIDType {
-        self.0.get_ref().id()
+        self.socket.id()
     }
 }
 
@@ -324,19 +403,19 @@ impl Peek for Buffered {}
 
 impl GetTimingDigest for Buffered {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.0.get_ref().get_timing_digest()
+        self.socket.get_timing_digest()
     }
 }
 
 impl GetProxyDigest for Buffered {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.0.get_ref().get_proxy_digest()
+        self.socket.get_proxy_digest()
     }
 }
 
 impl GetSocketDigest for Buffered {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.0.get_ref().get_socket_digest()
+        self.socket.get_socket_digest()
     }
 }
 
@@ -422,7 +501,9 @@ impl Connection {
         poll_fn(|cx| {
             if !self.ahead.is_empty() {
                 let ahead = std::mem::take(&mut self.ahead);
-                self.note_head(&ahead);
+                // What came behind the head is not of it.
+                let end = ahead.windows(4).position(|four| four == b"\r\n\r\n");
+                self.note_head(&ahead[..end.map_or(ahead.len(), |end| end + 4)]);
                 if self.is_too_much() {
                     let status = self.reason();
                     return self.refuse(cx, status).map_ok(|()| 0);
@@ -439,6 +520,20 @@ impl Connection {
             })
         })
         .await
+    }
+
+    /// Whether something has come that nobody reads any more.
+    pub fn has_more(&self) -> bool {
+        !self.ahead.is_empty()
+    }
+
+    /// Reads on for a while without looking: closing before would take the answer away from a client that goes on
+    /// sending (RFC 9112, section 9.6).
+    pub async fn drain(&mut self) {
+        self.state.enter(REFUSED);
+        self.head_bytes = 0;
+        // It ends with an error in any case.
+        let _ = poll_fn(|cx| self.linger(cx)).await;
     }
 
     /// Puts back what came behind a request.

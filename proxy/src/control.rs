@@ -15,8 +15,9 @@ use beanpole_daemon::http::problem_response;
 use beanpole_daemon::pace::Pace;
 use beanpole_protocol::Generation;
 use beanpole_protocol::problem::Problem;
-use beanpole_protocol::proxy::{ProxyReport, RoutingTable};
+use beanpole_protocol::proxy::{ProxyReport, Ready, RoutingTable};
 use futures::stream;
+use serde::de::DeserializeOwned;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,11 +42,13 @@ const HEARTBEAT: Duration = Duration::from_secs(2);
 pub struct Control {
     shared: Arc<Shared>,
     table_path: PathBuf,
-    /// Tables are taken one after the other.
-    turn: Mutex<()>,
+    /// The table that is ready to be put in force. Tables are taken one after the other.
+    next: Mutex<Option<RoutingTable>>,
     run: String,
     sequence: AtomicU64,
     listeners: Vec<String>,
+    /// Cancelled when the controller has said which table is the newest.
+    told: CancellationToken,
     stop: CancellationToken,
 }
 
@@ -60,10 +63,11 @@ impl Control {
         Arc::new(Self {
             shared,
             table_path,
-            turn: Mutex::new(()),
+            next: Mutex::default(),
             run: format!("{:016x}", clock::random_bits() as u64),
             sequence: AtomicU64::new(0),
             listeners,
+            told: CancellationToken::new(),
             stop,
         })
     }
@@ -72,6 +76,7 @@ impl Control {
     pub fn router(self: Arc<Self>) -> Router {
         Router::new()
             .route("/v1/table", put(put_table))
+            .route("/v1/table/next", put(put_next).post(enforce_next))
             .route("/v1/report", get(report))
             .route("/v1/watch", get(watch_reports))
             .layer(DefaultBodyLimit::max(LARGEST_TABLE))
@@ -79,44 +84,107 @@ impl Control {
     }
 
     async fn take(&self, table: RoutingTable) -> Result<(), Problem> {
-        let _turn = self.turn.lock().await;
-        let held = self.shared.table.load_full();
-        if let Some(source) = &held.source {
-            if table.generation < source.generation {
-                return Err(Problem::conflict(
-                    "stale-generation",
-                    format!(
-                        "Generation {} is older than {}, which is in force.",
-                        table.generation, source.generation
-                    ),
-                ));
-            }
-            if table.generation == source.generation {
-                if table == *source {
-                    return Ok(());
-                }
-                return Err(Problem::conflict(
-                    "generation-reused",
-                    format!("Generation {} had other content before.", table.generation),
-                ));
-            }
+        let mut next = self.next.lock().await;
+        *next = None;
+        if self.is_news(&table)? {
+            self.keep(&table, self.table_path.clone()).await?;
+            self.enforce(table);
         }
-        validate(&table).map_err(|reason| {
+        self.told.cancel();
+        Ok(())
+    }
+
+    /// Done when the controller has said which table is the newest, or has had that long to say it.
+    pub async fn told_within(&self, limit: Duration) {
+        let _ = timeout(limit, self.told.cancelled()).await;
+    }
+
+    /// Takes all that a table asks for but its coming into force.
+    async fn take_next(&self, table: RoutingTable) -> Result<(), Problem> {
+        let mut next = self.next.lock().await;
+        *next = None;
+        if self.is_news(&table)? {
+            self.keep(&table, self.next_path()).await?;
+            *next = Some(table);
+        }
+        Ok(())
+    }
+
+    /// Puts the table in force that was made ready.
+    async fn enforce_next(&self, wanted: Ready) -> Result<(), Problem> {
+        let mut next = self.next.lock().await;
+        let held = self.shared.table.load();
+        let held = held.source.as_ref().map(|source| source.generation);
+        match next.take_if(|table| table.generation == wanted.generation) {
+            Some(table) => {
+                // It is on disk: only its name changes there.
+                let (from, to) = (self.next_path(), self.table_path.clone());
+                self.on_disk(move || files::rename(&from, &to)).await?;
+                self.enforce(table);
+                self.told.cancel();
+                Ok(())
+            }
+            None if held == Some(wanted.generation) => Ok(()),
+            None => Err(Problem::conflict(
+                "not-ready",
+                format!("Generation {} was not made ready.", wanted.generation),
+            )),
+        }
+    }
+
+    /// Whether a table is another than the one in force.
+    fn is_news(&self, table: &RoutingTable) -> Result<bool, Problem> {
+        let held = self.shared.table.load();
+        let Some(source) = &held.source else {
+            return Ok(true);
+        };
+        if table.generation < source.generation {
+            return Err(Problem::conflict(
+                "stale-generation",
+                format!(
+                    "Generation {} is older than {}, which is in force.",
+                    table.generation, source.generation
+                ),
+            ));
+        }
+        if table.generation == source.generation && table != source {
+            return Err(Problem::conflict(
+                "generation-reused",
+                format!("Generation {} had other content before.", table.generation),
+            ));
+        }
+        Ok(table.generation > source.generation)
+    }
+
+    /// Writes a table to disk, where it makes sense.
+    async fn keep(&self, table: &RoutingTable, path: PathBuf) -> Result<(), Problem> {
+        validate(table).map_err(|reason| {
             Problem::new(422, "invalid-table", "The table makes no sense", reason)
         })?;
-        let path = self.table_path.clone();
         let kept = table.clone();
-        let written =
-            tokio::task::spawn_blocking(move || files::write_json(&path, &kept, 0o600)).await;
-        written
-            .map_err(io::Error::other)
-            .and_then(|result| result)
-            .map_err(|error| {
-                tracing::error!(%error, path = %self.table_path.display(), "cannot keep the table");
-                Problem::internal("The table could not be written to disk.")
-            })?;
+        self.on_disk(move || files::write_json(&path, &kept, 0o600))
+            .await
+    }
+
+    fn enforce(&self, table: RoutingTable) {
+        let held = self.shared.table.load_full();
         enforce(&self.shared, &held, table, false);
-        Ok(())
+    }
+
+    fn next_path(&self) -> PathBuf {
+        self.table_path.with_extension("next")
+    }
+
+    async fn on_disk(
+        &self,
+        write: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> Result<(), Problem> {
+        let written = tokio::task::spawn_blocking(write).await;
+        let written = written.map_err(io::Error::other).and_then(|result| result);
+        written.map_err(|error| {
+            tracing::error!(%error, path = %self.table_path.display(), "cannot keep the table");
+            Problem::internal("The table could not be written to disk.")
+        })
     }
 
     fn report(&self) -> ProxyReport {
@@ -187,18 +255,39 @@ pub fn restore(shared: &Shared, path: &std::path::Path) -> Result<(), ReadError>
 }
 
 async fn put_table(State(control): State<Arc<Control>>, body: Bytes) -> Response {
-    let table = match serde_json::from_slice(&body) {
-        Ok(table) => table,
-        Err(error) => {
-            return problem_response(&Problem::new(
-                422,
-                "invalid-table",
-                "The table cannot be read",
-                error.to_string(),
-            ));
-        }
-    };
-    match control.take(table).await {
+    match read(&body) {
+        Ok(table) => answer(control.take(table).await),
+        Err(problem) => problem_response(&problem),
+    }
+}
+
+async fn put_next(State(control): State<Arc<Control>>, body: Bytes) -> Response {
+    match read(&body) {
+        Ok(table) => answer(control.take_next(table).await),
+        Err(problem) => problem_response(&problem),
+    }
+}
+
+async fn enforce_next(State(control): State<Arc<Control>>, body: Bytes) -> Response {
+    match read(&body) {
+        Ok(wanted) => answer(control.enforce_next(wanted).await),
+        Err(problem) => problem_response(&problem),
+    }
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(body).map_err(|error| {
+        Problem::new(
+            422,
+            "invalid-table",
+            "The table cannot be read",
+            error.to_string(),
+        )
+    })
+}
+
+fn answer(done: Result<(), Problem>) -> Response {
+    match done {
         Ok(()) => StatusCode::OK.into_response(),
         Err(problem) => problem_response(&problem),
     }

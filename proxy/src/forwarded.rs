@@ -58,6 +58,33 @@ impl Network {
     }
 }
 
+impl std::fmt::Display for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.address, self.bits)
+    }
+}
+
+impl std::str::FromStr for Network {
+    type Err = String;
+
+    /// An address, or one with the number of its leading bits that count.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let read = || {
+            let (address, bits) = match text.split_once('/') {
+                Some((address, bits)) => (address, Some(bits)),
+                None => (text, None),
+            };
+            let address: IpAddr = address.parse().ok()?;
+            let most = if address.is_ipv4() { 32 } else { 128 };
+            let bits = bits.map_or(Some(most), |bits| bits.parse().ok())?;
+            (bits <= most).then_some(Self { address, bits })
+        };
+        read().ok_or_else(|| {
+            "it must be an address or a network, such as 10.0.0.7 or 10.0.0.0/8".to_owned()
+        })
+    }
+}
+
 /// A client, as the proxy sees it.
 pub struct Client {
     address: IpAddr,
@@ -181,6 +208,14 @@ impl Client {
         self.proto == "https"
     }
 
+    /// Whether a request with these headers came over TLS, here or to a proxy in front whose claims are believed.
+    pub fn came_securely(&self, headers: &HeaderMap) -> bool {
+        match headers.get(PROTO).filter(|_| self.trusted) {
+            Some(proto) => proto.as_bytes().eq_ignore_ascii_case(b"https"),
+            None => self.is_tls(),
+        }
+    }
+
     /// Whether its claims are believed.
     pub fn is_trusted(&self) -> bool {
         self.trusted
@@ -289,6 +324,17 @@ mod tests {
     use super::*;
     use crate::head::Seen;
     use http::Version;
+
+    #[test]
+    fn a_network_is_an_address_or_has_its_bits() {
+        let read = |text: &str| text.parse::<Network>().map(|network| network.to_string());
+        assert_eq!(read("10.0.0.0/8").as_deref(), Ok("10.0.0.0/8"));
+        assert_eq!(read("10.0.0.7").as_deref(), Ok("10.0.0.7/32"));
+        assert_eq!(read("fd00::/8").as_deref(), Ok("fd00::/8"));
+        for wrong in ["10.0.0.0/33", "10.0.0", "a/8", "10.0.0.0/-1", ""] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
 
     fn headers(headers: &[(&'static str, &'static str)]) -> HeaderMap {
         headers

@@ -75,6 +75,13 @@ pub fn host_of(head: &Parts) -> &str {
         .unwrap_or_default()
 }
 
+/// The port that a host names.
+pub fn port_of(host: &str) -> Option<u16> {
+    let (name, port) = host.rsplit_once(':')?;
+    let is_port = !name.contains(':') || name.ends_with(']');
+    is_port.then(|| port.parse().ok()).flatten()
+}
+
 /// Whether this can be a hostname or an address, with or without a port.
 fn plausible(host: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:[]".contains(&byte);

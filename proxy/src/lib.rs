@@ -8,7 +8,8 @@
 //!
 //! | File | Idea |
 //! |---|---|
-//! | `table` | hostname to pool to target: lookups and turns |
+//! | `router`, `table` | hostname and path to pool to target: lookups and turns |
+//! | `redirect` | where clients are sent instead |
 //! | `target` | a target's health and counts, across tables |
 //! | `check` | active checks |
 //! | `service` | a request's way, as pingora's callbacks |
@@ -31,6 +32,8 @@ mod head;
 mod host;
 mod listen;
 mod pages;
+mod redirect;
+mod router;
 mod service;
 mod sticky;
 mod table;
@@ -63,6 +66,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+/// How long a proxy with the table of its last run waits for the controller to say whether that is the newest, before
+/// it takes requests: they may have been exchanged meanwhile. Clients wait in the backlog.
+const NEWEST_TABLE: Duration = Duration::from_millis(500);
+
 /// How long calls of the controller may take to end at a stop.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -91,6 +98,9 @@ pub struct ProxyConfig {
     pub http: Vec<SocketAddr>,
     /// Where HTTPS is served.
     pub https: Vec<SocketAddr>,
+    /// The port of HTTPS that clients are sent to, where something between changes it; that of the first listener
+    /// if absent.
+    pub public_https_port: Option<u16>,
     /// The domain below which environments get their hostnames.
     pub default_domain: String,
     /// Where requests are logged, if at all.
@@ -116,6 +126,7 @@ impl ProxyConfig {
             socket: socket.into(),
             http: Vec::new(),
             https: Vec::new(),
+            public_https_port: None,
             default_domain: "localhost".to_owned(),
             access_log: None,
             threads: 0,
@@ -186,6 +197,7 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
     let certificates = Arc::new(tls::Certificates::new(shown));
     let tls_config = tls::server_config(certificates).map_err(ProxyError::Tls)?;
 
+    let mut https_port = None;
     let mut listeners = Vec::new();
     let mut addresses = Vec::new();
     let wanted = (config.http.iter().map(|address| (Scheme::Http, *address)))
@@ -193,6 +205,9 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
     for (scheme, address) in wanted {
         let listener = listen::bind(scheme, address).map_err(ProxyError::Listen)?;
         let bound = listener.local_addr().unwrap_or(address);
+        if scheme == Scheme::Https {
+            https_port.get_or_insert(bound.port());
+        }
         addresses.push(format!("{scheme}://{bound}"));
         listeners.push((scheme, listener));
     }
@@ -216,9 +231,11 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
         changes: Changes::default(),
         access_log,
         trusted: config.trusted.clone(),
+        https_port: config.public_https_port.or(https_port),
     });
     let table_path = directory.join("table.json");
     control::restore(&shared, &table_path).map_err(ProxyError::Table)?;
+    let restored = shared.table.load().source.is_some();
 
     let room = room(config.max_connections);
     let connections = Connections::new(room);
@@ -230,6 +247,15 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
     let timekeeper = tokio::spawn(worker::keep_time(connections.clone(), limits));
     let senders: Vec<_> = workers.iter().map(|w| w.connections.clone()).collect();
     tracing::info!(listeners = ?addresses, workers = workers.len(), connections = room, "the proxy serves");
+    let control = Control::new(shared, table_path, addresses, stop.clone());
+    let mut serving = tokio::spawn(socket::serve(
+        control_socket,
+        control.clone().router(),
+        stop.clone(),
+    ));
+    if restored {
+        control.told_within(NEWEST_TABLE).await;
+    }
     let accepting = tokio_util::task::TaskTracker::new();
     for (scheme, listener) in listeners {
         let tls = (scheme == Scheme::Https).then(|| tls_config.clone());
@@ -242,12 +268,6 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
         ));
     }
     drop(senders);
-    let control = Control::new(shared, table_path, addresses, stop.clone());
-    let mut serving = tokio::spawn(socket::serve(
-        control_socket,
-        control.router(),
-        stop.clone(),
-    ));
     // Without a way in for the controller there is no point in going on.
     let early = tokio::select! {
         () = stop.cancelled() => None,

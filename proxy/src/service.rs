@@ -7,21 +7,24 @@ use crate::access_log::{AccessLog, Entry};
 use crate::connection::{ConnState, Connection, OnStream, Refuse};
 use crate::forwarded::{self, Client, Network};
 use crate::head::{self, Seen};
-use crate::host::{Asked, host_of};
+use crate::host::{Asked, host_of, port_of};
 use crate::pages::{self, Page, RETRY_AFTER_S, Rendered};
+use crate::redirect::{self, Came};
 use crate::sticky::Number;
 use crate::table::{Pool, Table, normal_host};
 use crate::target::{Changes, InFlight, TargetState};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use http::{HeaderValue, Method, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Version, header};
 use pingora_core::modules::http::HttpModules;
+use pingora_core::protocols::SocketDigest;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 /// How long a client may take for the next piece of a request's body, or to take the next piece of
@@ -34,6 +37,12 @@ const DRAIN_BODY: Duration = Duration::from_secs(5);
 /// long that may take.
 const TAKEN_BODY: usize = 1024 * 1024;
 const TAKE_BODY: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether the client of a request that waits for a target is still there.
+const LOOK_FOR_CLIENT: Duration = Duration::from_millis(250);
+/// What the kernel calls a connection whose other side has closed (`TCP_CLOSE_WAIT` of linux/tcp_states.h), and
+/// one that is gone (`TCP_CLOSE`).
+const CLOSED_STATES: [u8; 2] = [8, 7];
 
 /// Until when after its beginning a request that found its kept connection closed was not taken by the app.
 pub const CLOSED_BEFORE: Duration = Duration::from_secs(1);
@@ -51,6 +60,8 @@ pub struct Shared {
     pub access_log: Option<Arc<AccessLog>>,
     /// Clients whose forwarding headers are believed.
     pub trusted: Vec<Network>,
+    /// The port of HTTPS that clients are sent to, where it is served.
+    pub https_port: Option<u16>,
 }
 
 impl Shared {
@@ -61,13 +72,23 @@ impl Shared {
         Client::new(address, port, tls, trusted)
     }
 
-    /// A target for a request that needs no more than a host to find one; none where it does, or where there
-    /// is none. On return the request counts as in flight there under the table in force, as with
+    /// A target for a request that needs no more than a host and a path to find one; none where it does, or where
+    /// there is none. On return the request counts as in flight there under the table in force, as with
     /// [`Service::choose`].
-    pub fn choose_plain(&self, host: &str) -> Option<(Arc<Pool>, InFlight)> {
+    pub fn choose_plain(
+        &self,
+        client: &Client,
+        host: &str,
+        path: &str,
+    ) -> Option<(Arc<Pool>, InFlight)> {
         loop {
             let table = self.table.load();
-            let route = table.route(host).filter(|route| !route.keeps_clients())?;
+            let route = table.route(host, path)?;
+            if route.keeps_clients()
+                || route.leads_elsewhere(client.is_tls(), self.https_port.is_some())
+            {
+                return None;
+            }
             let (pool, target) = route.pick(None, None)?;
             let in_flight = InFlight::at(target?);
             if Arc::ptr_eq(&table, &self.table.load()) {
@@ -131,8 +152,52 @@ pub struct Request {
 /// Where a request goes.
 enum Way {
     UnknownHost,
+    /// To that URL.
+    Elsewhere(String),
     NoTarget(Option<Arc<Pool>>),
+    /// Nobody waits for the answer any more.
+    ClientLeft,
     To(Arc<Pool>, InFlight),
+}
+
+impl Way {
+    /// Whether the request may wait for a better one.
+    fn may_wait(&self) -> bool {
+        matches!(self, Self::NoTarget(Some(pool)) if pool.hold.is_some())
+    }
+}
+
+/// What of a request its way depends on, while it waits.
+struct Asks {
+    socket: Option<Arc<SocketDigest>>,
+    host: String,
+    target: String,
+    secure: bool,
+    port: Option<u16>,
+    headers: HeaderMap,
+}
+
+impl Asks {
+    fn of(session: &Session, came: &Came<'_>) -> Self {
+        let digest = session.as_downstream().digest();
+        Self {
+            socket: digest.and_then(|digest| digest.socket_digest.clone()),
+            host: came.host.to_owned(),
+            target: came.target.to_owned(),
+            secure: came.secure,
+            port: came.port,
+            headers: session.req_header().headers.clone(),
+        }
+    }
+
+    fn came(&self) -> Came<'_> {
+        Came {
+            host: &self.host,
+            target: &self.target,
+            secure: self.secure,
+            port: self.port,
+        }
+    }
 }
 
 impl Service {
@@ -143,16 +208,20 @@ impl Service {
     /// `number` is the client's, once it is known.
     fn choose(
         &self,
-        host: &str,
-        headers: &http::HeaderMap,
+        came: &Came<'_>,
+        headers: &HeaderMap,
         except: Option<&Arc<TargetState>>,
         number: &mut Option<Number>,
     ) -> Way {
+        let path = came.target.split('?').next().unwrap_or(came.target);
         loop {
             let table = self.0.table.load();
-            let Some(route) = table.route(host) else {
+            let Some(route) = table.route(came.host, path) else {
                 return Way::UnknownHost;
             };
+            if let Some(location) = redirect::location(route, came, self.0.https_port) {
+                return Way::Elsewhere(location);
+            }
             if number.is_none() {
                 *number = route.number(headers);
             }
@@ -164,6 +233,37 @@ impl Service {
             let in_flight = InFlight::at(target);
             if Arc::ptr_eq(&table, &self.0.table.load()) {
                 return Way::To(pool, in_flight);
+            }
+        }
+    }
+
+    /// Waits for a target, where none can take the request now and its pool lets requests wait.
+    async fn wait(
+        &self,
+        way: Way,
+        asks: Asks,
+        except: Option<&Arc<TargetState>>,
+        number: &mut Option<Number>,
+    ) -> Way {
+        let Way::NoTarget(Some(pool)) = &way else {
+            return way;
+        };
+        let (Some(hold), Some(_place)) = (pool.hold, pool.place()) else {
+            return way;
+        };
+        let end = tokio::time::Instant::now() + Duration::from_millis(hold.for_ms);
+        let mut news = self.0.changes.watch();
+        loop {
+            let way = self.choose(&asks.came(), &asks.headers, except, number);
+            // The next table may say that nothing is waited for any more.
+            if !way.may_wait() || tokio::time::Instant::now() >= end {
+                return way;
+            }
+            let look = (tokio::time::Instant::now() + LOOK_FOR_CLIENT).min(end);
+            // Nobody but this tells it, and it may never come.
+            let _ = tokio::time::timeout_at(look, news.changed()).await;
+            if asks.socket.as_deref().is_some_and(has_left) {
+                return Way::ClientLeft;
             }
         }
     }
@@ -191,15 +291,7 @@ impl Service {
         let rendered = page.render(accept, id.to_str().unwrap_or_default(), here);
         let status = rendered.status;
         let head = page_head(&rendered, id.clone())?;
-        // What is left of a body is not worth keeping the connection. On HTTP/2 it is taken first, unless
-        // it is long: an answer before the body's end resets the stream, and some clients (curl with
-        // nghttp2 1.52) lose the answer with it.
-        if !session.as_downstream_mut().is_body_done() {
-            session.as_downstream_mut().set_keepalive(None);
-            if session.req_header().version == Version::HTTP_2 {
-                let _ = tokio::time::timeout(TAKE_BODY, take_body(session)).await;
-            }
-        }
+        leave_body(session).await;
         let only_head = session.req_header().method == Method::HEAD;
         session
             .write_response_header(Box::new(head), only_head)
@@ -210,6 +302,45 @@ impl Service {
                 .await?;
         }
         Ok(status)
+    }
+
+    /// How a request came, whose host is `host`.
+    fn came<'a>(
+        &self,
+        session: &'a Session,
+        connection: Option<&ConnState>,
+        host: &'a str,
+    ) -> Came<'a> {
+        let head = session.req_header();
+        let secure = self.with_client(session, connection, |client| {
+            client.came_securely(&head.headers)
+        });
+        let target = head.uri.path_and_query().map(|target| target.as_str());
+        Came {
+            host,
+            target: target.unwrap_or("/"),
+            secure,
+            port: port_of(host_of(head)),
+        }
+    }
+
+    /// Sends the client to `location`.
+    async fn send_elsewhere(
+        &self,
+        session: &mut Session,
+        request: &mut Request,
+        location: &str,
+    ) -> Result<()> {
+        request.why = Some("redirect");
+        let id = request
+            .id
+            .get_or_insert_with(|| forwarded::request_id(&session.req_header().headers));
+        let mut head = ResponseHeader::build(redirect::STATUS, Some(3))?;
+        head.insert_header(header::LOCATION, location)?;
+        head.insert_header(header::CONTENT_LENGTH, "0")?;
+        head.insert_header("X-Request-Id", id.clone())?;
+        leave_body(session).await;
+        session.write_response_header(Box::new(head), true).await
     }
 
     fn new_client(&self, session: &Session) -> Client {
@@ -243,6 +374,24 @@ impl Service {
         }
         told(&self.new_client(session))
     }
+}
+
+/// Before an answer to a request whose body nobody wants: what is left of it is not worth keeping the connection.
+/// On HTTP/2 it is taken first, unless it is long: an answer before the body's end resets the stream, and some
+/// clients (curl with nghttp2 1.52) lose the answer with it.
+async fn leave_body(session: &mut Session) {
+    if !session.as_downstream_mut().is_body_done() {
+        session.as_downstream_mut().set_keepalive(None);
+        if session.req_header().version == Version::HTTP_2 {
+            let _ = tokio::time::timeout(TAKE_BODY, take_body(session)).await;
+        }
+    }
+}
+
+/// Whether the client of a connection has closed it: while a request waits, nobody reads from it.
+fn has_left(socket: &SocketDigest) -> bool {
+    let state = socket.tcp_info().map(|info| info.tcpi_state);
+    state.is_some_and(|state| CLOSED_STATES.contains(&state))
 }
 
 /// Reads on to the end of a request's body, as far as [`TAKEN_BODY`].
@@ -364,6 +513,8 @@ impl ProxyHttp for Service {
         if let Some(connection) = &request.connection {
             // It bounds the time until the next request as well, at no timer per request.
             connection.begin();
+            // The other way has had the attempt that there is for a connection that closes.
+            request.reused = u8::from(connection.retried.swap(false, Relaxed));
         } else {
             let digest = session.as_downstream().digest();
             let proxy = digest.and_then(|digest| digest.proxy_digest.as_deref());
@@ -399,8 +550,14 @@ impl ProxyHttp for Service {
                 return Ok(true);
             }
         };
+        let came = self.came(session, request.connection.as_deref(), &asked.name);
         let headers = &session.req_header().headers;
-        match self.choose(&asked.name, headers, None, &mut request.number) {
+        let mut way = self.choose(&came, headers, None, &mut request.number);
+        if way.may_wait() {
+            let asks = Asks::of(session, &came);
+            way = self.wait(way, asks, None, &mut request.number).await;
+        }
+        match way {
             Way::To(pool, at) => {
                 request.id = Some(if seen.has_id {
                     forwarded::request_id(&session.req_header().headers)
@@ -419,6 +576,11 @@ impl ProxyHttp for Service {
                     .await?;
                 Ok(true)
             }
+            Way::Elsewhere(location) => {
+                self.send_elsewhere(session, request, &location).await?;
+                Ok(true)
+            }
+            Way::ClientLeft => Err(Error::new_down(ErrorType::ConnectionClosed)),
             Way::NoTarget(pool) => {
                 let name = pool.as_ref().map(|pool| pool.environment_name.clone());
                 request.pool = pool;
@@ -440,12 +602,20 @@ impl ProxyHttp for Service {
             let failed = request.at.take();
             let failed = failed.as_ref().map(InFlight::target);
             let host = normal_host(host_of(session.req_header()));
+            let came = self.came(session, request.connection.as_deref(), &host);
             let headers = &session.req_header().headers;
             let number = &mut request.number;
-            let mut way = self.choose(&host, headers, failed, number);
+            let mut way = self.choose(&came, headers, failed, number);
             if failed.is_some() && request.refused == 0 && !matches!(way, Way::To(..)) {
                 // It only closed an idle connection: without another target, ask it again.
-                way = self.choose(&host, headers, None, number);
+                way = self.choose(&came, headers, None, number);
+            }
+            if way.may_wait() {
+                let asks = Asks::of(session, &came);
+                way = self.wait(way, asks, failed, number).await;
+            }
+            if matches!(way, Way::ClientLeft) {
+                return Err(Error::new_down(ErrorType::ConnectionClosed));
             }
             let Way::To(pool, at) = way else {
                 request.unanswered = true;
@@ -596,7 +766,10 @@ impl ProxyHttp for Service {
         // A kept connection that the app closed at this moment: the request was not taken. One that the
         // app had for longer it may well have begun to answer.
         let at_once = request.begun.elapsed() < CLOSED_BEFORE;
-        let again = error.retry() && idempotent && whole && request.reused == 0 && at_once;
+        // Whatever of an answer has come, the app was at work on it.
+        let silent = session.response_written().is_none();
+        let again =
+            error.retry() && idempotent && whole && request.reused == 0 && at_once && silent;
         error.set_retry(again);
         request.reused += u8::from(again);
         if *error.esource() == ErrorSource::Upstream
@@ -632,7 +805,8 @@ impl ProxyHttp for Service {
             (_, ErrorSource::Downstream) => 400,
             _ => 500,
         };
-        if session.response_written().is_some() {
+        let written = session.response_written();
+        if written.is_some_and(|head| !head.status.is_informational()) {
             code = 0;
         }
         if code > 0 {

@@ -1,14 +1,14 @@
 //! The routing table in force: an immutable value made for lookups, and who gets the next request.
 
+use crate::router::{Router, is_host_pattern, is_hostname, is_path_pattern};
 use crate::sticky::{Number, Sides};
 use crate::target::{Changes, TargetState};
 use crate::traffic::{Counters, ReleaseCounters};
 use beanpole_protocol::proxy::{
-    Algorithm, EnvironmentTraffic, ReleaseTraffic, RoutingTable, Target, TargetMode, TargetPool,
-    WeightedPool,
+    Algorithm, EnvironmentTraffic, Hold, Redirect, ReleaseTraffic, RoutingTable, Target,
+    TargetMode, TargetPool, WeightedPool,
 };
 use beanpole_protocol::{EnvironmentId, EnvironmentName, InstanceId, ReleaseNumber};
-use fnv::FnvHashMap;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -22,16 +22,21 @@ const LONGEST_TURN: u64 = 10_000;
 pub struct Table {
     /// As it was given; none before the first.
     pub source: Option<RoutingTable>,
-    /// By a quick hash: whoever sends requests has no say in the names.
-    routes: FnvHashMap<Box<str>, Arc<Route>>,
+    routes: Router<Arc<Route>>,
+    /// Whose turn it is, by route: it goes on in the next table.
+    cursors: HashMap<(String, Vec<String>), Arc<AtomicUsize>>,
     pools: HashMap<String, Arc<Pool>>,
     targets: BTreeMap<InstanceId, Arc<TargetState>>,
     environments: BTreeMap<EnvironmentId, Arc<Counters>>,
     releases: BTreeMap<(EnvironmentId, ReleaseNumber), Arc<ReleaseCounters>>,
 }
 
-/// A hostname's pools in the order of their turns.
+/// A route's pools in the order of their turns.
 pub struct Route {
+    /// Where clients are sent instead.
+    pub redirect: Option<Redirect>,
+    /// Clients that come without TLS are sent to where it is.
+    pub only_https: bool,
     pools: Vec<Arc<Pool>>,
     turns: Box<[u16]>,
     next: Arc<AtomicUsize>,
@@ -44,9 +49,21 @@ pub struct Pool {
     pub environment_name: EnvironmentName,
     /// The environment's counts.
     pub counters: Arc<Counters>,
+    /// How requests wait where no target can take them.
+    pub hold: Option<Hold>,
     algorithm: Algorithm,
     serving: Vec<Arc<TargetState>>,
     next: Arc<AtomicUsize>,
+    waiting: Arc<AtomicUsize>,
+}
+
+/// A request's place among those that wait for a target. Ends with its value.
+pub struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 /// What a change of tables did to the targets.
@@ -79,14 +96,22 @@ pub fn validate(table: &RoutingTable) -> Result<(), String> {
             }
         }
     }
-    let mut hosts = HashSet::new();
+    let mut routes = HashSet::new();
     for route in &table.routes {
         let host = normal_host(&route.host);
-        if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c == '/') {
+        if !is_host_pattern(&host) {
             return Err(format!("`{}` is not a hostname.", route.host));
         }
-        if !hosts.insert(host.into_owned()) {
+        if let Some(path) = route.paths.iter().find(|path| !is_path_pattern(path)) {
+            return Err(format!("`{path}` is not a pattern of paths."));
+        }
+        if !routes.insert((host.into_owned(), &route.paths)) {
             return Err(format!("The host `{}` is there twice.", route.host));
+        }
+        if let Some(redirect) = &route.redirect
+            && !is_hostname(&redirect.host)
+        {
+            return Err(format!("`{}` is not a hostname.", redirect.host));
         }
         for weighted in &route.pools {
             if !pools.contains(weighted.pool.as_str()) {
@@ -139,36 +164,44 @@ impl Table {
                 }
                 next.targets.insert(target.instance.clone(), state);
             }
-            let cursor = self.pools.get(&pool.name).map(|pool| pool.next.clone());
+            let before = self.pools.get(&pool.name);
             let made = Pool {
+                hold: pool.hold,
                 environment_name: pool.environment_name.clone(),
                 counters,
                 algorithm: pool.algorithm,
                 serving,
-                next: cursor.unwrap_or_default(),
+                next: before.map(|pool| pool.next.clone()).unwrap_or_default(),
+                waiting: before.map(|pool| pool.waiting.clone()).unwrap_or_default(),
             };
             next.pools.insert(pool.name.clone(), Arc::new(made));
         }
         for route in &source.routes {
-            let host = normal_host(&route.host).into_owned().into_boxed_str();
+            let host = normal_host(&route.host).into_owned();
             let pools = route
                 .pools
                 .iter()
                 .filter_map(|weighted| next.pools.get(&weighted.pool).cloned())
                 .collect();
-            let cursor = self.routes.get(&host).map(|route| route.next.clone());
-            let made = Route {
+            let name = (host, route.paths.clone());
+            let cursor = self.cursors.get(&name).cloned().unwrap_or_default();
+            let made = Arc::new(Route {
+                redirect: route.redirect.clone(),
+                only_https: route.only_https,
                 pools,
                 turns: turns(&route.pools),
-                next: cursor.unwrap_or_default(),
+                next: cursor.clone(),
                 sides: route
                     .sticky
                     .as_ref()
                     .filter(|_| route.pools.len() > 1)
                     .and_then(|sticky| Sides::new(sticky, &route.pools)),
-            };
-            next.routes.insert(host, Arc::new(made));
+            });
+            next.routes
+                .insert(&name.0, &route.paths, route.priority, &made);
+            next.cursors.insert(name, cursor);
         }
+        next.routes.sort();
         for (instance, state) in &self.targets {
             if !next
                 .targets
@@ -196,9 +229,9 @@ impl Table {
         targets.filter_map(|target| Some((self.targets.get(&target.instance)?, target)))
     }
 
-    /// Where requests for `host` go; `host` as [`normal_host`] makes it.
-    pub fn route(&self, host: &str) -> Option<&Route> {
-        self.routes.get(host).map(|route| &**route)
+    /// Where requests for `path` of `host` go; `host` as [`normal_host`] makes it.
+    pub fn route(&self, host: &str, path: &str) -> Option<&Route> {
+        self.routes.find(host, path).map(|route| &**route)
     }
 
     /// Every target, by instance.
@@ -230,6 +263,11 @@ impl Route {
     /// Whether clients stay at the pool that they came to first.
     pub fn keeps_clients(&self) -> bool {
         self.sides.is_some()
+    }
+
+    /// Whether a client is sent elsewhere that came with or without TLS, where there is an `https` to be sent to.
+    pub fn leads_elsewhere(&self, tls: bool, https: bool) -> bool {
+        self.redirect.is_some() || (self.only_https && !tls && https)
     }
 
     /// The number of the client that sent these headers, where clients stay on their side.
@@ -269,6 +307,13 @@ impl Route {
 }
 
 impl Pool {
+    /// A place for a request to wait at, where it may.
+    pub fn place(&self) -> Option<Place> {
+        let most = self.hold?.most as usize;
+        let place = Place(self.waiting.clone());
+        (self.waiting.fetch_add(1, Relaxed) < most).then_some(place)
+    }
+
     fn pick(&self, except: Option<&Arc<TargetState>>) -> Option<Arc<TargetState>> {
         let turn = self.next.fetch_add(1, Relaxed);
         let other =

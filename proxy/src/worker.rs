@@ -95,7 +95,8 @@ impl Worker {
         drain: Duration,
         kept: usize,
     ) -> io::Result<Self> {
-        let kept = kept.min(KEPT_CONNECTIONS);
+        // Both ways keep some, within the same bound of open files.
+        let kept = kept.div_ceil(2).min(KEPT_CONNECTIONS);
         let (connections, accepted) = mpsc::channel(WAITING);
         let (ended, done) = oneshot::channel();
         let conf = ServerConf {
@@ -248,6 +249,9 @@ async fn converse(
         match ways.exchange.serve(&mut connection, client).await {
             Next::End => {
                 let _ = tokio::time::timeout(GOODBYE, connection.shutdown()).await;
+                if connection.has_more() {
+                    let _ = tokio::time::timeout(GOODBYE, connection.drain()).await;
+                }
                 return;
             }
             Next::OtherWay => break,

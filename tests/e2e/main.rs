@@ -11,6 +11,7 @@ mod demo;
 mod examples;
 mod failures;
 mod fleet;
+mod hostnames;
 mod kills;
 mod lingering;
 mod matrix;

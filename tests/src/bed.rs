@@ -31,7 +31,15 @@ pub struct Bed {
     _ports: [Reserved; 3],
     executable: PathBuf,
     fail_points: Option<PathBuf>,
+    second: Option<SecondProxy>,
     up: Option<Child>,
+}
+
+/// A load balancer besides the one of `up`.
+struct SecondProxy {
+    child: Child,
+    socket: PathBuf,
+    port: Reserved,
 }
 
 /// How a command went.
@@ -150,6 +158,7 @@ impl Bed {
             _ports: ports,
             executable,
             fail_points: None,
+            second: None,
             up: None,
         }
     }
@@ -186,6 +195,40 @@ impl Bed {
         self.executable = copy;
     }
 
+    /// Starts one with a second load balancer; where that answers by HTTP.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[track_caller]
+    pub fn up_with_second_proxy() -> (Self, SocketAddr) {
+        let mut bed = Self::prepared();
+        let port = ports::reserve();
+        let directory = bed.home().join("second");
+        fs::create_dir_all(&directory).expect("a directory can be made");
+        let socket = directory.join("proxy.sock");
+        let second = Command::new(&bed.executable)
+            .arg("proxy")
+            .arg("--data")
+            .arg(&directory)
+            .arg("--socket")
+            .arg(&socket)
+            .args(["--http", &port.address.to_string()])
+            .args(["--https", "127.0.0.1:0"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let second = SecondProxy {
+            child: second.expect("beanpole can be started"),
+            socket,
+            port,
+        };
+        let address = second.port.address;
+        bed.second = Some(second);
+        bed.start();
+        (bed, address)
+    }
+
     /// Starts `beanpole up` again after [`Bed::stop`] or a kill.
     #[track_caller]
     pub fn start(&mut self) {
@@ -206,6 +249,9 @@ impl Bed {
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("the log can be shared"))
             .stderr(log);
+        if let Some(second) = &self.second {
+            command.arg("--local-proxy").arg(&second.socket);
+        }
         if let Some(directory) = &self.fail_points {
             command.env("BEANPOLE_FAIL_POINTS", directory);
         }
@@ -446,6 +492,10 @@ impl Drop for Bed {
             }
             let _ = up.kill();
             let _ = up.wait();
+        }
+        if let Some(mut second) = self.second.take() {
+            let _ = second.child.kill();
+            let _ = second.child.wait();
         }
         // Applications outlive their daemons by design; a test leaves none.
         let end = Instant::now() + wait::seconds(5);

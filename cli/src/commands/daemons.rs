@@ -6,7 +6,7 @@ use beanpole_agent::AgentConfig;
 use beanpole_controller::{ControllerConfig, ControllerError, Tls};
 use beanpole_daemon::supervise::{self, Supervised};
 use beanpole_daemon::{logs, stop};
-use beanpole_proxy::{LONGEST_HEADER_TIMEOUT, ProxyConfig};
+use beanpole_proxy::{LONGEST_HEADER_TIMEOUT, Network, ProxyConfig};
 use clap::Args;
 use std::ffi::OsString;
 use std::fs::File;
@@ -31,9 +31,9 @@ pub struct Controller {
     /// The agent on this machine
     #[arg(long, value_name = "SOCKET")]
     pub local_agent: Option<PathBuf>,
-    /// The proxy on this machine
+    /// A proxy on this machine; may be given several times
     #[arg(long, value_name = "SOCKET")]
-    pub local_proxy: Option<PathBuf>,
+    pub local_proxy: Vec<PathBuf>,
     /// The domain below which environments get their hostnames
     #[arg(long, default_value = "localhost")]
     pub domain: String,
@@ -153,6 +153,31 @@ impl Offer {
     }
 }
 
+/// What stands in front of the load balancer: the same for `proxy` and `up`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Front {
+    /// A proxy in front whose X-Forwarded-* headers are believed, by address or network (10.0.0.0/8); may be
+    /// given several times
+    #[arg(long, value_name = "NETWORK")]
+    pub trust: Vec<Network>,
+    /// The port by which clients reach HTTPS, where something in front changes it: redirects lead there
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub public_https_port: Option<u16>,
+}
+
+impl Front {
+    /// The same as words of a command line.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let trust = self
+            .trust
+            .iter()
+            .map(|network| format!("--trust={network}"));
+        let port = self.public_https_port;
+        let port = port.map(|port| format!("--public-https-port={port}"));
+        trust.chain(port).map(OsString::from).collect()
+    }
+}
+
 /// Run the agent alone: what makes one host match its orders
 #[derive(Debug, Args)]
 #[command(
@@ -207,6 +232,9 @@ pub struct Proxy {
     /// request
     #[arg(long, value_name = "SECONDS", default_value_t = LONGEST_HEADER_TIMEOUT, value_parser = clap::value_parser!(u64).range(1..=LONGEST_HEADER_TIMEOUT))]
     pub header_timeout: u64,
+    /// What stands in front
+    #[command(flatten)]
+    pub front: Front,
     /// The most connections of clients; fewer where the limit of open files is low
     #[arg(long, value_name = "NUMBER", default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: u32,
@@ -252,6 +280,8 @@ pub fn agent(command: Agent) -> Result<(), Failure> {
 pub fn proxy(command: Proxy) -> Result<(), Failure> {
     let mut config = ProxyConfig::new(&command.data, &command.socket);
     config.http = command.http;
+    config.trusted = command.front.trust;
+    config.public_https_port = command.front.public_https_port;
     config.https = command.https;
     config.default_domain = command.domain;
     config.access_log = command.access_log;
@@ -274,7 +304,7 @@ pub fn controller(command: Controller) -> Result<(), Failure> {
     config.tls = command.offer.tls();
     config.insecure = command.offer.insecure;
     config.local_agent = command.local_agent;
-    config.local_proxy = command.local_proxy;
+    config.local_proxies = command.local_proxy;
     config.domain = command.domain;
     config.http_port = command.http_port;
     config.bundle_limit_bytes = command.offer.bundle_limit_mib * 1024 * 1024;

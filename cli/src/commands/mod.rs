@@ -12,6 +12,7 @@ pub mod daemons;
 pub mod demo;
 pub mod demo_app;
 pub mod deploy;
+pub mod domain;
 pub mod events;
 pub mod health;
 pub mod host;
@@ -31,6 +32,7 @@ pub mod setenv;
 pub mod show;
 pub mod source;
 pub mod status;
+pub mod swap;
 pub mod terminate;
 pub mod up;
 pub mod version;
@@ -99,6 +101,8 @@ fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Show(command) => show::run(context, &command),
         Command::Abort(command) => abort::run(context, &command),
         Command::Promote(command) => promote::run(context, &command),
+        Command::Swap(command) => swap::run(context, &command),
+        Command::Domain(command) => domain::run(context, command),
         Command::Cut(command) => cut::run(context, &command),
         Command::Attach(command) => attach::run(context, &command),
         Command::Terminate(command) => terminate::run(context, &command),

@@ -1,6 +1,6 @@
 //! `beanpole status`: an environment at a glance.
 
-use super::source;
+use super::{domain, source};
 use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::output::{Output, table};
@@ -51,6 +51,13 @@ fn render(output: Output, environment: &Environment) -> String {
             let version = version.map_or_else(String::new, |version| format!(" of {version}"));
             format!("{}{version}, {}", queued.kind, queued.id)
         });
+    let domains = environment.domains.iter();
+    let domains: Vec<String> = domains
+        .map(|one| match one.redirect_to {
+            None if !one.only_https => one.name.to_string(),
+            _ => format!("{} ({})", one.name, domain::does(one)),
+        })
+        .collect();
     let mut text = table::fields(&[
         (
             "environment",
@@ -65,6 +72,7 @@ fn render(output: Output, environment: &Environment) -> String {
         ("queued", queued),
         ("platform", environment.platform.to_string()),
         ("url", environment.url.clone().unwrap_or_default()),
+        ("domains", domains.join("; ")),
     ]);
     for waiting in environment.operation.iter().flat_map(|one| &one.waiting) {
         text.push_str(&format!("\n  {waiting}"));

@@ -1,6 +1,6 @@
 //! `beanpole up`: controller, proxy and agent on this machine, from one data directory.
 
-use super::daemons::{Offer, listen_address};
+use super::daemons::{Front, Offer, listen_address};
 use crate::client::find::{self, UpRecord};
 use crate::context::Context;
 use crate::local::children::{Daemon, keep};
@@ -42,6 +42,13 @@ pub struct Up {
     /// The domain below which environments get their hostnames
     #[arg(long, default_value = "localhost")]
     pub domain: String,
+    /// A further load balancer on this machine, started on its own (`beanpole proxy`), by its socket; may be given
+    /// several times
+    #[arg(long, value_name = "SOCKET")]
+    pub local_proxy: Vec<PathBuf>,
+    /// What stands in front of the load balancer
+    #[command(flatten)]
+    pub front: Front,
     /// How the API is protected, and bounds
     #[command(flatten)]
     pub offer: Offer,
@@ -238,7 +245,7 @@ fn daemons(command: &Up, data: &Path) -> Vec<Daemon> {
         show: command.verbose,
     };
     let agent = words(&[&"--data", &data, &"--socket", &agent_socket]);
-    let proxy = words(&[
+    let mut proxy = words(&[
         &"--data",
         &data.join("proxy"),
         &"--socket",
@@ -252,6 +259,7 @@ fn daemons(command: &Up, data: &Path) -> Vec<Daemon> {
         &"--access-log",
         &data.join("logs/access.log"),
     ]);
+    proxy.extend(command.front.arguments());
     let mut controller = words(&[
         &"--data",
         &data,
@@ -266,6 +274,9 @@ fn daemons(command: &Up, data: &Path) -> Vec<Daemon> {
         &"--http-port",
         &command.http.port().to_string(),
     ]);
+    for socket in &command.local_proxy {
+        controller.extend(words(&[&"--local-proxy", socket]));
+    }
     controller.extend(command.offer.arguments());
     vec![
         daemon("agent", agent),

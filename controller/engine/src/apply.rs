@@ -350,6 +350,21 @@ impl Scene<'_, '_> {
                 );
                 self.say(Severity::Info, "check-passed", text)
             }
+            (Happened::StageStarted { .. }, Some(Stage::Swap { with })) => {
+                let text = format!(
+                    "Swapping CNAMEs for environments '{}' and '{with}'.",
+                    self.environment.name
+                );
+                self.say(Severity::Info, "swapping", text)
+            }
+            (Happened::StageFinished { .. }, Some(Stage::Swap { .. })) => self.tell_swapped(),
+            (Happened::RoutesUnconfirmed { who }, _) => {
+                let text = format!(
+                    "Not everywhere yet: {who} has not confirmed the exchange, and carries it out when it \
+                     can be reached. Until then requests that come to it go where they went before."
+                );
+                self.say(Severity::Warn, "routes-unconfirmed", text)
+            }
             (Happened::StageStarted { .. }, Some(Stage::Batch(batch))) => {
                 self.tell_batch_started(plan, batch)
             }
@@ -432,6 +447,18 @@ impl Scene<'_, '_> {
         }
         let text = format!("Host {host} {}: {}.", detour.why, parts.join("; "));
         self.say(Severity::Warn, "host-given-up", text)
+    }
+
+    fn tell_swapped(&mut self) -> Result<(), StoreError> {
+        let name = self.environment.name.clone();
+        let cname = self.environment.cname.iter().map(ToString::to_string);
+        let domains = self.environment.domains.iter();
+        let domains = domains.map(|record| record.domain.name.to_string());
+        for host in cname.chain(domains).collect::<Vec<_>>() {
+            let text = format!("'{host}' now points to '{name}'.");
+            self.say(Severity::Info, "points-to", text)?;
+        }
+        Ok(())
     }
 
     /// What joins the two sides of a split.

@@ -5,15 +5,15 @@ use crate::turn::Turn;
 use crate::{Engine, EngineError, Observed, kept};
 use beanpole_planner::{Change, Reach, Stage};
 use beanpole_protocol::agent::{HostOrders, InstanceOrder, OnceOrder, ReleaseKey, ReleaseOrder};
-use beanpole_protocol::api::{EnvironmentStatus, Tier};
+use beanpole_protocol::api::{EnvironmentStatus, OperationKind, Tier};
 use beanpole_protocol::options::OptionSettings;
 use beanpole_protocol::proxy::{
-    HealthCheck, Route, RoutingTable, Target, TargetMode, TargetPool, WeightedPool,
+    HealthCheck, Hold, Redirect, Route, RoutingTable, Target, TargetMode, TargetPool, WeightedPool,
 };
 use beanpole_protocol::{EnvironmentId, Generation, HostId, OperationId, ReleaseNumber, Timestamp};
 use beanpole_store::StoreError;
 use beanpole_store::model::{
-    EnvironmentRecord, HostOrdersRecord, HostRecord, InstanceRecord, LingererRecord,
+    DomainRecord, EnvironmentRecord, HostOrdersRecord, HostRecord, InstanceRecord, LingererRecord,
     OperationRecord, ReleaseRecord, TableRecord,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -94,6 +94,7 @@ impl Engine {
         let (table, table_changed) = self.fresh_table(&records, observed, now)?;
         let mut marked = records.marked(&orders_now, table.generation);
         let lingering = records.lingering_marked(&orders_now, table.generation);
+        let unrouted = records.unrouted(table.generation);
         let noted: BTreeSet<_> = marked.iter().map(|record| record.id.clone()).collect();
         marked.extend(went_on.into_iter().filter(|one| !noted.contains(&one.id)));
         let derived = Derived {
@@ -103,7 +104,7 @@ impl Engine {
             orders: orders_now,
             table: table.generation,
         };
-        let none_marked = marked.is_empty() && lingering.is_empty();
+        let none_marked = marked.is_empty() && lingering.is_empty() && unrouted.is_empty();
         if orders_changed.is_empty() && !table_changed && none_marked {
             return Ok(derived);
         }
@@ -121,6 +122,16 @@ impl Engine {
             }
             for record in &lingering {
                 tx.put(record)?;
+            }
+            for before in &unrouted {
+                let key = EnvironmentRecord::key_of(&before.id);
+                // A call may have changed it meanwhile: then this table is not of what is wanted now.
+                if let Some(mut record) = tx.get::<EnvironmentRecord>(&key)?
+                    && record == *before
+                {
+                    record.routed = Some(table.generation);
+                    tx.put(&record)?;
+                }
             }
             Ok::<_, StoreError>(())
         })?;
@@ -283,6 +294,13 @@ impl Records {
         instances
             .filter_map(|instance| marked(instance, orders, table))
             .collect()
+    }
+
+    /// The environments whose first table this is, with their hostnames as they are.
+    fn unrouted(&self, table: Generation) -> Vec<EnvironmentRecord> {
+        let environments = self.environments.values();
+        let unrouted = environments.filter(|one| one.routed.is_none() && one.cname.is_some());
+        unrouted.filter(|_| table.0 > 0).cloned().collect()
     }
 
     /// The same, of those that linger.
@@ -448,6 +466,18 @@ impl Records {
         }
     }
 
+    /// How requests wait while no instance of an environment can take them: as long as an operation is on its way
+    /// from something that ran.
+    fn hold(&self, environment: &EnvironmentRecord) -> Option<Hold> {
+        let comes_back = |operation: &OperationRecord| {
+            operation.environment == environment.id
+                && operation.from.is_some()
+                && operation.kind != OperationKind::Terminate
+        };
+        let comes_back = self.operations.iter().any(comes_back);
+        comes_back.then(|| environment.settings.hold()).flatten()
+    }
+
     fn table(&self, domain: &str) -> RoutingTable {
         let mut table = RoutingTable::default();
         for environment in self.environments.values() {
@@ -499,19 +529,43 @@ impl Records {
                     environment_name: environment.name.clone(),
                     application: environment.application.clone(),
                     algorithm: environment.settings.algorithm(),
+                    hold: self.hold(environment),
                     targets,
                 });
             }
-            table.routes.push(Route {
+            let whole = Route {
                 host: format!("{cname}.{domain}").to_lowercase(),
                 sticky: (pools.len() > 1)
                     .then(|| environment.settings.sticky())
                     .flatten(),
                 pools,
-            });
+                ..Route::default()
+            };
+            table.routes.extend(routes(whole, &environment.domains));
         }
         table
     }
+}
+
+/// The routes of an environment: `whole`, of the hostname below the default domain, and its other domains, one of
+/// which may be of that hostname as well.
+fn routes(whole: Route, domains: &[DomainRecord]) -> Vec<Route> {
+    let others = domains.iter().map(|DomainRecord { domain, .. }| Route {
+        host: domain.name.host().to_owned(),
+        paths: domain.name.patterns(),
+        redirect: domain.redirect_to.as_ref().map(|host| Redirect {
+            host: host.to_string(),
+            https: domain.only_https,
+        }),
+        only_https: domain.only_https,
+        ..whole.clone()
+    });
+    let mut routes: Vec<Route> = others.collect();
+    let mut known = routes.iter();
+    if !known.any(|route| route.host == whole.host && route.paths.is_empty()) {
+        routes.insert(0, whole);
+    }
+    routes
 }
 
 /// An instance with its first orders and its first table, where these are news of it.
@@ -574,6 +628,8 @@ pub(crate) mod tests {
             tier: Tier::Worker,
             platform: Platform::Auto,
             cname: None,
+            domains: Vec::new(),
+            routed: None,
             status: EnvironmentStatus::Ready,
             settings: OptionSettings::default(),
             live: None,

@@ -2,7 +2,7 @@
 
 use crate::apply::Scene;
 use crate::{Engine, Observed, kept, receipt};
-use beanpole_planner::{Action, Change, Skipped};
+use beanpole_planner::{Action, Change, Skipped, Stage};
 use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::proxy::TargetMode;
@@ -143,6 +143,10 @@ impl Engine {
                 }
                 K::Restart => "restartAppServer completed successfully.".to_owned(),
                 K::Replace => "The environment's instances are complete again.".to_owned(),
+                K::Swap => format!(
+                    "Completed swapping CNAMEs for environments '{name}' and '{}'.",
+                    swapped_with(scene.operation)
+                ),
                 K::Terminate => match unreached(scene.operation) {
                     None => "terminateEnvironment completed successfully.".to_owned(),
                     Some(text) => format!("terminateEnvironment completed. {text}"),
@@ -175,6 +179,7 @@ impl Engine {
             K::Restart => "Failed to restart application servers.",
             K::Replace => "Failed to complete the environment's instances.",
             K::Terminate => "Failed to terminate environment.",
+            K::Swap => "Failed to swap CNAMEs.",
         };
         scene.say(Severity::Error, "operation-failed", last)
     }
@@ -235,6 +240,16 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// The environment that an operation exchanges hostnames with.
+fn swapped_with(operation: &OperationRecord) -> &str {
+    let mut stages = operation.plan.stages.iter();
+    let with = stages.find_map(|stage| match stage {
+        Stage::Swap { with } => Some(with.as_str()),
+        _ => None,
+    });
+    with.unwrap_or_default()
 }
 
 /// A release that failed its trial, and was to be left for a look, is left without requests: nobody promised it

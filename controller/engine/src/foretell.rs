@@ -108,6 +108,7 @@ impl Past {
                 if ready { Some(0) } else { self.preparing() }
             }
             Stage::Once { .. } => self.release_command(),
+            Stage::Swap { .. } => Some(0),
             Stage::TryCheck { check } => {
                 Some(u64::from(check.healthy_threshold) * check.awaited_interval_ms(100))
             }

@@ -424,6 +424,7 @@ mod tests {
             replace_after: Duration::from_mins(5),
             evidence: None,
             with_commands: Default::default(),
+            routed: None,
         };
         health(&world, &environment, &record, at_minute(100)).0
     }

@@ -239,6 +239,7 @@ impl Engine {
             replace_after: Duration::from_millis(self.config.replace_after_ms),
             evidence,
             with_commands,
+            routed: environment.routed,
         })
     }
 

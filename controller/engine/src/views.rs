@@ -19,8 +19,8 @@ use beanpole_protocol::{
 };
 use beanpole_store::StoreError;
 use beanpole_store::model::{
-    EnvironmentRecord, HostRecord, InstanceRecord, LingererRecord, OperationIndexRecord,
-    OperationRecord, ReceiptRecord, ReleaseRecord,
+    DomainRecord, EnvironmentRecord, HostRecord, InstanceRecord, LingererRecord,
+    OperationIndexRecord, OperationRecord, ReceiptRecord, ReleaseRecord,
 };
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -261,13 +261,11 @@ impl Engine {
             tier: environment.tier,
             platform: environment.platform,
             cname: environment.cname.clone(),
-            url: environment.cname.as_ref().map(|cname| {
-                let port = match self.config.http_port {
-                    None | Some(80) => String::new(),
-                    Some(port) => format!(":{port}"),
-                };
-                format!("http://{cname}.{}{port}", self.config.domain)
-            }),
+            url: environment
+                .cname
+                .as_ref()
+                .map(|cname| self.url_of(&format!("{cname}.{}", self.config.domain), "")),
+            domains: self.view_domains(environment, observed),
             status: environment.status,
             health: colour,
             causes,
@@ -288,6 +286,43 @@ impl Engine {
             created_at: environment.created_at,
             updated_at: environment.updated_at,
         })
+    }
+
+    /// Where a host is met.
+    fn url_of(&self, host: &str, path: &str) -> String {
+        let port = match self.config.http_port {
+            None | Some(80) => String::new(),
+            Some(port) => format!(":{port}"),
+        };
+        format!("http://{host}{port}{path}")
+    }
+
+    /// The domains of an environment.
+    pub(crate) fn view_domains(
+        &self,
+        environment: &EnvironmentRecord,
+        observed: &Observed,
+    ) -> Vec<api::DomainView> {
+        let in_force = environment.routed.is_some_and(|routed| {
+            let mut reports = observed.proxies.values().map(|seen| seen.report.as_ref());
+            !observed.proxies.is_empty()
+                && reports.all(|report| report.is_some_and(|report| report.generation >= routed))
+        });
+        let records = environment.domains.iter();
+        records
+            .map(|DomainRecord { domain, since }| {
+                let name = &domain.name;
+                let exact = !name.is_wildcard() && !name.path().contains(['*', '?']);
+                api::DomainView {
+                    name: name.clone(),
+                    redirect_to: domain.redirect_to.clone(),
+                    only_https: domain.only_https,
+                    url: exact.then(|| self.url_of(name.host(), name.path())),
+                    in_force,
+                    since: *since,
+                }
+            })
+            .collect()
     }
 
     /// The last attempt at another release, when it did not succeed.

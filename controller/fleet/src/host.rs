@@ -651,6 +651,18 @@ pub(crate) async fn put(
     value: &(impl serde::Serialize + Sync),
     limit: Duration,
 ) -> Result<(), Failed> {
+    send(transport, connection, Method::PUT, path, value, limit).await
+}
+
+/// The same by another method.
+pub(crate) async fn send(
+    transport: &Transport,
+    connection: &mut Option<Connection>,
+    method: Method,
+    path: &str,
+    value: &(impl serde::Serialize + Sync),
+    limit: Duration,
+) -> Result<(), Failed> {
     let again = |error: &(dyn std::error::Error + 'static)| Failed::Again {
         reason: chain(error),
         problem: None,
@@ -660,7 +672,7 @@ pub(crate) async fn put(
         None => transport.open().await.map_err(|error| again(&error))?,
     };
     match open
-        .call::<serde_json::Value>(Method::PUT, path, Some(value), limit)
+        .call::<serde_json::Value>(method, path, Some(value), limit)
         .await
     {
         Ok(_) => {

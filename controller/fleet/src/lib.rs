@@ -10,12 +10,14 @@ pub mod ssh;
 
 mod backoff;
 mod budget;
+mod changeover;
 mod client;
 mod dial;
 mod host;
 mod proxy;
 mod push;
 
+pub use changeover::Changeover;
 pub use client::{AgentClient, ClientError, Executable, LogQuery};
 pub use dial::{DialError, Dialer};
 pub use host::{HostLink, HostLinkConfig, LinkEvent, LinkNews, OrdersTrouble};

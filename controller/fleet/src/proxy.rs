@@ -2,14 +2,16 @@
 
 use crate::backoff::Backoff;
 use crate::chain;
+use crate::changeover::{Changeover, Member};
 use crate::dial::{Dialer, Transport};
-use crate::host::{Failed, put};
+use crate::host::{Failed, put, send};
 use beanpole_daemon::clock;
 use beanpole_daemon::http::Connection;
 use beanpole_protocol::problem::Problem;
-use beanpole_protocol::proxy::{ProxyReport, RoutingTable};
+use beanpole_protocol::proxy::{ProxyReport, Ready, RoutingTable};
 use beanpole_protocol::{Generation, Timestamp};
 use futures::StreamExt;
+use http::Method;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -25,6 +27,10 @@ const TABLE_LIMIT: Duration = Duration::from_secs(15);
 /// Proxies report every 2 s: after three missed ones the connection is given up.
 const SILENCE_LIMIT: Duration = Duration::from_secs(7);
 
+/// Where a table is put, at once or to be put in force with others.
+const TABLE: &str = "/v1/table";
+const NEXT_TABLE: &str = "/v1/table/next";
+
 /// What a link needs to know.
 pub struct ProxyLinkConfig {
     /// The proxy's name, for events.
@@ -33,6 +39,8 @@ pub struct ProxyLinkConfig {
     pub dialer: Dialer,
     /// The table. Generation 0 means that nothing is known yet: it is not pushed.
     pub table: watch::Receiver<RoutingTable>,
+    /// The load balancers that it changes over with.
+    pub changeover: Changeover,
     /// Where events go. When nobody receives them, the link ends.
     pub events: mpsc::Sender<ProxyEvent>,
 }
@@ -174,10 +182,11 @@ impl Link {
         };
         backoff.reset();
         self.emit(ProxyNews::Connected).await?;
+        let member = self.config.changeover.join(&self.config.proxy);
         let (held_in, held) = watch::channel(None);
         tokio::select! {
             end = self.listen(reports, held_in) => end,
-            end = self.push_table(transport, held) => end,
+            end = self.push_table(transport, &member, held) => end,
         }
     }
 
@@ -205,6 +214,7 @@ impl Link {
     async fn push_table(
         &self,
         transport: &Transport,
+        member: &Member,
         mut held: watch::Receiver<Option<Generation>>,
     ) -> Result<String, Unheard> {
         let mut tables = self.config.table.clone();
@@ -222,15 +232,7 @@ impl Link {
                     .is_some_and(|held| held < wanted.generation);
             if wanted.generation != Generation(0) && (lost || differs) {
                 let generation = wanted.generation;
-                match put(
-                    transport,
-                    &mut connection,
-                    "/v1/table",
-                    &wanted,
-                    TABLE_LIMIT,
-                )
-                .await
-                {
+                match give(transport, &mut connection, member, &wanted).await {
                     Ok(()) => {
                         settled = Some((wanted, true));
                         self.emit(ProxyNews::TableConfirmed { generation }).await?;
@@ -246,6 +248,7 @@ impl Link {
                         }
                     }
                     Err(Failed::Refused(problem)) => {
+                        member.is_ready(generation);
                         settled = Some((wanted, false));
                         self.emit(ProxyNews::TableRefused {
                             generation,
@@ -267,5 +270,33 @@ impl Link {
                 else => std::future::pending().await,
             }
         }
+    }
+}
+
+/// Gives a table to a proxy: at once where it is the only one; else each makes it ready first, and then all put it
+/// in force.
+async fn give(
+    transport: &Transport,
+    connection: &mut Option<Connection>,
+    member: &Member,
+    table: &RoutingTable,
+) -> Result<(), Failed> {
+    let generation = table.generation;
+    if member.is_alone() {
+        put(transport, connection, TABLE, table, TABLE_LIMIT).await?;
+        member.is_ready(generation);
+        return Ok(());
+    }
+    put(transport, connection, NEXT_TABLE, table, TABLE_LIMIT).await?;
+    member.is_ready(generation);
+    member.together(generation).await;
+    let ready = Ready { generation };
+    let post = Method::POST;
+    match send(transport, connection, post, NEXT_TABLE, &ready, TABLE_LIMIT).await {
+        // It was started again in between.
+        Err(Failed::Refused(problem)) if problem.code == "not-ready" => {
+            put(transport, connection, TABLE, table, TABLE_LIMIT).await
+        }
+        done => done,
     }
 }

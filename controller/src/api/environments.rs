@@ -10,12 +10,15 @@ use axum::response::{IntoResponse, Response};
 use beanpole_engine::{Call, Engine};
 use beanpole_fleet::LogQuery;
 use beanpole_protocol::api::{
-    CreateEnvironment, Deploy, EndLingering, Environment, EnvironmentHealth, LingeringEnded,
-    Operation, Page, PlanView, Release, ReleaseDetail, Rollback, Scale, UpdateSettings,
+    CreateEnvironment, Deploy, DomainView, EndLingering, Environment, EnvironmentHealth,
+    LingeringEnded, Operation, Page, PlanView, Release, ReleaseDetail, Rollback, Scale, SetDomain,
+    Swap, Swapped, UpdateSettings,
 };
 use beanpole_protocol::options::OptionSettings;
 use beanpole_protocol::problem::Problem;
-use beanpole_protocol::{ApplicationName, EnvironmentName, InstanceId, OperationId, ReleaseNumber};
+use beanpole_protocol::{
+    ApplicationName, DomainName, EnvironmentName, InstanceId, OperationId, ReleaseNumber,
+};
 use serde::Deserialize;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -36,6 +39,8 @@ pub(super) fn router() -> OpenApiRouter<App> {
         .routes(routes!(restart))
         .routes(routes!(abort))
         .routes(routes!(promote))
+        .routes(routes!(swap))
+        .routes(routes!(domains, set_domain, remove_domain))
         .routes(routes!(end_lingering))
         .routes(routes!(releases))
         .routes(routes!(release))
@@ -344,6 +349,85 @@ async fn promote(
         })
         .await?;
     Ok(accepted(operation))
+}
+
+/// Exchange the hostnames of two environments. Each gets an operation, which waits for the load balancers.
+#[utoipa::path(post, path = "/v1/environments/{environment}/swap", tag = "environments", params(("environment" = String, Path)), request_body = Swap, responses(
+    (status = 202, description = "They are exchanged, and on their way to the load balancers", body = Swapped),
+))]
+async fn swap(
+    State(app): State<App>,
+    caller: Caller,
+    In(name): In<EnvironmentName>,
+    Json(body): Json<Swap>,
+) -> Answer<Response> {
+    let swapped = app
+        .changed(caller.request_id, move |engine, call| {
+            engine.swap(call, &name, &body.with)
+        })
+        .await?;
+    Ok((StatusCode::ACCEPTED, axum::Json(swapped)).into_response())
+}
+
+/// An environment's domains, in the order in which they were added.
+#[utoipa::path(get, path = "/v1/environments/{environment}/domains", tag = "environments", params(("environment" = String, Path)), responses(
+    (status = 200, body = Vec<DomainView>),
+))]
+async fn domains(
+    State(app): State<App>,
+    In(name): In<EnvironmentName>,
+) -> Answer<axum::Json<Vec<DomainView>>> {
+    let found = app
+        .blocking(move |app| {
+            let observed = app.observations.snapshot();
+            app.engine.domains(&name, &observed)
+        })
+        .await?;
+    Ok(axum::Json(found))
+}
+
+/// Add a domain, or change what is said of it. It is in force when every load balancer has it.
+#[utoipa::path(post, path = "/v1/environments/{environment}/domains", tag = "environments", params(("environment" = String, Path)), request_body = SetDomain, responses(
+    (status = 200, body = DomainView),
+))]
+async fn set_domain(
+    State(app): State<App>,
+    caller: Caller,
+    In(name): In<EnvironmentName>,
+    Json(body): Json<SetDomain>,
+) -> Answer<axum::Json<DomainView>> {
+    let set = app
+        .changed(caller.request_id, move |engine, call| {
+            engine.set_domain(call, &name, body)
+        })
+        .await?;
+    Ok(axum::Json(set))
+}
+
+#[derive(Debug, Deserialize, utoipa::IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct OneDomain {
+    /// Which one.
+    #[param(value_type = String)]
+    name: DomainName,
+}
+
+/// Remove a domain.
+#[utoipa::path(delete, path = "/v1/environments/{environment}/domains", tag = "environments", params(("environment" = String, Path), OneDomain), responses(
+    (status = 204, description = "It is removed"),
+))]
+async fn remove_domain(
+    State(app): State<App>,
+    caller: Caller,
+    In(name): In<EnvironmentName>,
+    Asked(asked): Asked<OneDomain>,
+) -> Answer<StatusCode> {
+    app.changed(caller.request_id, move |engine, call| {
+        engine.remove_domain(call, &name, &asked.name)
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// End instances that linger. What is open at them is cut.

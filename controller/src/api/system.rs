@@ -2,13 +2,13 @@
 
 use super::request::{Answer, Fail};
 use crate::app::App;
-use crate::links::LOCAL_PROXY;
+use crate::links::local_proxy;
 use crate::services::{bundles, hosts};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use beanpole_protocol::api::Healthz;
+use beanpole_protocol::api::{Healthz, HostStatus};
 use beanpole_store::backup;
 use std::io;
 use utoipa_axum::router::OpenApiRouter;
@@ -18,6 +18,7 @@ pub(super) fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(healthz))
         .routes(routes!(openapi))
+        .routes(routes!(metrics))
         .routes(routes!(back_up))
 }
 
@@ -41,17 +42,42 @@ async fn healthz(State(app): State<App>) -> Answer<Response> {
     Ok((status, axum::Json(body)).into_response())
 }
 
+/// What is known of hosts, environments, instances and load balancers, for Prometheus.
+#[utoipa::path(get, path = "/v1/metrics", tag = "system", responses(
+    (status = 200, description = "Metrics in the text format 0.0.4", body = String, content_type = "text/plain"),
+))]
+async fn metrics(State(app): State<App>) -> Answer<Response> {
+    let text = app
+        .blocking(|app| {
+            let observed = app.observations.snapshot();
+            let environments = app.engine.environments(None, &observed, app.time.now())?;
+            let hosts: Vec<(String, bool)> = hosts::list(app)?
+                .into_iter()
+                .map(|host| {
+                    (
+                        host.name.to_string(),
+                        matches!(host.status, HostStatus::Ready | HostStatus::Draining),
+                    )
+                })
+                .collect();
+            Ok(crate::metrics::render(&environments, &hosts, &observed))
+        })
+        .await
+        .map_err(Fail::from)?;
+    Ok(([(header::CONTENT_TYPE, crate::metrics::CONTENT_TYPE)], text).into_response())
+}
+
 /// One line for each daemon of this machine that does not serve yet.
 fn waiting(app: &App) -> Result<Vec<String>, beanpole_protocol::problem::Problem> {
     let mut waiting = Vec::new();
     if app.expects.agent && hosts::heard_of(app, true)?.is_none() {
         waiting.push("the agent on this machine has not reported yet".to_owned());
     }
-    if app.expects.proxy {
-        let observed = app.observations.snapshot();
+    let observed = app.observations.snapshot();
+    for number in 0..app.expects.proxies {
         let report = observed
             .proxies
-            .get(LOCAL_PROXY)
+            .get(&local_proxy(number))
             .filter(|proxy| proxy.connected)
             .and_then(|proxy| proxy.report.as_ref());
         match report {

@@ -17,9 +17,9 @@ use beanpole_protocol::event::Event;
 use beanpole_protocol::options::OptionSettings;
 use beanpole_protocol::proxy::{RoutingTable, TargetMode};
 use beanpole_protocol::{
-    AgentId, ApplicationName, Cname, ControllerId, Digest, EnvironmentId, EnvironmentName, EventId,
-    Generation, HostId, HostName, Incarnation, InstanceId, OperationId, ReleaseNumber, RequestId,
-    Timestamp, VersionLabel,
+    AgentId, ApplicationName, Cname, ControllerId, Digest, Domain, EnvironmentId, EnvironmentName,
+    EventId, Generation, HostId, HostName, Incarnation, InstanceId, OperationId, ReleaseNumber,
+    RequestId, Timestamp, VersionLabel,
 };
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -125,6 +125,12 @@ pub struct EnvironmentRecord {
     pub platform: Platform,
     /// The first label of its hostname, unique among those that are not terminated.
     pub cname: Option<Cname>,
+    /// Its other hostnames, and what is said of the one below the default domain. They stay with the CNAME.
+    #[serde(default)]
+    pub domains: Vec<DomainRecord>,
+    /// The first table that has its hostnames as they are; absent while none was made.
+    #[serde(default)]
+    pub routed: Option<Generation>,
     /// Where it stands.
     pub status: EnvironmentStatus,
     /// Its settings; a release freezes a copy of them.
@@ -165,6 +171,15 @@ pub struct EnvironmentRecord {
     /// The time of its newest event: the next one is later.
     #[serde(default)]
     pub last_event_at: Timestamp,
+}
+
+/// A domain of an environment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DomainRecord {
+    /// It, as it is wanted.
+    pub domain: Domain,
+    /// When it was added or last changed.
+    pub since: Timestamp,
 }
 
 /// A share of an environment's requests.

@@ -57,6 +57,8 @@ fn environment(number: u128, status: EnvironmentStatus) -> EnvironmentRecord {
         platform: Platform::Auto,
         cname: None,
         status,
+        domains: Vec::new(),
+        routed: None,
         settings: Default::default(),
         live: None,
         last_release: ReleaseNumber(1),

@@ -94,6 +94,7 @@ pub fn next(plan: &Plan, progress: &Progress, world: &World<'_>, now: Timestamp)
             shown: command,
         }),
         Stage::TryCheck { check } => turn.try_check(check),
+        Stage::Swap { .. } => Ok(turn.swap()),
         Stage::Batch(batch) => turn.batch(batch),
         Stage::Split(split) => turn.split(split),
     });

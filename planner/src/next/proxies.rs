@@ -2,7 +2,7 @@
 
 use super::Turn;
 use super::failure::unheard;
-use crate::ProxyState;
+use crate::{Happened, ProxyState};
 use beanpole_protocol::proxy::TargetReport;
 use beanpole_protocol::{Generation, InstanceId};
 use std::time::Duration;
@@ -27,6 +27,22 @@ impl Turn<'_, '_> {
             }
             _ => format!("proxy {}", proxy.name),
         })
+    }
+
+    /// Whether every proxy has the environment's hostnames as they are, or will not for some time.
+    pub(super) fn swap(&mut self) -> bool {
+        let Some(who) = self.unconfirmed(self.world.routed) else {
+            return true;
+        };
+        if self.late(self.stage_bound()) {
+            self.entries.push(Happened::RoutesUnconfirmed { who });
+            return true;
+        }
+        self.wait(
+            None,
+            format!("Exchanging hostnames: {who} has not confirmed yet."),
+        );
+        false
     }
 
     pub(super) fn who_is_silent(&self, id: &InstanceId) -> String {

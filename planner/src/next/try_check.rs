@@ -211,6 +211,7 @@ mod tests {
             replace_after: Duration::from_mins(5),
             evidence: None,
             with_commands: Default::default(),
+            routed: None,
         };
         let plan = Plan {
             release: Some(ReleaseNumber(1)),

@@ -5,8 +5,8 @@ use crate::agent::{Platform, ProcessReport};
 use crate::options::{BatchSize, DeploymentPolicy, OptionSettings, SplitSteps};
 use crate::proxy::{CheckResult, Traffic};
 use crate::{
-    ApplicationName, Cname, EnvironmentId, EnvironmentName, HostId, HostName, InstanceId,
-    OperationId, ReleaseNumber, Timestamp, VersionLabel,
+    ApplicationName, Cname, DomainName, EnvironmentId, EnvironmentName, HostId, HostName, Hostname,
+    InstanceId, OperationId, ReleaseNumber, Timestamp, VersionLabel,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -188,6 +188,9 @@ pub struct Environment {
     pub cname: Option<Cname>,
     /// Where it answers.
     pub url: Option<String>,
+    /// Its other hostnames, and what is said of the one below the default domain.
+    #[serde(default)]
+    pub domains: Vec<DomainView>,
     /// Where it stands.
     pub status: EnvironmentStatus,
     /// How it is.
@@ -218,6 +221,56 @@ pub struct Environment {
     pub created_at: Timestamp,
     /// When it last changed.
     pub updated_at: Timestamp,
+}
+
+/// A domain to be added to an environment, or changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SetDomain {
+    /// What it is for.
+    pub name: DomainName,
+    /// Clients are sent to the same path of this host (status 308).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redirect_to: Option<Hostname>,
+    /// Clients that come over plain HTTP are sent to HTTPS (status 308).
+    #[serde(default)]
+    pub only_https: bool,
+}
+
+/// A domain of an environment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct DomainView {
+    /// What it is for.
+    pub name: DomainName,
+    /// Clients are sent to the same path of this host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redirect_to: Option<Hostname>,
+    /// Clients that come over plain HTTP are sent to HTTPS.
+    #[serde(default)]
+    pub only_https: bool,
+    /// Where it is met; absent for patterns.
+    pub url: Option<String>,
+    /// Whether every load balancer that is connected has it.
+    pub in_force: bool,
+    /// When it was added or last changed.
+    pub since: Timestamp,
+}
+
+/// Exchanges the hostnames of two environments.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Swap {
+    /// The other environment.
+    pub with: EnvironmentName,
+}
+
+/// What an exchange of hostnames has begun.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Swapped {
+    /// The operation of the environment that was asked.
+    pub operation: Operation,
+    /// That of the other.
+    pub other: Operation,
 }
 
 /// An attempt at a release that failed, until another one succeeds.

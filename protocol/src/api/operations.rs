@@ -27,6 +27,8 @@ pub enum OperationKind {
     Replace,
     /// Takes it down.
     Terminate,
+    /// Exchanges its hostnames with those of another environment.
+    Swap,
 }
 
 impl std::fmt::Display for OperationKind {
@@ -40,6 +42,7 @@ impl std::fmt::Display for OperationKind {
             Self::Restart => "restart",
             Self::Replace => "replace",
             Self::Terminate => "terminate",
+            Self::Swap => "swap",
         })
     }
 }

@@ -493,6 +493,22 @@ pub const KNOWN: &[OptionSpec] = &[
         Change::Nothing,
         "Which instance gets the next request.",
     ),
+    option(
+        PROXY,
+        "HoldTimeout",
+        "30",
+        Kind::Number(0, 300),
+        Change::Nothing,
+        "While an operation changes instances and none can take requests, such as the restart of a single one, they wait that long at most, in seconds. 0: they get a 503 at once.",
+    ),
+    option(
+        PROXY,
+        "HoldMax",
+        "1000",
+        Kind::Number(1, 100_000),
+        Change::Nothing,
+        "How many requests wait so at a time, in each load balancer.",
+    ),
 ];
 
 /// The option of that namespace and name.

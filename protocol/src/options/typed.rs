@@ -8,7 +8,7 @@ use super::{
     SPLITTING, SplitSteps,
 };
 use crate::agent::{Limits, Properties, ReadyOrder};
-use crate::proxy::{Algorithm, HealthCheck, Probe, Sticky};
+use crate::proxy::{Algorithm, HealthCheck, Hold, Probe, Sticky};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -194,6 +194,16 @@ impl OptionSettings {
             "least-connections" => Algorithm::LeastConnections,
             _ => Algorithm::RoundRobin,
         }
+    }
+
+    /// How requests wait while no instance can take them; none where they do not.
+    pub fn hold(&self) -> Option<Hold> {
+        let seconds = self.number(PROXY, "HoldTimeout").unwrap_or_default();
+        let most = self.number(PROXY, "HoldMax").unwrap_or_default();
+        (seconds > 0).then(|| Hold {
+            for_ms: seconds * 1_000,
+            most: u32::try_from(most).unwrap_or(u32::MAX),
+        })
     }
 
     /// What an instance may use.

@@ -1,6 +1,7 @@
 //! An app's answer: where it ends, and its head as the client gets it.
 
 use super::chunked::Chunked;
+use super::date;
 use super::request::{MOST_HEADERS, lower_case, number};
 
 /// Longest head of an answer, in bytes, as pingora has it.
@@ -57,10 +58,14 @@ pub fn read(
     }
     let mut length: Option<usize> = None;
     let mut encoded = None;
+    // HTTP/1.0 says so where it means it.
     let mut keeps = answer.version == Some(1);
+    let mut ends = false;
     let mut named = false;
+    let mut dated = false;
     for header in answer.headers.iter() {
         match header.name.len() {
+            4 => dated |= header.name.eq_ignore_ascii_case("date"),
             14 if header.name.eq_ignore_ascii_case("content-length") => {
                 length = Some(one_length(header.value, length)?);
             }
@@ -70,9 +75,8 @@ pub fn read(
             10 if header.name.eq_ignore_ascii_case("connection") => {
                 for word in words(header.value) {
                     if word.eq_ignore_ascii_case(b"close") {
-                        keeps = false;
+                        ends = true;
                     } else if word.eq_ignore_ascii_case(b"keep-alive") {
-                        // HTTP/1.0 says so where it means it.
                         keeps = true;
                     } else {
                         named = true;
@@ -85,16 +89,20 @@ pub fn read(
     if encoded == Some(false) {
         return Err("the app gave a transfer coding that does not say where its answer ends");
     }
+    let announced = encoded.is_some() || length.is_some_and(|length| length > 0);
     let body = if only_head || status < 200 || status == 204 || status == 304 {
+        // Whoever announces a body may send it, though none belongs here.
+        ends |= announced && status >= 200;
         Body::None
     } else if encoded.is_some() {
         Body::Chunked(Chunked::default())
     } else if let Some(length) = length {
         Body::Length(length as u64)
     } else {
-        keeps = false;
+        ends = true;
         Body::UntilClose
     };
+    let keeps = keeps && !ends;
     out.extend_from_slice(b"HTTP/1.1 ");
     digits(out, status);
     out.push(b' ');
@@ -137,6 +145,11 @@ pub fn read(
         } else {
             out.extend_from_slice(header.value);
         }
+        out.extend_from_slice(b"\r\n");
+    }
+    if !dated && status >= 200 {
+        out.extend_from_slice(b"Date: ");
+        date::write(out);
         out.extend_from_slice(b"\r\n");
     }
     if matches!(body, Body::UntilClose) {
@@ -202,7 +215,10 @@ mod tests {
         let answer = read(head.as_bytes(), false, false, &mut out)?;
         let answer = answer.ok_or("not over")?;
         assert_eq!(answer.head, head.len());
-        Ok((String::from_utf8_lossy(&out).into_owned(), answer.keeps))
+        let told = String::from_utf8_lossy(&out).into_owned();
+        let lines = told.split_inclusive("\r\n");
+        let undated = lines.filter(|line| !line.starts_with("Date: ")).collect();
+        Ok((undated, answer.keeps))
     }
 
     #[test]
@@ -250,6 +266,35 @@ mod tests {
         assert_eq!(told_head, "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n");
         let (endless, keeps) = told("HTTP/1.0 200 OK\r\n\r\n").expect("an answer");
         assert!(!keeps && endless.contains("Transfer-Encoding: chunked"));
+    }
+
+    #[test]
+    fn an_app_that_says_both_that_it_closes_and_that_it_does_not_closes() {
+        for says in [
+            "Connection: close, keep-alive",
+            "Connection: close\r\nConnection: keep-alive",
+        ] {
+            let head = format!("HTTP/1.1 200 OK\r\n{says}\r\nContent-Length: 3\r\n\r\n");
+            assert!(!told(&head).expect("an answer").1, "{says}");
+        }
+    }
+
+    #[test]
+    fn an_answer_without_a_date_gets_one_and_one_with_a_date_keeps_it() {
+        let mut out = Vec::new();
+        let head = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        read(head, false, false, &mut out).expect("an answer");
+        assert!(String::from_utf8_lossy(&out).contains("\r\nDate: "));
+        out.clear();
+        let head = b"HTTP/1.1 200 OK\r\nDATE: today\r\nContent-Length: 0\r\n\r\n";
+        read(head, false, false, &mut out).expect("an answer");
+        assert_eq!(
+            String::from_utf8_lossy(&out)
+                .to_lowercase()
+                .matches("date: ")
+                .count(),
+            1
+        );
     }
 
     #[test]

@@ -33,6 +33,11 @@ enum At {
     Over,
 }
 
+/// Whether a byte may be in no line (RFC 9110, section 5.5): readers differ in what they take it for.
+fn is_control(byte: u8) -> bool {
+    byte != b'\t' && byte.is_ascii_control()
+}
+
 /// It is not a chunked body.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Broken;
@@ -78,7 +83,7 @@ impl Chunked {
             }
             (At::Digits | At::Extension, b'\r') => At::SizeEnd,
             (At::Digits, b';' | b' ' | b'\t') => At::Extension,
-            (At::Extension, _) if byte != b'\n' => {
+            (At::Extension, _) if !is_control(byte) => {
                 self.longer(LONGEST_LINE)?;
                 At::Extension
             }
@@ -96,7 +101,7 @@ impl Chunked {
             (At::LastLf, b'\n') => At::Over,
             (At::Trailer, b'\r') => At::TrailerEnd,
             (At::TrailerEnd, b'\n') => At::LineStart,
-            (At::LineStart | At::Trailer, _) if byte != b'\n' => {
+            (At::LineStart | At::Trailer, _) if !is_control(byte) => {
                 self.longer(MOST_TRAILERS)?;
                 At::Trailer
             }

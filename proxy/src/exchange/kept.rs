@@ -1,12 +1,14 @@
 //! A worker's connections to targets that wait for the next request.
 
 use fnv::FnvHashMap;
+use std::collections::VecDeque;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 
-/// They wait by target, those that have just come back on top: so few are used, and the others close.
+/// They wait by target, and the one that has waited longest goes first: bytes that an app sends behind its answer,
+/// where there should be none, have had time to come, and whoever sent them is not asked again.
 pub struct Kept {
     most: usize,
     idle: Mutex<Idle>,
@@ -15,7 +17,7 @@ pub struct Kept {
 #[derive(Default)]
 struct Idle {
     count: usize,
-    by_target: FnvHashMap<u64, Vec<(TcpStream, Instant)>>,
+    by_target: FnvHashMap<u64, VecDeque<(TcpStream, Instant)>>,
 }
 
 impl Kept {
@@ -32,15 +34,9 @@ impl Kept {
         let mut idle = self.idle();
         let Idle { count, by_target } = &mut *idle;
         let waiting = by_target.get_mut(&target)?;
-        while let Some((stream, since)) = waiting.pop() {
+        while let Some((stream, since)) = waiting.pop_front() {
             *count -= 1;
-            if since.elapsed() > longest {
-                // Those below have waited longer.
-                *count -= waiting.len();
-                waiting.clear();
-                return None;
-            }
-            if is_quiet(&stream) {
+            if since.elapsed() <= longest && is_quiet(&stream) {
                 return Some(stream);
             }
         }
@@ -55,7 +51,7 @@ impl Kept {
             idle.by_target
                 .entry(target)
                 .or_default()
-                .push((stream, now));
+                .push_back((stream, now));
         }
     }
 
@@ -66,7 +62,7 @@ impl Kept {
             waiting.retain(|(stream, since)| since.elapsed() <= longest && is_quiet(stream));
             !waiting.is_empty()
         });
-        idle.count = idle.by_target.values().map(Vec::len).sum();
+        idle.count = idle.by_target.values().map(VecDeque::len).sum();
     }
 
     fn idle(&self) -> MutexGuard<'_, Idle> {

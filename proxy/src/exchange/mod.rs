@@ -8,6 +8,7 @@
 
 mod answer;
 mod chunked;
+mod date;
 mod kept;
 mod request;
 
@@ -26,8 +27,10 @@ use kept::Kept;
 use request::{Known, Look, Plain};
 use std::future::poll_fn;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::AsyncWrite;
@@ -73,6 +76,8 @@ struct Going {
     begun: Instant,
     pool: Arc<Pool>,
     at: InFlight,
+    /// Anything came from the app.
+    heard: bool,
     status: Option<u16>,
     answered: Option<Instant>,
     /// Bytes of the answer's content that were sent.
@@ -88,6 +93,7 @@ impl Going {
             begun,
             pool,
             at,
+            heard: false,
             status: None,
             answered: None,
             sent: 0,
@@ -180,7 +186,9 @@ impl Exchange {
             // What came behind it is the next one.
             to.connection.keep_for_next(bytes.split_off(plain.length));
             let begun = Instant::now();
-            let Some((pool, at)) = self.shared.choose_plain(&plain.asked.name) else {
+            let path = text_in(&bytes, &plain.path);
+            let chosen = self.shared.choose_plain(client, &plain.asked.name, path);
+            let Some((pool, at)) = chosen else {
                 return other_way(to.connection, bytes, Known::Length(plain.length));
             };
             to.connection.state().begin();
@@ -200,12 +208,13 @@ impl Exchange {
                 }
                 Ok(false) => true,
                 Err(Trouble::Broken)
-                    if going.answered.is_none()
+                    if !going.heard
                         && reused
                         && plain.idempotent
                         && begun.elapsed() < CLOSED_BEFORE =>
                 {
                     // The app closed a kept connection at this moment: the request was not taken.
+                    to.connection.state().retried.store(true, Relaxed);
                     return other_way(to.connection, bytes, Known::Length(plain.length));
                 }
                 Err(trouble) => {
@@ -263,11 +272,12 @@ impl Exchange {
             return Err(Trouble::Late);
         }
         let mut piece = Vec::with_capacity(FIRST_PIECE);
-        let (mut answer, from) = read_head(to, app, plain, &mut piece, out).await?;
+        let head = read_head(to, app, plain, &mut piece, out, &mut going.heard).await;
+        let (mut answer, from) = head?;
         going.answered = Some(Instant::now());
         going.at.answered();
-        going.status = Some(answer.status);
         let (used, mut over) = answer.body.take(&piece[from..], going)?;
+        going.status = Some(answer.status);
         answer.body.frame(&piece[from..from + used], out);
         let mut extra = from + used < piece.len();
         to.patience.renew(Instant::now(), CLIENT_PATIENCE);
@@ -344,10 +354,6 @@ impl Exchange {
     }
 
     fn end(&self, client: &Client, plain: &Plain, bytes: &[u8], going: &Going) {
-        let text = |range: &std::ops::Range<usize>| {
-            let part = bytes.get(range.clone()).unwrap_or_default();
-            std::str::from_utf8(part).unwrap_or_default()
-        };
         let answered = going
             .answered
             .map(|at| (at, at.saturating_duration_since(going.begun)));
@@ -362,8 +368,8 @@ impl Exchange {
                 request_id: plain.id.as_bytes(),
                 client: client.text(),
                 host: plain.asked.host.to_str().unwrap_or_default(),
-                method: text(&plain.method),
-                path: text(&plain.path),
+                method: text_in(bytes, &plain.method),
+                path: text_in(bytes, &plain.path),
                 status: going.status,
                 bytes: usize::try_from(going.sent).unwrap_or(usize::MAX),
                 duration: going.begun.elapsed(),
@@ -412,6 +418,12 @@ impl Body {
     }
 }
 
+/// A part of a request that is text.
+fn text_in<'a>(bytes: &'a [u8], range: &Range<usize>) -> &'a str {
+    let part = bytes.get(range.clone()).unwrap_or_default();
+    std::str::from_utf8(part).unwrap_or_default()
+}
+
 /// Puts a request back, to be read once more.
 fn other_way(connection: &mut Connection, bytes: Vec<u8>, known: Known) -> Next {
     match known {
@@ -434,12 +446,14 @@ async fn read_head(
     plain: &Plain,
     piece: &mut Vec<u8>,
     out: &mut Vec<u8>,
+    heard: &mut bool,
 ) -> Result<(Answer, usize), Trouble> {
-    let mut from = 0;
     loop {
         if next_piece(to, app, piece, FIRST_PIECE).await? == 0 {
             return Err(Trouble::Broken);
         }
+        *heard = true;
+        let mut from = 0;
         loop {
             out.clear();
             let closes = plain.closes || to.connection.state().is_ending();
@@ -454,10 +468,15 @@ async fn read_head(
                         "the app switched protocols without being asked",
                     ));
                 }
-                100..200 => send_to(to, out).await?,
+                100..200 => {
+                    send_to(to, out).await?;
+                    // The app is at work: it has its time anew.
+                    to.patience.renew(Instant::now(), ANSWER_TIMEOUT);
+                }
                 _ => return Ok((answer, from)),
             }
         }
+        piece.drain(..from);
     }
 }
 

@@ -3,9 +3,12 @@
 mod answers;
 mod control;
 mod crowd;
+mod exchange;
 mod heads;
 mod health;
+mod hostnames;
 mod protocols;
 mod routing;
 mod support;
+mod waiting;
 mod websocket;

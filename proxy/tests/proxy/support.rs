@@ -209,6 +209,7 @@ pub fn pool(name: &str, targets: Vec<Target>) -> TargetPool {
         environment_name: EnvironmentName::new("prod").expect("name"),
         application: ApplicationName::new("shop").expect("name"),
         algorithm: Algorithm::RoundRobin,
+        hold: None,
         targets,
     }
 }
@@ -232,7 +233,6 @@ pub fn check_all(table: &mut RoutingTable, change: impl Fn(&mut HealthCheck)) {
 pub fn route(host: &str, pools: &[(&str, u32)]) -> Route {
     Route {
         host: host.to_owned(),
-        sticky: None,
         pools: pools
             .iter()
             .map(|(pool, weight)| WeightedPool {
@@ -240,6 +240,7 @@ pub fn route(host: &str, pools: &[(&str, u32)]) -> Route {
                 weight: *weight,
             })
             .collect(),
+        ..Route::default()
     }
 }
 

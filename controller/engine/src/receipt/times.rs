@@ -49,6 +49,7 @@ pub(super) fn of(
             }
             Some(Stage::Once { .. }) => vec![(Phase::ReleaseCommand, ms(from, to))],
             Some(Stage::TryCheck { .. }) => vec![(Phase::Checking, ms(from, to))],
+            Some(Stage::Swap { .. }) => vec![(Phase::Switching, ms(from, to))],
             Some(Stage::Split(_)) => vec![(Phase::Splitting, ms(from, to))],
             Some(Stage::Batch(batch)) => vec![(laggard(batch, &walk.progress), ms(from, to))],
         };

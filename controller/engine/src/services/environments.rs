@@ -42,6 +42,8 @@ impl Engine {
                 tier: body.tier,
                 platform: body.platform,
                 cname,
+                domains: Vec::new(),
+                routed: None,
                 status: EnvironmentStatus::Launching,
                 settings: body.settings.clone(),
                 live: None,
@@ -209,6 +211,14 @@ impl Engine {
                     "not-abortable",
                     "Taking an environment down cannot be aborted.",
                 )
+                .into());
+            }
+            if operation.kind == OperationKind::Swap {
+                return Err(Problem::conflict(
+                    "not-abortable",
+                    "The hostnames are exchanged already; it is only waited for the load balancers.",
+                )
+                .hint("`beanpole swap` with the same environments exchanges them back.")
                 .into());
             }
             if operation.back.is_some() || operation.aborted_by.is_some() {

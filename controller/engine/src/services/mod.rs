@@ -2,12 +2,14 @@
 //! in one transaction and answers with it; the next turn carries it on.
 
 mod deploy;
+mod domains;
 mod environments;
 mod operation;
 mod problems;
 mod queue;
 mod rollback;
 mod settings;
+mod swap;
 
 use crate::read::{Reader, find_environment};
 use crate::{Call, Engine, Fault};

@@ -133,7 +133,7 @@ impl NewOperation {
         // What a failed deployment left for a look stays when only the number of instances changes, when they are
         // started afresh, or when what is live takes on other settings as it runs.
         environment.hold &= match kind {
-            OperationKind::Scale | OperationKind::Restart => true,
+            OperationKind::Scale | OperationKind::Restart | OperationKind::Swap => true,
             OperationKind::Configure => operation.to == environment.live,
             _ => false,
         };
@@ -178,6 +178,7 @@ const fn starting(kind: OperationKind) -> &'static str {
         OperationKind::Create => "createEnvironment is starting.",
         OperationKind::Terminate => "terminateEnvironment is starting.",
         OperationKind::Restart => "restartAppServer is starting.",
+        OperationKind::Swap => "swapEnvironmentCNAMEs is starting.",
         OperationKind::Replace => {
             "Replacing or restoring instances that are not as they should be."
         }

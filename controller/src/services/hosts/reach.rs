@@ -2,6 +2,7 @@
 
 use super::labels::mend_soon;
 use crate::app::{App, store_problem};
+use crate::links::local_proxy;
 use crate::{ControllerConfig, ControllerError};
 use beanpole_daemon::clock;
 use beanpole_engine::{Draft, emit};
@@ -35,8 +36,9 @@ pub(crate) async fn start_links(
             None => tracing::warn!(host = %host.name, "there is no way to this host"),
         }
     }
-    if let Some(socket) = &config.local_proxy {
-        app.links.start_proxy(app, socket);
+    for (number, socket) in config.local_proxies.iter().enumerate() {
+        let name = local_proxy(number);
+        app.links.start_proxy(app, &name, Dialer::local(socket));
     }
     Ok(())
 }

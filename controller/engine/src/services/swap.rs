@@ -1,0 +1,213 @@
+//! Two environments exchange their hostnames: what is tried out behind one goes live behind the other.
+
+use super::{NewOperation, existing, free};
+use crate::{Call, Engine, Fault};
+use beanpole_planner::{Plan, Stage};
+use beanpole_protocol::EnvironmentName;
+use beanpole_protocol::api::{EnvironmentStatus, OperationKind, Swapped};
+use beanpole_protocol::problem::Problem;
+use beanpole_store::model::EnvironmentRecord;
+
+/// Far from the bits that ids of a call's operation are spelled from.
+const OTHERS_BITS: u128 = 0x6265_616e_706f_6c65_7377_6170_2062_6974;
+
+impl Engine {
+    /// Exchanges the CNAMEs of two environments, with all that came to stay with them: their other hostnames. Both
+    /// go to every load balancer in one table. An operation of each environment waits for that.
+    pub fn swap(
+        &self,
+        call: &Call<'_>,
+        name: &EnvironmentName,
+        with: &EnvironmentName,
+    ) -> Result<Swapped, Problem> {
+        let ids = self.store.update(|tx| {
+            let mut one = existing(tx, name)?;
+            let mut other = existing(tx, with)?;
+            if one.id == other.id {
+                return Err(Problem::invalid(
+                    "swap-with-itself",
+                    format!("`{name}` cannot exchange hostnames with itself."),
+                )
+                .into());
+            }
+            for environment in [&one, &other] {
+                free(tx, environment, false)?;
+                check(environment)?;
+            }
+            std::mem::swap(&mut one.cname, &mut other.cname);
+            std::mem::swap(&mut one.domains, &mut other.domains);
+            (one.routed, other.routed) = (None, None);
+            let plan = |with: &EnvironmentName| Plan {
+                stages: vec![Stage::Swap { with: with.clone() }],
+                ..Plan::default()
+            };
+            let new = |with| NewOperation::new(OperationKind::Swap, plan(with));
+            let others_call = Call {
+                bits: call.bits ^ OTHERS_BITS,
+                ..call.clone()
+            };
+            let operation = new(with).write(tx, &mut one, call)?;
+            let others = new(name).write(tx, &mut other, &others_call)?;
+            Ok::<_, Fault>((operation.id, others.id))
+        });
+        let (operation, other) = ids.map_err(Problem::from)?;
+        Ok(Swapped {
+            operation: self.operation(&operation, call.observed, call.now)?,
+            other: self.operation(&other, call.observed, call.now)?,
+        })
+    }
+}
+
+/// Refuses an environment that is not Ready, or that no hostname leads to.
+fn check(environment: &EnvironmentRecord) -> Result<(), Problem> {
+    let name = &environment.name;
+    if environment.status != EnvironmentStatus::Ready {
+        return Err(Problem::conflict(
+            "not-ready",
+            format!(
+                "Environment named {name} is in an invalid state for this operation. Must be Ready; it is {}.",
+                environment.status
+            ),
+        )
+        .hint(format!("`beanpole status {name}` shows what it does.")));
+    }
+    if environment.cname.is_none() {
+        return Err(Problem::conflict(
+            "no-hostname",
+            format!("`{name}` is a worker: it has no hostname to exchange."),
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::derive::tests::environment;
+    use crate::{EngineConfig, Observed};
+    use beanpole_protocol::api::{Environment, OperationStatus, SetDomain, Tier};
+    use beanpole_protocol::proxy::ProxyReport;
+    use beanpole_protocol::{Cname, DomainName, EnvironmentId, Generation, RequestId, Timestamp};
+    use beanpole_store::Store;
+    use std::time::Duration;
+
+    fn name(text: &str) -> EnvironmentName {
+        EnvironmentName::new(text).expect("a name")
+    }
+
+    fn call(bits: u128, observed: &Observed) -> Call<'_> {
+        Call {
+            request_id: RequestId::from_bits(bits),
+            now: Timestamp::EPOCH,
+            bits,
+            observed,
+        }
+    }
+
+    /// An engine with `blue` and `green`, whose CNAMEs are their names, and `blue.example` leading to `blue`.
+    fn blue_and_green() -> Engine {
+        let store = Store::in_memory();
+        let written = store.update(|tx| {
+            for (number, text) in [(1, "blue"), (2, "green")] {
+                tx.put(&EnvironmentRecord {
+                    id: EnvironmentId::from_bits(number),
+                    name: name(text),
+                    tier: Tier::Web,
+                    cname: Some(Cname::new(text.replace("blue", "blau")).expect("a name")),
+                    ..environment()
+                })?;
+            }
+            Ok::<_, Fault>(())
+        });
+        assert!(written.is_ok());
+        let engine = Engine::new(store, EngineConfig::default());
+        let domain = SetDomain {
+            name: DomainName::new("blue.example").expect("a domain"),
+            redirect_to: None,
+            only_https: false,
+        };
+        let set = engine.set_domain(&call(1, &Observed::default()), &name("blue"), domain);
+        assert!(!set.expect("set").in_force);
+        engine
+    }
+
+    fn hosts(engine: &Engine, pool: &str) -> Vec<String> {
+        let table = engine.routing_table().expect("a table");
+        let routes = table.routes.iter();
+        routes
+            .filter(|route| route.pools.iter().all(|weighted| weighted.pool == pool))
+            .map(|route| route.host.clone())
+            .collect()
+    }
+
+    fn seen(engine: &Engine, of: &str, observed: &Observed) -> Environment {
+        let found = engine.environment(&name(of), observed, Timestamp::EPOCH);
+        found.expect("it is there")
+    }
+
+    fn turn(engine: &Engine, observed: &Observed, at: Timestamp) {
+        let mut bits = || 77;
+        engine.turn(observed, at, &mut bits).expect("a turn");
+    }
+
+    fn reports(generation: Generation) -> Observed {
+        let mut observed = Observed::default();
+        let report = ProxyReport {
+            sequence: 1,
+            run: String::new(),
+            version: String::new(),
+            generation,
+            now: Timestamp::EPOCH,
+            targets: Vec::new(),
+            environments: Vec::new(),
+            releases: Vec::new(),
+            listeners: Vec::new(),
+        };
+        observed.proxy_report("edge", report, Timestamp::EPOCH);
+        observed
+    }
+
+    #[test]
+    fn both_change_over_in_one_table_and_are_ready_when_it_is_in_force() {
+        let engine = blue_and_green();
+        let mut observed = reports(Generation(0));
+        turn(&engine, &observed, Timestamp::EPOCH);
+        assert_eq!(hosts(&engine, "blue"), ["blau.localhost", "blue.example"]);
+        let swapped = engine.swap(&call(2, &observed), &name("blue"), &name("green"));
+        let swapped = swapped.expect("swapped");
+        assert_ne!(swapped.operation.id, swapped.other.id);
+        let again = engine.swap(&call(3, &observed), &name("green"), &name("blue"));
+        assert_eq!(again.expect_err("busy").code, "operation-in-progress");
+        turn(&engine, &observed, Timestamp::EPOCH);
+        assert_eq!(hosts(&engine, "blue"), ["green.localhost"]);
+        assert_eq!(hosts(&engine, "green"), ["blau.localhost", "blue.example"]);
+        let waiting = seen(&engine, "blue", &observed)
+            .operation
+            .expect("it waits");
+        assert!(waiting.waiting[0].contains("edge"), "{waiting:?}");
+
+        let table = engine.routing_table().expect("a table");
+        observed = reports(table.generation);
+        turn(&engine, &observed, Timestamp::EPOCH);
+        for of in ["blue", "green"] {
+            let now = seen(&engine, of, &observed);
+            assert!(now.operation.is_none() && now.status == EnvironmentStatus::Ready);
+        }
+        assert!(seen(&engine, "green", &observed).domains[0].in_force);
+    }
+
+    #[test]
+    fn a_load_balancer_that_stays_away_is_named_and_not_waited_for_longer() {
+        let engine = blue_and_green();
+        let observed = reports(Generation(0));
+        let swapped = engine.swap(&call(2, &observed), &name("blue"), &name("green"));
+        let id = swapped.expect("swapped").operation.id;
+        turn(&engine, &observed, Timestamp::EPOCH);
+        let later = Timestamp::EPOCH.after(Duration::from_secs(31));
+        turn(&engine, &observed, later);
+        let ended = engine
+            .operation(&id, &observed, later)
+            .expect("it is there");
+        assert_eq!(ended.status, OperationStatus::Succeeded);
+    }
+}
