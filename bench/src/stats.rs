@@ -22,6 +22,14 @@ pub fn range(runs: &[f64]) -> (f64, f64) {
         })
 }
 
+/// What each of `ours` is of that of `theirs` in the same round.
+pub fn ratios(ours: &[f64], theirs: &[f64]) -> Vec<f64> {
+    ours.iter()
+        .zip(theirs)
+        .map(|(ours, theirs)| ours / theirs)
+        .collect()
+}
+
 /// A number in as many digits as matter.
 pub fn short(value: f64) -> String {
     match value.abs() {

@@ -2,8 +2,8 @@
 //! buffered like Beanpole's, beside Beanpole's proxy with a table of one target.
 //!
 //! ```text
-//! bare bare LISTEN UPSTREAM              pingora alone, one thread
-//! bare full LISTEN UPSTREAM [LOG]        Beanpole's proxy, one thread, with an access log if given
+//! bare bare LISTEN UPSTREAM [LISTEN CERTIFICATE KEY]    pingora alone, one thread; HTTPS too if given
+//! bare full LISTEN UPSTREAM [LOG]                       Beanpole's proxy, one thread, with an access log if given
 //! ```
 
 #[path = "../src/connection.rs"]
@@ -22,16 +22,21 @@ use beanpole_protocol::{
 use beanpole_proxy::ProxyConfig;
 use connection::Buffered;
 use pingora_core::apps::ServerApp;
+use pingora_core::listeners::tls::Acceptor;
 use pingora_core::modules::http::HttpModules;
 use pingora_core::protocols::Stream;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::Result;
-use pingora_proxy::{ProxyHttp, Session, http_proxy};
+use pingora_proxy::{HttpProxy, ProxyHttp, Session, http_proxy};
+use rustls::ServerConfig;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::error::Error;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 struct Fixed(SocketAddr);
@@ -49,21 +54,60 @@ impl ProxyHttp for Fixed {
     }
 }
 
-async fn bare(listen: SocketAddr, upstream: SocketAddr) -> Result<(), Box<dyn Error>> {
+/// TLS as Beanpole's proxy has it, with one certificate.
+fn tls(certificate: &str, key: &str) -> Result<Arc<ServerConfig>, Box<dyn Error>> {
+    let chain = CertificateDer::pem_file_iter(certificate)?.collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_file(key)?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+async fn bare(
+    listen: SocketAddr,
+    upstream: SocketAddr,
+    https: Option<(SocketAddr, Arc<ServerConfig>)>,
+) -> Result<(), Box<dyn Error>> {
     let conf = ServerConf {
         threads: 1,
         upstream_keepalive_pool_size: 1024,
         ..ServerConf::default()
     };
     let app = Arc::new(http_proxy(&Arc::new(conf), Fixed(upstream)));
+    let (_stop, stopping) = watch::channel(false);
+    let http = accept(app.clone(), listen, None, stopping.clone());
+    match https {
+        None => http.await,
+        Some((listen, tls)) => {
+            let https = accept(app, listen, Some(tls), stopping);
+            tokio::try_join!(http, https).map(drop)
+        }
+    }
+}
+
+async fn accept(
+    app: Arc<HttpProxy<Fixed>>,
+    listen: SocketAddr,
+    tls: Option<Arc<ServerConfig>>,
+    stopping: watch::Receiver<bool>,
+) -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(listen).await?;
-    let (_stop, stopping) = tokio::sync::watch::channel(false);
     loop {
         let (socket, peer) = listener.accept().await?;
         let io = Buffered::accepted(socket, peer, listen)?;
-        let stream: Stream = Box::new(io);
-        let (app, stopping) = (app.clone(), stopping.clone());
+        let (app, stopping, tls) = (app.clone(), stopping.clone(), tls.clone());
         tokio::spawn(async move {
+            let stream: Stream = match tls {
+                None => Box::new(io),
+                Some(tls) => match Acceptor::from_server_config(tls).tls_handshake(io).await {
+                    Ok(io) => Box::new(io),
+                    Err(_) => return,
+                },
+            };
             let mut next = Some(stream);
             while let Some(stream) = next {
                 next = app.process_new(stream, &stopping).await;
@@ -111,11 +155,15 @@ fn table(upstream: SocketAddr) -> Result<RoutingTable, Box<dyn Error>> {
 async fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [mode, listen, upstream, rest @ ..] = arguments.as_slice() else {
-        return Err("bare (bare|full) LISTEN UPSTREAM [LOG]".into());
+        return Err("bare (bare|full) LISTEN UPSTREAM [LOG | LISTEN CERTIFICATE KEY]".into());
     };
     let (listen, upstream) = (listen.parse()?, upstream.parse()?);
     if mode == "bare" {
-        return bare(listen, upstream).await;
+        let https = match rest {
+            [listen, certificate, key] => Some((listen.parse()?, tls(certificate, key)?)),
+            _ => None,
+        };
+        return bare(listen, upstream, https).await;
     }
     let directory = tempfile::tempdir()?;
     beanpole_daemon::files::write_json(
