@@ -200,6 +200,7 @@ mod tests {
             in_flight: 0,
             traffic: Traffic::default(),
             tried: None,
+            ejected: None,
         });
         ProxyReport {
             sequence: 1,

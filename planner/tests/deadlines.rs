@@ -232,6 +232,7 @@ impl Still {
             in_flight: self.in_flight,
             traffic: Traffic::default(),
             tried: None,
+            ejected: None,
         };
         let proxy = ProxyReport {
             sequence: 1,

@@ -313,6 +313,7 @@ impl Fake {
             in_flight: self.open,
             traffic: Traffic::default(),
             tried: None,
+            ejected: None,
         });
     }
 

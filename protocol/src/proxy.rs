@@ -106,6 +106,9 @@ pub struct TargetPool {
     /// Requests wait while no instance can take them; absent: they get a 503 at once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold: Option<Hold>,
+    /// What else decides about that.
+    #[serde(default)]
+    pub rules: PoolRules,
     /// The instances.
     pub targets: Vec<Target>,
 }
@@ -128,6 +131,96 @@ pub enum Algorithm {
     RoundRobin,
     /// The one with the fewest requests in flight.
     LeastConnections,
+    /// Of two that are drawn, the one that would answer first: by how long its answers lately took to
+    /// begin (a moving average that follows peaks at once), and how many requests it has in flight.
+    PeakEwma,
+    /// Always the same for the same [`PoolRules::hash_by`], unless it has more than its share.
+    ConsistentHash,
+}
+
+/// What decides who gets the next request, besides an [`Algorithm`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolRules {
+    /// What requests are told apart by under [`Algorithm::ConsistentHash`].
+    #[serde(default)]
+    pub hash_by: HashBy,
+    /// What keeps a client at the target that it came to first, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sticky: Option<Stickiness>,
+    /// When a target is to get no requests for a while because of how it answered them, if ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outliers: Option<Outliers>,
+    /// How long the share of a target grows that begins to get requests, or gets them again, in milliseconds;
+    /// 0 where it has all of it at once.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub slow_start_ms: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// When a target is ejected, and for how long: what passes its checks may fail requests all the same. At least
+/// one other target that is well always stays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outliers {
+    /// After so many requests in a row without an answer of it (none in time, one that breaks off, a status
+    /// of 502 to 504); 0 for never.
+    pub failures: u32,
+    /// After so many requests in a row that were answered with a status of 500 or above, or not; 0 for never.
+    pub errors: u32,
+    /// When so many per cent of the requests within a window were; 0 for never.
+    pub error_percent: u8,
+    /// How long a window is, in seconds.
+    pub window_s: u32,
+    /// For how long, in seconds, the first time; longer each time that comes soon after another.
+    pub lasts_s: u32,
+    /// How many per cent of the targets at most, 1 to 100. One always may be.
+    pub most_percent: u8,
+}
+
+/// Why a target gets no requests for a while.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ejection {
+    /// For people: `5 requests in a row failed`.
+    pub why: String,
+    /// For how long altogether, in milliseconds.
+    pub lasts_ms: u64,
+    /// How much of that is left, in milliseconds.
+    pub left_ms: u64,
+    /// How many times one soon after the other.
+    pub times: u32,
+}
+
+/// What keeps a client at one target of a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stickiness {
+    /// A cookie that is given with the first answer.
+    Cookie {
+        /// How long the client keeps it, in seconds.
+        lasts_s: u32,
+    },
+    /// The client's address.
+    Address,
+    /// The value of this header of its requests, in lower case; one without it goes by the algorithm.
+    Header(String),
+}
+
+/// What requests are told apart by. Those that lack it go by turns.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HashBy {
+    /// The client's address, as its nearest proxy that is not trusted has it.
+    #[default]
+    Address,
+    /// The path, without the query.
+    Path,
+    /// The value of this header, in lower case.
+    Header(String),
+    /// The value of this cookie.
+    Cookie(String),
 }
 
 /// How a target is checked, and when it counts as healthy.
@@ -304,6 +397,9 @@ pub struct TargetReport {
     /// How the check that is tried goes, where one is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tried: Option<TriedCheck>,
+    /// Why it gets no requests for a while although it is healthy, where that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ejected: Option<Ejection>,
 }
 
 /// How a check goes that is tried.

@@ -12,7 +12,7 @@ mod connection;
 
 use async_trait::async_trait;
 use beanpole_protocol::proxy::{
-    Algorithm, HealthCheck, Probe, Route, RoutingTable, Target, TargetMode, TargetPool,
+    Algorithm, HealthCheck, PoolRules, Probe, Route, RoutingTable, Target, TargetMode, TargetPool,
     WeightedPool,
 };
 use beanpole_protocol::{
@@ -124,6 +124,7 @@ fn table(upstream: SocketAddr) -> Result<RoutingTable, Box<dyn Error>> {
         application: ApplicationName::new("bench")?,
         algorithm: Algorithm::RoundRobin,
         hold: None,
+        rules: PoolRules::default(),
         targets: vec![Target {
             instance: InstanceId::from_bits(1),
             incarnation: Incarnation(1),

@@ -75,6 +75,7 @@ async fn run(target: &TargetState) {
     let mut unheard: Vec<Instant> = Vec::new();
     let mut waiting = Waiting::default();
     loop {
+        target.keep_time();
         let begun = Instant::now();
         // A check without an answer keeps no other one waiting: a target that hangs reaches the
         // threshold one interval after the other, not one time-out after the other.
@@ -115,6 +116,7 @@ async fn run(target: &TargetState) {
                     }
                 }
             }
+            target.keep_time();
             let silence = SILENCE.min(Duration::from_millis(target.plan.load().timeout_ms));
             target.falls_silent(
                 unheard

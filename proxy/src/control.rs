@@ -83,11 +83,12 @@ impl Control {
             .with_state(self)
     }
 
-    async fn take(&self, table: RoutingTable) -> Result<(), Problem> {
+    /// Puts a table in force, which came as `text`.
+    async fn take(&self, table: RoutingTable, text: Bytes) -> Result<(), Problem> {
         let mut next = self.next.lock().await;
         *next = None;
         if self.is_news(&table)? {
-            self.keep(&table, self.table_path.clone()).await?;
+            self.keep(&table, text, self.table_path.clone()).await?;
             self.enforce(table);
         }
         self.told.cancel();
@@ -100,11 +101,11 @@ impl Control {
     }
 
     /// Takes all that a table asks for but its coming into force.
-    async fn take_next(&self, table: RoutingTable) -> Result<(), Problem> {
+    async fn take_next(&self, table: RoutingTable, text: Bytes) -> Result<(), Problem> {
         let mut next = self.next.lock().await;
         *next = None;
         if self.is_news(&table)? {
-            self.keep(&table, self.next_path()).await?;
+            self.keep(&table, text, self.next_path()).await?;
             *next = Some(table);
         }
         Ok(())
@@ -156,13 +157,17 @@ impl Control {
         Ok(table.generation > source.generation)
     }
 
-    /// Writes a table to disk, where it makes sense.
-    async fn keep(&self, table: &RoutingTable, path: PathBuf) -> Result<(), Problem> {
+    /// Writes a table to disk as it came, where it makes sense.
+    async fn keep(
+        &self,
+        table: &RoutingTable,
+        text: Bytes,
+        path: PathBuf,
+    ) -> Result<(), Problem> {
         validate(table).map_err(|reason| {
             Problem::new(422, "invalid-table", "The table makes no sense", reason)
         })?;
-        let kept = table.clone();
-        self.on_disk(move || files::write_json(&path, &kept, 0o600))
+        self.on_disk(move || files::write_atomically(&path, &text, 0o600))
             .await
     }
 
@@ -212,7 +217,7 @@ impl Control {
 /// on follows it.
 fn enforce(shared: &Shared, held: &Table, source: RoutingTable, assumed: bool) {
     let generation = source.generation;
-    let (next, difference) = held.follow(source, assumed, &shared.changes);
+    let (next, difference) = held.follow(source, assumed, &shared.names, &shared.changes);
     let next = Arc::new(next);
     shared.table.store(next.clone());
     next.enact();
@@ -256,14 +261,14 @@ pub fn restore(shared: &Shared, path: &std::path::Path) -> Result<(), ReadError>
 
 async fn put_table(State(control): State<Arc<Control>>, body: Bytes) -> Response {
     match read(&body) {
-        Ok(table) => answer(control.take(table).await),
+        Ok(table) => answer(control.take(table, body).await),
         Err(problem) => problem_response(&problem),
     }
 }
 
 async fn put_next(State(control): State<Arc<Control>>, body: Bytes) -> Response {
     match read(&body) {
-        Ok(table) => answer(control.take_next(table).await),
+        Ok(table) => answer(control.take_next(table, body).await),
         Err(problem) => problem_response(&problem),
     }
 }

@@ -5,6 +5,7 @@
 //! All of it is ready-made per connection ([`Client`]): a request costs no formatting, and its
 //! headers share the bytes.
 
+use crate::asker::Headers;
 use crate::host::Asked;
 use beanpole_daemon::clock;
 use bytes::Bytes;
@@ -110,6 +111,11 @@ impl Client {
         }
     }
 
+    /// Its address.
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
     /// Its address, in words.
     pub fn text(&self) -> &[u8] {
         self.text.as_bytes()
@@ -209,11 +215,9 @@ impl Client {
     }
 
     /// Whether a request with these headers came over TLS, here or to a proxy in front whose claims are believed.
-    pub fn came_securely(&self, headers: &HeaderMap) -> bool {
-        match headers.get(PROTO).filter(|_| self.trusted) {
-            Some(proto) => proto.as_bytes().eq_ignore_ascii_case(b"https"),
-            None => self.is_tls(),
-        }
+    pub fn came_securely(&self, headers: Headers<'_>) -> bool {
+        let told = self.trusted.then(|| headers.get(PROTO.as_str())).flatten();
+        told.map_or(self.is_tls(), |proto| proto.eq_ignore_ascii_case(b"https"))
     }
 
     /// Whether its claims are believed.

@@ -2,6 +2,7 @@
 //! (RFC 9110, section 7.6.1) and what would mislead an app. pingora can do the second part, at more
 //! than twice the cost of this, and refuses requests with it that others serve.
 
+use crate::cookies;
 use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -20,6 +21,8 @@ pub struct Seen {
     pub websocket: bool,
     /// Whether it brings a request id.
     pub has_id: bool,
+    /// Its cookies without ours, where it has such.
+    pub cookies: Option<Vec<HeaderValue>>,
 }
 
 impl Seen {
@@ -37,6 +40,7 @@ impl Seen {
                 // It is for this hop, but pingora reads the body by it.
                 "transfer-encoding" => seen.encoded = true,
                 "x-request-id" => seen.has_id = true,
+                "cookie" => seen.cookies = cookies_without_ours(headers),
                 "upgrade" => {
                     seen.ends_here.push(name.clone());
                     seen.websocket = version == Version::HTTP_11
@@ -63,6 +67,12 @@ impl Seen {
         for name in &self.ends_here {
             headers.remove(name);
         }
+        if let Some(cookies) = &self.cookies {
+            headers.remove(header::COOKIE);
+            for cookie in cookies {
+                headers.append(header::COOKIE, cookie.clone());
+            }
+        }
         if self.encoded {
             // The length of each piece is pingora's; it says so where there is a body.
             headers.remove(header::TRANSFER_ENCODING);
@@ -72,6 +82,23 @@ impl Seen {
             headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         }
     }
+}
+
+/// The cookies of a client, where some of them are ours, without those.
+fn cookies_without_ours(headers: &HeaderMap) -> Option<Vec<HeaderValue>> {
+    let mut has_ours = false;
+    let mut left = Vec::new();
+    for value in headers.get_all(header::COOKIE) {
+        match cookies::without_ours(value.as_bytes()) {
+            None => left.push(value.clone()),
+            Some(rest) => {
+                has_ours = true;
+                let rest = HeaderValue::from_bytes(&rest).ok();
+                left.extend(rest.filter(|rest| !rest.is_empty()));
+            }
+        }
+    }
+    has_ours.then_some(left)
 }
 
 /// Takes out of an answer what is between the app and the proxy alone (RFC 9110, section 7.6.1), and says

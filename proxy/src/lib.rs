@@ -8,12 +8,15 @@
 //!
 //! | File | Idea |
 //! |---|---|
-//! | `router`, `table` | hostname and path to pool to target: lookups and turns |
+//! | `router`, `table` | hostname and path to pool: lookups and turns |
 //! | `redirect` | where clients are sent instead |
+//! | `balance` | pool to target: who gets the next request |
+//! | `asker` | what of a request may decide about that |
 //! | `target` | a target's health and counts, across tables |
 //! | `check` | active checks |
 //! | `service` | a request's way, as pingora's callbacks |
 //! | `exchange` | the short way of plain requests, and what takes the long one |
+//! | `sticky`, `names`, `cookies` | clients that stay on a side, or at a target |
 //! | `connection` | a client's socket, as pingora wants it |
 //! | `listen`, `worker` | from the listening socket to the thread that serves |
 //! | `fault` | whether a failure is this machine's own |
@@ -22,15 +25,19 @@
 //! | `forwarded`, `pages`, `access_log`, `traffic`, `tls` | what their names say |
 
 mod access_log;
+mod asker;
+mod balance;
 mod check;
 mod connection;
 mod control;
+mod cookies;
 mod exchange;
 mod fault;
 mod forwarded;
 mod head;
 mod host;
 mod listen;
+mod names;
 mod pages;
 mod redirect;
 mod router;
@@ -49,6 +56,7 @@ pub use tls::{CertificateError, Certificates};
 use crate::access_log::AccessLog;
 use crate::connection::ConnState;
 use crate::control::Control;
+use crate::names::Names;
 use crate::service::Shared;
 use crate::target::Changes;
 use crate::worker::{Limits, Worker};
@@ -226,8 +234,13 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
             (Some(log), Some(writer))
         }
     };
+    let names = Names::kept_at(&directory.join("session-key.json"));
     let shared = Arc::new(Shared {
         table: ArcSwap::default(),
+        names: names.map_err(|source| ProxyError::DataDir {
+            path: directory.clone(),
+            source,
+        })?,
         changes: Changes::default(),
         access_log,
         trusted: config.trusted.clone(),

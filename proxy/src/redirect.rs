@@ -62,6 +62,7 @@ pub fn location(route: &Route, came: &Came<'_>, https: Option<u16>) -> Option<St
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::names::Names;
     use crate::table::Table;
     use crate::target::Changes;
     use beanpole_protocol::proxy::{Redirect, RoutingTable};
@@ -85,7 +86,8 @@ mod tests {
             routes: vec![route],
             ..RoutingTable::default()
         };
-        let (table, _) = Table::default().follow(source, false, &Changes::default());
+        let (table, _) =
+            Table::default().follow(source, false, &Names::default(), &Changes::default());
         location(table.route("a.example", "/").expect("a route"), came, https)
     }
 

@@ -4,18 +4,21 @@
 //! anything but the two peers.
 
 use crate::access_log::{AccessLog, Entry};
+use crate::asker::{Asker, Headers};
+use crate::balance::{End, Pool};
 use crate::connection::{ConnState, Connection, OnStream, Refuse};
 use crate::forwarded::{self, Client, Network};
 use crate::head::{self, Seen};
 use crate::host::{Asked, host_of, port_of};
+use crate::names::Names;
 use crate::pages::{self, Page, RETRY_AFTER_S, Rendered};
 use crate::redirect::{self, Came};
-use crate::sticky::Number;
-use crate::table::{Pool, Table, normal_host};
+use crate::sticky::Stay;
+use crate::table::{Table, normal_host};
 use crate::target::{Changes, InFlight, TargetState};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use http::{HeaderMap, HeaderValue, Method, Version, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use pingora_core::modules::http::HttpModules;
 use pingora_core::protocols::SocketDigest;
 use pingora_core::upstreams::peer::HttpPeer;
@@ -54,6 +57,8 @@ pub const BROKEN_OFF: &str = "broken-off";
 pub struct Shared {
     /// The table in force.
     pub table: ArcSwap<Table>,
+    /// What targets are called towards clients.
+    pub names: Names,
     /// Wakes the watchers of reports.
     pub changes: Changes,
     /// The access log, if it is kept.
@@ -72,30 +77,68 @@ impl Shared {
         Client::new(address, port, tls, trusted)
     }
 
-    /// A target for a request that needs no more than a host and a path to find one; none where it does, or where
-    /// there is none. On return the request counts as in flight there under the table in force, as with
-    /// [`Service::choose`].
-    pub fn choose_plain(
+    /// Chooses a target. On return the request counts as in flight there under the table in force:
+    /// once a newer table is confirmed, no request can still be on its way to a target that this
+    /// table took out.
+    ///
+    /// `stay` is the client's, from its first attempt to the last.
+    pub fn choose(
         &self,
-        client: &Client,
         host: &str,
-        path: &str,
-    ) -> Option<(Arc<Pool>, InFlight)> {
+        asker: &Asker<'_>,
+        except: Option<&Arc<TargetState>>,
+        stay: &mut Stay,
+    ) -> Way {
         loop {
             let table = self.table.load();
-            let route = table.route(host, path)?;
-            if route.keeps_clients()
-                || route.leads_elsewhere(client.is_tls(), self.https_port.is_some())
-            {
-                return None;
+            let path = std::str::from_utf8(asker.path).unwrap_or_default();
+            let Some(route) = table.route(host, path) else {
+                return Way::UnknownHost;
+            };
+            if route.leads_elsewhere(asker.is_secure(), self.https_port.is_some()) {
+                return Way::Elsewhere;
             }
-            let (pool, target) = route.pick(None, None)?;
-            let in_flight = InFlight::at(target?);
+            let (pool, target) = match route.pick(except, asker, stay) {
+                None => return Way::NoTarget(None),
+                Some((pool, None)) => return Way::NoTarget(Some(pool.clone())),
+                Some((pool, Some(target))) => (pool.clone(), target),
+            };
+            let in_flight = pool.begin(target);
             if Arc::ptr_eq(&table, &self.table.load()) {
-                return Some((pool.clone(), in_flight));
+                return Way::To(pool, in_flight);
             }
         }
     }
+}
+
+/// Where a request goes.
+pub enum Way {
+    /// No route has its host.
+    UnknownHost,
+    /// Its route sends clients elsewhere.
+    Elsewhere,
+    /// Its route has no target that is fit.
+    NoTarget(Option<Arc<Pool>>),
+    /// Nobody waits for the answer any more.
+    ClientLeft,
+    /// There.
+    To(Arc<Pool>, InFlight),
+}
+
+impl Way {
+    /// Whether the request may wait for a better one.
+    fn may_wait(&self) -> bool {
+        matches!(self, Self::NoTarget(Some(pool)) if pool.hold.is_some())
+    }
+}
+
+/// What of a request its way depends on, while it waits.
+struct Asks {
+    client: Arc<Client>,
+    socket: Option<Arc<SocketDigest>>,
+    host: String,
+    path: String,
+    headers: HeaderMap,
 }
 
 /// Counts a request that is over: the status that was sent, whether no app answered it, and where one did,
@@ -115,6 +158,10 @@ pub fn count(
     }
     if let Some(pool) = pool {
         pool.counters.record(status, failed, answered);
+        if let (Some(at), Some((began, latency))) = (at, answered) {
+            let good = !failed && status.is_some_and(|status| status < 500);
+            pool.learn(at.target(), began, latency, good);
+        }
     }
 }
 
@@ -145,95 +192,46 @@ pub struct Request {
     /// What was found in its head, and whom it is for.
     seen: Seen,
     asked: Option<Arc<Asked>>,
-    /// The client's number, where a split keeps clients on their side.
-    number: Option<Number>,
-}
-
-/// Where a request goes.
-enum Way {
-    UnknownHost,
-    /// To that URL.
-    Elsewhere(String),
-    NoTarget(Option<Arc<Pool>>),
-    /// Nobody waits for the answer any more.
-    ClientLeft,
-    To(Arc<Pool>, InFlight),
-}
-
-impl Way {
-    /// Whether the request may wait for a better one.
-    fn may_wait(&self) -> bool {
-        matches!(self, Self::NoTarget(Some(pool)) if pool.hold.is_some())
-    }
-}
-
-/// What of a request its way depends on, while it waits.
-struct Asks {
-    socket: Option<Arc<SocketDigest>>,
-    host: String,
-    target: String,
-    secure: bool,
-    port: Option<u16>,
-    headers: HeaderMap,
-}
-
-impl Asks {
-    fn of(session: &Session, came: &Came<'_>) -> Self {
-        let digest = session.as_downstream().digest();
-        Self {
-            socket: digest.and_then(|digest| digest.socket_digest.clone()),
-            host: came.host.to_owned(),
-            target: came.target.to_owned(),
-            secure: came.secure,
-            port: came.port,
-            headers: session.req_header().headers.clone(),
-        }
-    }
-
-    fn came(&self) -> Came<'_> {
-        Came {
-            host: &self.host,
-            target: &self.target,
-            secure: self.secure,
-            port: self.port,
-        }
-    }
+    /// What keeps the client where it is.
+    stay: Stay,
 }
 
 impl Service {
-    /// Chooses a target. On return the request counts as in flight there under the table in force:
-    /// once a newer table is confirmed, no request can still be on its way to a target that this
-    /// table took out.
-    ///
-    /// `number` is the client's, once it is known.
+    /// Chooses a target, as [`Shared::choose`].
     fn choose(
         &self,
-        came: &Came<'_>,
-        headers: &HeaderMap,
+        session: &Session,
+        request: &mut Request,
+        host: &str,
         except: Option<&Arc<TargetState>>,
-        number: &mut Option<Number>,
     ) -> Way {
-        let path = came.target.split('?').next().unwrap_or(came.target);
-        loop {
-            let table = self.0.table.load();
-            let Some(route) = table.route(came.host, path) else {
-                return Way::UnknownHost;
+        let head = session.req_header();
+        let stay = &mut request.stay;
+        self.with_client(session, request.connection.as_deref(), |client| {
+            let asker = Asker {
+                client,
+                trusted: &self.0.trusted,
+                path: head.uri.path().as_bytes(),
+                headers: Headers::Map(&head.headers),
             };
-            if let Some(location) = redirect::location(route, came, self.0.https_port) {
-                return Way::Elsewhere(location);
-            }
-            if number.is_none() {
-                *number = route.number(headers);
-            }
-            let (pool, target) = match route.pick(except, *number) {
-                None => return Way::NoTarget(None),
-                Some((pool, None)) => return Way::NoTarget(Some(pool.clone())),
-                Some((pool, Some(target))) => (pool.clone(), target),
-            };
-            let in_flight = InFlight::at(target);
-            if Arc::ptr_eq(&table, &self.0.table.load()) {
-                return Way::To(pool, in_flight);
-            }
+            self.0.choose(host, &asker, except, stay)
+        })
+    }
+
+    /// What a request asks, for as long as it waits.
+    fn asks(&self, session: &Session, request: &Request, host: &str) -> Asks {
+        let head = session.req_header();
+        let remembered = request.connection.as_ref().and_then(|connection| {
+            let remembered = connection.memory.get()?.clone();
+            remembered.downcast::<Client>().ok()
+        });
+        let digest = session.as_downstream().digest();
+        Asks {
+            client: remembered.unwrap_or_else(|| Arc::new(self.new_client(session))),
+            socket: digest.and_then(|digest| digest.socket_digest.clone()),
+            host: host.to_owned(),
+            path: head.uri.path().to_owned(),
+            headers: head.headers.clone(),
         }
     }
 
@@ -243,7 +241,7 @@ impl Service {
         way: Way,
         asks: Asks,
         except: Option<&Arc<TargetState>>,
-        number: &mut Option<Number>,
+        stay: &mut Stay,
     ) -> Way {
         let Way::NoTarget(Some(pool)) = &way else {
             return way;
@@ -254,7 +252,13 @@ impl Service {
         let end = tokio::time::Instant::now() + Duration::from_millis(hold.for_ms);
         let mut news = self.0.changes.watch();
         loop {
-            let way = self.choose(&asks.came(), &asks.headers, except, number);
+            let asker = Asker {
+                client: &asks.client,
+                trusted: &self.0.trusted,
+                path: asks.path.as_bytes(),
+                headers: Headers::Map(&asks.headers),
+            };
+            let way = self.0.choose(&asks.host, &asker, except, stay);
             // The next table may say that nothing is waited for any more.
             if !way.may_wait() || tokio::time::Instant::now() >= end {
                 return way;
@@ -304,43 +308,44 @@ impl Service {
         Ok(status)
     }
 
-    /// How a request came, whose host is `host`.
-    fn came<'a>(
-        &self,
-        session: &'a Session,
-        connection: Option<&ConnState>,
-        host: &'a str,
-    ) -> Came<'a> {
-        let head = session.req_header();
-        let secure = self.with_client(session, connection, |client| {
-            client.came_securely(&head.headers)
-        });
-        let target = head.uri.path_and_query().map(|target| target.as_str());
-        Came {
-            host,
-            target: target.unwrap_or("/"),
-            secure,
-            port: port_of(host_of(head)),
-        }
-    }
-
-    /// Sends the client to `location`.
+    /// Sends the client to where its route says; false where that says so no more.
     async fn send_elsewhere(
         &self,
         session: &mut Session,
         request: &mut Request,
-        location: &str,
-    ) -> Result<()> {
+        host: &str,
+    ) -> Result<bool> {
+        let head = session.req_header();
+        let connection = request.connection.as_deref();
+        let target = head.uri.path_and_query().map(|target| target.as_str());
+        let came = Came {
+            host,
+            target: target.unwrap_or("/"),
+            secure: self.with_client(session, connection, |client| {
+                client.came_securely(Headers::Map(&head.headers))
+            }),
+            port: port_of(host_of(head)),
+        };
+        let table = self.0.table.load();
+        let route = table.route(host, head.uri.path());
+        let location = route.and_then(|route| redirect::location(route, &came, self.0.https_port));
+        drop(table);
+        let Some(location) = location else {
+            return Ok(false);
+        };
         request.why = Some("redirect");
         let id = request
             .id
             .get_or_insert_with(|| forwarded::request_id(&session.req_header().headers));
         let mut head = ResponseHeader::build(redirect::STATUS, Some(3))?;
-        head.insert_header(header::LOCATION, location)?;
+        head.insert_header(header::LOCATION, &location)?;
         head.insert_header(header::CONTENT_LENGTH, "0")?;
         head.insert_header("X-Request-Id", id.clone())?;
         leave_body(session).await;
-        session.write_response_header(Box::new(head), true).await
+        session
+            .write_response_header(Box::new(head), true)
+            .await
+            .map(|()| true)
     }
 
     fn new_client(&self, session: &Session) -> Client {
@@ -497,7 +502,7 @@ impl ProxyHttp for Service {
             on_stream: None,
             seen: Seen::default(),
             asked: None,
-            number: None,
+            stay: Stay::default(),
         }
     }
 
@@ -550,12 +555,10 @@ impl ProxyHttp for Service {
                 return Ok(true);
             }
         };
-        let came = self.came(session, request.connection.as_deref(), &asked.name);
-        let headers = &session.req_header().headers;
-        let mut way = self.choose(&came, headers, None, &mut request.number);
+        let mut way = self.choose(session, request, &asked.name, None);
         if way.may_wait() {
-            let asks = Asks::of(session, &came);
-            way = self.wait(way, asks, None, &mut request.number).await;
+            let asks = self.asks(session, request, &asked.name);
+            way = self.wait(way, asks, None, &mut request.stay).await;
         }
         match way {
             Way::To(pool, at) => {
@@ -576,8 +579,11 @@ impl ProxyHttp for Service {
                     .await?;
                 Ok(true)
             }
-            Way::Elsewhere(location) => {
-                self.send_elsewhere(session, request, &location).await?;
+            Way::Elsewhere => {
+                if !self.send_elsewhere(session, request, &asked.name).await? {
+                    let page = Page::NoTarget { environment: None };
+                    self.answer(session, request, &page).await?;
+                }
                 Ok(true)
             }
             Way::ClientLeft => Err(Error::new_down(ErrorType::ConnectionClosed)),
@@ -602,17 +608,14 @@ impl ProxyHttp for Service {
             let failed = request.at.take();
             let failed = failed.as_ref().map(InFlight::target);
             let host = normal_host(host_of(session.req_header()));
-            let came = self.came(session, request.connection.as_deref(), &host);
-            let headers = &session.req_header().headers;
-            let number = &mut request.number;
-            let mut way = self.choose(&came, headers, failed, number);
+            let mut way = self.choose(session, request, &host, failed);
             if failed.is_some() && request.refused == 0 && !matches!(way, Way::To(..)) {
                 // It only closed an idle connection: without another target, ask it again.
-                way = self.choose(&came, headers, None, number);
+                way = self.choose(session, request, &host, None);
             }
             if way.may_wait() {
-                let asks = Asks::of(session, &came);
-                way = self.wait(way, asks, failed, number).await;
+                let asks = self.asks(session, request, &host);
+                way = self.wait(way, asks, failed, &mut request.stay).await;
             }
             if matches!(way, Way::ClientLeft) {
                 return Err(Error::new_down(ErrorType::ConnectionClosed));
@@ -673,12 +676,10 @@ impl ProxyHttp for Service {
         if let Err(why) = head::clean_answer(response) {
             return Error::e_explain(ErrorType::HTTPStatus(502), why);
         }
-        if let Some(number) = request.number
-            && !status.is_informational()
-        {
+        if !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS {
             let connection = request.connection.as_deref();
             let tls = self.with_client(session, connection, Client::is_tls);
-            if let Some(cookie) = number.cookie(tls) {
+            for cookie in request.stay.cookies(tls) {
                 response.append_header(header::SET_COOKIE, cookie)?;
             }
         }
@@ -857,6 +858,11 @@ impl ProxyHttp for Service {
                 .map(|at| (at, at.saturating_duration_since(request.begun)));
             let pool = request.pool.as_deref();
             count(pool, request.at.as_ref(), status, failed, answered);
+            // Want of file descriptors, for example: no instance is to blame.
+            let ours = error.is_some_and(|error| *error.etype() == ErrorType::InternalError);
+            if let (Some(pool), Some(at), false) = (pool, &request.at, ours) {
+                pool.judge(at.target(), End::of(status, failed));
+            }
         }
         if failed && let Some(error) = error {
             let instance = request.at.as_ref().map(|at| &at.target().target.instance);

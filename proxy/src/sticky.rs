@@ -1,9 +1,13 @@
-//! Clients that stay on one side of a split. Each has a number, and the pools of a route have ranges of
-//! numbers as wide as their shares: a client that a growing share has taken in stays in.
+//! Clients that stay: on one side of a split, and at one target of a pool.
+//!
+//! For a split each has a number, and the pools of a route have ranges of numbers as wide as their shares: a
+//! client that a growing share has taken in stays in.
 
+use crate::asker::Headers;
+use crate::cookies;
 use beanpole_protocol::proxy::{Sticky, WeightedPool};
 use fnv::FnvHasher;
-use http::header::{COOKIE, HeaderMap, HeaderName, HeaderValue};
+use http::header::HeaderValue;
 use std::hash::Hasher;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
@@ -12,8 +16,6 @@ const NUMBERS: u32 = 10_000;
 /// Has no factor in common with [`NUMBERS`], and about the golden ratio to it: numbers that follow on
 /// each other are spread evenly.
 const STRIDE: usize = 6_181;
-/// The cookie that holds a client's number.
-const NAME: &str = "beanpole_client";
 /// How long a client keeps it, in seconds: a week outlasts what a split may take.
 const KEPT_S: u32 = 7 * 24 * 3_600;
 
@@ -28,7 +30,7 @@ pub struct Sides {
 
 enum By {
     Cookie,
-    Header(HeaderName),
+    Header(String),
 }
 
 /// A client's number.
@@ -44,7 +46,7 @@ impl Sides {
     pub fn new(sticky: &Sticky, pools: &[WeightedPool]) -> Option<Self> {
         let by = match sticky {
             Sticky::Cookie => By::Cookie,
-            Sticky::Header(name) => By::Header(HeaderName::from_bytes(name.as_bytes()).ok()?),
+            Sticky::Header(name) => By::Header(name.clone()),
         };
         let sum: u64 = pools.iter().map(|pool| u64::from(pool.weight)).sum();
         let mut ends = Vec::new();
@@ -65,7 +67,7 @@ impl Sides {
 
     /// The number of the client that sent these headers; none where it cannot be told from others. New
     /// ones take theirs in turn from `next`.
-    pub fn number(&self, headers: &HeaderMap, next: &AtomicUsize) -> Option<Number> {
+    pub fn number(&self, headers: Headers<'_>, next: &AtomicUsize) -> Option<Number> {
         match &self.by {
             By::Cookie => Some(from_cookies(headers).unwrap_or_else(|| {
                 let turn = next.fetch_add(1, Relaxed) % NUMBERS as usize;
@@ -76,7 +78,7 @@ impl Sides {
             })),
             By::Header(name) => headers.get(name).map(|value| {
                 let mut hasher = FnvHasher::default();
-                hasher.write(value.as_bytes());
+                hasher.write(value);
                 // FNV's low bits are the weaker ones.
                 let hash = hasher.finish();
                 Number {
@@ -95,30 +97,54 @@ impl Sides {
     }
 }
 
-impl Number {
-    /// The cookie to give with the answer, to a client that has none.
-    pub fn cookie(self, tls: bool) -> Option<HeaderValue> {
-        if !self.is_new {
-            return None;
-        }
-        let secure = if tls { "; Secure" } else { "" };
-        let text = format!(
-            "{NAME}={}; Path=/; Max-Age={KEPT_S}; HttpOnly; SameSite=Lax{secure}",
-            self.value
-        );
-        HeaderValue::from_str(&text).ok()
+/// What keeps the sender of a request where it is.
+#[derive(Debug, Default)]
+pub struct Stay {
+    /// Its number, where a split keeps clients on their side.
+    pub number: Option<Number>,
+    /// What it is told of the target that it has come to, if it stays there from now on.
+    pub came_to: Option<Session>,
+}
+
+/// A client's stay at a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// The target's name.
+    pub name: u64,
+    /// For how many seconds.
+    pub lasts_s: u32,
+}
+
+impl Session {
+    /// The name of the target that the client stays at, as far as it says.
+    pub fn named(headers: Headers<'_>) -> Option<u64> {
+        let value = headers.cookie(cookies::SESSION)?;
+        let is_name = value.len() == 16 && value.iter().all(u8::is_ascii_hexdigit);
+        let digits = std::str::from_utf8(value).ok().filter(|_| is_name)?;
+        u64::from_str_radix(digits, 16).ok()
     }
 }
 
-fn from_cookies(headers: &HeaderMap) -> Option<Number> {
-    let all = headers.get_all(COOKIE).into_iter();
-    let mut pairs = all
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(';'));
-    let value = pairs.find_map(|pair| {
-        let (name, value) = pair.trim().split_once('=')?;
-        (name == NAME).then(|| value.parse::<u32>().ok()).flatten()
-    })?;
+impl Stay {
+    /// The cookies to give with the answer.
+    pub fn cookies(&self, tls: bool) -> impl Iterator<Item = HeaderValue> {
+        let number = self.number.filter(|number| number.is_new);
+        let number = number.and_then(|number| {
+            cookies::give(cookies::CLIENT, &number.value.to_string(), KEPT_S, tls)
+        });
+        let session = self.came_to.and_then(|session| {
+            let name = format!("{:016x}", session.name);
+            cookies::give(cookies::SESSION, &name, session.lasts_s, tls)
+        });
+        number.into_iter().chain(session)
+    }
+}
+
+fn from_cookies(headers: Headers<'_>) -> Option<Number> {
+    let value = std::str::from_utf8(headers.cookie(cookies::CLIENT)?)
+        .ok()?
+        .parse()
+        .ok()?;
     (value < NUMBERS).then_some(Number {
         value,
         is_new: false,
@@ -128,6 +154,7 @@ fn from_cookies(headers: &HeaderMap) -> Option<Number> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::header::{COOKIE, HeaderMap};
 
     fn pools(release: u32, percent: u32) -> Vec<WeightedPool> {
         let pool = |pool: String, weight| WeightedPool { pool, weight };
@@ -139,7 +166,7 @@ mod tests {
 
     fn on_new(sides: &Sides) -> Vec<u32> {
         let next = AtomicUsize::new(0);
-        let numbers = (0..NUMBERS).map(|_| sides.number(&HeaderMap::new(), &next));
+        let numbers = (0..NUMBERS).map(|_| sides.number(Headers::Map(&HeaderMap::new()), &next));
         let mut all: Vec<u32> = numbers
             .flatten()
             .filter(|number| sides.pool_of(*number) == 1)
@@ -168,8 +195,10 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.append(COOKIE, HeaderValue::from_static("a=1; b=2"));
         headers.append(COOKIE, HeaderValue::from_static("beanpole_client=42"));
-        let known = sides.number(&headers, &next).expect("a number");
-        assert_eq!((known.value, known.cookie(true)), (42, None));
+        let known = sides
+            .number(Headers::Map(&headers), &next)
+            .expect("a number");
+        assert_eq!((known.value, known.is_new), (42, false));
         for odd in [
             "beanpole_client=10000",
             "beanpole_client=-1",
@@ -177,21 +206,58 @@ mod tests {
         ] {
             headers.clear();
             headers.append(COOKIE, HeaderValue::from_static(odd));
-            let new = sides.number(&headers, &next).expect("a number");
-            assert!(new.cookie(false).is_some(), "{odd}");
+            let new = sides
+                .number(Headers::Map(&headers), &next)
+                .expect("a number");
+            assert!(new.is_new, "{odd}");
         }
         let by_header = Sticky::Header("x-tenant".to_owned());
         let sides = Sides::new(&by_header, &pools(7, 50)).expect("sides");
-        assert_eq!(sides.number(&HeaderMap::new(), &next), None);
+        assert_eq!(sides.number(Headers::Map(&HeaderMap::new()), &next), None);
         let of = |tenant: &str| {
             let mut headers = HeaderMap::new();
             headers.insert("x-tenant", HeaderValue::from_str(tenant).expect("a value"));
-            sides.pool_of(sides.number(&headers, &next).expect("a number"))
+            sides.pool_of(
+                sides
+                    .number(Headers::Map(&headers), &next)
+                    .expect("a number"),
+            )
         };
         assert_eq!(of("acme"), of("acme"));
         let on_new = (0..10_000)
             .filter(|n| of(&format!("tenant-{n}")) == 1)
             .count();
         assert!((4_700..5_300).contains(&on_new), "{on_new} of 10000");
+    }
+
+    #[test]
+    fn a_client_is_told_once_where_it_stays() {
+        let told = |number: Option<Number>, came_to| {
+            let stay = Stay { number, came_to };
+            let cookies = stay.cookies(true);
+            cookies
+                .map(|one| one.to_str().expect("text").to_owned())
+                .collect::<Vec<_>>()
+        };
+        let number = |is_new| Some(Number { value: 42, is_new });
+        assert!(told(number(false), None).is_empty());
+        let session = Session {
+            name: 0xf,
+            lasts_s: 60,
+        };
+        let rest = "HttpOnly; SameSite=Lax; Secure";
+        assert_eq!(
+            told(number(true), Some(session)),
+            [
+                format!("beanpole_client=42; Path=/; Max-Age=604800; {rest}"),
+                format!("beanpole_session=000000000000000f; Path=/; Max-Age=60; {rest}"),
+            ]
+        );
+        let back = b"GET / HTTP/1.1\r\nCookie: beanpole_session=000000000000000f\r\n\r\n";
+        assert_eq!(Session::named(Headers::Raw(back)), Some(0xf));
+        for odd in ["f", "+00000000000000f", "00000000000000zz"] {
+            let odd = format!("GET / HTTP/1.1\r\nCookie: beanpole_session={odd}\r\n\r\n");
+            assert_eq!(Session::named(Headers::Raw(odd.as_bytes())), None, "{odd}");
+        }
     }
 }

@@ -1,14 +1,17 @@
-//! The routing table in force: an immutable value made for lookups, and who gets the next request.
+//! The routing table in force: an immutable value made for lookups, and whose turn it is of a route's pools.
 
+use crate::asker::Asker;
+use crate::balance::Pool;
+use crate::names::Names;
 use crate::router::{Router, is_host_pattern, is_hostname, is_path_pattern};
-use crate::sticky::{Number, Sides};
+use crate::sticky::{Sides, Stay};
 use crate::target::{Changes, TargetState};
 use crate::traffic::{Counters, ReleaseCounters};
 use beanpole_protocol::proxy::{
-    Algorithm, EnvironmentTraffic, Hold, Redirect, ReleaseTraffic, RoutingTable, Target,
-    TargetMode, TargetPool, WeightedPool,
+    EnvironmentTraffic, Redirect, ReleaseTraffic, RoutingTable, Target, TargetMode, TargetPool,
+    WeightedPool,
 };
-use beanpole_protocol::{EnvironmentId, EnvironmentName, InstanceId, ReleaseNumber};
+use beanpole_protocol::{EnvironmentId, InstanceId, ReleaseNumber};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -41,29 +44,6 @@ pub struct Route {
     turns: Box<[u16]>,
     next: Arc<AtomicUsize>,
     sides: Option<Sides>,
-}
-
-/// Targets that share traffic.
-pub struct Pool {
-    /// The environment's name, for pages and logs.
-    pub environment_name: EnvironmentName,
-    /// The environment's counts.
-    pub counters: Arc<Counters>,
-    /// How requests wait where no target can take them.
-    pub hold: Option<Hold>,
-    algorithm: Algorithm,
-    serving: Vec<Arc<TargetState>>,
-    next: Arc<AtomicUsize>,
-    waiting: Arc<AtomicUsize>,
-}
-
-/// A request's place among those that wait for a target. Ends with its value.
-pub struct Place(Arc<AtomicUsize>);
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
-    }
 }
 
 /// What a change of tables did to the targets.
@@ -132,6 +112,7 @@ impl Table {
         &self,
         source: RoutingTable,
         assumed: bool,
+        names: &Names,
         changes: &Changes,
     ) -> (Self, Difference) {
         let mut next = Self::default();
@@ -155,7 +136,7 @@ impl Table {
                 let release = release.or_insert_with(|| kept.unwrap_or_default()).clone();
                 let known = self.targets.get(&target.instance).filter(|t| t.is(target));
                 let state = known.cloned().unwrap_or_else(|| {
-                    let new = TargetState::new(target, release, assumed, changes.clone());
+                    let new = TargetState::new(target, release, assumed, names, changes.clone());
                     difference.came.push(new.clone());
                     new
                 });
@@ -164,16 +145,8 @@ impl Table {
                 }
                 next.targets.insert(target.instance.clone(), state);
             }
-            let before = self.pools.get(&pool.name);
-            let made = Pool {
-                hold: pool.hold,
-                environment_name: pool.environment_name.clone(),
-                counters,
-                algorithm: pool.algorithm,
-                serving,
-                next: before.map(|pool| pool.next.clone()).unwrap_or_default(),
-                waiting: before.map(|pool| pool.waiting.clone()).unwrap_or_default(),
-            };
+            let before = self.pools.get(&pool.name).map(|pool| &**pool);
+            let made = Pool::new(pool, serving, counters, before, changes);
             next.pools.insert(pool.name.clone(), Arc::new(made));
         }
         for route in &source.routes {
@@ -217,8 +190,11 @@ impl Table {
 
     /// Brings the targets' own state in line, once this table is in force.
     pub fn enact(&self) {
-        for (state, target) in self.given() {
-            state.update(target);
+        let pools = self.source.iter().flat_map(|source| &source.pools);
+        for (pool, target) in pools.flat_map(|pool| pool.targets.iter().map(move |t| (pool, t))) {
+            if let Some(state) = self.targets.get(&target.instance) {
+                state.update(target, &pool.rules);
+            }
         }
     }
 
@@ -260,30 +236,27 @@ impl Table {
 }
 
 impl Route {
-    /// Whether clients stay at the pool that they came to first.
-    pub fn keeps_clients(&self) -> bool {
-        self.sides.is_some()
-    }
-
     /// Whether a client is sent elsewhere that came with or without TLS, where there is an `https` to be sent to.
     pub fn leads_elsewhere(&self, tls: bool, https: bool) -> bool {
         self.redirect.is_some() || (self.only_https && !tls && https)
     }
 
-    /// The number of the client that sent these headers, where clients stay on their side.
-    pub fn number(&self, headers: &http::HeaderMap) -> Option<Number> {
-        self.sides.as_ref()?.number(headers, &self.next)
-    }
-
-    /// Who gets the next request, of the client with that number, other than `except`. The pool without a target when no target
-    /// is fit for it; nothing when the route has no pool at all.
+    /// Who gets the next request, other than `except`. The pool without a target when no target is fit for
+    /// it; nothing when the route has no pool at all. What `stay` says of the client is followed, and what
+    /// comes of it is written there.
     pub fn pick(
         &self,
         except: Option<&Arc<TargetState>>,
-        number: Option<Number>,
+        asker: &Asker<'_>,
+        stay: &mut Stay,
     ) -> Option<(&Arc<Pool>, Option<Arc<TargetState>>)> {
         let mut first = 0;
-        if let (Some(sides), Some(number)) = (&self.sides, number) {
+        if let Some(sides) = &self.sides
+            && stay.number.is_none()
+        {
+            stay.number = sides.number(asker.headers, &self.next);
+        }
+        if let (Some(sides), Some(number)) = (&self.sides, stay.number) {
             first = sides.pool_of(number);
         } else if self.turns.len() > 1 {
             let turn = self.next.fetch_add(1, Relaxed) % self.turns.len();
@@ -292,63 +265,17 @@ impl Route {
             first = usize::from(*only);
         }
         let pool = self.pools.get(first)?;
-        if let Some(target) = pool.pick(except) {
+        if let Some(target) = pool.pick(except, asker, stay) {
             return Some((pool, Some(target)));
         }
         // Better another pool of the route than no answer; never one of weight 0.
         for (index, other) in self.pools.iter().enumerate() {
             let shares = self.turns.contains(&(index as u16));
-            if shares && let Some(target) = other.pick(except) {
+            if shares && let Some(target) = other.pick(except, asker, stay) {
                 return Some((other, Some(target)));
             }
         }
         Some((pool, None))
-    }
-}
-
-impl Pool {
-    /// A place for a request to wait at, where it may.
-    pub fn place(&self) -> Option<Place> {
-        let most = self.hold?.most as usize;
-        let place = Place(self.waiting.clone());
-        (self.waiting.fetch_add(1, Relaxed) < most).then_some(place)
-    }
-
-    fn pick(&self, except: Option<&Arc<TargetState>>) -> Option<Arc<TargetState>> {
-        let turn = self.next.fetch_add(1, Relaxed);
-        let other =
-            |target: &Arc<TargetState>| except.is_none_or(|except| !Arc::ptr_eq(except, target));
-        // Where all are silent, waiting is better than no answer.
-        self.pick_among(turn, |target| target.is_preferred() && other(target))
-            .or_else(|| self.pick_among(turn, |target| target.is_fit() && other(target)))
-    }
-
-    fn pick_among(
-        &self,
-        turn: usize,
-        fit: impl Fn(&Arc<TargetState>) -> bool,
-    ) -> Option<Arc<TargetState>> {
-        let fit = |target: &&Arc<TargetState>| fit(target);
-        match self.algorithm {
-            Algorithm::RoundRobin => {
-                let count = self.serving.iter().filter(fit).count();
-                let chosen = turn.checked_rem(count)?;
-                // Health may change between the two passes: then the first that is fit.
-                let mut fits = self.serving.iter().filter(fit);
-                fits.nth(chosen)
-                    .or_else(|| self.serving.iter().find(fit))
-                    .cloned()
-            }
-            Algorithm::LeastConnections => {
-                let count = self.serving.len();
-                let start = turn.checked_rem(count)?;
-                (0..count)
-                    .map(|step| &self.serving[(start + step) % count])
-                    .filter(fit)
-                    .min_by_key(|target| target.in_flight())
-                    .cloned()
-            }
-        }
     }
 }
 

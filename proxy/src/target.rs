@@ -3,12 +3,14 @@
 //! A [`TargetState`] belongs to one (instance, incarnation, address) and outlives changes of the
 //! table; a new incarnation gets a new one.
 
+use crate::balance::{Conduct, Lasting, Pace, Rank, Warmth};
 use crate::connection::ConnState;
+use crate::names::Names;
 use crate::traffic::{Counters, ReleaseCounters};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use beanpole_daemon::clock;
 use beanpole_protocol::proxy::{
-    CheckResult, HealthCheck, Target, TargetMode, TargetReport, TriedCheck,
+    CheckResult, Ejection, HealthCheck, PoolRules, Target, TargetMode, TargetReport, TriedCheck,
 };
 use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use std::sync::atomic::{
@@ -28,25 +30,41 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
 /// moment in which the other side closes is lost.
 pub const KEPT_IDLE: Duration = Duration::from_millis(1_500);
 
-/// Tells the watchers of reports that there is something new.
+/// Tells the watchers of reports that there is something new, and pools whether they have to look again.
 #[derive(Clone)]
-pub struct Changes(Arc<watch::Sender<u64>>);
+pub struct Changes {
+    reports: Arc<watch::Sender<u64>>,
+    of_health: Arc<AtomicU64>,
+}
 
 impl Default for Changes {
     fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(0)))
+        Self {
+            reports: Arc::new(watch::Sender::new(0)),
+            of_health: Arc::default(),
+        }
     }
 }
 
 impl Changes {
     /// Something worth a report has changed.
     pub fn tell(&self) {
-        self.0.send_modify(|count| *count += 1);
+        self.reports.send_modify(|count| *count += 1);
     }
 
     /// A view that wakes at every change.
     pub fn watch(&self) -> watch::Receiver<u64> {
-        self.0.subscribe()
+        self.reports.subscribe()
+    }
+
+    /// Whether some target may have requests has changed: pools see it at their next pick.
+    fn look_again(&self) {
+        self.of_health.fetch_add(1, SeqCst);
+    }
+
+    /// How often that has changed.
+    pub fn of_health(&self) -> u64 {
+        self.of_health.load(SeqCst)
     }
 }
 
@@ -54,12 +72,20 @@ impl Changes {
 pub struct TargetState {
     /// No other target of this proxy has, or had, the same.
     pub number: u64,
+    /// What clients know it by that stay at it.
+    pub name: u64,
     /// As the table says; its `mode`, `check` and `release` may be out of date.
     pub target: Target,
     /// Requests given to it and how they went.
     pub counters: Counters,
     /// The same, together with all others that run its release.
     pub release: Arc<ReleaseCounters>,
+    /// How soon it answers.
+    pub pace: Pace,
+    /// How it answers.
+    pub conduct: Conduct,
+    /// How much of its share it gets.
+    pub warmth: Warmth,
     /// How it is checked now.
     pub plan: ArcSwap<HealthCheck>,
     /// The check that is tried beside that one, and how it goes.
@@ -108,6 +134,7 @@ impl TargetState {
         target: &Target,
         release: Arc<ReleaseCounters>,
         assumed: bool,
+        names: &Names,
         changes: Changes,
     ) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -129,9 +156,13 @@ impl TargetState {
         let assumed = assumed && target.mode == TargetMode::Serve;
         Arc::new(Self {
             number,
+            name: names.of(&target.instance),
             target: target.clone(),
             counters: Counters::default(),
             release,
+            pace: Pace::default(),
+            conduct: Conduct::default(),
+            warmth: Warmth::default(),
             plan: ArcSwap::from_pointee(target.check.clone()),
             tried: ArcSwapOption::empty(),
             nudge: Notify::new(),
@@ -170,9 +201,13 @@ impl TargetState {
         }
     }
 
-    /// Follows a new table.
-    pub fn update(&self, target: &Target) {
-        self.mode.store(mode_number(target.mode), SeqCst);
+    /// Follows a new table, in a pool with these rules.
+    pub fn update(&self, target: &Target, rules: &PoolRules) {
+        self.warmth.takes(rules.slow_start_ms);
+        let before = self.mode.swap(mode_number(target.mode), SeqCst);
+        if before != mode_number(target.mode) {
+            self.begins();
+        }
         if **self.plan.load() != target.check {
             self.plan.store(Arc::new(target.check.clone()));
             self.nudge.notify_one();
@@ -229,22 +264,58 @@ impl TargetState {
         }
     }
 
-    /// Whether it may be given requests.
-    pub fn is_fit(&self) -> bool {
-        self.fit.load(Relaxed)
-    }
-
-    /// Whether it should be given requests: it is fit and answers.
-    pub fn is_preferred(&self) -> bool {
-        self.is_fit() && !self.silent.load(Relaxed)
+    /// Who is asked before it. Pools look once and again only after [`Changes::look_again`].
+    pub fn rank(&self) -> Rank {
+        if !self.fit.load(Relaxed) {
+            Rank::Unfit
+        } else if self.conduct.is_out() {
+            Rank::Out
+        } else if self.silent.load(Relaxed) {
+            Rank::Silent
+        } else {
+            Rank::Preferred
+        }
     }
 
     /// Takes whether it keeps checks waiting. A slow answer ends it as well as a quick one: nothing is said
     /// here about health, only about who is asked first.
     pub fn falls_silent(&self, silent: bool) {
         if self.silent.swap(silent, Relaxed) != silent {
+            self.changes.look_again();
             tracing::debug!(instance = %self.target.instance, address = %self.target.address, silent,
                 "target's silence changed");
+        }
+    }
+
+    /// Whether it gets requests has changed: if it does now, it begins with a part of its share.
+    fn begins(&self) {
+        if self.mode() == TargetMode::Serve && self.rank() < Rank::Out {
+            self.warmth.begin(Instant::now());
+        }
+        self.changes.look_again();
+    }
+
+    /// It gets no requests for a while because of how it answered them.
+    pub fn is_put_out(&self) {
+        self.changes.look_again();
+        if let Some(Ejection { why, lasts_ms, .. }) = self.conduct.report(Instant::now()) {
+            tracing::info!(instance = %self.target.instance, address = %self.target.address, why,
+                lasts_ms, "a target that fails requests gets none for a while");
+        }
+        self.changes.tell();
+    }
+
+    /// Ends what has lasted long enough; to be called twice a second.
+    pub fn keep_time(&self) {
+        let now = Instant::now();
+        if self.warmth.grows(now) {
+            self.changes.look_again();
+        }
+        if self.conduct.comes_back(now) {
+            self.begins();
+            tracing::info!(instance = %self.target.instance, address = %self.target.address,
+                "a target that failed requests gets them again");
+            self.changes.tell();
         }
     }
 
@@ -342,6 +413,7 @@ impl TargetState {
             && before.2 >= plan.healthy_threshold.max(3)
             && health.good > before.2;
         if was_fit != fit {
+            self.begins();
             let answer = health.last.as_ref().map(|last| last.answer.as_str());
             tracing::info!(instance = %self.target.instance, address = %self.target.address,
                 incarnation = %self.target.incarnation, fit, answer, "target's health changed");
@@ -368,6 +440,7 @@ impl TargetState {
             in_flight: self.in_flight(),
             traffic: self.counters.snapshot(),
             tried: self.tried.load().as_ref().map(|tried| lock(tried).clone()),
+            ejected: self.conduct.report(Instant::now()),
         }
     }
 }
@@ -383,16 +456,22 @@ fn passed(since: Option<Instant>) -> u64 {
 pub struct InFlight {
     target: Arc<TargetState>,
     waiting: bool,
+    /// The pool that counts it as well, if it does.
+    pool: Option<Arc<Lasting>>,
 }
 
 impl InFlight {
-    /// Counts one more request at `target`.
-    pub fn at(target: Arc<TargetState>) -> Self {
+    /// Counts one more request at `target`, and in its pool.
+    pub fn at(target: Arc<TargetState>, pool: Option<Arc<Lasting>>) -> Self {
         target.in_flight.fetch_add(1, SeqCst);
         target.waiting.fetch_add(1, Relaxed);
+        if let Some(pool) = &pool {
+            pool.counts(true);
+        }
         Self {
             target,
             waiting: true,
+            pool,
         }
     }
 
@@ -412,6 +491,9 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        if let Some(pool) = &self.pool {
+            pool.counts(false);
+        }
         if self.waiting {
             self.target.waiting.fetch_sub(1, Relaxed);
         }

@@ -20,6 +20,7 @@ mod once;
 mod over_ssh;
 mod policies;
 mod receipts;
+mod sessions;
 mod splits;
 mod starts;
 mod state;

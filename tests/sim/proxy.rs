@@ -273,6 +273,7 @@ impl FakeProxy {
                         in_flight: seen.map_or(0, |seen| seen.in_flight + seen.long),
                         traffic: Traffic::default(),
                         tried: seen.and_then(|seen| seen.tried.clone()),
+                        ejected: None,
                     }
                 })
                 .collect(),

@@ -55,6 +55,8 @@ fn values(kind: Kind) -> String {
         Kind::Labels => "labels: `disk=ssd,zone=a`".to_owned(),
         Kind::Steps => "steps: `10%`, `1%:90s,5%:10m,25%:1h`".to_owned(),
         Kind::Sticky => "`none`, `cookie`, `header:NAME`".to_owned(),
+        Kind::StickyBy => "`cookie`, `address`, `header:NAME`".to_owned(),
+        Kind::HashBy => "`address`, `path`, `header:NAME`, `cookie:NAME`".to_owned(),
         Kind::Duration(low, high) => format!("a duration such as `PT5M`, {low} to {high} s"),
         Kind::Command => "a command in one line".to_owned(),
         Kind::Statuses => "statuses and ranges: `200-399`, `200,204`".to_owned(),

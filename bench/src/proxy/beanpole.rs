@@ -6,7 +6,7 @@ use super::{Identity, PROXY_CORE, Stage};
 use crate::process::pinned;
 use crate::{Failed, Setup};
 use beanpole_protocol::proxy::{
-    Algorithm, HealthCheck, Probe, ProxyReport, Route, RoutingTable, Target, TargetMode,
+    Algorithm, HealthCheck, PoolRules, Probe, ProxyReport, Route, RoutingTable, Target, TargetMode,
     TargetPool, WeightedPool,
 };
 use beanpole_protocol::{
@@ -148,6 +148,7 @@ pub fn table(
             application: ApplicationName::new("bench")?,
             algorithm: Algorithm::RoundRobin,
             hold: None,
+            rules: PoolRules::default(),
             targets: instances
                 .map(|(address, instance)| Target {
                     instance: InstanceId::from_bits(instance as u128),

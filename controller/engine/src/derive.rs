@@ -530,6 +530,7 @@ impl Records {
                     application: environment.application.clone(),
                     algorithm: environment.settings.algorithm(),
                     hold: self.hold(environment),
+                    rules: environment.settings.pool_rules(),
                     targets,
                 });
             }
@@ -594,9 +595,11 @@ pub(crate) mod tests {
         ReleasePhase, ReleaseReport,
     };
     use beanpole_protocol::api::OperationKind;
+    use beanpole_protocol::options::{PROCESS, PROXY};
+    use beanpole_protocol::proxy::{Algorithm, HashBy, PoolRules, Stickiness};
     use beanpole_protocol::{
-        AgentId, ApplicationName, ControllerId, Digest, EnvironmentName, HostName, Incarnation,
-        InstanceId, RequestId, VersionLabel,
+        AgentId, ApplicationName, Cname, ControllerId, Digest, EnvironmentName, HostName,
+        Incarnation, InstanceId, RequestId, VersionLabel,
     };
     use beanpole_store::Store;
 
@@ -842,6 +845,41 @@ pub(crate) mod tests {
             since: now,
         });
         assert_eq!(ordered_after(report), None, "it has succeeded");
+    }
+
+    #[test]
+    fn options_say_who_gets_the_next_request() {
+        let store = Store::in_memory();
+        let mut environment = EnvironmentRecord {
+            tier: Tier::Web,
+            cname: Some(Cname::new("shop-prod").expect("a name")),
+            ..environment()
+        };
+        for (namespace, name, value) in [
+            (PROXY, "Algorithm", "consistent-hash"),
+            (PROXY, "HashBy", "cookie:sid"),
+            (PROXY, "SlowStart", "30"),
+            (PROCESS, "StickinessEnabled", "true"),
+        ] {
+            environment.settings.set(namespace, name, value);
+        }
+        environment.settings.validate().expect("they are known");
+        store.update(|tx| tx.put(&environment)).expect("memory");
+        let engine = Engine::new(store, EngineConfig::default());
+        let now = Timestamp::from_millis(1);
+        let turn = engine.turn(&Observed::default(), now, &mut || 1);
+        turn.expect("a turn");
+        let table = engine.routing_table().expect("a table");
+        let pool = &table.pools[0];
+        assert_eq!(pool.algorithm, Algorithm::ConsistentHash);
+        let wanted = PoolRules {
+            hash_by: HashBy::Cookie("sid".to_owned()),
+            sticky: Some(Stickiness::Cookie { lasts_s: 86_400 }),
+            outliers: None,
+            slow_start_ms: 30_000,
+        };
+        assert_eq!(pool.rules, wanted);
+        assert_eq!(table.routes[0].sticky, None, "there is one side");
     }
 
     #[test]

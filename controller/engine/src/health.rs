@@ -8,7 +8,7 @@ use beanpole_planner::{HostState, Reach, World, how_it_ended, unready};
 use beanpole_protocol::Timestamp;
 use beanpole_protocol::agent::{InstancePhase, InstanceReport, MemoryKills, Startup};
 use beanpole_protocol::api::{self, Colour, EnvironmentStatus, InstanceHealth};
-use beanpole_protocol::proxy::{CheckResult, TargetMode, TargetReport};
+use beanpole_protocol::proxy::{CheckResult, Ejection, TargetMode, TargetReport};
 use beanpole_store::model::{EnvironmentRecord, InstanceRecord};
 use std::time::Duration;
 
@@ -113,6 +113,7 @@ pub(crate) fn health(
     }
     let threshold = environment.settings.health_check().unhealthy_threshold;
     let mut answer = None;
+    let mut ejected = None;
     for proxy in &world.proxies {
         let Some(target) = proxy.target(&record.id, record.incarnation) else {
             return match record.mode {
@@ -126,6 +127,7 @@ pub(crate) fn health(
         if !target.healthy {
             answer = Some((bad(target), target.bad_checks >= threshold));
         }
+        ejected = ejected.or(target.ejected.as_ref());
     }
     let young = host_now(world, record).since(seen.since)
         < Duration::from_millis(environment.settings.deployment().start_grace_ms);
@@ -137,13 +139,29 @@ pub(crate) fn health(
             (H::Unhealthy, Some(text))
         }
         _ if world.proxies.is_empty() => (H::Unknown, Some("no proxy has reported yet".to_owned())),
-        (None, Some(TargetMode::Serve)) => in_service(world, record, seen),
+        (None, Some(TargetMode::Serve)) => match ejected {
+            None => in_service(world, record, seen),
+            Some(ejected) => (H::Warning, Some(left_out(ejected))),
+        },
         (None, _) => (H::Pending, Some("it is not in service yet".to_owned())),
         (Some((text, true)), _) | (Some((text, false)), Some(TargetMode::Serve)) => {
             (H::Unhealthy, Some(text))
         }
         (Some((text, false)), _) => (H::Pending, Some(text)),
     }
+}
+
+/// Why a load balancer gives an instance nothing that passes its checks. The text stays while that lasts.
+fn left_out(ejected: &Ejection) -> String {
+    let again = match ejected.times {
+        0 | 1 => String::new(),
+        times => format!(", the {times}. time in a short while"),
+    };
+    format!(
+        "it passes its checks, and the load balancer leaves it out for {} s{again}: {}",
+        ejected.lasts_ms / 1_000,
+        ejected.why
+    )
 }
 
 fn bad(target: &TargetReport) -> String {
@@ -395,6 +413,7 @@ mod tests {
                 in_flight: 0,
                 traffic: Traffic::default(),
                 tried: None,
+                ejected: None,
             }],
             environments: Vec::new(),
             releases: Vec::new(),
@@ -434,6 +453,25 @@ mod tests {
         assert_eq!(of_a_new_one(0), InstanceHealth::Unhealthy);
         assert_eq!(of_a_new_one(59), InstanceHealth::Unhealthy);
         assert_eq!(of_a_new_one(90), InstanceHealth::Pending);
+    }
+
+    #[test]
+    fn what_is_left_out_by_a_load_balancer_says_why_and_for_how_long() {
+        let mut ejected = Ejection {
+            why: "5 requests in a row failed".to_owned(),
+            lasts_ms: 30_000,
+            left_ms: 1_234,
+            times: 1,
+        };
+        let first = left_out(&ejected);
+        assert_eq!(
+            first,
+            "it passes its checks, and the load balancer leaves it out for 30 s: 5 requests in a row failed"
+        );
+        ejected.left_ms = 1;
+        assert_eq!(left_out(&ejected), first, "no news every second");
+        ejected.times = 3;
+        assert!(left_out(&ejected).contains("for 30 s, the 3. time in a short while: 5"));
     }
 
     #[test]

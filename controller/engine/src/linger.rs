@@ -414,6 +414,7 @@ mod tests {
                         in_flight,
                         traffic: Traffic::default(),
                         tried: None,
+                        ejected: None,
                     })
                     .collect(),
                 environments: Vec::new(),

@@ -162,6 +162,7 @@ mod tests {
             in_flight: 0,
             traffic: Traffic::default(),
             tried: tried.clone(),
+            ejected: None,
         });
         let report = ProxyReport {
             sequence: 1,

@@ -1,5 +1,6 @@
 //! What values options take, and how they are read.
 
+use super::balance::{parse_hash_by, parse_sticky_by};
 use super::split::{SplitSteps, parse_sticky};
 use super::update::parse_duration;
 use std::collections::BTreeMap;
@@ -25,11 +26,19 @@ pub enum Kind {
     Steps,
     /// `none`, `cookie`, `header:NAME`.
     Sticky,
+    /// `address`, `path`, `header:NAME`, `cookie:NAME`.
+    HashBy,
+    /// `cookie`, `address`, `header:NAME`.
+    StickyBy,
     /// A line for `/bin/sh`.
     Command,
     /// An ISO 8601 duration within bounds in seconds, both included: `PT5M`.
     Duration(u64, u64),
 }
+
+/// What a header cannot be that clients are told apart by.
+const NOT_COOKIE: &str =
+    "where NAME is not `Cookie`: all cookies of a client together change from request to request";
 
 /// The longest command, in bytes.
 const LONGEST_COMMAND: usize = 4096;
@@ -47,7 +56,11 @@ impl Kind {
             Self::Steps => {
                 "rising shares with the time that each lasts, such as `10%` or `1%:90s,5%:10m,25%:1h`, or nothing".to_owned()
             }
-            Self::Sticky => "`none`, `cookie` or `header:NAME`".to_owned(),
+            Self::Sticky => format!("`none`, `cookie` or `header:NAME`, {NOT_COOKIE}"),
+            Self::StickyBy => format!("`cookie`, `address` or `header:NAME`, {NOT_COOKIE}"),
+            Self::HashBy => format!(
+                "`address`, `path`, `cookie:NAME` or `header:NAME`, {NOT_COOKIE}"
+            ),
             Self::Command => {
                 format!("a command in one line of at most {LONGEST_COMMAND} bytes, or nothing")
             }
@@ -76,6 +89,8 @@ impl Kind {
             Self::Labels => parse_labels(value).is_some(),
             Self::Steps => value.is_empty() || value.parse::<SplitSteps>().is_ok(),
             Self::Sticky => parse_sticky(value).is_some(),
+            Self::StickyBy => parse_sticky_by(value).is_some(),
+            Self::HashBy => parse_hash_by(value).is_some(),
             Self::Duration(low, high) => {
                 value.is_empty()
                     || parse_duration(value)

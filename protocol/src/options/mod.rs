@@ -4,8 +4,9 @@
 //! reference page and `deploy.toml.example` all come from it.
 //!
 //! A map of texts is here; what options there are is in `known`, what values they take in `kind`, how
-//! they are read as values in `typed` and `update`.
+//! they are read as values in `typed`, `balance`, `split` and `update`.
 
+mod balance;
 mod error;
 mod kind;
 mod known;

@@ -1,5 +1,6 @@
 //! How the requests are shared between a new release and the one before it.
 
+use super::balance::telling_header;
 use crate::proxy::Sticky;
 use serde::{Deserialize, Serialize};
 
@@ -162,10 +163,8 @@ pub(super) fn parse_sticky(value: &str) -> Option<Option<Sticky>> {
         "none" | "" => Some(None),
         "cookie" => Some(Some(Sticky::Cookie)),
         other => {
-            let name = other.strip_prefix("header:")?.to_ascii_lowercase();
-            let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
-            let is_name = !name.is_empty() && name.len() <= 128 && name.bytes().all(fits);
-            is_name.then_some(Some(Sticky::Header(name)))
+            let name = telling_header(other.strip_prefix("header:")?)?;
+            Some(Some(Sticky::Header(name)))
         }
     }
 }
@@ -208,7 +207,8 @@ mod tests {
         assert_eq!(parse_sticky("cookie"), Some(Some(Sticky::Cookie)));
         let header = Sticky::Header("x-tenant".to_owned());
         assert_eq!(parse_sticky("header:X-Tenant"), Some(Some(header)));
-        for wrong in ["header:", "header:a b", "ip", "Cookie"] {
+        // All cookies together differ from request to request.
+        for wrong in ["header:", "header:a b", "header:Cookie", "ip", "Cookie"] {
             assert_eq!(parse_sticky(wrong), None, "{wrong}");
         }
     }

@@ -1,14 +1,14 @@
 //! Options as values: what is in force, with its type.
 
 use super::kind::{parse_bool, parse_labels, parse_statuses};
-use super::split::{GuardLimits, SplitStep, parse_sticky};
+use super::split::{GuardLimits, SplitStep};
 use super::{
     APPLICATION, ASG, BatchSize, COMMAND, CONNECTIONS, DeploymentPolicy, ENVIRONMENT, HEALTH,
     INSTANCE, KNOWN, OptionSettings, PLACEMENT, PROCESS, PROPERTIES, PROXY, PYTHON, RELEASE, SPLIT,
     SPLITTING, SplitSteps,
 };
 use crate::agent::{Limits, Properties, ReadyOrder};
-use crate::proxy::{Algorithm, HealthCheck, Hold, Probe, Sticky};
+use crate::proxy::{Algorithm, HealthCheck, Hold, Probe};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -42,11 +42,11 @@ pub struct DeploymentOptions {
 }
 
 impl OptionSettings {
-    fn number(&self, namespace: &str, name: &str) -> Option<u64> {
+    pub(super) fn number(&self, namespace: &str, name: &str) -> Option<u64> {
         self.effective(namespace, name).parse().ok()
     }
 
-    fn flag(&self, namespace: &str, name: &str) -> bool {
+    pub(super) fn flag(&self, namespace: &str, name: &str) -> bool {
         parse_bool(self.effective(namespace, name)).unwrap_or(false)
     }
 
@@ -135,11 +135,6 @@ impl OptionSettings {
         })
     }
 
-    /// What keeps a client on one side of a split.
-    pub fn sticky(&self) -> Option<Sticky> {
-        parse_sticky(self.effective(SPLIT, "Sticky")).flatten()
-    }
-
     /// What the load balancer asks instances for, by whichever name it is set.
     pub fn health_check_path(&self) -> &str {
         self.get(PROCESS, "HealthCheckPath")
@@ -192,6 +187,8 @@ impl OptionSettings {
     pub fn algorithm(&self) -> Algorithm {
         match self.effective(PROXY, "Algorithm") {
             "least-connections" => Algorithm::LeastConnections,
+            "peak-ewma" => Algorithm::PeakEwma,
+            "consistent-hash" => Algorithm::ConsistentHash,
             _ => Algorithm::RoundRobin,
         }
     }

@@ -31,12 +31,13 @@ pub enum Body {
     UntilClose,
 }
 
-/// Reads the head of an answer, and writes to `out` how the client gets it. None while it is not over; else
-/// what is wrong with it.
+/// Reads the head of an answer, and writes to `out` how the client gets it, with the lines `told` where it is
+/// the final one. None while it is not over; else what is wrong with it.
 pub fn read(
     bytes: &[u8],
     only_head: bool,
     closes: bool,
+    told: &[u8],
     out: &mut Vec<u8>,
 ) -> Result<Option<Answer>, &'static str> {
     let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
@@ -155,6 +156,9 @@ pub fn read(
     if matches!(body, Body::UntilClose) {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     }
+    if status >= 200 {
+        out.extend_from_slice(told);
+    }
     if closes && status >= 200 {
         out.extend_from_slice(b"Connection: close\r\n");
     }
@@ -212,7 +216,7 @@ mod tests {
     /// The head that the client gets, and whether the connection may be used again.
     fn told(head: &str) -> Result<(String, bool), &'static str> {
         let mut out = Vec::new();
-        let answer = read(head.as_bytes(), false, false, &mut out)?;
+        let answer = read(head.as_bytes(), false, false, b"", &mut out)?;
         let answer = answer.ok_or("not over")?;
         assert_eq!(answer.head, head.len());
         let told = String::from_utf8_lossy(&out).into_owned();
@@ -283,11 +287,11 @@ mod tests {
     fn an_answer_without_a_date_gets_one_and_one_with_a_date_keeps_it() {
         let mut out = Vec::new();
         let head = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
-        read(head, false, false, &mut out).expect("an answer");
+        read(head, false, false, b"", &mut out).expect("an answer");
         assert!(String::from_utf8_lossy(&out).contains("\r\nDate: "));
         out.clear();
         let head = b"HTTP/1.1 200 OK\r\nDATE: today\r\nContent-Length: 0\r\n\r\n";
-        read(head, false, false, &mut out).expect("an answer");
+        read(head, false, false, b"", &mut out).expect("an answer");
         assert_eq!(
             String::from_utf8_lossy(&out)
                 .to_lowercase()

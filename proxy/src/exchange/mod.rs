@@ -13,12 +13,14 @@ mod kept;
 mod request;
 
 use crate::access_log::Entry;
+use crate::asker::{Asker, Headers};
+use crate::balance::{End, Pool};
 use crate::connection::Connection;
 use crate::fault;
 use crate::forwarded::Client;
 use crate::pages::{self, Page};
-use crate::service::{BROKEN_OFF, CLIENT_PATIENCE, CLOSED_BEFORE, Shared, count};
-use crate::table::Pool;
+use crate::service::{BROKEN_OFF, CLIENT_PATIENCE, CLOSED_BEFORE, Shared, Way, count};
+use crate::sticky::Stay;
 use crate::target::{ANSWER_TIMEOUT, CONNECT_TIMEOUT, InFlight, KEPT_IDLE};
 use answer::{Answer, Body};
 use futures::ready;
@@ -85,6 +87,8 @@ struct Going {
     /// No app answered it, or not to the end.
     failed: bool,
     why: Option<&'static str>,
+    /// Lines that the client gets with the head of the answer.
+    told: Vec<u8>,
 }
 
 impl Going {
@@ -99,6 +103,7 @@ impl Going {
             sent: 0,
             failed: false,
             why: None,
+            told: Vec::new(),
         }
     }
 }
@@ -186,9 +191,17 @@ impl Exchange {
             // What came behind it is the next one.
             to.connection.keep_for_next(bytes.split_off(plain.length));
             let begun = Instant::now();
-            let path = text_in(&bytes, &plain.path);
-            let chosen = self.shared.choose_plain(client, &plain.asked.name, path);
-            let Some((pool, at)) = chosen else {
+            let asker = Asker {
+                client,
+                trusted: &self.shared.trusted,
+                path: bytes.get(plain.path.clone()).unwrap_or_default(),
+                headers: Headers::Raw(&bytes),
+            };
+            let mut stay = Stay::default();
+            let way = self
+                .shared
+                .choose(&plain.asked.name, &asker, None, &mut stay);
+            let Way::To(pool, at) = way else {
                 return other_way(to.connection, bytes, Known::Length(plain.length));
             };
             to.connection.state().begin();
@@ -197,6 +210,11 @@ impl Exchange {
                 return other_way(to.connection, bytes, Known::Length(plain.length));
             };
             let mut going = Going::new(begun, pool, at);
+            for cookie in stay.cookies(client.is_tls()) {
+                for part in [b"Set-Cookie: ", cookie.as_bytes(), b"\r\n"] {
+                    going.told.extend_from_slice(part);
+                }
+            }
             let ended = self
                 .answer(&mut to, &mut app, &plain, &mut out, &mut going)
                 .await;
@@ -272,7 +290,8 @@ impl Exchange {
             return Err(Trouble::Late);
         }
         let mut piece = Vec::with_capacity(FIRST_PIECE);
-        let head = read_head(to, app, plain, &mut piece, out, &mut going.heard).await;
+        let heard = &mut going.heard;
+        let head = read_head(to, app, plain, &going.told, &mut piece, out, heard).await;
         let (mut answer, from) = head?;
         going.answered = Some(Instant::now());
         going.at.answered();
@@ -334,11 +353,12 @@ impl Exchange {
             return;
         }
         going.why = Some(page.code());
-        let accept = request::value_of(head, header::ACCEPT.as_str()).unwrap_or_default();
+        let headers = Headers::Raw(head);
+        let accept = headers.get(header::ACCEPT.as_str()).unwrap_or_default();
         let accept = std::str::from_utf8(accept).unwrap_or_default();
         let here = to
             .client
-            .is_here(|name| request::value_of(head, name.as_str()).is_some());
+            .is_here(|name| headers.get(name.as_str()).is_some());
         let id = plain.id.to_str().unwrap_or_default();
         let rendered = page.render(accept, id, here);
         going.status = Some(rendered.status);
@@ -361,6 +381,8 @@ impl Exchange {
         if going.status.is_some() || going.failed {
             let at = Some(&going.at);
             count(Some(&going.pool), at, going.status, going.failed, answered);
+            let end = End::of(going.status, going.failed);
+            going.pool.judge(going.at.target(), end);
         }
         if let Some(log) = &self.shared.access_log {
             let target = &going.at.target().target;
@@ -439,11 +461,12 @@ fn other_way(connection: &mut Connection, bytes: Vec<u8>, known: Known) -> Next 
 }
 
 /// Reads to the end of the head of the answer: with it, where the body begins in `piece`; how the client gets
-/// the head is added to `out`. Informational answers go on at once.
+/// the head, with the lines `told`, is added to `out`. Informational answers go on at once.
 async fn read_head(
     to: &mut Served<'_>,
     app: &mut TcpStream,
     plain: &Plain,
+    told: &[u8],
     piece: &mut Vec<u8>,
     out: &mut Vec<u8>,
     heard: &mut bool,
@@ -457,7 +480,7 @@ async fn read_head(
         loop {
             out.clear();
             let closes = plain.closes || to.connection.state().is_ending();
-            let read = answer::read(&piece[from..], plain.only_head, closes, out);
+            let read = answer::read(&piece[from..], plain.only_head, closes, told, out);
             let Some(answer) = read.map_err(Trouble::Odd)? else {
                 break;
             };

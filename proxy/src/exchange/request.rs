@@ -1,5 +1,6 @@
 //! Whether a request may go the short way, and its head as the app gets it.
 
+use crate::cookies;
 use crate::forwarded::{self, Client, REQUEST_ID};
 use crate::head::{is_told_of_clients, stays_here};
 use crate::host::Asked;
@@ -103,6 +104,17 @@ pub fn look(bytes: &[u8], client: &Client, out: &mut Vec<u8>) -> Look {
                 id = HeaderValue::from_bytes(header.value).ok();
                 continue;
             }
+            "cookie" => match cookies::without_ours(header.value) {
+                None => {}
+                Some(rest) => {
+                    if !rest.is_empty() {
+                        for part in [header.name.as_bytes(), b": ", &rest, b"\r\n"] {
+                            out.extend_from_slice(part);
+                        }
+                    }
+                    continue;
+                }
+            },
             // The client waits for leave to send its body.
             "expect" => plain = false,
             name => {
@@ -149,17 +161,6 @@ pub fn look(bytes: &[u8], client: &Client, out: &mut Vec<u8>) -> Look {
         idempotent: is_idempotent(method),
         closes,
     }))
-}
-
-/// The value of a header of a request that was parsed before.
-pub fn value_of<'a>(head: &'a [u8], name: &str) -> Option<&'a [u8]> {
-    let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
-    let mut request = httparse::Request::new(&mut headers);
-    let _ = request.parse(head);
-    let mut found = request.headers.iter();
-    found
-        .find(|header| header.name.eq_ignore_ascii_case(name))
-        .map(|header| header.value)
 }
 
 /// `name` in lower case, as far as any rule is about names that long.

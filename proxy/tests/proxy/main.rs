@@ -1,6 +1,7 @@
 //! The proxy with real backends and real clients, all on port 0.
 
 mod answers;
+mod balance;
 mod control;
 mod crowd;
 mod exchange;

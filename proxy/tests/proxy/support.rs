@@ -2,7 +2,7 @@
 
 use beanpole_daemon::http::{CallError, Connection};
 use beanpole_protocol::proxy::{
-    Algorithm, HealthCheck, Probe, ProxyReport, Route, RoutingTable, Target, TargetMode,
+    Algorithm, HealthCheck, PoolRules, Probe, ProxyReport, Route, RoutingTable, Target, TargetMode,
     TargetPool, TargetReport, WeightedPool,
 };
 use beanpole_protocol::{
@@ -210,6 +210,7 @@ pub fn pool(name: &str, targets: Vec<Target>) -> TargetPool {
         application: ApplicationName::new("shop").expect("name"),
         algorithm: Algorithm::RoundRobin,
         hold: None,
+        rules: PoolRules::default(),
         targets,
     }
 }

@@ -56,6 +56,7 @@ fn seen(
         last_check: None,
         in_flight: 0,
         tried: None,
+        ejected: None,
         traffic: Traffic {
             requests: *count,
             ..Traffic::default()

@@ -1,0 +1,174 @@
+//! How the load balancer shares requests, read from options.
+
+use super::split::parse_sticky;
+use super::{OptionSettings, PROCESS, PROXY, SPLIT};
+use crate::proxy::{HashBy, Outliers, PoolRules, Stickiness, Sticky};
+
+/// The longest name of a header or a cookie.
+const LONGEST_NAME: usize = 128;
+
+/// The name of a header that may tell clients apart, in lower case. `Cookie` does not: all cookies together
+/// change from request to request.
+pub(super) fn telling_header(name: &str) -> Option<String> {
+    let name = name.to_ascii_lowercase();
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    let is_name = (1..=LONGEST_NAME).contains(&name.len()) && name.bytes().all(fits);
+    (is_name && name != "cookie").then_some(name)
+}
+
+/// `address`, `path`, `header:NAME`, `cookie:NAME`.
+pub(super) fn parse_hash_by(value: &str) -> Option<HashBy> {
+    match value {
+        "address" => Some(HashBy::Address),
+        "path" => Some(HashBy::Path),
+        other => {
+            if let Some(name) = other.strip_prefix("header:") {
+                return telling_header(name).map(HashBy::Header);
+            }
+            let name = other.strip_prefix("cookie:")?;
+            // A token (RFC 6265, section 4.1.1).
+            let fits =
+                |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+            let is_name = (1..=LONGEST_NAME).contains(&name.len()) && name.bytes().all(fits);
+            is_name.then(|| HashBy::Cookie(name.to_owned()))
+        }
+    }
+}
+
+/// What sessions stick by: `cookie`, `address`, `header:NAME`.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum StickyBy {
+    Cookie,
+    Address,
+    Header(String),
+}
+
+pub(super) fn parse_sticky_by(value: &str) -> Option<StickyBy> {
+    match value {
+        "cookie" => Some(StickyBy::Cookie),
+        "address" => Some(StickyBy::Address),
+        other => telling_header(other.strip_prefix("header:")?).map(StickyBy::Header),
+    }
+}
+
+impl OptionSettings {
+    /// What decides who gets the next request, besides the algorithm.
+    pub fn pool_rules(&self) -> PoolRules {
+        PoolRules {
+            hash_by: parse_hash_by(self.effective(PROXY, "HashBy")).unwrap_or_default(),
+            sticky: self.stickiness(),
+            outliers: self.outliers(),
+            slow_start_ms: self.number(PROXY, "SlowStart").unwrap_or(0) * 1_000,
+        }
+    }
+
+    /// When instances get no requests for a while because of how they answered.
+    fn outliers(&self) -> Option<Outliers> {
+        let number = |name| self.number(PROXY, name).unwrap_or(0);
+        let small = |name| u32::try_from(number(name)).unwrap_or(u32::MAX);
+        let percent = |name| u8::try_from(number(name).min(100)).unwrap_or(100);
+        let outliers = Outliers {
+            failures: small("EjectAfterFailures"),
+            errors: small("EjectAfterErrors"),
+            error_percent: percent("EjectErrorRate"),
+            window_s: small("EjectWindow"),
+            lasts_s: small("EjectTime"),
+            most_percent: percent("MaxEjected"),
+        };
+        let any = outliers.failures > 0 || outliers.errors > 0 || outliers.error_percent > 0;
+        any.then_some(outliers)
+    }
+
+    /// What keeps a client at one instance.
+    fn stickiness(&self) -> Option<Stickiness> {
+        if !self.flag(PROCESS, "StickinessEnabled") {
+            return None;
+        }
+        let lasts_s = self.number(PROCESS, "StickinessLBCookieDuration");
+        let lasts_s = lasts_s.and_then(|s| u32::try_from(s).ok());
+        Some(match parse_sticky_by(self.effective(PROXY, "StickyBy"))? {
+            StickyBy::Cookie => Stickiness::Cookie {
+                lasts_s: lasts_s.unwrap_or(86_400),
+            },
+            StickyBy::Address => Stickiness::Address,
+            StickyBy::Header(name) => Stickiness::Header(name),
+        })
+    }
+
+    /// What keeps a client on one side of a split: what is set for that, or what keeps it at one instance,
+    /// which without its side would not.
+    pub fn sticky(&self) -> Option<Sticky> {
+        let own = parse_sticky(self.effective(SPLIT, "Sticky")).flatten();
+        own.or_else(|| {
+            Some(match self.stickiness()? {
+                Stickiness::Header(name) => Sticky::Header(name),
+                Stickiness::Cookie { .. } | Stickiness::Address => Sticky::Cookie,
+            })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_ejected_unless_that_is_asked_for() {
+        let mut settings = OptionSettings::default();
+        settings.set(PROXY, "MaxEjected", "50");
+        assert_eq!(settings.pool_rules().outliers, None);
+        settings.set(PROXY, "EjectAfterErrors", "5");
+        settings.validate().expect("they are known");
+        let outliers = settings.pool_rules().outliers.expect("asked for");
+        assert_eq!((outliers.failures, outliers.errors), (0, 5));
+        assert_eq!((outliers.lasts_s, outliers.window_s), (30, 30));
+        assert_eq!(outliers.most_percent, 50);
+    }
+
+    #[test]
+    fn sessions_stick_once_that_is_enabled_and_then_to_their_side_too() {
+        let mut settings = OptionSettings::default();
+        settings.set(PROXY, "StickyBy", "header:X-Tenant");
+        assert_eq!(settings.pool_rules().sticky, None);
+        assert_eq!(settings.sticky(), None);
+        settings.set(PROCESS, "StickinessEnabled", "true");
+        settings.validate().expect("it is known");
+        let header = || "x-tenant".to_owned();
+        let rules = settings.pool_rules();
+        assert_eq!(rules.sticky, Some(Stickiness::Header(header())));
+        assert_eq!(settings.sticky(), Some(Sticky::Header(header())));
+        settings.set(PROXY, "StickyBy", "cookie");
+        settings.set(PROCESS, "StickinessLBCookieDuration", "60");
+        let rules = settings.pool_rules();
+        assert_eq!(rules.sticky, Some(Stickiness::Cookie { lasts_s: 60 }));
+        settings.set(SPLIT, "Sticky", "header:X-Tenant");
+        assert_eq!(settings.sticky(), Some(Sticky::Header(header())));
+        settings.set(PROXY, "StickyBy", "header:Cookie");
+        let error = settings
+            .validate()
+            .expect_err("no client's own")
+            .to_string();
+        assert!(error.contains("change from request to request"), "{error}");
+    }
+
+    #[test]
+    fn requests_are_told_apart_by_one_thing() {
+        assert_eq!(parse_hash_by("address"), Some(HashBy::Address));
+        assert_eq!(parse_hash_by("path"), Some(HashBy::Path));
+        let header = HashBy::Header("x-tenant".to_owned());
+        assert_eq!(parse_hash_by("header:X-Tenant"), Some(header));
+        let cookie = HashBy::Cookie("JSESSIONID".to_owned());
+        assert_eq!(parse_hash_by("cookie:JSESSIONID"), Some(cookie));
+        for wrong in [
+            "",
+            "header:",
+            "header:Cookie",
+            "cookie:",
+            "cookie:a b",
+            "cookie:a=b",
+            "ip",
+        ] {
+            assert_eq!(parse_hash_by(wrong), None, "{wrong}");
+        }
+    }
+}
