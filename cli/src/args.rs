@@ -1,9 +1,10 @@
 //! The command line: what stands before and after each verb.
 
 use crate::commands::{
-    abort, apps, attach, backup, completions, config, create, cut, daemons, demo, demo_app, deploy,
-    domain, events, health, host, init, list, logs, open, printenv, promote, releases, restart,
-    restore, rollback, scale, setenv, show, status, swap, terminate, up, version, versions,
+    abort, acme, apps, attach, backup, ca, cert, completions, config, create, cut, daemons, demo,
+    demo_app, deploy, domain, events, health, host, init, list, logs, open, printenv, promote,
+    releases, restart, restore, rollback, scale, setenv, show, status, swap, terminate, up,
+    version, versions,
 };
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -121,6 +122,9 @@ pub enum Command {
     Cut(cut::Cut),
     Attach(attach::Attach),
     Terminate(terminate::Terminate),
+    Cert(cert::Cert),
+    Ca(ca::Ca),
+    Acme(acme::Acme),
     App(apps::Apps),
     Versions(versions::Versions),
     Backup(backup::Backup),

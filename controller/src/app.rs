@@ -3,6 +3,7 @@
 use crate::auth::Tokens;
 use crate::links::Links;
 use crate::observations::Observations;
+use crate::services::certificates::Shown;
 use crate::services::hosts::Removals;
 use crate::time::Time;
 use beanpole_daemon::clock;
@@ -15,6 +16,7 @@ use beanpole_protocol::{RequestId, api};
 use beanpole_store::blobs::Blobs;
 use beanpole_store::{Store, StoreError};
 use std::ops::Deref;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
@@ -39,10 +41,15 @@ pub(crate) struct Shared {
     pub(crate) time: Time,
     pub(crate) links: Links,
     pub(crate) removals: Removals,
+    pub(crate) certificates: Shown,
     pub(crate) tokens: Tokens,
     pub(crate) identity: ControllerIdentity,
     pub(crate) controller_key: ControllerKey,
     pub(crate) executables: Executables,
+    /// The data directory.
+    pub(crate) data: PathBuf,
+    /// The default domain.
+    pub(crate) domain: String,
     /// Whether an agent, and a proxy, on this machine belong to this controller.
     pub(crate) expects: Expects,
     pub(crate) stop: CancellationToken,

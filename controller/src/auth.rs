@@ -70,11 +70,11 @@ impl Tokens {
     }
 }
 
-/// Takes a token that was put there by hand out of the sight of other users.
-fn close(path: &Path) -> io::Result<()> {
+/// Takes a secret that was put there by hand out of the sight of other users.
+pub(crate) fn close(path: &Path) -> io::Result<()> {
     let mode = std::fs::metadata(path)?.permissions().mode();
     if mode & 0o077 != 0 {
-        tracing::warn!(path = %path.display(), mode = format!("{mode:o}"), "others could read the token; now they cannot");
+        tracing::warn!(path = %path.display(), mode = format!("{mode:o}"), "others could read the file; now they cannot");
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
     }
     Ok(())

@@ -23,6 +23,7 @@ mod listen;
 mod metrics;
 mod narrate;
 mod observations;
+mod sealing;
 mod services;
 mod start;
 mod time;

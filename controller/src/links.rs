@@ -1,7 +1,7 @@
 //! The connections to agents and proxies: orders and tables go out, reports come in.
 
 use crate::app::App;
-use crate::services::hosts;
+use crate::services::{certificates, hosts};
 use beanpole_engine::Observed;
 use beanpole_fleet::{
     AgentClient, BundleSource, Changeover, Dialer, HostLink, HostLinkConfig, LinkEvent, LinkNews,
@@ -9,6 +9,7 @@ use beanpole_fleet::{
 };
 use beanpole_protocol::agent::{FOREIGN_CONTROLLER, HostOrders, HostReport, Owner};
 use beanpole_protocol::proxy::RoutingTable;
+use beanpole_protocol::tls::CertificateSet;
 use beanpole_protocol::{AgentId, Digest, HostId};
 use beanpole_store::blobs::{BlobError, Blobs};
 use std::collections::BTreeMap;
@@ -72,6 +73,7 @@ impl Default for Host {
 pub(crate) struct Links {
     hosts: Mutex<BTreeMap<HostId, Host>>,
     table: watch::Sender<RoutingTable>,
+    certificates: watch::Sender<CertificateSet>,
     proxies: Mutex<Vec<ProxyLink>>,
     changeover: Changeover,
     bundles: Arc<dyn BundleSource>,
@@ -108,6 +110,7 @@ impl Links {
         let links = Self {
             hosts: Mutex::default(),
             table: watch::Sender::new(RoutingTable::default()),
+            certificates: watch::Sender::new(CertificateSet::default()),
             proxies: Mutex::default(),
             changeover: Changeover::default(),
             bundles: Arc::new(Bundles(blobs)),
@@ -157,6 +160,17 @@ impl Links {
         });
     }
 
+    /// Gives proxies the newest certificates.
+    pub(crate) fn publish_certificates(&self, set: CertificateSet) {
+        self.certificates.send_if_modified(|last| {
+            let newer = set.generation > last.generation;
+            if newer {
+                *last = set;
+            }
+            newer
+        });
+    }
+
     /// Starts the link to a host, in the place of one that runs.
     pub(crate) fn start_host(&self, app: &App, id: &HostId, dialer: Dialer) {
         app.observations
@@ -198,6 +212,7 @@ impl Links {
                 dialer,
                 table: self.table.subscribe(),
                 changeover: self.changeover.clone(),
+                certificates: self.certificates.subscribe(),
                 events: self.proxy_events.clone(),
             },
             &app.stop,
@@ -461,6 +476,7 @@ fn from_proxy(app: &App, event: ProxyEvent) {
             tracing::debug!(proxy, reason, "proxy not reached");
             app.observations
                 .change(|seen| seen.proxy_connected(&proxy, false));
+            app.certificates.note(None);
         }
         ProxyNews::Report(report) => {
             let report = Arc::unwrap_or_clone(report);
@@ -477,6 +493,22 @@ fn from_proxy(app: &App, event: ProxyEvent) {
             problem,
         } => {
             tracing::error!(proxy, %generation, %problem, "the proxy refuses the table");
+        }
+        ProxyNews::Certificates(report) => {
+            let generation = report.generation;
+            tracing::debug!(proxy, %generation, "certificates in force");
+            app.certificates.note(Some(*report));
+            // It may hold newer ones than these records know of.
+            certificates::publish_later(app);
+            app.certificates.due.notify_one();
+            return;
+        }
+        ProxyNews::CertificatesRefused {
+            generation,
+            problem,
+        } => {
+            tracing::error!(proxy, %generation, %problem, "the proxy refuses the certificates");
+            return;
         }
     }
     app.wake();

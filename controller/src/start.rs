@@ -6,9 +6,9 @@ use crate::fail_points::FailPoints;
 use crate::links::{Links, local_proxy};
 use crate::listen::Api;
 use crate::observations::Observations;
-use crate::services::hosts;
+use crate::services::{certificates, hosts};
 use crate::time::Time;
-use crate::{ControllerConfig, ControllerError, api, driver, free, identity, narrate};
+use crate::{ControllerConfig, ControllerError, api, driver, free, identity, narrate, sealing};
 use beanpole_daemon::clock;
 use beanpole_engine::{Draft, Engine, EngineConfig, emit, tell_restore};
 use beanpole_fleet::bootstrap::Executables;
@@ -55,6 +55,7 @@ pub async fn run(
     let reports = tokio::spawn(incoming.take_in(app.clone()));
     let log = tokio::spawn(narrate::run(app.clone()));
     let backups = tokio::spawn(back_up_hourly(app.clone()));
+    let keeping = tokio::spawn(certificates::keep(app.clone()));
     let freeing = tokio::spawn(free::run(app.clone(), config.bundle_grace));
     tracing::info!(api = %server.address, data = %config.data.display(), "controller ready");
     if let Some(listening) = listening {
@@ -69,6 +70,7 @@ pub async fn run(
     let _ = reports.await;
     let _ = backups.await;
     let _ = freeing.await;
+    let _ = keeping.await;
     let _ = log.await;
     let closing = app.store.closing();
     drop(app);
@@ -148,6 +150,7 @@ fn assemble(
     backup::sweep(&store, &blobs_dir)?;
     let blobs = Arc::new(Blobs::open(&blobs_dir, config.bundle_limit_bytes)?);
     let tokens = Tokens::prepare(&store, &config.data.join("token"))?;
+    let sealing = sealing::load_or_make(&config.data)?;
     let identity = identity::load_or_make(&store, &directory)?;
     let controller_key = ControllerKey::load_or_create(&directory)?;
     let mut engine = Engine::new(
@@ -192,6 +195,7 @@ fn assemble(
         time,
         links,
         removals: hosts::Removals::default(),
+        certificates: certificates::Shown::new(sealing),
         tokens,
         identity,
         controller_key,
@@ -201,6 +205,8 @@ fn assemble(
             version: env!("CARGO_PKG_VERSION").to_owned(),
             builds: config.builds.clone(),
         },
+        data: config.data.clone(),
+        domain: config.domain.to_ascii_lowercase(),
         expects: Expects {
             agent: config.local_agent.is_some(),
             proxies: config.local_proxies.len(),

@@ -1,6 +1,7 @@
 //! The JSON API of a real controller: it listens on a free port and keeps its records in a
 //! temporary directory. There is no agent and no proxy here.
 
+mod certificates;
 mod support;
 
 use beanpole_protocol::Timestamp;
@@ -631,6 +632,13 @@ fn the_description_has_every_path_of_the_api() {
             "get delete",
         ),
         ("/v1/bundles/{digest}", "head get put"),
+        ("/v1/certificates", "get post"),
+        ("/v1/certificates/{certificate}", "get put patch delete"),
+        ("/v1/certificates/{certificate}/renew", "post"),
+        ("/v1/authority", "get post patch"),
+        ("/v1/authority/certificates", "post"),
+        ("/v1/acme-accounts", "get post"),
+        ("/v1/acme-accounts/{account}", "delete"),
         ("/v1/environments", "get post"),
         ("/v1/environments/{environment}", "get delete"),
         ("/v1/environments/{environment}/settings", "get patch"),

@@ -17,11 +17,12 @@ pub mod options;
 pub mod problem;
 pub mod proxy;
 pub mod time;
+pub mod tls;
 
 pub use domain::{Domain, DomainName, Hostname};
 pub use ids::{
     AgentId, ControllerId, Digest, EnvironmentId, EventId, Generation, HostId, Incarnation,
     InstanceId, OperationId, ReleaseNumber, RequestId,
 };
-pub use names::{ApplicationName, Cname, EnvironmentName, HostName, VersionLabel};
+pub use names::{ApplicationName, CertificateName, Cname, EnvironmentName, HostName, VersionLabel};
 pub use time::Timestamp;

@@ -67,6 +67,15 @@ text_type!(
         && text.ends_with(|c: char| c.is_ascii_alphanumeric())
 );
 
+text_type!(
+    /// A certificate's name in Beanpole. 1 to 63 letters, digits, dots or hyphens.
+    CertificateName, "certificate name", "it must be 1 to 63 letters, digits, dots, hyphens or underscores, with a letter or digit at both ends",
+    |text| (1..=63).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.ends_with(|c: char| c.is_ascii_alphanumeric())
+);
+
 #[cfg(test)]
 mod tests {
     use super::*;

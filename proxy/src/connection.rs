@@ -22,7 +22,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -104,6 +104,8 @@ pub struct ConnState {
     pub retried: AtomicBool,
     /// What a service wants to remember of the client from one request to the next.
     pub memory: OnceLock<Arc<dyn Any + Send + Sync>>,
+    /// What its certificate asks for, if it has TLS.
+    pub spoken: OnceLock<Arc<dyn Any + Send + Sync>>,
 }
 
 impl ConnState {
@@ -228,6 +230,11 @@ impl OnStream {
         state.streams.fetch_add(1, Ordering::Relaxed);
         Some(Self(state))
     }
+
+    /// Its connection.
+    pub fn connection(&self) -> &ConnState {
+        &self.0
+    }
 }
 
 impl Drop for OnStream {
@@ -251,6 +258,8 @@ pub struct Buffered {
     pending: Vec<u8>,
     /// How much of that is written.
     written: usize,
+    /// Read already, and to be read again first.
+    ahead: Vec<u8>,
 }
 
 impl Buffered {
@@ -260,7 +269,13 @@ impl Buffered {
             socket,
             pending: Vec::new(),
             written: 0,
+            ahead: Vec::new(),
         }
+    }
+
+    /// Has bytes read again that were read.
+    pub fn give_back(&mut self, bytes: Vec<u8>) {
+        self.ahead = bytes;
     }
 
     /// Writes what is pending.
@@ -274,7 +289,7 @@ impl Buffered {
             self.written += count;
         }
         if self.pending.capacity() > 0 {
-            give_back(std::mem::take(&mut self.pending));
+            put_aside(std::mem::take(&mut self.pending));
             self.written = 0;
         }
         Poll::Ready(Ok(()))
@@ -316,7 +331,7 @@ fn take_buffer() -> Vec<u8> {
     kept.unwrap_or_else(|| Vec::with_capacity(WRITE_BUFFER))
 }
 
-fn give_back(mut buffer: Vec<u8>) {
+fn put_aside(mut buffer: Vec<u8>) {
     buffer.clear();
     BUFFERS.with_borrow_mut(|kept| {
         if kept.len() < KEPT_BUFFERS {
@@ -325,12 +340,26 @@ fn give_back(mut buffer: Vec<u8>) {
     });
 }
 
+impl Drop for Buffered {
+    /// A handshake that fails leaves the alert that says why in the buffer, and nobody who could flush it.
+    fn drop(&mut self) {
+        let mut nobody = Context::from_waker(Waker::noop());
+        let _ = self.poll_pending(&mut nobody);
+    }
+}
+
 impl AsyncRead for Buffered {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let count = self.ahead.len().min(buf.remaining());
+            buf.put_slice(&self.ahead[..count]);
+            self.ahead.drain(..count);
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.socket).poll_read(cx, buf)
     }
 }

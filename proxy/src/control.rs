@@ -1,8 +1,9 @@
-//! The controller's side: tables in, reports out, over the private socket.
+//! The controller's side: tables and certificates in, reports out, over the private socket.
 
 use crate::check;
 use crate::service::Shared;
 use crate::table::{Table, validate};
+use crate::tls::{self, Certificates};
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, State};
@@ -16,10 +17,11 @@ use beanpole_daemon::pace::Pace;
 use beanpole_protocol::Generation;
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::proxy::{ProxyReport, Ready, RoutingTable};
+use beanpole_protocol::tls::CertificateSet;
 use futures::stream;
 use serde::de::DeserializeOwned;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -38,11 +40,30 @@ const GATHER: Duration = Duration::from_millis(5);
 /// Longest time between two reports of one watcher.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 
+/// Where what is in force is kept for the next run.
+#[derive(Clone, Debug)]
+pub struct Kept {
+    /// The routing table.
+    pub table: PathBuf,
+    /// The certificates, with their keys.
+    pub certificates: PathBuf,
+}
+
+impl Kept {
+    /// In a data directory.
+    pub fn new(directory: &Path) -> Self {
+        Self {
+            table: directory.join("table.json"),
+            certificates: directory.join("certificates.json"),
+        }
+    }
+}
+
 /// What the controller can ask.
 pub struct Control {
     shared: Arc<Shared>,
-    table_path: PathBuf,
-    /// The table that is ready to be put in force. Tables are taken one after the other.
+    kept: Kept,
+    /// The table that is ready to be put in force. Tables and certificates are taken one after the other.
     next: Mutex<Option<RoutingTable>>,
     run: String,
     sequence: AtomicU64,
@@ -53,16 +74,16 @@ pub struct Control {
 }
 
 impl Control {
-    /// Keeps tables in `table_path`; watchers end with `stop`.
+    /// Keeps what is in force in `kept`; watchers end with `stop`.
     pub fn new(
         shared: Arc<Shared>,
-        table_path: PathBuf,
+        kept: Kept,
         listeners: Vec<String>,
         stop: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
             shared,
-            table_path,
+            kept,
             next: Mutex::default(),
             run: format!("{:016x}", clock::random_bits() as u64),
             sequence: AtomicU64::new(0),
@@ -77,6 +98,7 @@ impl Control {
         Router::new()
             .route("/v1/table", put(put_table))
             .route("/v1/table/next", put(put_next).post(enforce_next))
+            .route("/v1/certificates", put(put_certificates).get(certificates))
             .route("/v1/report", get(report))
             .route("/v1/watch", get(watch_reports))
             .layer(DefaultBodyLimit::max(LARGEST_TABLE))
@@ -88,7 +110,8 @@ impl Control {
         let mut next = self.next.lock().await;
         *next = None;
         if self.is_news(&table)? {
-            self.keep(&table, text, self.table_path.clone()).await?;
+            self.keep_table(&table, text, self.kept.table.clone())
+                .await?;
             self.enforce(table);
         }
         self.told.cancel();
@@ -105,7 +128,7 @@ impl Control {
         let mut next = self.next.lock().await;
         *next = None;
         if self.is_news(&table)? {
-            self.keep(&table, text, self.next_path()).await?;
+            self.keep_table(&table, text, self.next_path()).await?;
             *next = Some(table);
         }
         Ok(())
@@ -119,8 +142,8 @@ impl Control {
         match next.take_if(|table| table.generation == wanted.generation) {
             Some(table) => {
                 // It is on disk: only its name changes there.
-                let (from, to) = (self.next_path(), self.table_path.clone());
-                self.on_disk(move || files::rename(&from, &to)).await?;
+                let (from, to) = (self.next_path(), self.kept.table.clone());
+                on_disk(move || files::rename(&from, &to)).await?;
                 self.enforce(table);
                 self.told.cancel();
                 Ok(())
@@ -139,26 +162,11 @@ impl Control {
         let Some(source) = &held.source else {
             return Ok(true);
         };
-        if table.generation < source.generation {
-            return Err(Problem::conflict(
-                "stale-generation",
-                format!(
-                    "Generation {} is older than {}, which is in force.",
-                    table.generation, source.generation
-                ),
-            ));
-        }
-        if table.generation == source.generation && table != source {
-            return Err(Problem::conflict(
-                "generation-reused",
-                format!("Generation {} had other content before.", table.generation),
-            ));
-        }
-        Ok(table.generation > source.generation)
+        is_there(source.generation, table.generation, || table == source).map(|there| !there)
     }
 
     /// Writes a table to disk as it came, where it makes sense.
-    async fn keep(
+    async fn keep_table(
         &self,
         table: &RoutingTable,
         text: Bytes,
@@ -167,8 +175,7 @@ impl Control {
         validate(table).map_err(|reason| {
             Problem::new(422, "invalid-table", "The table makes no sense", reason)
         })?;
-        self.on_disk(move || files::write_atomically(&path, &text, 0o600))
-            .await
+        on_disk(move || files::write_atomically(&path, &text, 0o600)).await
     }
 
     fn enforce(&self, table: RoutingTable) {
@@ -177,19 +184,29 @@ impl Control {
     }
 
     fn next_path(&self) -> PathBuf {
-        self.table_path.with_extension("next")
+        self.kept.table.with_extension("next")
     }
 
-    async fn on_disk(
-        &self,
-        write: impl FnOnce() -> io::Result<()> + Send + 'static,
-    ) -> Result<(), Problem> {
-        let written = tokio::task::spawn_blocking(write).await;
-        let written = written.map_err(io::Error::other).and_then(|result| result);
-        written.map_err(|error| {
-            tracing::error!(%error, path = %self.table_path.display(), "cannot keep the table");
-            Problem::internal("The table could not be written to disk.")
-        })
+    async fn take_certificates(&self, set: CertificateSet) -> Result<(), Problem> {
+        let _turn = self.next.lock().await;
+        let held = &self.shared.certificates;
+        let set = held.complete(set);
+        let same = || set.digest.is_some() && held.digest() == set.digest;
+        if is_there(held.generation(), set.generation, same)? {
+            return Ok(());
+        }
+        tls::validate(&set).map_err(|reason| {
+            Problem::new(
+                422,
+                "invalid-certificates",
+                "The certificates make no sense",
+                reason,
+            )
+        })?;
+        let (path, kept) = (self.kept.certificates.clone(), set.clone());
+        on_disk(move || files::write_json(&path, &kept, 0o600)).await?;
+        held.enforce(set);
+        Ok(())
     }
 
     fn report(&self) -> ProxyReport {
@@ -236,17 +253,63 @@ fn enforce(shared: &Shared, held: &Table, source: RoutingTable, assumed: bool) {
     shared.changes.tell();
 }
 
+/// Whether what comes is in force already; refuses what is older, and other content of the same generation.
+fn is_there(
+    held: Generation,
+    comes: Generation,
+    same: impl FnOnce() -> bool,
+) -> Result<bool, Problem> {
+    if comes > held {
+        return Ok(false);
+    }
+    if comes < held {
+        let detail = format!("Generation {comes} is older than {held}, which is in force.");
+        return Err(Problem::conflict("stale-generation", detail));
+    }
+    if same() {
+        return Ok(true);
+    }
+    let detail = format!("Generation {comes} had other content before.");
+    Err(Problem::conflict("generation-reused", detail))
+}
+
+/// Writes what is about to be in force to disk.
+async fn on_disk(write: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result<(), Problem> {
+    let written = tokio::task::spawn_blocking(write).await;
+    let written = written.map_err(io::Error::other).and_then(|result| result);
+    written.map_err(|error| {
+        tracing::error!(%error, "cannot keep what is to be in force");
+        Problem::internal("It could not be written to disk.")
+    })
+}
+
 /// Puts the table of the last run in force. One that cannot be read is put aside: the controller
 /// sends the current one as soon as it is connected.
-pub fn restore(shared: &Shared, path: &std::path::Path) -> Result<(), ReadError> {
-    let damage = match files::read_json::<RoutingTable>(path) {
-        Ok(None) => return Ok(()),
-        Ok(Some(table)) => match validate(&table) {
-            Ok(()) => {
-                let held = shared.table.load_full();
-                enforce(shared, &held, table, true);
-                return Ok(());
-            }
+pub fn restore(shared: &Shared, path: &Path) -> Result<(), ReadError> {
+    if let Some(table) = read_kept::<RoutingTable>(path, validate)? {
+        let held = shared.table.load_full();
+        enforce(shared, &held, table, true);
+    }
+    Ok(())
+}
+
+/// The same, of the certificates.
+pub fn restore_certificates(certificates: &Certificates, path: &Path) -> Result<(), ReadError> {
+    if let Some(set) = read_kept::<CertificateSet>(path, tls::validate)? {
+        certificates.enforce(set);
+    }
+    Ok(())
+}
+
+/// What was kept of the last run, if it makes sense; else it is put aside.
+fn read_kept<T: DeserializeOwned>(
+    path: &Path,
+    validate: impl FnOnce(&T) -> Result<(), String>,
+) -> Result<Option<T>, ReadError> {
+    let damage = match files::read_json::<T>(path) {
+        Ok(None) => return Ok(None),
+        Ok(Some(kept)) => match validate(&kept) {
+            Ok(()) => return Ok(Some(kept)),
             Err(reason) => reason,
         },
         Err(ReadError::Damaged { source, .. }) => source.to_string(),
@@ -255,8 +318,8 @@ pub fn restore(shared: &Shared, path: &std::path::Path) -> Result<(), ReadError>
     let aside = path.with_extension("damaged");
     let renamed = std::fs::rename(path, &aside);
     tracing::error!(%damage, aside = %aside.display(), moved = renamed.is_ok(),
-        "the table of the last run is damaged: serving nothing until the controller sends one");
-    Ok(())
+        "what was in force in the last run is damaged: doing without until the controller sends it");
+    Ok(None)
 }
 
 async fn put_table(State(control): State<Arc<Control>>, body: Bytes) -> Response {
@@ -296,6 +359,30 @@ fn answer(done: Result<(), Problem>) -> Response {
         Ok(()) => StatusCode::OK.into_response(),
         Err(problem) => problem_response(&problem),
     }
+}
+
+async fn put_certificates(State(control): State<Arc<Control>>, body: Bytes) -> Response {
+    let set = match serde_json::from_slice(&body) {
+        Ok(set) => set,
+        Err(error) => {
+            // Where, and not what: keys are in it.
+            let place = format!("line {}, column {}", error.line(), error.column());
+            return problem_response(&Problem::new(
+                422,
+                "invalid-certificates",
+                "The certificates cannot be read",
+                format!("They are not as they should be at {place}."),
+            ));
+        }
+    };
+    match control.take_certificates(set).await {
+        Ok(()) => axum::Json(control.shared.certificates.report()).into_response(),
+        Err(problem) => problem_response(&problem),
+    }
+}
+
+async fn certificates(State(control): State<Arc<Control>>) -> Response {
+    axum::Json(control.shared.certificates.report()).into_response()
 }
 
 async fn report(State(control): State<Arc<Control>>) -> Response {

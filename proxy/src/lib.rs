@@ -22,7 +22,8 @@
 //! | `fault` | whether a failure is this machine's own |
 //! | `control` | tables in, reports out |
 //! | `head`, `host` | what of a request's head goes on, and which host it asks for |
-//! | `forwarded`, `pages`, `access_log`, `traffic`, `tls` | what their names say |
+//! | `tls` | which certificate a client is shown |
+//! | `forwarded`, `pages`, `access_log`, `traffic` | what their names say |
 
 mod access_log;
 mod asker;
@@ -51,11 +52,11 @@ mod worker;
 
 pub use forwarded::Network;
 pub use listen::{ListenError, Scheme};
-pub use tls::{CertificateError, Certificates};
+pub use tls::CertificateError;
 
 use crate::access_log::AccessLog;
 use crate::connection::ConnState;
-use crate::control::Control;
+use crate::control::{Control, Kept};
 use crate::names::Names;
 use crate::service::Shared;
 use crate::target::Changes;
@@ -157,9 +158,9 @@ pub enum ProxyError {
         /// Why.
         source: io::Error,
     },
-    /// The table of the last run cannot be read.
-    #[error("cannot read the routing table of the last run")]
-    Table(#[source] ReadError),
+    /// The table or the certificates of the last run cannot be read.
+    #[error("cannot read what was in force in the last run")]
+    Kept(#[source] ReadError),
     /// An address cannot be listened on.
     #[error(transparent)]
     Listen(ListenError),
@@ -202,8 +203,10 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
         .map_err(ProxyError::Socket)?;
     let domain = &config.default_domain;
     let shown = tls::self_signed(directory, domain).map_err(ProxyError::Certificate)?;
-    let certificates = Arc::new(tls::Certificates::new(shown));
-    let tls_config = tls::server_config(certificates).map_err(ProxyError::Tls)?;
+    let certificates = tls::Certificates::new(shown, domain).map_err(ProxyError::Tls)?;
+    let certificates = Arc::new(certificates);
+    let kept = Kept::new(directory);
+    control::restore_certificates(&certificates, &kept.certificates).map_err(ProxyError::Kept)?;
 
     let mut https_port = None;
     let mut listeners = Vec::new();
@@ -245,9 +248,9 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
         access_log,
         trusted: config.trusted.clone(),
         https_port: config.public_https_port.or(https_port),
+        certificates: certificates.clone(),
     });
-    let table_path = directory.join("table.json");
-    control::restore(&shared, &table_path).map_err(ProxyError::Table)?;
+    control::restore(&shared, &kept.table).map_err(ProxyError::Kept)?;
     let restored = shared.table.load().source.is_some();
 
     let room = room(config.max_connections);
@@ -260,7 +263,7 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
     let timekeeper = tokio::spawn(worker::keep_time(connections.clone(), limits));
     let senders: Vec<_> = workers.iter().map(|w| w.connections.clone()).collect();
     tracing::info!(listeners = ?addresses, workers = workers.len(), connections = room, "the proxy serves");
-    let control = Control::new(shared, table_path, addresses, stop.clone());
+    let control = Control::new(shared, kept, addresses, stop.clone());
     let mut serving = tokio::spawn(socket::serve(
         control_socket,
         control.clone().router(),
@@ -271,7 +274,7 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
     }
     let accepting = tokio_util::task::TaskTracker::new();
     for (scheme, listener) in listeners {
-        let tls = (scheme == Scheme::Https).then(|| tls_config.clone());
+        let tls = (scheme == Scheme::Https).then(|| certificates.clone());
         accepting.spawn(listen::accept(
             listener,
             tls,

@@ -2,9 +2,9 @@
 
 use crate::connection::ConnState;
 use crate::fault;
+use crate::tls::Certificates;
 use beanpole_daemon::connections::{Connection, Connections};
 use beanpole_daemon::rarely::Rarely;
-use rustls::ServerConfig;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -62,7 +62,7 @@ pub struct Accepted {
     /// Where it came to.
     pub local: SocketAddr,
     /// How to do TLS, if this is a TLS listener.
-    pub tls: Option<Arc<ServerConfig>>,
+    pub tls: Option<Arc<Certificates>>,
     /// Its place among all connections.
     pub place: Connection<ConnState>,
 }
@@ -148,7 +148,7 @@ fn holder(port: u16) -> Option<String> {
 /// connection that rests makes some; while all work, new ones wait.
 pub async fn accept(
     listener: TcpListener,
-    tls: Option<Arc<ServerConfig>>,
+    tls: Option<Arc<Certificates>>,
     connections: Arc<Connections<ConnState>>,
     workers: Vec<mpsc::Sender<Accepted>>,
     stop: CancellationToken,

@@ -46,6 +46,8 @@ pub enum Page<'a> {
     BodyTooLate,
     /// Something failed in here.
     Failed,
+    /// The host is for clients that show a certificate, and this one did not.
+    NoClientCertificate,
     /// Tunnels are not offered.
     NoTunnel,
     /// The request is not valid HTTP.
@@ -172,6 +174,7 @@ impl Page<'_> {
             Self::HeadTooLate => "head-too-late",
             Self::BodyTooLate => "body-too-late",
             Self::Failed => "proxy-failed",
+            Self::NoClientCertificate => "no-client-certificate",
             Self::NoTunnel => "no-tunnel",
             Self::BadRequest { .. } => "bad-request",
         }
@@ -236,6 +239,12 @@ impl Page<'_> {
                 "Something went wrong in the load balancer",
                 "The request could not be carried to the application.",
                 None,
+            ),
+            Self::NoClientCertificate => (
+                421,
+                "This connection is not for that host",
+                "The host is for clients that show a certificate, over HTTPS, on a connection of its own.",
+                Some("Open a new connection to that very host, with the certificate."),
             ),
             Self::NoTunnel => (
                 405,

@@ -16,6 +16,7 @@ use crate::redirect::{self, Came};
 use crate::sticky::Stay;
 use crate::table::{Table, normal_host};
 use crate::target::{Changes, InFlight, TargetState};
+use crate::tls::{Certificates, Spoken};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
@@ -50,6 +51,9 @@ const CLOSED_STATES: [u8; 2] = [8, 7];
 /// Until when after its beginning a request that found its kept connection closed was not taken by the app.
 pub const CLOSED_BEFORE: Duration = Duration::from_secs(1);
 
+/// Why an answer to a certificate authority is ours, in the access log.
+const CHALLENGE: &str = "acme-challenge";
+
 /// Why an answer that had begun is not whole, in the access log.
 pub const BROKEN_OFF: &str = "broken-off";
 
@@ -67,6 +71,8 @@ pub struct Shared {
     pub trusted: Vec<Network>,
     /// The port of HTTPS that clients are sent to, where it is served.
     pub https_port: Option<u16>,
+    /// What clients of TLS are shown.
+    pub certificates: Arc<Certificates>,
 }
 
 impl Shared {
@@ -194,6 +200,14 @@ pub struct Request {
     asked: Option<Arc<Asked>>,
     /// What keeps the client where it is.
     stay: Stay,
+}
+
+impl Request {
+    /// What the certificate of its connection asks for.
+    fn spoken(&self) -> Option<&Spoken> {
+        let over_h2 = self.on_stream.as_ref().map(OnStream::connection);
+        Spoken::of(self.connection.as_deref().or(over_h2)?)
+    }
 }
 
 impl Service {
@@ -346,6 +360,31 @@ impl Service {
             .write_response_header(Box::new(head), true)
             .await
             .map(|()| true)
+    }
+
+    /// Answers an authority that looks whether a hostname leads here (RFC 8555, section 8.3).
+    async fn answer_challenge(
+        &self,
+        session: &mut Session,
+        request: &mut Request,
+        answer: String,
+    ) -> Result<()> {
+        let id = request.id.get_or_insert_with(forwarded::new_id).clone();
+        let page = Rendered {
+            status: 200,
+            content_type: "application/octet-stream",
+            body: answer.into(),
+            retry: false,
+        };
+        let head = page_head(&page, id)?;
+        let only_head = session.req_header().method == Method::HEAD;
+        session
+            .write_response_header(Box::new(head), only_head)
+            .await?;
+        if !only_head {
+            session.write_response_body(Some(page.body), true).await?;
+        }
+        Ok(())
     }
 
     fn new_client(&self, session: &Session) -> Client {
@@ -555,6 +594,18 @@ impl ProxyHttp for Service {
                 return Ok(true);
             }
         };
+        // Before any route: an authority asks for names that may lead nowhere yet.
+        let path = session.req_header().uri.path();
+        if let Some(answer) = self.0.certificates.answer(&asked.name, path) {
+            request.why = Some(CHALLENGE);
+            self.answer_challenge(session, request, answer).await?;
+            return Ok(true);
+        }
+        if self.0.certificates.refuses(&asked.name, request.spoken()) {
+            self.answer(session, request, &Page::NoClientCertificate)
+                .await?;
+            return Ok(true);
+        }
         let mut way = self.choose(session, request, &asked.name, None);
         if way.may_wait() {
             let asks = self.asks(session, request, &asked.name);
@@ -682,6 +733,14 @@ impl ProxyHttp for Service {
             for cookie in request.stay.cookies(tls) {
                 response.append_header(header::SET_COOKIE, cookie)?;
             }
+        }
+        if let Some(hsts) = request.spoken().and_then(|spoken| spoken.hsts.clone())
+            && !status.is_informational()
+            && !response
+                .headers
+                .contains_key(header::STRICT_TRANSPORT_SECURITY)
+        {
+            response.insert_header(header::STRICT_TRANSPORT_SECURITY, hsts)?;
         }
         // Each side of a proxy has its own version (RFC 9112, section 2.3).
         response.set_version(Version::HTTP_11);

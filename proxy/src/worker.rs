@@ -197,7 +197,7 @@ async fn serve(ways: Ways, accepted: Accepted, stop: ShutdownWatch) {
     } = accepted;
     let state = place.member();
     let made = TcpStream::from_std(socket).and_then(|s| Buffered::accepted(s, peer, local));
-    let io = match made {
+    let mut io = match made {
         Ok(io) => io,
         Err(error) => {
             tracing::debug!(%error, %peer, "a client left at once");
@@ -214,16 +214,27 @@ async fn serve(ways: Ways, accepted: Accepted, stop: ShutdownWatch) {
     });
     let connection = match tls {
         None => Connection::plain(io, state.clone(), refuser),
-        Some(config) => {
-            let acceptor = Acceptor::from_server_config(config);
-            let handshake = acceptor.tls_handshake(io);
+        Some(certificates) => {
+            let handshake = async {
+                let offer = certificates.greet(&mut io).await?;
+                // It is empty: a connection greets once.
+                let _ = state.spoken.set(offer.spoken);
+                let acceptor = Acceptor::from_server_config(offer.config);
+                let io = acceptor.tls_handshake(io).await;
+                io.map(|io| (io, offer.only_greets))
+                    .map_err(io::Error::other)
+            };
             let made = tokio::select! {
                 biased;
                 made = tokio::time::timeout(HANDSHAKE_LIMIT, handshake) => made,
                 () = state.unwanted() => return,
             };
             match made {
-                Ok(Ok(io)) => {
+                Ok(Ok((mut io, true))) => {
+                    let _ = tokio::time::timeout(GOODBYE, Shutdown::shutdown(&mut io)).await;
+                    return;
+                }
+                Ok(Ok((io, false))) => {
                     state.greeted();
                     Connection::tls(io, state.clone(), refuser)
                 }

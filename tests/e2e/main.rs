@@ -5,6 +5,7 @@
 
 mod aborts;
 mod builds;
+mod certificates;
 mod changes;
 mod crashes;
 mod demo;

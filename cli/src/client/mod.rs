@@ -145,6 +145,15 @@ impl Client {
         self.json(Method::PATCH, path, body)
     }
 
+    /// `PUT path` with a JSON body.
+    pub fn put_json<A: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<A, Failure> {
+        self.json(Method::PUT, path, body)
+    }
+
     /// `DELETE path`, answered with a body.
     pub fn delete<A: DeserializeOwned>(&self, path: &str) -> Result<A, Failure> {
         read(self.send(Method::DELETE, path, &[], SendBody::none())?)

@@ -1,9 +1,12 @@
 //! One file per command: its options, with examples, and what it does.
 
 pub mod abort;
+pub mod acme;
 pub mod apps;
 pub mod attach;
 pub mod backup;
+pub mod ca;
+pub mod cert;
 pub mod completions;
 pub mod config;
 pub mod create;
@@ -106,6 +109,9 @@ fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Cut(command) => cut::run(context, &command),
         Command::Attach(command) => attach::run(context, &command),
         Command::Terminate(command) => terminate::run(context, &command),
+        Command::Cert(command) => cert::run(context, command),
+        Command::Ca(command) => ca::run(context, command),
+        Command::Acme(command) => acme::run(context, command),
         Command::App(command) => apps::run(context, command),
         Command::Versions(command) => versions::run(context, command),
         Command::Backup(command) => backup::run(context, &command),

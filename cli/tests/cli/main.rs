@@ -1,6 +1,7 @@
 //! The command line as a user meets it: standard output, standard error and exit code, against a
 //! scripted controller.
 
+mod certificates;
 mod deploying;
 mod interruptions;
 mod script;

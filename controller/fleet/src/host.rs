@@ -477,7 +477,9 @@ impl Link {
         connection: &mut Option<Connection>,
         orders: &HostOrders,
     ) -> Result<(), Failed> {
-        put(transport, connection, "/v1/orders", orders, ORDERS_LIMIT).await
+        put::<serde_json::Value>(transport, connection, "/v1/orders", orders, ORDERS_LIMIT)
+            .await
+            .map(|_| ())
     }
 
     /// Pushes every bundle that a report asks for.
@@ -644,25 +646,25 @@ pub(crate) enum Failed {
 }
 
 /// `PUT`s `value` over `connection`, opened first where there is none.
-pub(crate) async fn put(
+pub(crate) async fn put<A: serde::de::DeserializeOwned>(
     transport: &Transport,
     connection: &mut Option<Connection>,
     path: &str,
     value: &(impl serde::Serialize + Sync),
     limit: Duration,
-) -> Result<(), Failed> {
+) -> Result<A, Failed> {
     send(transport, connection, Method::PUT, path, value, limit).await
 }
 
 /// The same by another method.
-pub(crate) async fn send(
+pub(crate) async fn send<A: serde::de::DeserializeOwned>(
     transport: &Transport,
     connection: &mut Option<Connection>,
     method: Method,
     path: &str,
     value: &(impl serde::Serialize + Sync),
     limit: Duration,
-) -> Result<(), Failed> {
+) -> Result<A, Failed> {
     let again = |error: &(dyn std::error::Error + 'static)| Failed::Again {
         reason: chain(error),
         problem: None,
@@ -671,13 +673,10 @@ pub(crate) async fn send(
         Some(open) => open,
         None => transport.open().await.map_err(|error| again(&error))?,
     };
-    match open
-        .call::<serde_json::Value>(method, path, Some(value), limit)
-        .await
-    {
-        Ok(_) => {
+    match open.call(method, path, Some(value), limit).await {
+        Ok(answer) => {
             *connection = Some(open);
-            Ok(())
+            Ok(answer)
         }
         Err(CallError::Refused(problem)) if (400..500).contains(&problem.status) => {
             *connection = Some(open);

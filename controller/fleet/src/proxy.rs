@@ -1,4 +1,4 @@
-//! The link to one proxy: the routing table down, what the proxy sees up.
+//! The link to one proxy: the routing table and certificates down, what the proxy sees up.
 
 use crate::backoff::Backoff;
 use crate::chain;
@@ -6,12 +6,14 @@ use crate::changeover::{Changeover, Member};
 use crate::dial::{Dialer, Transport};
 use crate::host::{Failed, put, send};
 use beanpole_daemon::clock;
-use beanpole_daemon::http::Connection;
+use beanpole_daemon::http::{CallError, Connection};
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::proxy::{ProxyReport, Ready, RoutingTable};
+use beanpole_protocol::tls::{CertificateSet, CertificatesReport};
 use beanpole_protocol::{Generation, Timestamp};
 use futures::StreamExt;
 use http::Method;
+use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -24,6 +26,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How long a proxy may take to put a table in force.
 const TABLE_LIMIT: Duration = Duration::from_secs(15);
+/// How long a proxy may take to put certificates in force, or to say which are.
+const CERTIFICATES_LIMIT: Duration = Duration::from_secs(15);
+/// Where they are.
+const CERTIFICATES: &str = "/v1/certificates";
 /// Proxies report every 2 s: after three missed ones the connection is given up.
 const SILENCE_LIMIT: Duration = Duration::from_secs(7);
 
@@ -41,6 +47,8 @@ pub struct ProxyLinkConfig {
     pub table: watch::Receiver<RoutingTable>,
     /// The load balancers that it changes over with.
     pub changeover: Changeover,
+    /// The certificates. Generation 0 means that nothing is known yet: they are not pushed.
+    pub certificates: watch::Receiver<CertificateSet>,
     /// Where events go. When nobody receives them, the link ends.
     pub events: mpsc::Sender<ProxyEvent>,
 }
@@ -79,6 +87,16 @@ pub enum ProxyNews {
     /// is made anew.
     TableRefused {
         /// Its generation.
+        generation: Generation,
+        /// What the proxy says.
+        problem: Box<Problem>,
+    },
+    /// Which certificates are in force: told when the link is made, and after each change.
+    Certificates(Box<CertificatesReport>),
+    /// The proxy refuses certificates. They are not pushed again until others come or the connection is
+    /// made anew.
+    CertificatesRefused {
+        /// Their generation.
         generation: Generation,
         /// What the proxy says.
         problem: Box<Problem>,
@@ -187,6 +205,7 @@ impl Link {
         tokio::select! {
             end = self.listen(reports, held_in) => end,
             end = self.push_table(transport, &member, held) => end,
+            end = self.push_certificates(transport) => end,
         }
     }
 
@@ -271,6 +290,72 @@ impl Link {
             }
         }
     }
+
+    /// Sees to it that the proxy has the certificates that it should. It loses none but by an end of the
+    /// connection: it is asked once for those that it holds.
+    async fn push_certificates(&self, transport: &Transport) -> Result<String, Unheard> {
+        let mut sets = self.config.certificates.clone();
+        let mut open = match transport.open().await {
+            Ok(connection) => connection,
+            Err(error) => return Ok(chain(&error)),
+        };
+        let asked = open.get::<CertificatesReport>(CERTIFICATES, CERTIFICATES_LIMIT);
+        let mut held = match asked.await {
+            Ok(held) => held,
+            Err(CallError::Refused(problem)) => {
+                tracing::debug!(proxy = self.config.proxy, %problem, "a proxy that knows no certificates");
+                return std::future::pending().await;
+            }
+            Err(error) => return Ok(chain(&error)),
+        };
+        self.emit(ProxyNews::Certificates(Box::new(held.clone())))
+            .await?;
+        let mut connection = Some(open);
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+        loop {
+            let wanted = sets.borrow_and_update().clone();
+            let there = held.generation == wanted.generation && held.digest == wanted.digest;
+            if wanted.generation != Generation(0) && !there {
+                match put(
+                    transport,
+                    &mut connection,
+                    CERTIFICATES,
+                    &wanted,
+                    CERTIFICATES_LIMIT,
+                )
+                .await
+                {
+                    Ok(now) => {
+                        held = now;
+                        backoff.reset();
+                        self.emit(ProxyNews::Certificates(Box::new(held.clone())))
+                            .await?;
+                    }
+                    Err(Failed::Refused(problem)) => {
+                        let generation = wanted.generation;
+                        let news = ProxyNews::CertificatesRefused {
+                            generation,
+                            problem,
+                        };
+                        self.emit(news).await?;
+                    }
+                    Err(Failed::Again { reason, .. }) => {
+                        tracing::debug!(
+                            proxy = self.config.proxy,
+                            reason,
+                            "certificates not confirmed"
+                        );
+                        connection = None;
+                        tokio::time::sleep(backoff.pause()).await;
+                        continue;
+                    }
+                }
+            }
+            if sets.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
 }
 
 /// Gives a table to a proxy: at once where it is the only one; else each makes it ready first, and then all put it
@@ -283,20 +368,22 @@ async fn give(
 ) -> Result<(), Failed> {
     let generation = table.generation;
     if member.is_alone() {
-        put(transport, connection, TABLE, table, TABLE_LIMIT).await?;
+        put::<Value>(transport, connection, TABLE, table, TABLE_LIMIT).await?;
         member.is_ready(generation);
         return Ok(());
     }
-    put(transport, connection, NEXT_TABLE, table, TABLE_LIMIT).await?;
+    put::<Value>(transport, connection, NEXT_TABLE, table, TABLE_LIMIT).await?;
     member.is_ready(generation);
     member.together(generation).await;
     let ready = Ready { generation };
     let post = Method::POST;
-    match send(transport, connection, post, NEXT_TABLE, &ready, TABLE_LIMIT).await {
+    let sent = send::<Value>(transport, connection, post, NEXT_TABLE, &ready, TABLE_LIMIT).await;
+    match sent {
         // It was started again in between.
         Err(Failed::Refused(problem)) if problem.code == "not-ready" => {
-            put(transport, connection, TABLE, table, TABLE_LIMIT).await
+            let put = put::<Value>(transport, connection, TABLE, table, TABLE_LIMIT);
+            put.await.map(|_| ())
         }
-        done => done,
+        done => done.map(|_| ()),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::request::{Answer, Asked, Caller, In, Json, Paging, accepted, page_of_all};
 use crate::app::App;
-use crate::services::{deployments, logs};
+use crate::services::{certificates, deployments, logs};
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -117,7 +117,9 @@ async fn get(
     let found = app
         .blocking(move |app| {
             let observed = app.observations.snapshot();
-            app.engine.environment(&name, &observed, app.time.now())
+            let mut found = app.engine.environment(&name, &observed, app.time.now())?;
+            found.causes.extend(certificates::warnings_of(app, &name)?);
+            Ok(found)
         })
         .await?;
     Ok(axum::Json(found))
@@ -491,8 +493,10 @@ async fn health(
     let found = app
         .blocking(move |app| {
             let observed = app.observations.snapshot();
-            app.engine
-                .environment_health(&name, &observed, app.time.now())
+            let now = app.time.now();
+            let mut found = app.engine.environment_health(&name, &observed, now)?;
+            found.causes.extend(certificates::warnings_of(app, &name)?);
+            Ok(found)
         })
         .await?;
     Ok(axum::Json(found))

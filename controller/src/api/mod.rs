@@ -1,6 +1,7 @@
 //! The JSON API: a thin face over the services, with its description in OpenAPI 3.1.
 
 mod applications;
+mod certificates;
 mod environments;
 mod events;
 mod hosts;
@@ -37,6 +38,7 @@ fn paths() -> OpenApiRouter<App> {
     )
     .merge(system::router())
     .merge(applications::router())
+    .merge(certificates::router())
     .merge(environments::router())
     .merge(events::router())
     .merge(hosts::router())

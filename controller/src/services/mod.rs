@@ -3,6 +3,7 @@
 
 pub(crate) mod applications;
 pub(crate) mod bundles;
+pub(crate) mod certificates;
 pub(crate) mod deployments;
 pub(crate) mod events;
 pub(crate) mod hosts;

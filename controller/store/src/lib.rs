@@ -15,6 +15,7 @@
 pub mod backend;
 pub mod backup;
 pub mod blobs;
+pub mod certificates;
 pub mod collect;
 pub mod key;
 pub mod model;

@@ -123,6 +123,14 @@ impl Controller {
         Self::on(self.dir.take().expect("the directory"))
     }
 
+    /// Starts again once its data was changed meanwhile.
+    pub fn restart_after(mut self, change: impl FnOnce(&Path)) -> Self {
+        self.end();
+        let dir = self.dir.take().expect("the directory");
+        change(dir.path());
+        Self::on(dir)
+    }
+
     /// Tries to start another one on the same data.
     pub fn second(&self) -> Result<(), String> {
         let config = config(self.dir.as_ref().expect("the directory").path());

@@ -2,6 +2,7 @@
 //! `/openapi.json`.
 
 mod applications;
+mod certificates;
 mod environments;
 mod hosts;
 mod operations;
@@ -9,6 +10,7 @@ mod plan;
 mod receipt;
 
 pub use applications::*;
+pub use certificates::*;
 pub use environments::*;
 pub use hosts::*;
 pub use operations::*;

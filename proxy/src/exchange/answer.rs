@@ -171,6 +171,23 @@ pub fn read(
     }))
 }
 
+/// Adds a header to the head of an answer, which is all of `out`, unless the app gave it.
+pub fn add(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+    let given = out.split(|byte| *byte == b'\n').any(|line| {
+        let start = line.get(..name.len());
+        start.is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes()))
+            && line.get(name.len()) == Some(&b':')
+    });
+    if given {
+        return;
+    }
+    // Before the empty line at its end.
+    out.truncate(out.len() - 2);
+    for part in [name.as_bytes(), b": ", value, b"\r\n\r\n"] {
+        out.extend_from_slice(part);
+    }
+}
+
 /// The length that a header says, which may say it several times, as long as it is the same as before.
 fn one_length(value: &[u8], before: Option<usize>) -> Result<usize, &'static str> {
     let mut length = before;
@@ -299,6 +316,16 @@ mod tests {
                 .count(),
             1
         );
+    }
+
+    #[test]
+    fn a_header_is_added_unless_the_app_gave_it() {
+        let mut out = b"HTTP/1.1 200 OK\r\nA: b\r\n\r\n".to_vec();
+        add(&mut out, "x-y", b"1");
+        assert_eq!(out, b"HTTP/1.1 200 OK\r\nA: b\r\nx-y: 1\r\n\r\n");
+        add(&mut out, "X-Y", b"2");
+        add(&mut out, "X", b"3");
+        assert_eq!(out, b"HTTP/1.1 200 OK\r\nA: b\r\nx-y: 1\r\nX: 3\r\n\r\n");
     }
 
     #[test]

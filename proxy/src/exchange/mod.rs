@@ -22,6 +22,7 @@ use crate::pages::{self, Page};
 use crate::service::{BROKEN_OFF, CLIENT_PATIENCE, CLOSED_BEFORE, Shared, Way, count};
 use crate::sticky::Stay;
 use crate::target::{ANSWER_TIMEOUT, CONNECT_TIMEOUT, InFlight, KEPT_IDLE};
+use crate::tls::Spoken;
 use answer::{Answer, Body};
 use futures::ready;
 use http::header;
@@ -191,6 +192,10 @@ impl Exchange {
             // What came behind it is the next one.
             to.connection.keep_for_next(bytes.split_off(plain.length));
             let begun = Instant::now();
+            let spoken = Spoken::of(to.connection.state());
+            if self.shared.certificates.refuses(&plain.asked.name, spoken) {
+                return other_way(to.connection, bytes, Known::Length(plain.length));
+            }
             let asker = Asker {
                 client,
                 trusted: &self.shared.trusted,
@@ -496,7 +501,14 @@ async fn read_head(
                     // The app is at work: it has its time anew.
                     to.patience.renew(Instant::now(), ANSWER_TIMEOUT);
                 }
-                _ => return Ok((answer, from)),
+                _ => {
+                    let spoken = Spoken::of(to.connection.state());
+                    if let Some(hsts) = spoken.and_then(|spoken| spoken.hsts.as_ref()) {
+                        let name = header::STRICT_TRANSPORT_SECURITY;
+                        answer::add(out, name.as_str(), hsts.as_bytes());
+                    }
+                    return Ok((answer, from));
+                }
             }
         }
         piece.drain(..from);

@@ -4,6 +4,7 @@ use crate::cookies;
 use crate::forwarded::{self, Client, REQUEST_ID};
 use crate::head::{is_told_of_clients, stays_here};
 use crate::host::Asked;
+use crate::tls::CHALLENGES;
 use http::HeaderValue;
 use std::ops::Range;
 use std::sync::Arc;
@@ -72,6 +73,8 @@ pub fn look(bytes: &[u8], client: &Client, out: &mut Vec<u8>) -> Look {
         return Look::Other(Known::Nothing);
     }
     let mut plain = target.starts_with('/') && target.bytes().all(is_plain);
+    // It may be for the proxy itself.
+    plain &= !target.starts_with(CHALLENGES);
     let mut host = None;
     let mut length: Option<usize> = None;
     let mut id = None;

@@ -11,5 +11,6 @@ mod hostnames;
 mod protocols;
 mod routing;
 mod support;
+mod tls;
 mod waiting;
 mod websocket;

@@ -5,6 +5,7 @@ use beanpole_protocol::proxy::{
     Algorithm, HealthCheck, PoolRules, Probe, ProxyReport, Route, RoutingTable, Target, TargetMode,
     TargetPool, TargetReport, WeightedPool,
 };
+use beanpole_protocol::tls::{CertificateSet, CertificatesReport};
 use beanpole_protocol::{
     ApplicationName, EnvironmentId, EnvironmentName, Generation, Incarnation, InstanceId,
     ReleaseNumber,
@@ -107,6 +108,16 @@ impl Proxy {
         let mut connection = self.connect().await;
         connection
             .call(Method::PUT, "/v1/table", Some(table), LIMIT)
+            .await
+    }
+
+    pub async fn put_certificates(
+        &self,
+        set: &CertificateSet,
+    ) -> Result<CertificatesReport, CallError> {
+        let mut connection = self.connect().await;
+        connection
+            .call(Method::PUT, "/v1/certificates", Some(set), LIMIT)
             .await
     }
 
