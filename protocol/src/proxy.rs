@@ -109,8 +109,29 @@ pub struct TargetPool {
     /// What else decides about that.
     #[serde(default)]
     pub rules: PoolRules,
+    /// What requests may take.
+    #[serde(default)]
+    pub limits: PoolLimits,
     /// The instances.
     pub targets: Vec<Target>,
+}
+
+/// What requests may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolLimits {
+    /// How long an instance, or a client, may stay silent over a request, in milliseconds.
+    pub idle_ms: u64,
+    /// The largest body of a request, in bytes; any where 0.
+    pub body_bytes: u64,
+}
+
+impl Default for PoolLimits {
+    fn default() -> Self {
+        Self {
+            idle_ms: 60_000,
+            body_bytes: 0,
+        }
+    }
 }
 
 /// How requests wait for an instance. Their bodies stay where they are, with their clients.

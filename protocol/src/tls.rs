@@ -65,7 +65,6 @@ pub struct ServedCertificate {
 
 /// How a certificate's hostnames are served.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct Terms {
     /// The oldest version of TLS that is spoken.
     #[serde(default)]
@@ -130,7 +129,6 @@ impl std::str::FromStr for TlsVersion {
 
 /// HTTP Strict Transport Security (RFC 6797).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct Hsts {
     /// `max-age`, in seconds. 0 takes back what browsers were told before.
     pub max_age_s: u64,

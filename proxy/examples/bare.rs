@@ -12,8 +12,8 @@ mod connection;
 
 use async_trait::async_trait;
 use beanpole_protocol::proxy::{
-    Algorithm, HealthCheck, PoolRules, Probe, Route, RoutingTable, Target, TargetMode, TargetPool,
-    WeightedPool,
+    Algorithm, HealthCheck, PoolLimits, PoolRules, Probe, Route, RoutingTable, Target, TargetMode,
+    TargetPool, WeightedPool,
 };
 use beanpole_protocol::{
     ApplicationName, EnvironmentId, EnvironmentName, Generation, Incarnation, InstanceId,
@@ -124,6 +124,7 @@ fn table(upstream: SocketAddr) -> Result<RoutingTable, Box<dyn Error>> {
         application: ApplicationName::new("bench")?,
         algorithm: Algorithm::RoundRobin,
         hold: None,
+        limits: PoolLimits::default(),
         rules: PoolRules::default(),
         targets: vec![Target {
             instance: InstanceId::from_bits(1),

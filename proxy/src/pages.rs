@@ -44,6 +44,8 @@ pub enum Page<'a> {
     HeadTooLate,
     /// The request's body did not come in time.
     BodyTooLate,
+    /// The request's body is larger than the environment takes.
+    BodyTooLarge,
     /// Something failed in here.
     Failed,
     /// The host is for clients that show a certificate, and this one did not.
@@ -173,6 +175,7 @@ impl Page<'_> {
             Self::TargetTooLong => "target-too-long",
             Self::HeadTooLate => "head-too-late",
             Self::BodyTooLate => "body-too-late",
+            Self::BodyTooLarge => "body-too-large",
             Self::Failed => "proxy-failed",
             Self::NoClientCertificate => "no-client-certificate",
             Self::NoTunnel => "no-tunnel",
@@ -231,8 +234,14 @@ impl Page<'_> {
             Self::BodyTooLate => (
                 408,
                 "The request took too long",
-                "The body of the request stayed away for a minute.",
+                "The body of the request stayed away for too long.",
                 Some("Try again."),
+            ),
+            Self::BodyTooLarge => (
+                413,
+                "The request is too large",
+                "The body of the request is larger than this application takes.",
+                Some("Send less at a time."),
             ),
             Self::Failed => (
                 500,

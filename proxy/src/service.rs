@@ -19,6 +19,7 @@ use crate::target::{Changes, InFlight, TargetState};
 use crate::tls::{Certificates, Spoken};
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use pingora_core::modules::http::HttpModules;
 use pingora_core::protocols::SocketDigest;
@@ -47,6 +48,9 @@ const LOOK_FOR_CLIENT: Duration = Duration::from_millis(250);
 /// What the kernel calls a connection whose other side has closed (`TCP_CLOSE_WAIT` of linux/tcp_states.h), and
 /// one that is gone (`TCP_CLOSE`).
 const CLOSED_STATES: [u8; 2] = [8, 7];
+
+/// How much longer an app may be silent than its client, while the request is not whole: at least, and at most.
+const SLACK: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// Until when after its beginning a request that found its kept connection closed was not taken by the app.
 pub const CLOSED_BEFORE: Duration = Duration::from_secs(1);
@@ -200,6 +204,8 @@ pub struct Request {
     asked: Option<Arc<Asked>>,
     /// What keeps the client where it is.
     stay: Stay,
+    /// How much of its body has come, in bytes.
+    taken: u64,
 }
 
 impl Request {
@@ -542,6 +548,7 @@ impl ProxyHttp for Service {
             seen: Seen::default(),
             asked: None,
             stay: Stay::default(),
+            taken: 0,
         }
     }
 
@@ -613,6 +620,18 @@ impl ProxyHttp for Service {
         }
         match way {
             Way::To(pool, at) => {
+                let length = session.req_header().headers.get(header::CONTENT_LENGTH);
+                let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+                if pool.is_too_large(length.unwrap_or(0)) {
+                    drop(at);
+                    request.pool = Some(pool);
+                    session.as_downstream_mut().set_keepalive(None);
+                    self.answer(session, request, &Page::BodyTooLarge).await?;
+                    return Ok(true);
+                }
+                let downstream = session.as_downstream_mut();
+                downstream.set_write_timeout(Some(pool.idle));
+                downstream.set_read_timeout(Some(pool.idle));
                 request.id = Some(if seen.has_id {
                     forwarded::request_id(&session.req_header().headers)
                 } else {
@@ -682,7 +701,34 @@ impl ProxyHttp for Service {
         let Some(at) = &request.at else {
             return Error::e_explain(ErrorType::InternalError, "no target was chosen");
         };
-        Ok(at.target().peer(request.seen.websocket))
+        let mut peer = at.target().peer(request.seen.websocket);
+        if let Some(pool) = request.pool.as_ref().filter(|_| !request.seen.websocket) {
+            // Where the client is silent, so is the app: the client's time is up first.
+            let whole = session.as_downstream_mut().is_body_done();
+            let slack = (pool.idle / 10).clamp(SLACK.0, SLACK.1);
+            let slack = if whole { Duration::ZERO } else { slack };
+            peer.options.read_timeout = Some(pool.idle + slack);
+            peer.options.write_timeout = Some(pool.idle);
+        }
+        Ok(peer)
+    }
+
+    /// Counts what comes of a body whose length its head did not say.
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        request: &mut Request,
+    ) -> Result<()> {
+        request.taken += body.as_ref().map_or(0, |body| body.len() as u64);
+        let pool = request.pool.as_ref();
+        if pool.is_some_and(|pool| pool.is_too_large(request.taken)) {
+            let mut error = Error::explain(ErrorType::HTTPStatus(413), "the body is too large");
+            error.as_down();
+            return Err(error);
+        }
+        Ok(())
     }
 
     /// Tells the app who asks, in the copy of the head that pingora makes for each attempt.
@@ -880,6 +926,7 @@ impl ProxyHttp for Service {
                 (502, Some(environment)) => Page::Broken { environment },
                 (504, Some(environment)) => Page::Late { environment },
                 (408, _) => Page::BodyTooLate,
+                (413, _) => Page::BodyTooLarge,
                 (400, _) => Page::BadRequest {
                     why: "Its body or its head cannot be read.",
                 },

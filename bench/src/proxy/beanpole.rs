@@ -6,8 +6,8 @@ use super::{Identity, PROXY_CORE, Stage};
 use crate::process::pinned;
 use crate::{Failed, Setup};
 use beanpole_protocol::proxy::{
-    Algorithm, HealthCheck, PoolRules, Probe, ProxyReport, Route, RoutingTable, Target, TargetMode,
-    TargetPool, WeightedPool,
+    Algorithm, HealthCheck, PoolLimits, PoolRules, Probe, ProxyReport, Route, RoutingTable, Target,
+    TargetMode, TargetPool, WeightedPool,
 };
 use beanpole_protocol::{
     ApplicationName, EnvironmentId, EnvironmentName, Generation, Incarnation, InstanceId,
@@ -148,6 +148,7 @@ pub fn table(
             application: ApplicationName::new("bench")?,
             algorithm: Algorithm::RoundRobin,
             hold: None,
+            limits: PoolLimits::default(),
             rules: PoolRules::default(),
             targets: instances
                 .map(|(address, instance)| Target {

@@ -531,6 +531,7 @@ impl Records {
                     algorithm: environment.settings.algorithm(),
                     hold: self.hold(environment),
                     rules: environment.settings.pool_rules(),
+                    limits: environment.settings.pool_limits(),
                     targets,
                 });
             }

@@ -1,8 +1,8 @@
 //! How the load balancer shares requests, read from options.
 
 use super::split::parse_sticky;
-use super::{OptionSettings, PROCESS, PROXY, SPLIT};
-use crate::proxy::{HashBy, Outliers, PoolRules, Stickiness, Sticky};
+use super::{LOADBALANCER, OptionSettings, PROCESS, PROXY, SPLIT};
+use crate::proxy::{HashBy, Outliers, PoolLimits, PoolRules, Stickiness, Sticky};
 
 /// The longest name of a header or a cookie.
 const LONGEST_NAME: usize = 128;
@@ -59,6 +59,16 @@ impl OptionSettings {
             sticky: self.stickiness(),
             outliers: self.outliers(),
             slow_start_ms: self.number(PROXY, "SlowStart").unwrap_or(0) * 1_000,
+        }
+    }
+
+    /// What requests may take.
+    pub fn pool_limits(&self) -> PoolLimits {
+        let usual = PoolLimits::default();
+        let idle = self.number(LOADBALANCER, "IdleTimeout");
+        PoolLimits {
+            idle_ms: idle.map_or(usual.idle_ms, |seconds| seconds * 1_000),
+            body_bytes: self.number(PROXY, "MaxBodySize").unwrap_or(0) << 20,
         }
     }
 

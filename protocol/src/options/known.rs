@@ -1,8 +1,8 @@
 //! Every option that there is.
 
 use super::{
-    APPLICATION, ASG, COMMAND, CONNECTIONS, ENVIRONMENT, HEALTH, INSTANCE, Kind, PLACEMENT,
-    PROCESS, PROXY, PYTHON, RELEASE, SPLIT, SPLITTING, UPDATE,
+    APPLICATION, ASG, COMMAND, CONNECTIONS, ENVIRONMENT, HEALTH, INSTANCE, Kind, LOADBALANCER,
+    PLACEMENT, PROCESS, PROXY, PYTHON, RELEASE, SPLIT, SPLITTING, UPDATE,
 };
 
 /// What a change of an option does to what runs (EB guide, "command-options-general").
@@ -595,6 +595,22 @@ pub const KNOWN: &[OptionSpec] = &[
         Kind::Number(0, 900),
         Change::Nothing,
         "Seconds in which an instance that begins to get requests, or gets them again, comes from a tenth of its share to all of it, beside others that have all of theirs. 0: at once.",
+    ),
+    option(
+        LOADBALANCER,
+        "IdleTimeout",
+        "60",
+        Kind::Number(1, 3_600),
+        Change::Nothing,
+        "How long an instance may stay silent over a request before its client gets a 504, and how long a client may before it gets a 408 or is left, in seconds. WebSockets may be silent for ever.",
+    ),
+    option(
+        PROXY,
+        "MaxBodySize",
+        "0",
+        Kind::Number(0, 1_048_576),
+        Change::Nothing,
+        "The largest body of a request, in MiB; larger ones get a 413. 0: any.",
     ),
     option(
         PROXY,

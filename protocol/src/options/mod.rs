@@ -63,6 +63,8 @@ pub const INSTANCE: &str = "beanpole:instance";
 pub const RELEASE: &str = "beanpole:release";
 /// Beanpole's own: how long connections may outlast the instances' time.
 pub const CONNECTIONS: &str = "beanpole:connections";
+/// The load balancer of an environment.
+pub const LOADBALANCER: &str = "aws:elbv2:loadbalancer";
 /// Beanpole's own: how the proxy shares traffic.
 pub const PROXY: &str = "beanpole:proxy";
 /// Beanpole's own: which hosts an environment's instances go to.

@@ -42,6 +42,10 @@ pub struct Pool {
     pub counters: Arc<Counters>,
     /// How requests wait where no target can take them.
     pub hold: Option<Hold>,
+    /// How long a target or a client may stay silent over a request.
+    pub idle: Duration,
+    /// The largest body of a request, in bytes, where there is one.
+    pub largest_body: Option<u64>,
     algorithm: Algorithm,
     hash_by: HashBy,
     sticky: Option<Stickiness>,
@@ -112,6 +116,8 @@ impl Pool {
             environment_name: given.environment_name.clone(),
             counters,
             hold: given.hold,
+            idle: Duration::from_millis(given.limits.idle_ms),
+            largest_body: (given.limits.body_bytes > 0).then_some(given.limits.body_bytes),
             algorithm: given.algorithm,
             hash_by: given.rules.hash_by.clone(),
             by_name: match sticky {
@@ -131,6 +137,11 @@ impl Pool {
             changes: changes.clone(),
             serving: serving.into(),
         }
+    }
+
+    /// Whether a body of so many bytes is larger than it may be.
+    pub fn is_too_large(&self, bytes: u64) -> bool {
+        self.largest_body.is_some_and(|most| bytes > most)
     }
 
     /// A place for a request to wait at, where it may.

@@ -6,7 +6,8 @@ use crate::forwarded::Client;
 use crate::names::Names;
 use crate::table::Table;
 use beanpole_protocol::proxy::{
-    CheckResult, HealthCheck, PoolRules, Route, RoutingTable, Target, TargetMode, WeightedPool,
+    CheckResult, HealthCheck, PoolLimits, PoolRules, Route, RoutingTable, Target, TargetMode,
+    WeightedPool,
 };
 use beanpole_protocol::{
     ApplicationName, EnvironmentId, EnvironmentName, Generation, Incarnation, InstanceId,
@@ -35,6 +36,7 @@ fn given(numbers: impl IntoIterator<Item = u32>, algorithm: Algorithm) -> Target
         application: ApplicationName::new("shop").expect("a name"),
         algorithm,
         hold: None,
+        limits: PoolLimits::default(),
         rules: PoolRules {
             hash_by: HashBy::Path,
             ..PoolRules::default()

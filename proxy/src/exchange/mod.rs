@@ -19,9 +19,9 @@ use crate::connection::Connection;
 use crate::fault;
 use crate::forwarded::Client;
 use crate::pages::{self, Page};
-use crate::service::{BROKEN_OFF, CLIENT_PATIENCE, CLOSED_BEFORE, Shared, Way, count};
+use crate::service::{BROKEN_OFF, CLOSED_BEFORE, Shared, Way, count};
 use crate::sticky::Stay;
-use crate::target::{ANSWER_TIMEOUT, CONNECT_TIMEOUT, InFlight, KEPT_IDLE};
+use crate::target::{CONNECT_TIMEOUT, InFlight, KEPT_IDLE};
 use crate::tls::Spoken;
 use answer::{Answer, Body};
 use futures::ready;
@@ -209,8 +209,11 @@ impl Exchange {
             let Way::To(pool, at) = way else {
                 return other_way(to.connection, bytes, Known::Length(plain.length));
             };
+            if pool.is_too_large(plain.body as u64) {
+                return other_way(to.connection, bytes, Known::Length(plain.length));
+            }
             to.connection.state().begin();
-            to.patience.renew(begun, ANSWER_TIMEOUT);
+            to.patience.renew(begun, pool.idle);
             let Some((mut app, reused)) = self.connect(&at).await else {
                 return other_way(to.connection, bytes, Known::Length(plain.length));
             };
@@ -295,8 +298,7 @@ impl Exchange {
             return Err(Trouble::Late);
         }
         let mut piece = Vec::with_capacity(FIRST_PIECE);
-        let heard = &mut going.heard;
-        let head = read_head(to, app, plain, &going.told, &mut piece, out, heard).await;
+        let head = read_head(to, app, plain, going, &mut piece, out).await;
         let (mut answer, from) = head?;
         going.answered = Some(Instant::now());
         going.at.answered();
@@ -304,24 +306,25 @@ impl Exchange {
         going.status = Some(answer.status);
         answer.body.frame(&piece[from..from + used], out);
         let mut extra = from + used < piece.len();
-        to.patience.renew(Instant::now(), CLIENT_PATIENCE);
+        let idle = going.pool.idle;
+        to.patience.renew(Instant::now(), idle);
         send_to(to, out).await?;
         while !over {
             piece.clear();
-            to.patience.renew(Instant::now(), ANSWER_TIMEOUT);
+            to.patience.renew(Instant::now(), idle);
             let count = next_piece(to, app, &mut piece, PIECE).await?;
             if count == 0 {
                 let Body::UntilClose = answer.body else {
                     return Err(Trouble::Broken);
                 };
-                to.patience.renew(Instant::now(), CLIENT_PATIENCE);
+                to.patience.renew(Instant::now(), idle);
                 send_to(to, b"0\r\n\r\n").await?;
                 break;
             }
             let (used, now_over) = answer.body.take(&piece, going)?;
             over = now_over;
             extra = used < piece.len();
-            to.patience.renew(Instant::now(), CLIENT_PATIENCE);
+            to.patience.renew(Instant::now(), idle);
             if let Body::UntilClose = answer.body {
                 out.clear();
                 answer.body.frame(&piece, out);
@@ -373,7 +376,7 @@ impl Exchange {
             rendered.body.len() as u64
         };
         let whole = pages::whole(&rendered, id, plain.only_head);
-        to.patience.renew(Instant::now(), CLIENT_PATIENCE);
+        to.patience.renew(Instant::now(), going.pool.idle);
         // A client that has left needs none.
         let _ = send(to.connection, &mut to.patience, &whole).await;
     }
@@ -466,26 +469,25 @@ fn other_way(connection: &mut Connection, bytes: Vec<u8>, known: Known) -> Next 
 }
 
 /// Reads to the end of the head of the answer: with it, where the body begins in `piece`; how the client gets
-/// the head, with the lines `told`, is added to `out`. Informational answers go on at once.
+/// the head, with the lines that `going` has for it, is added to `out`. Informational answers go on at once.
 async fn read_head(
     to: &mut Served<'_>,
     app: &mut TcpStream,
     plain: &Plain,
-    told: &[u8],
+    going: &mut Going,
     piece: &mut Vec<u8>,
     out: &mut Vec<u8>,
-    heard: &mut bool,
 ) -> Result<(Answer, usize), Trouble> {
     loop {
         if next_piece(to, app, piece, FIRST_PIECE).await? == 0 {
             return Err(Trouble::Broken);
         }
-        *heard = true;
+        going.heard = true;
         let mut from = 0;
         loop {
             out.clear();
             let closes = plain.closes || to.connection.state().is_ending();
-            let read = answer::read(&piece[from..], plain.only_head, closes, told, out);
+            let read = answer::read(&piece[from..], plain.only_head, closes, &going.told, out);
             let Some(answer) = read.map_err(Trouble::Odd)? else {
                 break;
             };
@@ -499,7 +501,7 @@ async fn read_head(
                 100..200 => {
                     send_to(to, out).await?;
                     // The app is at work: it has its time anew.
-                    to.patience.renew(Instant::now(), ANSWER_TIMEOUT);
+                    to.patience.renew(Instant::now(), going.pool.idle);
                 }
                 _ => {
                     let spoken = Spoken::of(to.connection.state());

@@ -40,6 +40,8 @@ pub enum Known {
 pub struct Plain {
     /// How long it is, its body included.
     pub length: usize,
+    /// How much of that is its body.
+    pub body: usize,
     /// Where its method is.
     pub method: Range<usize>,
     /// Where its path is, without the query.
@@ -156,6 +158,7 @@ pub fn look(bytes: &[u8], client: &Client, out: &mut Vec<u8>) -> Look {
     let path = target.split('?').next().unwrap_or(target);
     Look::Plain(Box::new(Plain {
         length,
+        body,
         method: within(bytes, method),
         path: within(bytes, path),
         asked,

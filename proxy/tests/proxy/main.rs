@@ -8,6 +8,7 @@ mod exchange;
 mod heads;
 mod health;
 mod hostnames;
+mod limits;
 mod protocols;
 mod routing;
 mod support;

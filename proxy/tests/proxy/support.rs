@@ -2,8 +2,8 @@
 
 use beanpole_daemon::http::{CallError, Connection};
 use beanpole_protocol::proxy::{
-    Algorithm, HealthCheck, PoolRules, Probe, ProxyReport, Route, RoutingTable, Target, TargetMode,
-    TargetPool, TargetReport, WeightedPool,
+    Algorithm, HealthCheck, PoolLimits, PoolRules, Probe, ProxyReport, Route, RoutingTable, Target,
+    TargetMode, TargetPool, TargetReport, WeightedPool,
 };
 use beanpole_protocol::tls::{CertificateSet, CertificatesReport};
 use beanpole_protocol::{
@@ -221,6 +221,7 @@ pub fn pool(name: &str, targets: Vec<Target>) -> TargetPool {
         application: ApplicationName::new("shop").expect("name"),
         algorithm: Algorithm::RoundRobin,
         hold: None,
+        limits: PoolLimits::default(),
         rules: PoolRules::default(),
         targets,
     }
