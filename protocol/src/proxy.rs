@@ -123,6 +123,27 @@ pub struct PoolLimits {
     pub idle_ms: u64,
     /// The largest body of a request, in bytes; any where 0.
     pub body_bytes: u64,
+    /// How many requests may come.
+    #[serde(default)]
+    pub rates: Rates,
+}
+
+/// How many requests may come to an environment at each proxy; more get a 429.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rates {
+    /// All of them.
+    pub all: Rate,
+    /// Those of one client, by its address (of IPv6, its /64).
+    pub by_client: Rate,
+}
+
+/// A number of requests for each second, and how many may come at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rate {
+    /// Any where 0.
+    pub per_second: u32,
+    /// As many as in a second where 0.
+    pub burst: u32,
 }
 
 impl Default for PoolLimits {
@@ -130,6 +151,7 @@ impl Default for PoolLimits {
         Self {
             idle_ms: 60_000,
             body_bytes: 0,
+            rates: Rates::default(),
         }
     }
 }

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `router`, `table` | hostname and path to pool: lookups and turns |
 //! | `redirect` | where clients are sent instead |
+//! | `rate` | how many requests may come |
 //! | `balance` | pool to target: who gets the next request |
 //! | `asker` | what of a request may decide about that |
 //! | `target` | a target's health and counts, across tables |
@@ -40,6 +41,7 @@ mod host;
 mod listen;
 mod names;
 mod pages;
+mod rate;
 mod redirect;
 mod router;
 mod service;

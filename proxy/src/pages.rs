@@ -46,6 +46,11 @@ pub enum Page<'a> {
     BodyTooLate,
     /// The request's body is larger than the environment takes.
     BodyTooLarge,
+    /// More requests come than may.
+    TooManyRequests {
+        /// Seconds after which the next one may.
+        wait_s: u32,
+    },
     /// Something failed in here.
     Failed,
     /// The host is for clients that show a certificate, and this one did not.
@@ -121,8 +126,8 @@ pub struct Rendered {
     pub content_type: &'static str,
     /// The body.
     pub body: Bytes,
-    /// Whether trying again may help.
-    pub retry: bool,
+    /// After how many seconds trying again may help.
+    pub retry_after_s: Option<u32>,
 }
 
 impl Page<'_> {
@@ -159,7 +164,10 @@ impl Page<'_> {
             status,
             content_type,
             body: body.into(),
-            retry: status == 503,
+            retry_after_s: match self {
+                Self::TooManyRequests { wait_s } => Some(*wait_s),
+                _ => (status == 503).then_some(RETRY_AFTER_S),
+            },
         }
     }
 
@@ -176,6 +184,7 @@ impl Page<'_> {
             Self::HeadTooLate => "head-too-late",
             Self::BodyTooLate => "body-too-late",
             Self::BodyTooLarge => "body-too-large",
+            Self::TooManyRequests { .. } => "too-many-requests",
             Self::Failed => "proxy-failed",
             Self::NoClientCertificate => "no-client-certificate",
             Self::NoTunnel => "no-tunnel",
@@ -236,6 +245,12 @@ impl Page<'_> {
                 "The request took too long",
                 "The body of the request stayed away for too long.",
                 Some("Try again."),
+            ),
+            Self::TooManyRequests { .. } => (
+                429,
+                "Too many requests",
+                "More requests come than this application takes.",
+                Some("Try again in a moment, and less often."),
             ),
             Self::BodyTooLarge => (
                 413,

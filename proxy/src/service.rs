@@ -11,7 +11,7 @@ use crate::forwarded::{self, Client, Network};
 use crate::head::{self, Seen};
 use crate::host::{Asked, host_of, port_of};
 use crate::names::Names;
-use crate::pages::{self, Page, RETRY_AFTER_S, Rendered};
+use crate::pages::{self, Page, Rendered};
 use crate::redirect::{self, Came};
 use crate::sticky::Stay;
 use crate::table::{Table, normal_host};
@@ -238,6 +238,22 @@ impl Service {
         })
     }
 
+    /// Counts a request of a client that may send it now; else how long until it may.
+    fn admit(&self, session: &Session, request: &Request, pool: &Pool) -> Result<(), Duration> {
+        if pool.rates.is_none() {
+            return Ok(());
+        }
+        let head = session.req_header();
+        self.with_client(session, request.connection.as_deref(), |client| {
+            pool.admit(&Asker {
+                client,
+                trusted: &self.0.trusted,
+                path: head.uri.path().as_bytes(),
+                headers: Headers::Map(&head.headers),
+            })
+        })
+    }
+
     /// What a request asks, for as long as it waits.
     fn asks(&self, session: &Session, request: &Request, host: &str) -> Asks {
         let head = session.req_header();
@@ -380,7 +396,7 @@ impl Service {
             status: 200,
             content_type: "application/octet-stream",
             body: answer.into(),
-            retry: false,
+            retry_after_s: None,
         };
         let head = page_head(&page, id)?;
         let only_head = session.req_header().method == Method::HEAD;
@@ -514,8 +530,8 @@ fn page_head(page: &Rendered, id: HeaderValue) -> Result<ResponseHeader> {
     head.insert_header(header::CONTENT_LENGTH, HeaderValue::from(page.body.len()))?;
     head.insert_header(header::CACHE_CONTROL, "no-store")?;
     head.insert_header("X-Request-Id", id)?;
-    if page.retry {
-        head.insert_header(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S))?;
+    if let Some(seconds) = page.retry_after_s {
+        head.insert_header(header::RETRY_AFTER, HeaderValue::from(seconds))?;
     }
     Ok(head)
 }
@@ -627,6 +643,15 @@ impl ProxyHttp for Service {
                     request.pool = Some(pool);
                     session.as_downstream_mut().set_keepalive(None);
                     self.answer(session, request, &Page::BodyTooLarge).await?;
+                    return Ok(true);
+                }
+                if let Err(wait) = self.admit(session, request, &pool) {
+                    drop(at);
+                    request.pool = Some(pool);
+                    // In whole seconds, and never at once.
+                    let wait_s = u32::try_from(wait.as_secs() + 1).unwrap_or(u32::MAX);
+                    self.answer(session, request, &Page::TooManyRequests { wait_s })
+                        .await?;
                     return Ok(true);
                 }
                 let downstream = session.as_downstream_mut();

@@ -3,6 +3,7 @@
 use crate::asker::Asker;
 use crate::balance::Pool;
 use crate::names::Names;
+use crate::rate::Rates;
 use crate::router::{Router, is_host_pattern, is_hostname, is_path_pattern};
 use crate::sticky::{Sides, Stay};
 use crate::target::{Changes, TargetState};
@@ -31,6 +32,7 @@ pub struct Table {
     pools: HashMap<String, Arc<Pool>>,
     targets: BTreeMap<InstanceId, Arc<TargetState>>,
     environments: BTreeMap<EnvironmentId, Arc<Counters>>,
+    rates: BTreeMap<EnvironmentId, Arc<Rates>>,
     releases: BTreeMap<(EnvironmentId, ReleaseNumber), Arc<ReleaseCounters>>,
 }
 
@@ -146,7 +148,8 @@ impl Table {
                 next.targets.insert(target.instance.clone(), state);
             }
             let before = self.pools.get(&pool.name).map(|pool| &**pool);
-            let made = Pool::new(pool, serving, counters, before, changes);
+            let rates = self.rates_of(pool, &mut next.rates);
+            let made = Pool::new(pool, serving, counters, rates, before, changes);
             next.pools.insert(pool.name.clone(), Arc::new(made));
         }
         for route in &source.routes {
@@ -186,6 +189,26 @@ impl Table {
         }
         next.source = Some(source);
         (next, difference)
+    }
+
+    /// The limits of a pool's environment: those that there are, as long as they are wanted so.
+    fn rates_of(
+        &self,
+        pool: &TargetPool,
+        next: &mut BTreeMap<EnvironmentId, Arc<Rates>>,
+    ) -> Option<Arc<Rates>> {
+        let wanted = pool.limits.rates;
+        let rates = next.entry(pool.environment.clone()).or_insert_with(|| {
+            let kept = self.rates.get(&pool.environment);
+            let kept = kept.filter(|kept| kept.wanted == wanted).cloned();
+            kept.unwrap_or_else(|| Arc::new(Rates::new(wanted)))
+        });
+        rates.limits_any().then(|| rates.clone())
+    }
+
+    /// The limits of all environments.
+    pub fn rates(&self) -> impl Iterator<Item = &Arc<Rates>> {
+        self.rates.values()
     }
 
     /// Brings the targets' own state in line, once this table is in force.

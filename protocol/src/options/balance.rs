@@ -2,7 +2,7 @@
 
 use super::split::parse_sticky;
 use super::{LOADBALANCER, OptionSettings, PROCESS, PROXY, SPLIT};
-use crate::proxy::{HashBy, Outliers, PoolLimits, PoolRules, Stickiness, Sticky};
+use crate::proxy::{HashBy, Outliers, PoolLimits, PoolRules, Rate, Rates, Stickiness, Sticky};
 
 /// The longest name of a header or a cookie.
 const LONGEST_NAME: usize = 128;
@@ -69,6 +69,19 @@ impl OptionSettings {
         PoolLimits {
             idle_ms: idle.map_or(usual.idle_ms, |seconds| seconds * 1_000),
             body_bytes: self.number(PROXY, "MaxBodySize").unwrap_or(0) << 20,
+            rates: Rates {
+                all: self.rate("RateLimit", "RateBurst"),
+                by_client: self.rate("ClientRateLimit", "ClientRateBurst"),
+            },
+        }
+    }
+
+    fn rate(&self, limit: &str, burst: &str) -> Rate {
+        let number = |name| self.number(PROXY, name).unwrap_or(0);
+        let small = |name| u32::try_from(number(name)).unwrap_or(u32::MAX);
+        Rate {
+            per_second: small(limit),
+            burst: small(burst),
         }
     }
 

@@ -13,6 +13,7 @@ pub use pace::Pace;
 pub use warmth::Warmth;
 
 use crate::asker::Asker;
+use crate::rate::Rates;
 use crate::sticky::{Session, Stay};
 use crate::target::{Changes, InFlight, TargetState, lock};
 use crate::traffic::Counters;
@@ -42,6 +43,8 @@ pub struct Pool {
     pub counters: Arc<Counters>,
     /// How requests wait where no target can take them.
     pub hold: Option<Hold>,
+    /// How many requests may come, where that is limited.
+    pub rates: Option<Arc<Rates>>,
     /// How long a target or a client may stay silent over a request.
     pub idle: Duration,
     /// The largest body of a request, in bytes, where there is one.
@@ -98,6 +101,7 @@ impl Pool {
         given: &TargetPool,
         serving: Vec<Arc<TargetState>>,
         counters: Arc<Counters>,
+        rates: Option<Arc<Rates>>,
         before: Option<&Self>,
         changes: &Changes,
     ) -> Self {
@@ -116,6 +120,7 @@ impl Pool {
             environment_name: given.environment_name.clone(),
             counters,
             hold: given.hold,
+            rates,
             idle: Duration::from_millis(given.limits.idle_ms),
             largest_body: (given.limits.body_bytes > 0).then_some(given.limits.body_bytes),
             algorithm: given.algorithm,
@@ -137,6 +142,13 @@ impl Pool {
             changes: changes.clone(),
             serving: serving.into(),
         }
+    }
+
+    /// Counts one more request, where it may come now; else how long until it may.
+    pub fn admit(&self, asker: &Asker<'_>) -> Result<(), Duration> {
+        self.rates
+            .as_ref()
+            .map_or(Ok(()), |rates| rates.admit(asker))
     }
 
     /// Whether a body of so many bytes is larger than it may be.

@@ -159,6 +159,9 @@ impl Exchange {
         loop {
             tokio::time::sleep(KEPT_IDLE / 2).await;
             self.kept.prune(KEPT_IDLE);
+            for rates in self.shared.table.load().rates() {
+                rates.prune();
+            }
         }
     }
 
@@ -209,7 +212,7 @@ impl Exchange {
             let Way::To(pool, at) = way else {
                 return other_way(to.connection, bytes, Known::Length(plain.length));
             };
-            if pool.is_too_large(plain.body as u64) {
+            if pool.is_too_large(plain.body as u64) || pool.admit(&asker).is_err() {
                 return other_way(to.connection, bytes, Known::Length(plain.length));
             }
             to.connection.state().begin();

@@ -1,7 +1,8 @@
 //! How long requests may take, and how large they may be, on both ways through the proxy.
 
 use crate::support::*;
-use beanpole_protocol::proxy::PoolLimits;
+use beanpole_protocol::proxy::{PoolLimits, Rate, Rates};
+use http::Method;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -88,6 +89,33 @@ async fn a_body_that_is_too_large_is_refused_whether_its_length_is_told_or_not()
         traffic.failed, 0,
         "it is no failure of the app: {traffic:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_beyond_a_clients_rate_get_a_429_that_says_when_to_come_again() {
+    for odd in [[].as_slice(), &[("te", "trailers")]] {
+        let limits = PoolLimits {
+            rates: Rates {
+                by_client: Rate {
+                    per_second: 1,
+                    burst: 3,
+                },
+                ..Rates::default()
+            },
+            ..PoolLimits::default()
+        };
+        let (backend, proxy) = limited(limits).await;
+        let mut client = Client::connect(proxy.http).await;
+        let mut ask = async || client.send(request(Method::GET, HOST, "/", odd)).await;
+        for _ in 0..3 {
+            assert_eq!(ask().await.expect("an answer").status, 200);
+        }
+        let answer = ask().await.expect("the connection goes on");
+        assert_eq!(answer.status, 429);
+        let after = answer.headers["retry-after"].to_str().expect("text");
+        assert!((1..=2).contains(&after.parse::<u32>().expect("seconds")));
+        assert_eq!(backend.hits(), 3);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
