@@ -19,6 +19,7 @@
 //! | `exchange` | the short way of plain requests, and what takes the long one |
 //! | `sticky`, `names`, `cookies` | clients that stay on a side, or at a target |
 //! | `connection` | a client's socket, as pingora wants it |
+//! | `announced` | clients that a load balancer in front announces |
 //! | `listen`, `worker` | from the listening socket to the thread that serves |
 //! | `fault` | whether a failure is this machine's own |
 //! | `control` | tables in, reports out |
@@ -27,6 +28,7 @@
 //! | `forwarded`, `pages`, `access_log`, `traffic` | what their names say |
 
 mod access_log;
+mod announced;
 mod asker;
 mod balance;
 mod check;
@@ -109,6 +111,8 @@ pub struct ProxyConfig {
     pub http: Vec<SocketAddr>,
     /// Where HTTPS is served.
     pub https: Vec<SocketAddr>,
+    /// Every connection begins with the announcement of its client by the PROXY protocol.
+    pub proxy_protocol: bool,
     /// The port of HTTPS that clients are sent to, where something between changes it; that of the first listener
     /// if absent.
     pub public_https_port: Option<u16>,
@@ -137,6 +141,7 @@ impl ProxyConfig {
             socket: socket.into(),
             http: Vec::new(),
             https: Vec::new(),
+            proxy_protocol: false,
             public_https_port: None,
             default_domain: "localhost".to_owned(),
             access_log: None,
@@ -250,6 +255,7 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
         access_log,
         trusted: config.trusted.clone(),
         https_port: config.public_https_port.or(https_port),
+        proxy_protocol: config.proxy_protocol,
         certificates: certificates.clone(),
     });
     control::restore(&shared, &kept.table).map_err(ProxyError::Kept)?;

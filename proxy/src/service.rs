@@ -75,6 +75,8 @@ pub struct Shared {
     pub trusted: Vec<Network>,
     /// The port of HTTPS that clients are sent to, where it is served.
     pub https_port: Option<u16>,
+    /// Every connection begins with the announcement of its client.
+    pub proxy_protocol: bool,
     /// What clients of TLS are shown.
     pub certificates: Arc<Certificates>,
 }

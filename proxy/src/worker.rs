@@ -1,6 +1,7 @@
 //! The threads that carry the traffic. Each has a runtime, a pool of connections to targets and
 //! its share of the clients: nothing of a request crosses threads.
 
+use crate::announced;
 use crate::connection::{Buffered, ConnState, Connection, Patience};
 use crate::exchange::{Exchange, Next};
 use crate::forwarded::Client;
@@ -196,8 +197,23 @@ async fn serve(ways: Ways, accepted: Accepted, stop: ShutdownWatch) {
         place,
     } = accepted;
     let state = place.member();
-    let made = TcpStream::from_std(socket).and_then(|s| Buffered::accepted(s, peer, local));
-    let mut io = match made {
+    let accepted = async {
+        let mut socket = TcpStream::from_std(socket)?;
+        if !ways.shared.proxy_protocol {
+            return Ok((Buffered::accepted(socket, peer, local)?, peer));
+        }
+        let announced = announced::read(&mut socket).await?;
+        let peer = announced.client.unwrap_or(peer);
+        let mut io = Buffered::accepted(socket, peer, local)?;
+        io.give_back(announced.rest);
+        Ok::<_, io::Error>((io, peer))
+    };
+    let made = tokio::select! {
+        biased;
+        made = accepted => made,
+        () = state.unwanted() => return,
+    };
+    let (mut io, peer) = match made {
         Ok(io) => io,
         Err(error) => {
             tracing::debug!(%error, %peer, "a client left at once");

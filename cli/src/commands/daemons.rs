@@ -163,6 +163,10 @@ pub struct Front {
     /// The port by which clients reach HTTPS, where something in front changes it: redirects lead there
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub public_https_port: Option<u16>,
+    /// A load balancer in front announces every client by the PROXY protocol, version 1 or 2; nobody else may
+    /// reach this one then
+    #[arg(long)]
+    pub proxy_protocol: bool,
 }
 
 impl Front {
@@ -174,7 +178,9 @@ impl Front {
             .map(|network| format!("--trust={network}"));
         let port = self.public_https_port;
         let port = port.map(|port| format!("--public-https-port={port}"));
-        trust.chain(port).map(OsString::from).collect()
+        let announced = self.proxy_protocol.then(|| "--proxy-protocol".to_owned());
+        let all = trust.chain(port).chain(announced);
+        all.map(OsString::from).collect()
     }
 }
 
@@ -282,6 +288,7 @@ pub fn proxy(command: Proxy) -> Result<(), Failure> {
     config.http = command.http;
     config.trusted = command.front.trust;
     config.public_https_port = command.front.public_https_port;
+    config.proxy_protocol = command.front.proxy_protocol;
     config.https = command.https;
     config.default_domain = command.domain;
     config.access_log = command.access_log;

@@ -232,3 +232,24 @@ async fn what_an_app_says_of_its_connection_stays_between_it_and_the_proxy() {
     assert_eq!(answer.status, 200);
     assert_eq!(answer.headers.get("keep-alive"), None, "{answer:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_announced_in_front_is_the_one_that_the_app_is_told_of() {
+    let backend = Backend::start().await;
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let proxy = Proxy::start_in(directory.into(), |config| config.proxy_protocol = true).await;
+    proxy.serve(&table(1, vec![serving(1, &backend)])).await;
+    let request = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\nConnection: close\r\n\r\n");
+    let announced = format!("PROXY TCP4 192.0.2.7 198.51.100.1 4711 80\r\n{request}");
+    let answer = raw(proxy.http, announced.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(
+        answer.contains(r#"["x-forwarded-for","192.0.2.7"]"#),
+        "{answer}"
+    );
+    assert_eq!(
+        raw(proxy.http, request.as_bytes()).await,
+        "",
+        "nobody announced it"
+    );
+}
