@@ -626,12 +626,16 @@ impl ProxyHttp for Service {
             self.answer_challenge(session, request, answer).await?;
             return Ok(true);
         }
-        if self.0.certificates.refuses(&asked.name, request.spoken()) {
+        let mut way = self.choose(session, request, &asked.name, None);
+        // Whoever is sent elsewhere, to HTTPS for one, can show a certificate there.
+        if !matches!(way, Way::Elsewhere)
+            && self.0.certificates.refuses(&asked.name, request.spoken())
+        {
+            drop(way);
             self.answer(session, request, &Page::NoClientCertificate)
                 .await?;
             return Ok(true);
         }
-        let mut way = self.choose(session, request, &asked.name, None);
         if way.may_wait() {
             let asks = self.asks(session, request, &asked.name);
             way = self.wait(way, asks, None, &mut request.stay).await;

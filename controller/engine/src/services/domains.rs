@@ -73,6 +73,7 @@ impl Engine {
             if environment.domains.len() == before {
                 return Err(no_such(tx, &environment, domain)?);
             }
+            self.check_left(tx, &environment)?;
             environment.routed = None;
             environment.updated_at = call.now;
             let text = format!("The domain {domain} is removed.");
@@ -83,6 +84,28 @@ impl Engine {
             Ok::<_, Fault>(())
         });
         removed.map_err(Problem::from)
+    }
+
+    /// Refuses what would leave a redirect that takes the requests for where it leads to itself.
+    fn check_left(&self, reader: &impl Reader, changed: &EnvironmentRecord) -> Result<(), Fault> {
+        let mut all = reader.all::<EnvironmentRecord>()?;
+        all.retain(|one| one.status != EnvironmentStatus::Terminated && one.id != changed.id);
+        all.push(changed.clone());
+        let known = || all.iter().flat_map(|one| &one.domains);
+        for DomainRecord { domain, .. } in known() {
+            if let Some(host) = catches_its_own(domain, known(), &self.config.domain) {
+                return Err(Problem::conflict(
+                    "redirects-round",
+                    format!(
+                        "`{}` sends clients to `{host}`, and would take their requests there itself.",
+                        domain.name
+                    ),
+                )
+                .hint(format!("Remove or change `{}` first.", domain.name))
+                .into());
+            }
+        }
+        Ok(())
     }
 
     fn check_domain(
@@ -200,7 +223,12 @@ fn no_such(
         Some(other) => format!("It belongs to `{}`.", other.name),
         None => format!("`beanpole domain list {name}` shows those there are."),
     };
-    Ok(Problem::not_found("domain", domain).hint(hint).into())
+    let text = format!("`{domain}` is no domain of `{name}`.");
+    Ok(
+        Problem::new(404, "domain-not-found", "There is no such domain", text)
+            .hint(hint)
+            .into(),
+    )
 }
 
 /// Whether the redirect of a domain, with those there are, leads back to it.
@@ -218,10 +246,20 @@ fn leads_round<'a>(
         }
         let mut found = others.clone().map(|record| &record.domain);
         next = found
-            .find(|other| other.name.as_str() == host.as_str() && other.name != domain.name)
+            .find(|other| {
+                let meet = other.name.host() == host.as_str()
+                    && overlap(other.name.path(), domain.name.path());
+                meet && other.name != domain.name && other.redirect_to.is_some()
+            })
             .and_then(|other| other.redirect_to.as_ref());
     }
     true
+}
+
+/// Whether some path may belong to both, by what they begin with.
+fn overlap(one: &str, other: &str) -> bool {
+    let plain = |path: &str| !path.contains(['*', '?']);
+    !plain(one) || !plain(other) || one.starts_with(other) || other.starts_with(one)
 }
 
 /// The host that a domain sends its clients to, where it is the domain that takes them there again.
@@ -279,5 +317,12 @@ mod tests {
         };
         assert!(catches("*", &[]) && !catches("*", &records) && !catches("*.x", &[]));
         assert!(!leads_round(&domain("a", None), records.iter()));
+        let partly = [DomainRecord {
+            domain: domain("b/x", Some("a")),
+            since: Timestamp::EPOCH,
+        }];
+        assert!(leads_round(&domain("a/x", Some("b")), partly.iter()));
+        assert!(leads_round(&domain("a", Some("b")), partly.iter()));
+        assert!(!leads_round(&domain("a/y", Some("b")), partly.iter()));
     }
 }

@@ -21,6 +21,7 @@ use beanpole_store::certificates::{
 };
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// What its key is sealed as.
@@ -70,6 +71,27 @@ fn record(app: &App) -> Result<AuthorityRecord, Problem> {
         )
         .hint("Make one: beanpole ca init")
     })
+}
+
+/// Whether a domain is a single label of the public DNS. Those for private use are in RFC 6762 (appendix G), RFC 2606,
+/// RFC 6761 and ICANN's resolution of 2024-07-29.
+fn is_public_suffix(domain: &str) -> bool {
+    const PRIVATE: [&str; 13] = [
+        "localhost",
+        "internal",
+        "intranet",
+        "private",
+        "corp",
+        "home",
+        "lan",
+        "local",
+        "test",
+        "example",
+        "invalid",
+        "onion",
+        "localdomain",
+    ];
+    !domain.contains('.') && !PRIVATE.contains(&domain)
 }
 
 /// The authority with its key, to sign with.
@@ -134,6 +156,13 @@ pub(crate) fn create(
         .collect();
     if domains.is_empty() {
         domains.push(app.domain.clone());
+    }
+    if let Some(public) = domains.iter().find(|domain| is_public_suffix(domain)) {
+        return Err(Problem::invalid(
+            "authority-too-wide",
+            format!("An authority for all of `{public}` could sign for anybody's hostnames there."),
+        )
+        .hint("Name domains of your own, such as home.example.org, or one for private use: internal, home.arpa, lan"));
     }
     let made = authority::create(&name, &domains, now).map_err(refused)?;
     let key = app
@@ -302,8 +331,13 @@ pub(super) fn keep_automatic(app: &App) -> Result<Option<Timestamp>, Problem> {
         let due =
             known.map(|record| lifetime(record).renew_at(record.fingerprint.as_str().as_bytes()));
         if due.is_none_or(|due| due <= now) {
-            sign(app, name, std::slice::from_ref(host))?;
-            changed = true;
+            // One that cannot be signed for is no reason to leave the others without.
+            match sign(app, name, std::slice::from_ref(host)) {
+                Ok(()) => changed = true,
+                Err(problem) => {
+                    tracing::error!(host, %problem, "a hostname gets no certificate of the authority");
+                }
+            }
         }
         let due = due
             .filter(|due| *due > now)
@@ -329,7 +363,10 @@ fn needed(
     others.retain(|one| one.origin != CertificateOrigin::Ca && one.not_after > clock::now());
     let hosts = table.routes.into_iter().map(|route| route.host);
     let hosts = hosts.filter(|host| {
-        shown_for(&others, host).is_none() && authority::may_sign(&record.domains, host)
+        // No client asks for an address by name: none could be shown its certificate.
+        host.parse::<IpAddr>().is_err()
+            && shown_for(&others, host).is_none()
+            && authority::may_sign(&record.domains, host)
     });
     Ok(hosts.map(|host| (name_of(&host), host)).collect())
 }

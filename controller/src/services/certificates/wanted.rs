@@ -181,7 +181,7 @@ fn prepare(app: &App, body: CreateAcmeAccount) -> Result<AcmeAccountRecord, Prob
                         known.name, known.directory
                     ),
                 )
-                .hint("Give the new one another name: --name NAME"),
+                .hint("Give the new one another name: beanpole acme register NAME ..."),
             )),
             None => {
                 tx.put(&record)?;
