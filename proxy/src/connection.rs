@@ -102,6 +102,8 @@ pub struct ConnState {
     waker: AtomicWaker,
     /// The request that comes next has had an attempt at a target that closed its connection.
     pub retried: AtomicBool,
+    /// The request that comes next has been counted by the limits of its environment.
+    pub admitted: AtomicBool,
     /// What a service wants to remember of the client from one request to the next.
     pub memory: OnceLock<Arc<dyn Any + Send + Sync>>,
     /// What its certificate asks for, if it has TLS.

@@ -240,9 +240,11 @@ impl Service {
         })
     }
 
-    /// Counts a request of a client that may send it now; else how long until it may.
+    /// Counts a request of a client that may send it now, once; else how long until it may.
     fn admit(&self, session: &Session, request: &Request, pool: &Pool) -> Result<(), Duration> {
-        if pool.rates.is_none() {
+        let connection = request.connection.as_ref();
+        let counted = connection.is_some_and(|one| one.admitted.swap(false, Relaxed));
+        if counted || pool.rates.is_none() {
             return Ok(());
         }
         let head = session.req_header();

@@ -218,6 +218,7 @@ impl Exchange {
             to.connection.state().begin();
             to.patience.renew(begun, pool.idle);
             let Some((mut app, reused)) = self.connect(&at).await else {
+                to.connection.state().admitted.store(true, Relaxed);
                 return other_way(to.connection, bytes, Known::Length(plain.length));
             };
             let mut going = Going::new(begun, pool, at);
@@ -244,6 +245,7 @@ impl Exchange {
                 {
                     // The app closed a kept connection at this moment: the request was not taken.
                     to.connection.state().retried.store(true, Relaxed);
+                    to.connection.state().admitted.store(true, Relaxed);
                     return other_way(to.connection, bytes, Known::Length(plain.length));
                 }
                 Err(trouble) => {

@@ -1,7 +1,7 @@
 //! Apps that are odd, and what their clients get of it: over kept connections, in either direction.
 
 use crate::support::*;
-use beanpole_protocol::proxy::{Probe, TargetMode};
+use beanpole_protocol::proxy::{Probe, Rate, TargetMode};
 use http::Method;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -395,4 +395,27 @@ async fn a_request_reaches_an_app_that_breaks_off_twice_at_most_and_once_if_it_h
             );
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_needs_another_attempt_counts_once_for_its_clients_rate() {
+    let app = App::start(|request| match request {
+        2 => Does::SaysAndCloses(""),
+        _ => Does::Says(FINE),
+    })
+    .await;
+    let proxy = Proxy::start().await;
+    let mut wanted = table(1, vec![target(1, app.address, TargetMode::Serve)]);
+    check_all(&mut wanted, |check| check.probe = Probe::Tcp);
+    wanted.pools[0].limits.rates.by_client = Rate {
+        per_second: 1,
+        burst: 2,
+    };
+    proxy.serve(&wanted).await;
+    let mut client = Client::connect(proxy.http).await;
+    for _ in 0..2 {
+        let answer = client.get(HOST, "/").await.expect("an answer");
+        assert_eq!(answer.status, 200);
+    }
+    assert_eq!(client.get(HOST, "/").await.expect("an answer").status, 429);
 }
