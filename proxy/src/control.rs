@@ -1,7 +1,7 @@
 //! The controller's side: tables and certificates in, reports out, over the private socket.
 
 use crate::check;
-use crate::service::Shared;
+use crate::shared::Shared;
 use crate::table::{Table, validate};
 use crate::tls::{self, Certificates};
 use axum::Router;

@@ -15,6 +15,7 @@
 //! | `asker` | what of a request may decide about that |
 //! | `target` | a target's health and counts, across tables |
 //! | `check` | active checks |
+//! | `shared` | what all workers share, and where a request goes |
 //! | `service` | a request's way, as pingora's callbacks |
 //! | `exchange` | the short way of plain requests, and what takes the long one |
 //! | `sticky`, `names`, `cookies` | clients that stay on a side, or at a target |
@@ -47,6 +48,7 @@ mod rate;
 mod redirect;
 mod router;
 mod service;
+mod shared;
 mod sticky;
 mod table;
 mod target;
@@ -62,7 +64,7 @@ use crate::access_log::AccessLog;
 use crate::connection::ConnState;
 use crate::control::{Control, Kept};
 use crate::names::Names;
-use crate::service::Shared;
+use crate::shared::Shared;
 use crate::target::Changes;
 use crate::worker::{Limits, Worker};
 use arc_swap::ArcSwap;

@@ -3,21 +3,20 @@
 //! Everything per request happens without locks (but the access log's own) and without awaiting
 //! anything but the two peers.
 
-use crate::access_log::{AccessLog, Entry};
+use crate::access_log::Entry;
 use crate::asker::{Asker, Headers};
 use crate::balance::{End, Pool};
 use crate::connection::{ConnState, Connection, OnStream, Refuse};
-use crate::forwarded::{self, Client, Network};
+use crate::forwarded::{self, Client};
 use crate::head::{self, Seen};
 use crate::host::{Asked, host_of, port_of};
-use crate::names::Names;
 use crate::pages::{self, Page, Rendered};
 use crate::redirect::{self, Came};
+use crate::shared::{Shared, Way, count};
 use crate::sticky::Stay;
-use crate::table::{Table, normal_host};
-use crate::target::{Changes, InFlight, TargetState};
-use crate::tls::{Certificates, Spoken};
-use arc_swap::ArcSwap;
+use crate::table::normal_host;
+use crate::target::{InFlight, TargetState};
+use crate::tls::Spoken;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
@@ -34,7 +33,7 @@ use std::time::{Duration, Instant};
 
 /// How long a client may take for the next piece of a request's body, or to take the next piece of
 /// an answer.
-pub const CLIENT_PATIENCE: Duration = Duration::from_mins(1);
+const CLIENT_PATIENCE: Duration = Duration::from_mins(1);
 /// How long what is left of an unwanted body may take to be read.
 const DRAIN_BODY: Duration = Duration::from_secs(5);
 
@@ -61,89 +60,6 @@ const CHALLENGE: &str = "acme-challenge";
 /// Why an answer that had begun is not whole, in the access log.
 pub const BROKEN_OFF: &str = "broken-off";
 
-/// What all workers share.
-pub struct Shared {
-    /// The table in force.
-    pub table: ArcSwap<Table>,
-    /// What targets are called towards clients.
-    pub names: Names,
-    /// Wakes the watchers of reports.
-    pub changes: Changes,
-    /// The access log, if it is kept.
-    pub access_log: Option<Arc<AccessLog>>,
-    /// Clients whose forwarding headers are believed.
-    pub trusted: Vec<Network>,
-    /// The port of HTTPS that clients are sent to, where it is served.
-    pub https_port: Option<u16>,
-    /// Every connection begins with the announcement of its client.
-    pub proxy_protocol: bool,
-    /// What clients of TLS are shown.
-    pub certificates: Arc<Certificates>,
-}
-
-impl Shared {
-    /// A client at `address` that came to `port`.
-    pub fn client(&self, address: IpAddr, port: u16, tls: bool) -> Client {
-        let address = address.to_canonical();
-        let trusted = self.trusted.iter().any(|net| net.contains(address));
-        Client::new(address, port, tls, trusted)
-    }
-
-    /// Chooses a target. On return the request counts as in flight there under the table in force:
-    /// once a newer table is confirmed, no request can still be on its way to a target that this
-    /// table took out.
-    ///
-    /// `stay` is the client's, from its first attempt to the last.
-    pub fn choose(
-        &self,
-        host: &str,
-        asker: &Asker<'_>,
-        except: Option<&Arc<TargetState>>,
-        stay: &mut Stay,
-    ) -> Way {
-        loop {
-            let table = self.table.load();
-            let path = std::str::from_utf8(asker.path).unwrap_or_default();
-            let Some(route) = table.route(host, path) else {
-                return Way::UnknownHost;
-            };
-            if route.leads_elsewhere(asker.is_secure(), self.https_port.is_some()) {
-                return Way::Elsewhere;
-            }
-            let (pool, target) = match route.pick(except, asker, stay) {
-                None => return Way::NoTarget(None),
-                Some((pool, None)) => return Way::NoTarget(Some(pool.clone())),
-                Some((pool, Some(target))) => (pool.clone(), target),
-            };
-            let in_flight = pool.begin(target);
-            if Arc::ptr_eq(&table, &self.table.load()) {
-                return Way::To(pool, in_flight);
-            }
-        }
-    }
-}
-
-/// Where a request goes.
-pub enum Way {
-    /// No route has its host.
-    UnknownHost,
-    /// Its route sends clients elsewhere.
-    Elsewhere,
-    /// Its route has no target that is fit.
-    NoTarget(Option<Arc<Pool>>),
-    /// Nobody waits for the answer any more.
-    ClientLeft,
-    /// There.
-    To(Arc<Pool>, InFlight),
-}
-
-impl Way {
-    /// Whether the request may wait for a better one.
-    fn may_wait(&self) -> bool {
-        matches!(self, Self::NoTarget(Some(pool)) if pool.hold.is_some())
-    }
-}
-
 /// What of a request its way depends on, while it waits.
 struct Asks {
     client: Arc<Client>,
@@ -151,30 +67,6 @@ struct Asks {
     host: String,
     path: String,
     headers: HeaderMap,
-}
-
-/// Counts a request that is over: the status that was sent, whether no app answered it, and where one did,
-/// when its answer began and how long that took.
-pub fn count(
-    pool: Option<&Pool>,
-    at: Option<&InFlight>,
-    status: Option<u16>,
-    failed: bool,
-    answered: Option<(Instant, Duration)>,
-) {
-    if let Some(at) = at {
-        at.target().counters.record(status, failed, answered);
-        let error = failed || status.is_some_and(|status| status >= 500);
-        let latency = answered.map(|(_, latency)| latency);
-        at.target().release.record(error, latency);
-    }
-    if let Some(pool) = pool {
-        pool.counters.record(status, failed, answered);
-        if let (Some(at), Some((began, latency))) = (at, answered) {
-            let good = !failed && status.is_some_and(|status| status < 500);
-            pool.learn(at.target(), began, latency, good);
-        }
-    }
 }
 
 /// The proxy's logic for one worker.
