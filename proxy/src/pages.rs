@@ -267,8 +267,10 @@ impl Page<'_> {
             Self::NoClientCertificate => (
                 421,
                 "This connection is not for that host",
-                "The host is for clients that show a certificate, over HTTPS, on a connection of its own.",
-                Some("Open a new connection to that very host, with the certificate."),
+                "The host asks more of its clients than this connection has shown: a certificate, or a newer version of TLS.",
+                Some(
+                    "Open a new connection by HTTPS to that very host, with the certificate that it asks for.",
+                ),
             ),
             Self::NoTunnel => (
                 405,

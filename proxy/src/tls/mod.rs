@@ -54,6 +54,8 @@ pub struct Spoken {
     pub hsts: Option<HeaderValue>,
     /// The authorities, one of which has signed the client's certificate.
     clients_by: Option<Arc<str>>,
+    /// The oldest version of TLS that may have been agreed on.
+    oldest: TlsVersion,
 }
 
 impl Spoken {
@@ -79,8 +81,8 @@ pub struct Certificates {
     /// The default domain, below which the certificate of our own making is shown.
     domain: String,
     own: Shown,
-    /// Whether any certificate asks clients for theirs.
-    asks_clients: AtomicBool,
+    /// Whether any certificate asks more of clients than the others: theirs, or a newer version of TLS.
+    asks_more: AtomicBool,
 }
 
 /// A set and what was made of it.
@@ -242,7 +244,7 @@ impl Certificates {
             },
             maker,
             domain: domain.to_ascii_lowercase(),
-            asks_clients: AtomicBool::new(false),
+            asks_more: AtomicBool::new(false),
         })
     }
 
@@ -305,7 +307,8 @@ impl Certificates {
             .filter_map(|one| one.terms.client_authorities.as_deref())
             .collect();
         self.maker.keep_tickets(&asked);
-        let asks_clients = !asked.is_empty();
+        let oldest = set.certificates.iter().map(|one| one.terms.min_tls).max();
+        let asks_more = !asked.is_empty() || oldest > Some(TlsVersion::default());
         for challenge in &set.alpn_challenges {
             match self.challenged(challenge) {
                 Ok(config) => {
@@ -323,9 +326,9 @@ impl Certificates {
         );
         next.set = set;
         // Before the set is in force, and after: no request slips through in between.
-        self.asks_clients.fetch_or(asks_clients, Ordering::SeqCst);
+        self.asks_more.fetch_or(asks_more, Ordering::SeqCst);
         self.held.store(Arc::new(next));
-        self.asks_clients.store(asks_clients, Ordering::SeqCst);
+        self.asks_more.store(asks_more, Ordering::SeqCst);
     }
 
     fn serving(
@@ -381,10 +384,11 @@ impl Certificates {
             .map(|one| one.answer.clone())
     }
 
-    /// Whether a request for `host` is refused on a connection: its certificate is shown to clients that have one
-    /// of certain authorities alone, and this one has not shown it, or came without TLS.
+    /// Whether a request for `host` is refused on a connection, where another certificate was shown: that of the
+    /// host is shown to clients that have one of certain authorities alone, and this one has not shown it, or came
+    /// without TLS; or by a newer version of TLS alone.
     pub fn refuses(&self, host: &str, spoken: Option<&Spoken>) -> bool {
-        if !self.asks_clients.load(Ordering::Relaxed) {
+        if !self.asks_more.load(Ordering::Relaxed) {
             return false;
         }
         let held = self.held.load();
@@ -392,7 +396,9 @@ impl Certificates {
             return false;
         };
         let asks = shown.spoken.clients_by.as_ref();
-        asks.is_some() && spoken.and_then(|spoken| spoken.clients_by.as_ref()) != asks
+        let by_others =
+            asks.is_some() && spoken.and_then(|spoken| spoken.clients_by.as_ref()) != asks;
+        by_others || spoken.is_some_and(|spoken| spoken.oldest < shown.spoken.oldest)
     }
 
     /// Reads the greeting of a client and says how to go on; an error has been told to the client. What was
@@ -472,5 +478,6 @@ fn spoken(certificate: &ServedCertificate) -> Spoken {
     Spoken {
         hsts: header.and_then(|header| HeaderValue::try_from(header).ok()),
         clients_by: terms.client_authorities.as_deref().map(Arc::from),
+        oldest: terms.min_tls,
     }
 }

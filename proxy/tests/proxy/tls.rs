@@ -627,6 +627,30 @@ async fn a_host_for_clients_with_a_certificate_is_reached_in_no_other_way() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_for_newer_tls_is_not_reached_by_a_connection_for_another() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::start().await;
+    let mut routes = table(1, vec![serving(1, &backend)]);
+    routes
+        .routes
+        .push(crate::support::route("open.localhost", &[("main", 1)]));
+    proxy.serve(&routes).await;
+    let open = certificate("open", &["open.localhost"]);
+    let mut strict = certificate("strict", &[HOST]);
+    strict.terms.min_tls = TlsVersion::V13;
+    proxy
+        .put_certificates(&set(1, vec![open, strict]))
+        .await
+        .expect("put");
+    let visitor = with_certificate(None, b"h2");
+    let io = visitor.greet(&proxy, "open.localhost").await;
+    assert_eq!(ask_h2(io.expect("a handshake"), HOST).await.0, 421);
+    let io = visitor.greet(&proxy, HOST).await;
+    assert_eq!(ask_h2(io.expect("a handshake"), HOST).await.0, 200);
+    assert_eq!(crate::support::get(proxy.http, HOST, "/").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn browsers_are_told_to_come_by_https_where_that_is_wanted() {
     let backend = Backend::start().await;
     let proxy = Proxy::start().await;
