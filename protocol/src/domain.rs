@@ -42,10 +42,14 @@ fn is_hostname(text: &str) -> bool {
 }
 
 fn is_path(path: &str) -> bool {
-    // What ends in `/` is below it, and is written without.
+    // What ends in `/` is below it, and is written without. Clients resolve `..` before they ask (RFC 3986, section
+    // 5.2.4).
     path.is_empty()
         || (path.len() <= LONGEST_PATH
             && !path.ends_with('/')
+            && !path[1..]
+                .split('/')
+                .any(|part| matches!(part, "" | "." | ".."))
             && path
                 .bytes()
                 .all(|byte| byte.is_ascii_graphic() && !b"#\\\"<>`{}|^".contains(&byte)))
@@ -133,6 +137,9 @@ mod tests {
             "bücher.example",
             "a b",
             "a/b c",
+            "a/../b",
+            "a/b/.",
+            "a//b",
             ".a",
             "a.",
         ] {

@@ -81,7 +81,7 @@ pub fn run(context: &Context, command: Acme) -> Result<(), Failure> {
             let account: AcmeAccount = client.post("/v1/acme-accounts", &body)?;
             let name = &account.name;
             let text = format!(
-                "Account {name} at {} is made.\nOrder with it: beanpole cert request NAME HOST --acme {name}",
+                "Account {name} at {} is in place.\nOrder with it: beanpole cert request NAME HOST --acme {name}",
                 account.directory
             );
             context.output.result(&account, text)

@@ -1,5 +1,6 @@
 //! `beanpole ca`: the controller's own certificate authority.
 
+use super::{ask, can_ask};
 use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::output::table;
@@ -28,9 +29,9 @@ enum Switch {
 
 #[derive(Debug, Subcommand)]
 enum CaCommand {
-    /// Make the authority, once
+    /// Make the authority
     #[command(
-        after_help = "Examples:\n  beanpole ca init\n  beanpole ca init --domain home.example --domain lan --auto"
+        after_help = "Examples:\n  beanpole ca init\n  beanpole ca init --domain home.example --domain lan --auto\n  beanpole ca init --domain home.example --auto --replace     sign anew with another key"
     )]
     Init {
         /// A domain below which it may sign; may be given several times [default: the default domain]
@@ -42,6 +43,9 @@ enum CaCommand {
         /// Hostnames of environments get certificates of it by themselves
         #[arg(long)]
         auto: bool,
+        /// Take the place of the one that there is: whoever trusts that has to trust this one, too
+        #[arg(long)]
+        replace: bool,
     },
     /// Show the authority: its certificate on standard output, and how to trust it
     #[command(after_help = "Example:\n  beanpole ca show > ca.pem")]
@@ -61,6 +65,16 @@ enum CaCommand {
         #[arg(long, value_name = "DIR", default_value = ".")]
         out: PathBuf,
     },
+    /// Forget the authority and its key
+    #[command(
+        visible_alias = "rm",
+        after_help = "Example:\n  beanpole ca remove --yes\n\nCertificates that it signed for hostnames of environments go with it."
+    )]
+    Remove {
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
     /// Give hostnames of environments certificates by themselves, or not any more
     #[command(after_help = "Examples:\n  beanpole ca auto on\n  beanpole ca auto off")]
     Auto {
@@ -79,11 +93,13 @@ pub fn run(context: &Context, command: Ca) -> Result<(), Failure> {
             domains,
             name,
             auto,
+            replace,
         } => {
             let body = CreateAuthority {
                 name,
                 domains,
                 automatic: auto,
+                replace,
             };
             let authority: Authority = client.post(PATH, &body)?;
             let text = format!("{}\n\n{}", describe(&authority), how_to_trust());
@@ -101,12 +117,33 @@ pub fn run(context: &Context, command: Ca) -> Result<(), Failure> {
             Ok(())
         }
         CaCommand::Issue { hosts, days, out } => issue(context, hosts, days, &out),
+        CaCommand::Remove { yes } => remove(context, yes),
         CaCommand::Auto { switch } => {
             let automatic = switch == Switch::On;
             let authority: Authority = client.patch(PATH, &UpdateAuthority { automatic })?;
             context.output.result(&authority, describe(&authority))
         }
     }
+}
+
+fn remove(context: &Context, yes: bool) -> Result<(), Failure> {
+    let client = context.client()?;
+    if !yes {
+        let authority: Authority = client.get(PATH)?;
+        let what = format!("Forget the authority `{}` and its key?", authority.subject);
+        if !can_ask() {
+            return Err(Failure::misuse(format!("{what} Nobody can be asked here."))
+                .hint("Say so: beanpole ca remove --yes"));
+        }
+        if ask(&format!("{what} [yes/no]"))? != "yes" {
+            return Err(Failure::new("Nothing was changed."));
+        }
+    }
+    client.remove(PATH)?;
+    context.output.result(
+        &serde_json::json!({ "removed": "authority" }),
+        "The authority is forgotten, with its key. What it signed elsewhere stays valid until it expires.",
+    )
 }
 
 fn describe(authority: &Authority) -> String {

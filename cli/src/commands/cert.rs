@@ -51,6 +51,9 @@ enum CertCommand {
         /// Take a chain without the intermediate certificates that clients need
         #[arg(long)]
         incomplete_chain: bool,
+        /// Put it in the place of one for more hostnames
+        #[arg(long)]
+        drop_names: bool,
     },
     /// List certificates: hostnames, issuer, when they expire, who uses them
     #[command(
@@ -164,7 +167,16 @@ pub fn run(context: &Context, command: Cert) -> Result<(), Failure> {
             cert,
             key,
             incomplete_chain,
-        } => add(context, &name, &cert, &key, incomplete_chain),
+            drop_names,
+        } => {
+            let body = PutCertificate {
+                chain: read("--cert", &cert)?,
+                key: PrivateKey(read("--key", &key)?),
+                incomplete_chain,
+                drop_names,
+            };
+            add(context, &name, &body)
+        }
         CertCommand::List => list(context),
         CertCommand::Show { name } => {
             let view: Certificate = context.client()?.get(&path(&name))?;
@@ -193,19 +205,8 @@ pub fn read(flag: &str, file: &Path) -> Result<String, Failure> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn add(
-    context: &Context,
-    name: &CertificateName,
-    cert: &Path,
-    key: &Path,
-    incomplete_chain: bool,
-) -> Result<(), Failure> {
-    let body = PutCertificate {
-        chain: read("--cert", cert)?,
-        key: PrivateKey(read("--key", key)?),
-        incomplete_chain,
-    };
-    let view: Certificate = context.client()?.put_json(&path(name), &body)?;
+fn add(context: &Context, name: &CertificateName, body: &PutCertificate) -> Result<(), Failure> {
+    let view: Certificate = context.client()?.put_json(&path(name), body)?;
     let text = format!(
         "Certificate {name} is in place: for {}, by {}, expires {}.",
         view.hosts.join(", "),
@@ -244,6 +245,7 @@ fn follow(context: &Context, begun: &Certificate) -> Result<(), Failure> {
         begun.hosts.join(", ")
     ));
     let begun_at = std::time::Instant::now();
+    let mut told = begun.causes.clone();
     while begun_at.elapsed() < FOLLOWED {
         std::thread::sleep(LOOK);
         let view: Certificate = client.get(&path(name))?;
@@ -256,6 +258,12 @@ fn follow(context: &Context, begun: &Certificate) -> Result<(), Failure> {
                 until(view.not_after)
             );
             return context.output.result(&view, text);
+        }
+        if view.causes != told {
+            told.clone_from(&view.causes);
+            for cause in &told {
+                context.output.say(cause);
+            }
         }
         if !got && view.renews_at.is_some_and(|at| at > clock::now()) && !view.causes.is_empty() {
             return Err(Failure::new(format!("Certificate {name} was not got."))

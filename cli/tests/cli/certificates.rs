@@ -70,7 +70,7 @@ fn a_certificate_goes_as_its_files_say_and_a_refusal_is_told_with_what_to_do() {
     let sent: Value = serde_json::from_slice(&script.requests()[0].body).expect("JSON");
     assert_eq!(
         sent,
-        json!({"chain": "CHAIN", "key": "KEY", "incomplete_chain": false})
+        json!({"chain": "CHAIN", "key": "KEY", "incomplete_chain": false, "drop_names": false})
     );
 
     let ran = run(&["cert", "add", "shop", "--cert", "c.pem", "--key", "w.pem"]);

@@ -42,6 +42,8 @@ pub async fn run(hook: &Path, act: Act, host: &str, value: &str) -> Result<(), S
         .args([word, &name, value])
         .env("CERTBOT_DOMAIN", host)
         .env("CERTBOT_VALIDATION", value)
+        // Whoever started the controller with it did not mean the hook.
+        .env_remove("BEANPOLE_TOKEN")
         .stdin(Stdio::null())
         .kill_on_drop(true);
     let ended = tokio::time::timeout(LIMIT, command.output()).await;

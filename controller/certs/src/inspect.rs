@@ -11,7 +11,7 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::oid_registry::OID_PKIX_ACCESS_DESCRIPTOR_CA_ISSUERS;
 use x509_parser::prelude::{FromDer, X509Certificate};
 use x509_parser::time::ASN1Time;
-use x509_parser::x509::X509Name;
+use x509_parser::x509::{X509Name, X509Version};
 
 /// The most certificates of a chain; far more than any authority gives.
 const LONGEST_CHAIN: usize = 10;
@@ -106,6 +106,9 @@ pub enum Wrong {
     /// It has too many.
     #[error("The certificate has {0} hostnames, and at most {MOST_NAMES} are taken.")]
     TooManyNames(usize),
+    /// It is no authority's.
+    #[error("The certificate of {0} is no authority's: it may sign no other.")]
+    NoAuthority(String),
     /// A name is none.
     #[error("`{0}` in the certificate is no hostname.")]
     NoHostname(String),
@@ -139,6 +142,7 @@ impl Wrong {
             Self::Incomplete(_) => "chain-incomplete",
             Self::NoNames => "certificate-without-names",
             Self::TooManyNames(_) => "certificate-with-many-names",
+            Self::NoAuthority(_) => "certificate-of-no-authority",
             Self::NoHostname(_) => "certificate-name-invalid",
             Self::Expired(_) => "certificate-expired",
             Self::NotYet(_) => "certificate-not-yet-valid",
@@ -183,6 +187,9 @@ impl Wrong {
                 "Give a newer one. If it should be valid, compare the clocks (date)."
             }
             Self::NotYet(_) => "Compare the clocks (date), or wait until then.",
+            Self::NoAuthority(_) => {
+                "Give the certificate of the authority that signed it; one that signed itself is taken, too."
+            }
             Self::Authority(_) => {
                 "Give the certificate that it signed for your hostnames, first in the file."
             }
@@ -269,10 +276,17 @@ pub fn authority_facts(text: &str) -> Result<AuthorityFacts, Wrong> {
     })
 }
 
-/// Who the authorities of a text are, for people; refuses a text without any.
+/// Who the authorities of a text are, for people; refuses a text without any, and a certificate that can have signed
+/// no other (RFC 5280, section 4.2.1.9) but itself.
 pub fn authorities(text: &str) -> Result<Vec<String>, Wrong> {
     let certificates = certificates(&blocks(text))?;
     let parsed = parse(&certificates)?;
+    let signs = |one: &&X509Certificate<'_>| {
+        one.is_ca() || one.version() == X509Version::V1 || one.subject() == one.issuer()
+    };
+    if let Some(leaf) = parsed.iter().find(|one| !signs(one)) {
+        return Err(Wrong::NoAuthority(title(leaf.subject())));
+    }
     Ok(parsed.iter().map(|one| title(one.subject())).collect())
 }
 

@@ -20,7 +20,12 @@ pub(super) fn router() -> OpenApiRouter<App> {
         .routes(routes!(list, request))
         .routes(routes!(get, put, update, remove))
         .routes(routes!(renew))
-        .routes(routes!(authority, create_authority, update_authority))
+        .routes(routes!(
+            authority,
+            create_authority,
+            update_authority,
+            remove_authority
+        ))
         .routes(routes!(issue))
         .routes(routes!(accounts, register))
         .routes(routes!(remove_account))
@@ -77,6 +82,16 @@ async fn create_authority(
         .blocking(move |app| certificates::create_authority(app, &caller.request_id, body))
         .await?;
     Ok(created(authority))
+}
+
+/// Forget the controller's own authority with its key, once nothing is to be signed by it.
+#[utoipa::path(delete, path = "/v1/authority", tag = "certificates", responses(
+    (status = 204, description = "It is forgotten"),
+))]
+async fn remove_authority(State(app): State<App>, caller: Caller) -> Answer<StatusCode> {
+    app.blocking(move |app| certificates::remove_authority(app, &caller.request_id))
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Change whether hostnames of environments get certificates of it by themselves.

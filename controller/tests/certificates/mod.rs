@@ -56,7 +56,10 @@ fn a_certificate_is_added_replaced_and_removed() {
     assert!(!added.json().to_string().contains("PRIVATE KEY"));
 
     let (chain, key) = certificate(&["shop.example.com"], |_| {});
-    let replaced = put(&controller, "shop", &json!({"chain": chain, "key": key}));
+    put(&controller, "shop", &json!({"chain": chain, "key": key}))
+        .expect_problem(409, "names-lost");
+    let meant = json!({"chain": chain, "key": key, "drop_names": true});
+    let replaced = put(&controller, "shop", &meant);
     assert_eq!(replaced.status, 200);
     assert_eq!(replaced.json()["added_at"], view["added_at"]);
     assert_ne!(replaced.json()["fingerprint"], view["fingerprint"]);
@@ -312,6 +315,39 @@ fn the_controllers_own_authority_signs_for_its_domains_and_renews_by_itself() {
     let (chain, key) = certificate(&["web.home.example"], |_| {});
     put(&controller, "web", &json!({"chain": chain, "key": key}))
         .expect_problem(409, "certificate-kept-by-itself");
+}
+
+#[test]
+fn another_authority_signs_anew_and_one_that_nobody_needs_is_forgotten() {
+    let controller = Controller::start();
+    let remove = || controller.call("DELETE", "/v1/authority", &[], b"");
+    remove().expect_problem(404, "authority-not-found");
+    let body = json!({"domains": ["home.example"]});
+    let first = controller.post("/v1/authority", &body).json();
+    let wanted = json!({"name": "web", "hosts": ["web.home.example"]});
+    assert_eq!(controller.post("/v1/certificates", &wanted).status, 202);
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let web = || controller.get("/v1/certificates/web").json();
+    while web()["status"] != "Valid" {
+        assert!(std::time::Instant::now() < end, "it is signed");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let signed = web();
+    remove().expect_problem(409, "authority-in-use");
+    let body = json!({"domains": ["home.example"], "replace": true});
+    let second = controller.post("/v1/authority", &body);
+    assert_eq!(second.status, 201, "{second:?}");
+    assert_ne!(second.json()["fingerprint"], first["fingerprint"]);
+    while web()["fingerprint"] == signed["fingerprint"] {
+        assert!(std::time::Instant::now() < end, "it is signed anew");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let gone = controller.call("DELETE", "/v1/certificates/web", &[], b"");
+    assert_eq!(gone.status, 204);
+    assert_eq!(remove().status, 204);
+    controller
+        .get("/v1/authority")
+        .expect_problem(404, "authority-not-found");
 }
 
 #[test]

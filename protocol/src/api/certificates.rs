@@ -123,6 +123,9 @@ pub struct PutCertificate {
     /// Take a chain that ends before anybody whom clients know.
     #[serde(default)]
     pub incomplete_chain: bool,
+    /// Hostnames of the one before may be without a certificate from then on.
+    #[serde(default)]
+    pub drop_names: bool,
 }
 
 /// What to change of a certificate. What is absent stays.
@@ -259,6 +262,9 @@ pub struct CreateAuthority {
     /// Hostnames of environments get certificates of it by themselves.
     #[serde(default)]
     pub automatic: bool,
+    /// Take the place of the one that there is. What that has signed for load balancers is signed anew.
+    #[serde(default)]
+    pub replace: bool,
 }
 
 /// What to change of the authority.

@@ -155,6 +155,21 @@ fn a_certificate_is_good_for_its_time_and_names() {
 }
 
 #[test]
+fn an_authority_is_one_that_may_sign_others_or_signed_itself() {
+    let root = root();
+    let (own, _) = leaf(&root, |_| {});
+    let refused = authorities(&own).expect_err("a leaf");
+    assert_eq!(refused.code(), "certificate-of-no-authority");
+    assert_eq!(authorities(&root.pem()).map(|all| all.len()), Ok(1));
+    let key = KeyPair::generate().expect("a key");
+    let alone = parameters(&["client.example"], "Client").self_signed(&key);
+    assert_eq!(
+        authorities(&alone.expect("signed").pem()).map(|all| all.len()),
+        Ok(1)
+    );
+}
+
+#[test]
 fn what_is_wrong_comes_with_what_to_do() {
     let wrong = [
         Wrong::EncryptedKey,

@@ -17,7 +17,8 @@ use beanpole_protocol::problem::Problem;
 use beanpole_protocol::tls::PrivateKey;
 use beanpole_protocol::{CertificateName, RequestId, Timestamp};
 use beanpole_store::certificates::{
-    AuthorityRecord, CertificateRecord, CertificateTermsRecord, WantedCertificateRecord,
+    AuthorityRecord, CertificateRecord, CertificateSource, CertificateTermsRecord,
+    WantedCertificateRecord,
 };
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
@@ -132,7 +133,7 @@ pub(crate) fn authority(app: &App) -> Result<Authority, Problem> {
     view(&record(app)?)
 }
 
-/// Makes the authority, once.
+/// Makes the authority; another one only if that is said.
 pub(crate) fn create(
     app: &App,
     request_id: &RequestId,
@@ -180,29 +181,73 @@ pub(crate) fn create(
         created_at: now,
     };
     app.store.update(|tx| {
-        if tx
-            .get::<AuthorityRecord>(&AuthorityRecord::the_key())?
-            .is_some()
-        {
-            return Err(Refused::from(
-                Problem::conflict(
-                    "authority-exists",
-                    "This controller has an authority already.",
-                )
-                .hint("See it: beanpole ca show"),
-            ));
-        }
+        let before: Option<AuthorityRecord> = tx.get(&AuthorityRecord::the_key())?;
+        let code = match before {
+            Some(_) if !body.replace => {
+                return Err(Refused::from(
+                    Problem::conflict(
+                        "authority-exists",
+                        "This controller has an authority already.",
+                    )
+                    .hint("See it: beanpole ca show. Another one in its place: beanpole ca init --replace"),
+                ));
+            }
+            Some(_) => "authority-replaced",
+            None => "authority-created",
+        };
         tx.put(&record)?;
         let message = format!("An authority for {} was made.", record.domains.join(", "));
         emit(
             tx,
-            Draft::new(Severity::Info, "authority-created", message, now).request(request_id),
+            Draft::new(Severity::Info, code, message, now).request(request_id),
         )?;
         Ok(())
     })?;
     app.tell_news();
     app.certificates.due.notify_one();
     view(&record)
+}
+
+/// Forgets the authority and its key, once nothing is to be signed by it. What it signed for hostnames of
+/// environments goes with it.
+pub(crate) fn remove(app: &App, request_id: &RequestId) -> Result<(), Problem> {
+    record(app)?;
+    app.store.update(|tx| {
+        let wanted: Vec<WantedCertificateRecord> = tx.list()?;
+        let by_it = |one: &&WantedCertificateRecord| one.source == CertificateSource::Ca;
+        if let Some(user) = wanted.iter().find(by_it) {
+            let name = &user.name;
+            return Err(Refused::from(
+                Problem::conflict(
+                    "authority-in-use",
+                    format!("The certificate `{name}` is renewed by it."),
+                )
+                .hint(format!(
+                    "Remove that first: beanpole cert remove {name} --yes. For another authority in its place: beanpole ca init --replace"
+                )),
+            ));
+        }
+        tx.delete::<AuthorityRecord>(&AuthorityRecord::the_key())?;
+        let message = "The controller's authority is forgotten, with its key.";
+        let draft = Draft::new(Severity::Info, "authority-removed", message, clock::now());
+        emit(tx, draft.request(request_id))?;
+        Ok(())
+    })?;
+    app.tell_news();
+    keep_automatic(app).map(drop)
+}
+
+/// Whether a certificate was signed by the authority that was there before the present one.
+pub(super) fn is_of_another(app: &App, signed: &CertificateRecord) -> Result<bool, Problem> {
+    let found: Option<AuthorityRecord> = app
+        .store
+        .get(&AuthorityRecord::the_key())
+        .map_err(store_problem)?;
+    Ok(found.is_some_and(|present| before(&present, signed)))
+}
+
+fn before(present: &AuthorityRecord, signed: &CertificateRecord) -> bool {
+    signed.origin == CertificateOrigin::Ca && signed.put_at < present.created_at
 }
 
 /// Changes whether hostnames of environments get certificates by themselves.
@@ -328,8 +373,13 @@ pub(super) fn keep_automatic(app: &App) -> Result<Option<Timestamp>, Problem> {
     }
     for (name, host) in &hosts {
         let known = all.iter().find(|record| record.name == *name);
-        let due =
-            known.map(|record| lifetime(record).renew_at(record.fingerprint.as_str().as_bytes()));
+        let of_another = |known: &CertificateRecord| {
+            let present = found.as_ref();
+            present.is_some_and(|present| before(present, known))
+        };
+        let due = known
+            .filter(|record| !of_another(record))
+            .map(|record| lifetime(record).renew_at(record.fingerprint.as_str().as_bytes()));
         if due.is_none_or(|due| due <= now) {
             // One that cannot be signed for is no reason to leave the others without.
             match sign(app, name, std::slice::from_ref(host)) {

@@ -89,6 +89,7 @@ pub(crate) fn put(
                 .hint("Remove some first: beanpole cert list")
                 .into());
             }
+            Some(before) if !body.drop_names => keeps_names(before, &record)?,
             _ => {}
         }
         replace(tx, record, before.as_ref(), Some(request_id))?;
@@ -108,6 +109,35 @@ fn kept_by_itself(name: &CertificateName) -> Problem {
         ),
     )
     .hint("Give yours another name: it comes first where both have a hostname")
+}
+
+/// Refuses what would leave hostnames without a certificate that have one now: it may be meant for another name.
+fn keeps_names(before: &CertificateRecord, next: &CertificateRecord) -> Result<(), Refused> {
+    let covered = |host: &str| {
+        let mut names = next.names.iter();
+        names.any(|name| name == host || beanpole_protocol::tls::covers(name, host))
+    };
+    let lost: Vec<&str> = before
+        .names
+        .iter()
+        .map(String::as_str)
+        .filter(|host| !covered(host))
+        .collect();
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let name = &next.name;
+    Err(Problem::conflict(
+        "names-lost",
+        format!(
+            "`{name}` is a certificate for {} now; the new one is for {}, and {} would be without.",
+            before.names.join(", "),
+            next.names.join(", "),
+            lost.join(", ")
+        ),
+    )
+    .hint("Give the new one another name; or say that it is meant: --drop-names")
+    .into())
 }
 
 /// Writes a certificate in the place of the one before, and tells of it.

@@ -11,7 +11,8 @@ mod view;
 mod wanted;
 
 pub(crate) use authority::{
-    authority as own_authority, create as create_authority, issue, set_automatic,
+    authority as own_authority, create as create_authority, issue, remove as remove_authority,
+    set_automatic,
 };
 pub(crate) use give::{put, remove, update};
 pub(crate) use keeper::keep;

@@ -58,7 +58,7 @@ fn account_of(app: &App, name: &CertificateName) -> Result<AcmeAccountRecord, Pr
     })
 }
 
-/// Makes an account. Its key is on disk before the authority hears of it: whatever happens in between, the same
+/// Makes an account, or gives the one that was made so. Its key is on disk before the authority hears of it: whatever happens in between, the same
 /// call finds the same account.
 pub(crate) async fn register(
     app: &App,
@@ -74,6 +74,9 @@ pub(crate) async fn register(
     }
     let name = body.name.clone();
     let record = app.blocking(move |app| prepare(app, body)).await?;
+    if record.url.is_some() {
+        return app.blocking(move |app| account(app, &name)).await;
+    }
     match connect(app, &record).await {
         Ok(_) => {}
         Err(error) => {
@@ -118,11 +121,15 @@ pub(crate) async fn register(
             Ok::<_, Refused>(())
         })?;
         app.tell_news();
-        let all = accounts(app)?;
-        let found = all.into_iter().find(|one| one.name == name);
-        found.ok_or_else(|| Problem::internal("The account went away again."))
+        account(app, &name)
     })
     .await
+}
+
+fn account(app: &App, name: &CertificateName) -> Result<AcmeAccount, Problem> {
+    let all = accounts(app)?;
+    let found = all.into_iter().find(|one| one.name == *name);
+    found.ok_or_else(|| Problem::internal("The account went away again."))
 }
 
 /// Writes the account with its key, unless it is there.
@@ -172,6 +179,9 @@ fn prepare(app: &App, body: CreateAcmeAccount) -> Result<AcmeAccountRecord, Prob
                 let again = AcmeAccountRecord { key, ..record };
                 tx.put(&again)?;
                 Ok(again)
+            }
+            Some(known) if known.directory == record.directory && known.email == record.email => {
+                Ok(known)
             }
             Some(known) => Err(Refused::from(
                 Problem::conflict(
