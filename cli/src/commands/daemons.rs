@@ -2,6 +2,7 @@
 
 use crate::local::children;
 use crate::output::errors::Failure;
+use crate::output::warn;
 use beanpole_agent::AgentConfig;
 use beanpole_controller::{ControllerConfig, ControllerError, Tls};
 use beanpole_daemon::supervise::{self, Supervised};
@@ -286,6 +287,11 @@ pub fn agent(command: Agent) -> Result<(), Failure> {
 pub fn proxy(command: Proxy) -> Result<(), Failure> {
     let mut config = ProxyConfig::new(&command.data, &command.socket);
     config.http = command.http;
+    if let Some(all) = command.front.trust.iter().find(|network| network.bits == 0) {
+        warn(&format!(
+            "--trust {all} believes what any client says of its address, scheme and host. Name the proxies in front alone."
+        ));
+    }
     config.trusted = command.front.trust;
     config.public_https_port = command.front.public_https_port;
     config.proxy_protocol = command.front.proxy_protocol;

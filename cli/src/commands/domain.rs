@@ -4,8 +4,9 @@ use super::{all, environment_path, source};
 use crate::client::{Client, escape};
 use crate::context::Context;
 use crate::output::errors::Failure;
-use crate::output::table;
-use beanpole_protocol::api::{DomainView, Environment, SetDomain};
+use crate::output::{table, warn};
+use beanpole_protocol::api::{Certificate, DomainView, Environment, SetDomain};
+use beanpole_protocol::tls::covers;
 use beanpole_protocol::{DomainName, EnvironmentName, Hostname};
 use clap::{Args, Subcommand};
 use std::time::{Duration, Instant};
@@ -142,6 +143,12 @@ fn add(
         Some(host) => format!("sends clients to {host}"),
         None => format!("leads to {name}"),
     };
+    if set.only_https && !has_certificate(client, set.name.host())? {
+        let host = set.name.host();
+        warn(&format!(
+            "No certificate has the name {host} yet: browsers will refuse it. Get one: beanpole cert request NAME {host} --acme default"
+        ));
+    }
     let mut text = format!("{} {leads}.", set.name);
     if set.in_force {
         if let Some(url) = &set.url {
@@ -162,6 +169,13 @@ fn add(
         )));
     }
     context.output.result(&set, text)
+}
+
+/// Whether load balancers have a certificate for a hostname.
+fn has_certificate(client: &Client, host: &str) -> Result<bool, Failure> {
+    let certificates: Vec<Certificate> = all(client, "/v1/certificates")?;
+    let mut names = certificates.iter().flat_map(|one| &one.hosts);
+    Ok(names.any(|name| name == host || covers(name, host)))
 }
 
 /// Waits until a domain is in force, or its time is up.

@@ -3,10 +3,14 @@
 use super::environment_path;
 use crate::context::Context;
 use crate::output::errors::Failure;
+use crate::output::warn;
 use crate::watch;
 use beanpole_protocol::EnvironmentName;
 use beanpole_protocol::api::{Environment, Operation, OperationStatus, Swap as Asked, Swapped};
 use clap::Args;
+
+/// How many domains of each environment are named.
+const NAMED: usize = 3;
 
 /// Exchange the hostnames of two environments: what runs behind one goes live behind the other
 #[derive(Debug, Args)]
@@ -49,12 +53,25 @@ pub fn run(context: &Context, command: &Swap) -> Result<(), Failure> {
         .into_iter()
         .map(|name| {
             let environment: Environment = client.get(&environment_path(name))?;
+            if environment.version.is_none() {
+                warn(&format!(
+                    "{name} has no version yet: its hostnames are answered with 503 until one is deployed. Undo it: beanpole swap {one} {other}"
+                ));
+            }
             let version = environment.version.as_ref();
             let version = version.map_or_else(String::new, |version| format!(", {version}"));
             let domains = environment.domains.iter().map(|domain| &domain.name);
-            let domains: Vec<String> = domains.map(|name| format!(", {name}")).collect();
+            let mut named: Vec<String> = domains
+                .take(NAMED)
+                .map(|name| format!(", {name}"))
+                .collect();
+            match environment.domains.len().saturating_sub(NAMED) {
+                0 => {}
+                1 => named.push(" and another one".to_owned()),
+                more => named.push(format!(" and {more} more")),
+            }
             let url = environment.url.unwrap_or_default();
-            Ok(format!("{url}{} → {name}{version}", domains.concat()))
+            Ok(format!("{url}{} → {name}{version}", named.concat()))
         })
         .collect::<Result<_, Failure>>()?;
     let text = format!(
