@@ -6,9 +6,16 @@
 //! bare full LISTEN UPSTREAM [LOG]                       Beanpole's proxy, one thread, with an access log if given
 //! ```
 
+#[path = "../src/calm.rs"]
+mod calm;
+#[path = "../src/exchange/chunked.rs"]
+mod chunked;
 #[path = "../src/connection.rs"]
 #[expect(dead_code, reason = "the bare proxy needs less of it")]
 mod connection;
+mod exchange {
+    pub use crate::chunked::Chunked;
+}
 
 use async_trait::async_trait;
 use beanpole_protocol::proxy::{

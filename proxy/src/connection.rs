@@ -4,6 +4,8 @@
 //! pingora's own stream from an accepted socket is unbuffered (its `set_buffer` is private), costs
 //! a system call per write, and offers no way to end an upgraded connection.
 
+use crate::calm::Calm;
+use crate::exchange::Chunked;
 use beanpole_daemon::connections::Member;
 use futures::ready;
 use futures::task::AtomicWaker;
@@ -104,6 +106,8 @@ pub struct ConnState {
     pub retried: AtomicBool,
     /// The request that comes next has been counted by the limits of its environment.
     pub admitted: AtomicBool,
+    /// The body that was coming is not chunked as its head says.
+    pub broken: AtomicBool,
     /// What a service wants to remember of the client from one request to the next.
     pub memory: OnceLock<Arc<dyn Any + Send + Sync>>,
     /// What its certificate asks for, if it has TLS.
@@ -130,7 +134,9 @@ impl ConnState {
 
     /// It is HTTP/2, and something has just happened on it.
     fn multiplexes(&self) {
-        self.enter(H2);
+        if self.phase() != REFUSED {
+            self.enter(H2);
+        }
     }
 
     /// Its TLS handshake is done.
@@ -175,12 +181,13 @@ impl ConnState {
         self.finishing.load(Ordering::Relaxed)
     }
 
-    /// Done when a connection that is not served yet is to end.
+    /// Done when a connection that is not served yet is to end, or is late.
     pub async fn unwanted(&self) {
         poll_fn(|cx| {
             self.waker.register(cx.waker());
-            let unwanted =
-                self.finishing.load(Ordering::SeqCst) || self.leaving.load(Ordering::SeqCst);
+            let unwanted = self.finishing.load(Ordering::SeqCst)
+                || self.leaving.load(Ordering::SeqCst)
+                || self.is_late();
             if unwanted {
                 Poll::Ready(())
             } else {
@@ -450,6 +457,51 @@ impl GetSocketDigest for Buffered {
     }
 }
 
+/// Where a request that was handed over ends.
+#[derive(Debug)]
+pub enum Rest {
+    /// Who reads it has to know.
+    Unknown,
+    /// After so many more bytes.
+    Length(usize),
+    /// Where its chunks end, behind so many more bytes of its head.
+    Chunked(usize, Chunked),
+}
+
+impl Rest {
+    /// Whether nothing more belongs to the request.
+    fn is_over(&self) -> bool {
+        match self {
+            Self::Unknown => false,
+            Self::Length(left) => *left == 0,
+            Self::Chunked(head, body) => *head == 0 && body.is_over(),
+        }
+    }
+
+    /// How many of these bytes belong to it, once they are handed out.
+    fn take(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Unknown => Ok(bytes.len()),
+            Self::Length(left) => {
+                let here = bytes.len().min(*left);
+                *left -= here;
+                Ok(here)
+            }
+            Self::Chunked(head, body) => {
+                if *head > 0 {
+                    // By itself: whoever reads it is to answer it, whatever is wrong with the body.
+                    let here = bytes.len().min(*head);
+                    *head -= here;
+                    return Ok(here);
+                }
+                let taken = body.take(bytes);
+                let (here, _) = taken.map_err(|_| io::Error::from(io::ErrorKind::InvalidData))?;
+                Ok(here)
+            }
+        }
+    }
+}
+
 /// What carries the bytes.
 #[derive(Debug)]
 enum Carrier {
@@ -466,8 +518,10 @@ pub struct Connection {
     h2: bool,
     /// Read ahead, and not yet handed out.
     ahead: Vec<u8>,
-    /// How many more bytes belong to the request that was handed over, where that is known.
-    left: Option<usize>,
+    /// Where the request that was handed over ends.
+    rest: Rest,
+    /// What its frames cost, if it is HTTP/2.
+    calm: Option<Box<Calm>>,
     /// How much of the head under way has come, and how many line ends of it.
     head_bytes: usize,
     head_lines: usize,
@@ -503,7 +557,8 @@ impl Connection {
             state,
             h2,
             ahead: Vec::new(),
-            left: None,
+            rest: Rest::Unknown,
+            calm: h2.then(|| Box::new(Calm::new())),
             head_bytes: 0,
             head_lines: 0,
             line_bytes: 0,
@@ -528,7 +583,7 @@ impl Connection {
 
     /// Reads on in the head of a request, whose bytes so far are `bytes`: how many more there are.
     pub async fn read_more(&mut self, bytes: &mut Vec<u8>) -> io::Result<usize> {
-        self.left = None;
+        self.rest = Rest::Unknown;
         poll_fn(|cx| {
             if !self.ahead.is_empty() {
                 let ahead = std::mem::take(&mut self.ahead);
@@ -572,11 +627,17 @@ impl Connection {
         self.ahead = bytes;
     }
 
-    /// Puts back a request, whose length may be known: then who reads it gets no more than it.
-    pub fn hand_over(&mut self, mut bytes: Vec<u8>, length: Option<usize>) {
+    /// Puts back a request, whose end may be known: then who reads it gets no more than it.
+    pub fn hand_over(&mut self, mut bytes: Vec<u8>, rest: Rest) {
         bytes.append(&mut self.ahead);
         self.ahead = bytes;
-        self.left = length;
+        self.rest = rest;
+    }
+
+    /// Whether what was put back may be the beginning of HTTP/2.
+    pub fn may_be_h2(&self) -> bool {
+        let begun = self.ahead.len().min(PREFACE.len());
+        begun > 0 && PREFACE[..begun] == self.ahead[..begun]
     }
 
     /// While a request is answered: ready when the client has left. What it sends meanwhile is for later.
@@ -606,31 +667,29 @@ impl Connection {
         polled
     }
 
-    /// Reads on in a request of which `left` bytes have not been handed out.
-    fn poll_rest(
-        &mut self,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-        left: usize,
-    ) -> Poll<io::Result<()>> {
-        if left == 0 {
+    /// Reads on in a request whose end is known.
+    fn poll_rest(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.rest.is_over() {
             // As if nothing came behind it.
             return self.poll_left(cx).map(Ok);
         }
         let before = buf.filled().len();
-        if self.ahead.is_empty() {
-            ready!(self.poll_busy(cx, buf))?;
-            let come = buf.filled().len() - before;
-            if come > left {
-                self.ahead.extend_from_slice(&buf.filled()[before + left..]);
-                buf.set_filled(before + left);
-            }
-        } else {
-            let count = self.ahead.len().min(buf.remaining()).min(left);
+        let was_ahead = !self.ahead.is_empty();
+        if was_ahead {
+            let count = self.ahead.len().min(buf.remaining());
             buf.put_slice(&self.ahead[..count]);
-            self.ahead.drain(..count);
+        } else {
+            ready!(self.poll_busy(cx, buf))?;
         }
-        self.left = Some(left - (buf.filled().len() - before));
+        let taken = self.rest.take(&buf.filled()[before..]);
+        // Whoever reads it may take for a body what is none.
+        let used = taken.inspect_err(|_| self.state.broken.store(true, Ordering::Relaxed))?;
+        if was_ahead {
+            self.ahead.drain(..used);
+        } else {
+            self.ahead.extend_from_slice(&buf.filled()[before + used..]);
+        }
+        buf.set_filled(before + used);
         Poll::Ready(Ok(()))
     }
 
@@ -745,6 +804,31 @@ impl Connection {
         }
     }
 
+    /// Ends a connection of HTTP/2 that asks for too much, and reads on for a while without looking.
+    fn calm_down(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.state.enter(REFUSED);
+        self.head_bytes = 0;
+        if let Some(told) = self.calm.as_ref().and_then(|calm| calm.goodbye()) {
+            // What the socket does not take, the client does not get.
+            let _ = self.poll_carrier_write(cx, &told);
+            let _ = self.poll_carrier_flush(cx);
+        }
+        self.linger(cx)
+    }
+
+    /// Notes what was written of these.
+    fn note_sent(&mut self, bufs: &[io::IoSlice<'_>], written: usize) {
+        let Some(calm) = &mut self.calm else {
+            return;
+        };
+        let mut left = written;
+        for buf in bufs {
+            let here = left.min(buf.len());
+            calm.sent(&buf[..here]);
+            left -= here;
+        }
+    }
+
     fn poll_carrier_write(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.unflushed = true;
         match &mut self.carrier {
@@ -778,21 +862,17 @@ impl Connection {
     }
 }
 
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
+impl Connection {
+    fn poll_more(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self;
         if this.state.watched.load(Ordering::Relaxed) {
             this.state.waker.register(cx.waker());
             if this.state.closed.load(Ordering::SeqCst) {
                 return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
             }
         }
-        if let Some(left) = this.left {
-            return this.poll_rest(cx, buf, left);
+        if !matches!(this.rest, Rest::Unknown) {
+            return this.poll_rest(cx, buf);
         }
         if !this.ahead.is_empty() {
             let count = this.ahead.len().min(buf.remaining());
@@ -858,6 +938,27 @@ impl AsyncRead for Connection {
     }
 }
 
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.calm.as_ref().is_some_and(|calm| calm.is_over()) {
+            return self.linger(cx);
+        }
+        let before = buf.filled().len();
+        ready!(self.poll_more(cx, buf))?;
+        if let Some(calm) = &mut self.calm
+            && !calm.takes(&buf.filled()[before..])
+        {
+            buf.set_filled(before);
+            return self.calm_down(cx);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl AsyncWrite for Connection {
     fn poll_write(
         mut self: Pin<&mut Self>,
@@ -867,7 +968,9 @@ impl AsyncWrite for Connection {
         if self.replaces(cx) {
             return Poll::Ready(Ok(buf.len()));
         }
-        self.poll_carrier_write(cx, buf)
+        let written = ready!(self.poll_carrier_write(cx, buf))?;
+        self.note_sent(&[io::IoSlice::new(buf)], written);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -890,10 +993,12 @@ impl AsyncWrite for Connection {
             return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
         }
         self.unflushed = true;
-        match &mut self.carrier {
+        let written = ready!(match &mut self.carrier {
             Carrier::Plain(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Carrier::Tls(io) => Pin::new(io).poll_write_vectored(cx, bufs),
-        }
+        })?;
+        self.note_sent(bufs, written);
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -935,6 +1040,8 @@ impl Peek for Connection {
             }
             if agrees {
                 self.state.multiplexes();
+                // What was read is read again.
+                self.calm = Some(Box::new(Calm::new()));
             }
             buf.fill(0);
             buf[..ahead.len()].copy_from_slice(&ahead);

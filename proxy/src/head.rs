@@ -38,7 +38,10 @@ impl Seen {
             match name.as_str() {
                 "content-length" => one_number(headers)?,
                 // It is for this hop, but pingora reads the body by it.
-                "transfer-encoding" => seen.encoded = true,
+                "transfer-encoding" => {
+                    one_coding(headers)?;
+                    seen.encoded = true;
+                }
                 "x-request-id" => seen.has_id = true,
                 "cookie" => seen.cookies = cookies_without_ours(headers),
                 "upgrade" => {
@@ -169,6 +172,18 @@ fn one_number(headers: &HeaderMap) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// Two servers may part at any other coding: one that is taken for `chunked` or not, or undone or not.
+fn one_coding(headers: &HeaderMap) -> Result<(), &'static str> {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let chunked = codings
+        .next()
+        .is_some_and(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+    if !chunked || codings.next().is_some() {
+        return Err("Its Transfer-Encoding has to be `chunked`, sent once.");
+    }
+    Ok(())
+}
+
 /// Adds what the `Connection` headers name. What a proxy sets anew or needs itself may be named
 /// without effect; words that are no names have none either.
 fn named(headers: &HeaderMap, ends_here: &mut Vec<HeaderName>) -> Result<(), &'static str> {
@@ -268,7 +283,6 @@ mod tests {
             "proxy-connection",
             "te",
             "trailer",
-            "transfer-encoding",
             "upgrade",
         ] {
             let left = cleaned(&[(name, "h2c"), ("accept", "*/*")]);

@@ -3,6 +3,7 @@
 use crate::table::normal_host;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Version, header};
+use std::net::Ipv6Addr;
 
 /// A host, as requests of one client ask for it.
 pub struct Asked {
@@ -84,13 +85,27 @@ pub fn port_of(host: &str) -> Option<u16> {
 
 /// Whether this can be a hostname or an address, with or without a port.
 fn plausible(host: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:[]".contains(&byte);
-    let port = match host.rsplit_once(':') {
-        Some((name, port)) if !name.contains(':') || name.ends_with(']') => port,
-        // Else one of several colons, in an IPv6 address.
-        _ => "",
-    };
-    host.bytes().all(allowed) && port.bytes().all(|byte| byte.is_ascii_digit())
+    let is_v6 = |address: &str| address.parse::<Ipv6Addr>().is_ok();
+    if let Some(rest) = host.strip_prefix('[') {
+        let Some((address, port)) = rest.split_once(']') else {
+            return false;
+        };
+        let port = port.strip_prefix(':').or(port.is_empty().then_some(""));
+        return is_v6(address) && port.is_some_and(is_port);
+    }
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    match host.split_once(':') {
+        // Several colons: an address without brackets, as some write it.
+        Some((_, rest)) if rest.contains(':') => is_v6(host),
+        Some((name, port)) => name.bytes().all(allowed) && is_port(port),
+        None => host.bytes().all(allowed),
+    }
+}
+
+/// Whether this is a port, which may be left out (RFC 3986, section 3.2.3).
+fn is_port(port: &str) -> bool {
+    port.bytes().all(|byte| byte.is_ascii_digit())
+        && (port.is_empty() || port.parse::<u16>().is_ok())
 }
 
 #[cfg(test)]
@@ -109,7 +124,23 @@ mod tests {
         ] {
             assert!(plausible(host), "{host}");
         }
-        for host in ["a b", "a/b", "a:x", "a@b", "a\u{fffd}", "[::1]:x", "a,b"] {
+        for host in [
+            "a b",
+            "a/b",
+            "a:x",
+            "a@b",
+            "a\u{fffd}",
+            "[::1]:x",
+            "a,b",
+            "[::1",
+            "::1]",
+            "[a]",
+            "[::1]a",
+            "a:1:2",
+            "a:65536",
+            "a:+1",
+            "[::1]::1",
+        ] {
             assert!(!plausible(host), "{host}");
         }
     }

@@ -19,7 +19,7 @@
 //! | `service` | a request's way, as pingora's callbacks |
 //! | `exchange` | the short way of plain requests, and what takes the long one |
 //! | `sticky`, `names`, `cookies` | clients that stay on a side, or at a target |
-//! | `connection` | a client's socket, as pingora wants it |
+//! | `connection`, `calm` | a client's socket, as pingora wants it; what it may ask for over HTTP/2 |
 //! | `announced` | clients that a load balancer in front announces |
 //! | `listen`, `worker` | from the listening socket to the thread that serves |
 //! | `fault` | whether a failure is this machine's own |
@@ -32,6 +32,7 @@ mod access_log;
 mod announced;
 mod asker;
 mod balance;
+mod calm;
 mod check;
 mod connection;
 mod control;
@@ -39,6 +40,8 @@ mod cookies;
 mod exchange;
 mod fault;
 mod forwarded;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod head;
 mod host;
 mod listen;

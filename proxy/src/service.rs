@@ -7,6 +7,7 @@ use crate::access_log::Entry;
 use crate::asker::{Asker, Headers};
 use crate::balance::{End, Pool};
 use crate::connection::{ConnState, Connection, OnStream, Refuse};
+use crate::exchange::has_bare_line_ends;
 use crate::forwarded::{self, Client};
 use crate::head::{self, Seen};
 use crate::host::{Asked, host_of, port_of};
@@ -367,10 +368,20 @@ async fn take_body(session: &mut Session) {
     }
 }
 
-/// Whether a request has a length beside its `Transfer-Encoding`: pingora has taken it out by now.
-fn has_both_lengths(session: &Session) -> bool {
-    let http1 = session.as_downstream().as_http1();
-    http1.is_some_and(|http1| names_length(&http1.get_headers_raw_bytes()))
+/// Looks at what pingora does not show of a head: the ends of its lines, and a length beside its
+/// `Transfer-Encoding`, which it has taken out by now.
+fn is_read_in_one_way(session: &Session, encoded: bool) -> Result<(), &'static str> {
+    let Some(http1) = session.as_downstream().as_http1() else {
+        return Ok(());
+    };
+    let raw = http1.get_headers_raw_bytes();
+    if has_bare_line_ends(&raw) {
+        return Err("One of its lines does not end in CR and LF.");
+    }
+    if encoded && names_length(&raw) {
+        return Err("It has both a Content-Length and a Transfer-Encoding.");
+    }
+    Ok(())
 }
 
 /// Whether one of a head's lines is a `Content-Length`.
@@ -500,9 +511,7 @@ impl ProxyHttp for Service {
             let bad = |why| Page::BadRequest { why };
             head::has_a_target(head).map_err(bad)?;
             let seen = Seen::look(&head.headers, head.version, client.is_trusted()).map_err(bad)?;
-            if seen.encoded && has_both_lengths(session) {
-                return Err(bad("It has both a Content-Length and a Transfer-Encoding."));
-            }
+            is_read_in_one_way(session, seen.encoded).map_err(bad)?;
             Ok((seen, client.asks(head).map_err(bad)?))
         });
         let (seen, asked) = match found {
@@ -643,9 +652,14 @@ impl ProxyHttp for Service {
         &self,
         _session: &mut Session,
         body: &mut Option<Bytes>,
-        _end_of_stream: bool,
+        end_of_stream: bool,
         request: &mut Request,
     ) -> Result<()> {
+        if end_of_stream && body.as_ref().is_some_and(Bytes::is_empty) {
+            // Over HTTP/2 a body may end with an empty frame. pingora would write a chunk without content for it,
+            // which ends the body, and then another one for the end: to the app, that begins the next request.
+            *body = None;
+        }
         request.taken += body.as_ref().map_or(0, |body| body.len() as u64);
         let pool = request.pool.as_ref();
         if pool.is_some_and(|pool| pool.is_too_large(request.taken)) {
@@ -794,6 +808,13 @@ impl ProxyHttp for Service {
         let idempotent = session.req_header().method.is_idempotent();
         let whole = !session.as_downstream().retry_buffer_truncated();
         error.retry.decide_reuse(client_reused);
+        // pingora has no time for bodies over HTTP/2: while one stays away, the app is waited for, which waits, too.
+        if *error.etype() == ErrorType::ReadTimedout
+            && *error.esource() == ErrorSource::Upstream
+            && !session.as_downstream_mut().is_body_done()
+        {
+            error.as_down();
+        }
         // A kept connection that the app closed at this moment: the request was not taken. One that the
         // app had for longer it may well have begun to answer.
         let at_once = request.begun.elapsed() < CLOSED_BEFORE;
@@ -836,6 +857,10 @@ impl ProxyHttp for Service {
             (_, ErrorSource::Downstream) => 400,
             _ => 500,
         };
+        let connection = request.connection.as_ref();
+        if connection.is_some_and(|one| one.broken.swap(false, Relaxed)) {
+            code = 400;
+        }
         let written = session.response_written();
         if written.is_some_and(|head| !head.status.is_informational()) {
             code = 0;

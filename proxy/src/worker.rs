@@ -12,6 +12,7 @@ use beanpole_daemon::connections::Connections;
 use pingora_core::apps::{HttpServerApp, HttpServerOptions, ServerApp};
 use pingora_core::listeners::tls::Acceptor;
 use pingora_core::protocols::http::ServerSession;
+use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora_core::protocols::{Shutdown, Stream};
 use pingora_core::server::ShutdownWatch;
 use pingora_core::server::configuration::ServerConf;
@@ -41,6 +42,12 @@ const REFUSED: Duration = Duration::from_secs(2);
 const TICKS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// How long an HTTP/2 connection is kept without a request.
 const H2_IDLE: Duration = Duration::from_secs(75);
+/// How much of each answer waits in memory for a client of HTTP/2 to take it, in bytes: a piece as it comes from the
+/// app. It is 400 KB by default, times a hundred requests.
+const H2_UNSENT: usize = 64 * 1024;
+/// Requests of a connection that may be in error (RFC 9113, section 5.4.2) before it ends. Each costs the app a request
+/// that nobody waits for (CVE-2025-8671).
+const H2_ERRORS: usize = 100;
 /// How long the end of a connection may take to be sent.
 const GOODBYE: Duration = Duration::from_secs(5);
 /// Connections on their way to a worker.
@@ -121,6 +128,7 @@ impl Worker {
                 options.allow_connect_method_proxying = true;
                 options.h2_idle_timeout = Some(H2_IDLE);
                 app.server_options = Some(options);
+                app.h2_options = Some(h2_options());
                 let ways = Ways {
                     app: Arc::new(app),
                     exchange: Exchange::new(shared.clone(), kept),
@@ -139,6 +147,15 @@ impl Worker {
         drop(self.connections);
         let _ = self.done.await;
     }
+}
+
+/// What a connection of HTTP/2 may have, beyond pingora's bounds (100 requests at once, heads of 64 KiB) and those of
+/// `calm`.
+fn h2_options() -> H2Options {
+    let mut options = default_h2_options();
+    options.max_send_buffer_size(H2_UNSENT);
+    options.max_local_error_reset_streams(Some(H2_ERRORS));
+    options
 }
 
 /// The ways that requests can take.
@@ -274,7 +291,8 @@ async fn converse(
     stop: &ShutdownWatch,
 ) {
     while !connection.is_h2() {
-        match ways.exchange.serve(&mut connection, client).await {
+        let next = ways.exchange.serve(&mut connection, client).await;
+        match next {
             Next::End => {
                 let _ = tokio::time::timeout(GOODBYE, connection.shutdown()).await;
                 if connection.has_more() {
@@ -282,11 +300,13 @@ async fn converse(
                 }
                 return;
             }
-            Next::OtherWay => break,
-            Next::OneOtherWay => {}
+            Next::OtherWay if connection.may_be_h2() => break,
+            Next::OtherWay | Next::OneOtherWay => {}
         }
         let mut session = ServerSession::new_http1(connection);
-        session.set_keepalive((!*stop.borrow()).then_some(KEEP_ALIVE.as_secs()));
+        // What comes behind a request whose end is not known here is not read by anybody.
+        let goes_on = next == Next::OneOtherWay && !*stop.borrow();
+        session.set_keepalive(goes_on.then_some(KEEP_ALIVE.as_secs()));
         let Some(reused) = ways.app.process_new_http(session, stop).await else {
             return;
         };

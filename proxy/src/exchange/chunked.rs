@@ -27,6 +27,8 @@ enum At {
     DataLf,
     /// At the beginning of a line of trailers; the empty one is the last.
     LineStart,
+    /// In the name of a trailer.
+    TrailerName,
     Trailer,
     TrailerEnd,
     LastLf,
@@ -36,6 +38,11 @@ enum At {
 /// Whether a byte may be in no line (RFC 9110, section 5.5): readers differ in what they take it for.
 fn is_control(byte: u8) -> bool {
     byte != b'\t' && byte.is_ascii_control()
+}
+
+/// Whether a byte may be in the name of a header (RFC 9110, section 5.6.2).
+fn is_of_names(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// It is not a chunked body.
@@ -101,7 +108,15 @@ impl Chunked {
             (At::LastLf, b'\n') => At::Over,
             (At::Trailer, b'\r') => At::TrailerEnd,
             (At::TrailerEnd, b'\n') => At::LineStart,
-            (At::LineStart | At::Trailer, _) if !is_control(byte) => {
+            (At::LineStart | At::TrailerName, _) if is_of_names(byte) => {
+                self.longer(MOST_TRAILERS)?;
+                At::TrailerName
+            }
+            (At::TrailerName, b':') => {
+                self.longer(MOST_TRAILERS)?;
+                At::Trailer
+            }
+            (At::Trailer, _) if !is_control(byte) => {
                 self.longer(MOST_TRAILERS)?;
                 At::Trailer
             }
@@ -160,7 +175,7 @@ mod tests {
 
     #[test]
     fn what_can_be_read_in_two_ways_is_no_body() {
-        let bodies: [&[u8]; 9] = [
+        let bodies: [&[u8]; 12] = [
             b"\r\n",
             b";\r\n",
             b"5\nhello\r\n0\r\n\r\n",
@@ -170,6 +185,9 @@ mod tests {
             b"-5\r\nhello\r\n",
             b"10000000000000000\r\n",
             b"0\r\nX: y\n\r\n",
+            b"0\r\nGET / HTTP/1.1\r\n\r\n",
+            b"0\r\n: y\r\n\r\n",
+            b"0\r\nX: y\r\n z\r\n\r\n",
         ];
         for body in bodies {
             let mut chunked = Chunked::default();

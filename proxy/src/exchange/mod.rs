@@ -15,7 +15,7 @@ mod request;
 use crate::access_log::Entry;
 use crate::asker::{Asker, Headers};
 use crate::balance::{End, Pool};
-use crate::connection::Connection;
+use crate::connection::{Connection, Rest};
 use crate::fault;
 use crate::forwarded::Client;
 use crate::pages::{self, Page};
@@ -24,11 +24,19 @@ use crate::shared::{Shared, Way, count};
 use crate::sticky::Stay;
 use crate::target::{CONNECT_TIMEOUT, InFlight, KEPT_IDLE};
 use crate::tls::Spoken;
-use answer::{Answer, Body};
+use answer::Answer;
+pub use answer::Body;
+#[cfg(any(test, fuzzing))]
+pub use answer::read as read_answer;
+pub use chunked::Chunked;
 use futures::ready;
 use http::header;
 use kept::Kept;
-use request::{Known, Look, Plain};
+use request::Plain;
+pub use request::has_bare_line_ends;
+#[cfg(any(test, fuzzing))]
+pub use request::look;
+pub use request::{Known, Look};
 use std::future::poll_fn;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -53,7 +61,7 @@ pub enum Next {
     End,
     /// Its next request takes the long way; then it comes back.
     OneOtherWay,
-    /// It takes the long way for good.
+    /// Its next request takes the long way, and is the last.
     OtherWay,
 }
 
@@ -462,16 +470,13 @@ fn text_in<'a>(bytes: &'a [u8], range: &Range<usize>) -> &'a str {
 
 /// Puts a request back, to be read once more.
 fn other_way(connection: &mut Connection, bytes: Vec<u8>, known: Known) -> Next {
-    match known {
-        Known::Length(length) => {
-            connection.hand_over(bytes, Some(length));
-            Next::OneOtherWay
-        }
-        Known::Nothing => {
-            connection.hand_over(bytes, None);
-            Next::OtherWay
-        }
-    }
+    let (rest, next) = match known {
+        Known::Length(length) => (Rest::Length(length), Next::OneOtherWay),
+        Known::Chunked(head) => (Rest::Chunked(head, Chunked::default()), Next::OneOtherWay),
+        Known::Nothing => (Rest::Unknown, Next::OtherWay),
+    };
+    connection.hand_over(bytes, rest);
+    next
 }
 
 /// Reads to the end of the head of the answer: with it, where the body begins in `piece`; how the client gets

@@ -32,6 +32,8 @@ pub enum Look {
 pub enum Known {
     /// Its length, from its first byte to the last of its body.
     Length(usize),
+    /// The length of its head; its body ends where its chunks do.
+    Chunked(usize),
     /// Nothing: where it ends, only who reads it can say.
     Nothing,
 }
@@ -67,18 +69,20 @@ pub fn look(bytes: &[u8], client: &Client, out: &mut Vec<u8>) -> Look {
         Ok(httparse::Status::Partial) => return Look::Partial,
         Err(_) => return Look::Other(Known::Nothing),
     };
-    let (Some(method), Some(target), Some(1)) = (request.method, request.path, request.version)
-    else {
+    let (Some(method), Some(target)) = (request.method, request.path) else {
         return Look::Other(Known::Nothing);
     };
-    if method == "CONNECT" {
+    // Refused there.
+    if method == "CONNECT" || has_bare_line_ends(&bytes[..head]) {
         return Look::Other(Known::Nothing);
     }
-    let mut plain = target.starts_with('/') && target.bytes().all(is_plain);
+    let mut plain = request.version == Some(1);
+    plain &= target.starts_with('/') && target.bytes().all(is_plain);
     // It may be for the proxy itself.
     plain &= !target.starts_with(CHALLENGES);
     let mut host = None;
     let mut length: Option<usize> = None;
+    let mut chunked = false;
     let mut id = None;
     let mut closes = false;
     out.extend_from_slice(method.as_bytes());
@@ -94,8 +98,19 @@ pub fn look(bytes: &[u8], client: &Client, out: &mut Vec<u8>) -> Look {
                 Some(number) if length.is_none() => length = Some(number),
                 _ => return Look::Other(Known::Nothing),
             },
-            // Where its body ends is not in its head.
-            "transfer-encoding" | "upgrade" => return Look::Other(Known::Nothing),
+            "transfer-encoding" => {
+                if chunked || !header.value.eq_ignore_ascii_case(b"chunked") {
+                    return Look::Other(Known::Nothing);
+                }
+                chunked = true;
+            }
+            "upgrade" => {
+                plain = false;
+                // What comes behind it may be no HTTP.
+                if header.value.eq_ignore_ascii_case(b"websocket") {
+                    return Look::Other(Known::Nothing);
+                }
+            }
             "connection" => {
                 if header.value.eq_ignore_ascii_case(b"close") {
                     closes = true;
@@ -131,6 +146,12 @@ pub fn look(bytes: &[u8], client: &Client, out: &mut Vec<u8>) -> Look {
         out.extend_from_slice(b": ");
         out.extend_from_slice(header.value);
         out.extend_from_slice(b"\r\n");
+    }
+    if chunked {
+        return Look::Other(match length {
+            None => Known::Chunked(head),
+            Some(_) => Known::Nothing,
+        });
     }
     let body = length.unwrap_or(0);
     let Some(length) = head.checked_add(body) else {
@@ -188,6 +209,17 @@ pub fn number(value: &[u8]) -> Option<usize> {
         let digit = byte.is_ascii_digit().then(|| usize::from(byte - b'0'))?;
         Some(number * 10 + digit)
     })
+}
+
+/// Whether a line of a head ends in less than CR and LF. Some servers take such a line's end for a part of it, so
+/// that they see other headers (RFC 9112, section 2.2, leaves it open).
+pub fn has_bare_line_ends(head: &[u8]) -> bool {
+    let pairs = head.iter().zip(head.get(1..).unwrap_or_default());
+    // To the end without a branch: many bytes are looked at at once.
+    let bare = pairs.fold(0, |bare, (before, byte)| {
+        bare | (u8::from(*byte == b'\n') & u8::from(*before != b'\r'))
+    });
+    bare != 0 || head.first() == Some(&b'\n')
 }
 
 /// Whether a byte stands for itself in a target (RFC 3986, section 3.3 and 3.4).

@@ -316,14 +316,6 @@ async fn informational_answers_without_end_do_not_grow_the_proxy() {
     );
 }
 
-/// What this process, with the proxy in it, has in memory.
-fn resident_mib() -> usize {
-    let status = std::fs::read_to_string("/proc/self/status").expect("this process");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
-    let kib = line.and_then(|line| line.split_whitespace().nth(1));
-    kib.expect("a size").parse::<usize>().expect("a number") / 1024
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_comes_late_where_none_belongs_does_not_reach_the_next_client() {
     for (status, method) in [("200 OK", Method::HEAD), ("304 Not Modified", Method::GET)] {

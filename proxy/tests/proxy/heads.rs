@@ -80,6 +80,23 @@ async fn a_client_that_says_nothing_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_go_on_with_its_greeting_is_left() {
+    let proxy = hurried_proxy().await;
+    // Before it, and within a record of TLS.
+    for begun in [&b""[..], b"\x16\x03\x01\x02\x00\x01"] {
+        let mut crowd = Vec::new();
+        for _ in 0..50 {
+            let mut socket = TcpStream::connect(proxy.https).await.expect("connect");
+            socket.write_all(begun).await.expect("write");
+            crowd.push(socket);
+        }
+        for mut socket in crowd {
+            assert_eq!(rest_of(&mut socket).await, "");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_trickles_its_head_is_told_408() {
     let proxy = hurried_proxy().await;
     let mut socket = TcpStream::connect(proxy.http).await.expect("connect");

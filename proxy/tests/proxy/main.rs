@@ -3,8 +3,11 @@
 mod answers;
 mod balance;
 mod control;
+mod corpus;
 mod crowd;
 mod exchange;
+mod floods;
+mod frames;
 mod heads;
 mod health;
 mod hostnames;

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 /// A TLS client that trusts only the proxy's own certificate.
-async fn tls(proxy: &Proxy, alpn: &[u8]) -> tokio_rustls::client::TlsStream<TcpStream> {
+pub async fn tls(proxy: &Proxy, alpn: &[u8]) -> tokio_rustls::client::TlsStream<TcpStream> {
     let file = proxy.directory.path().join("localhost.crt");
     let mut roots = rustls::RootCertStore::empty();
     let certificate = CertificateDer::from_pem_file(file).expect("certificate");

@@ -491,6 +491,14 @@ pub async fn raw(address: SocketAddr, bytes: &[u8]) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
+/// What this process, with the proxy in it, has in memory.
+pub fn resident_mib() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").expect("this process");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1));
+    kib.expect("a size").parse::<usize>().expect("a number") / 1024
+}
+
 /// Sends requests over `clients` kept connections until it is stopped; counts good and bad.
 pub struct Load {
     stop: CancellationToken,
