@@ -216,6 +216,26 @@ fn of_proxy(all: &mut Families, proxy: &str, report: &ProxyReport, environments:
             &labels,
             seen.traffic.failed,
         );
+        let counts = [
+            (
+                "beanpole_requests_retried_total",
+                "Requests that were sent once more, to another instance or over another connection.",
+                seen.retries,
+            ),
+            (
+                "beanpole_retries_denied_total",
+                "Requests that were not sent once more, for want of budget.",
+                seen.retries_denied,
+            ),
+            (
+                "beanpole_requests_over_capacity_total",
+                "Requests that found no room within MaxRequests, MaxRequestsPerInstance and MaxPending.",
+                seen.over_capacity,
+            ),
+        ];
+        for (name, help, count) in counts {
+            all.counter(name, help, &labels, count);
+        }
         let releases = report.releases.iter();
         for one in releases.filter(|one| one.environment == seen.environment) {
             let release = one.release.to_string();

@@ -8,6 +8,16 @@
 //! | `GET /v1/report` | a [`ProxyReport`] |
 //! | `GET /v1/watch` | a stream of [`ProxyReport`]s as JSON lines: one at once, one after each change of a target's state (ten a second in the long run, twenty at once), one at least every 2 s |
 
+mod capacity;
+mod probe;
+mod upstream;
+
+pub use capacity::{Capacity, Retries};
+pub use probe::{
+    BodyMatch, HttpDetails, LAST_GRPC_CODE, LONGEST_PATTERN, MATCHED_BODY, answered, grpc_code,
+};
+pub use upstream::{ProxyProtocol, Upstream, UpstreamProtocol};
+
 use crate::latency::Latencies;
 use crate::{
     ApplicationName, EnvironmentId, EnvironmentName, Generation, Incarnation, InstanceId,
@@ -123,9 +133,22 @@ pub struct PoolLimits {
     pub idle_ms: u64,
     /// The largest body of a request, in bytes; any where 0.
     pub body_bytes: u64,
+    /// How long an answer may take to begin, in milliseconds; as long as it likes where 0.
+    #[serde(default)]
+    pub answer_ms: u64,
+    /// How long a request may take from its head to the end of its answer, in milliseconds; as long as it likes
+    /// where 0. Of no WebSocket.
+    #[serde(default)]
+    pub whole_ms: u64,
     /// How many requests may come.
     #[serde(default)]
     pub rates: Rates,
+    /// How many may be in flight.
+    #[serde(default)]
+    pub capacity: Capacity,
+    /// How many may be sent again.
+    #[serde(default)]
+    pub retries: Retries,
 }
 
 /// How many requests may come to an environment at each proxy; more get a 429.
@@ -151,7 +174,11 @@ impl Default for PoolLimits {
         Self {
             idle_ms: 60_000,
             body_bytes: 0,
+            answer_ms: 0,
+            whole_ms: 0,
             rates: Rates::default(),
+            capacity: Capacity::default(),
+            retries: Retries::default(),
         }
     }
 }
@@ -315,6 +342,17 @@ pub enum Probe {
         path: String,
         /// Inclusive ranges of good statuses.
         statuses: Vec<(u16, u16)>,
+        /// What else is asked and wanted.
+        #[serde(default, skip_serializing_if = "HttpDetails::is_plain")]
+        details: HttpDetails,
+    },
+    /// `grpc.health.v1.Health/Check` over HTTP/2 without TLS: `SERVING` is good, and so is any other of these
+    /// statuses of the call.
+    Grpc {
+        /// Of which service; of the server as a whole where empty.
+        service: String,
+        /// Inclusive ranges of good statuses. Within OK (0), the service has to be `SERVING`.
+        codes: Vec<(u16, u16)>,
     },
     /// A connection that is accepted is good.
     Tcp,
@@ -325,6 +363,7 @@ impl Default for Probe {
         Self::Http {
             path: "/".to_owned(),
             statuses: vec![(200, 399)],
+            details: HttpDetails::default(),
         }
     }
 }
@@ -333,6 +372,8 @@ impl std::fmt::Display for Probe {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Http { path, .. } => write!(f, "GET {path}"),
+            Self::Grpc { service, .. } if service.is_empty() => f.write_str("gRPC health"),
+            Self::Grpc { service, .. } => write!(f, "gRPC health of {service}"),
             Self::Tcp => f.write_str("TCP connect"),
         }
     }
@@ -359,6 +400,9 @@ pub struct Target {
     /// A check that is tried beside that one and decides nothing: whether it would pass is reported.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tried: Option<HealthCheck>,
+    /// How it is spoken to.
+    #[serde(default, skip_serializing_if = "Upstream::is_usual")]
+    pub upstream: Upstream,
 }
 
 /// What a target is for.
@@ -521,12 +565,8 @@ impl CheckResult {
 
 /// [`CheckResult::said`] of its parts.
 pub fn said(asked: &str, answer: &str) -> String {
-    let is_number = |word: &str| word.bytes().all(|byte| byte.is_ascii_digit());
-    let came = answer == NOT_HTTP
-        || answer.starts_with("connected in ")
-        || answer
-            .split_once(" in ")
-            .is_some_and(|(status, _)| is_number(status));
+    let came =
+        answer == NOT_HTTP || answer.starts_with("connected in ") || answered(answer).is_some();
     let how = if came { "answered" } else { "got no answer" };
     format!("{asked} {how}: {answer}")
 }
@@ -569,6 +609,15 @@ pub struct EnvironmentTraffic {
     pub environment: EnvironmentId,
     /// Its counts.
     pub traffic: Traffic,
+    /// Requests that were sent once more, to another instance or over another connection.
+    #[serde(default)]
+    pub retries: u64,
+    /// Those that the budget for that had no room for.
+    #[serde(default)]
+    pub retries_denied: u64,
+    /// Requests for which there was no room within [`PoolLimits::capacity`].
+    #[serde(default)]
+    pub over_capacity: u64,
 }
 
 /// What a proxy saw of all targets of one release together, in one run of the proxy: counts that only

@@ -20,7 +20,7 @@ mod exchange {
 use async_trait::async_trait;
 use beanpole_protocol::proxy::{
     Algorithm, HealthCheck, PoolLimits, PoolRules, Probe, Route, RoutingTable, Target, TargetMode,
-    TargetPool, WeightedPool,
+    TargetPool, Upstream, WeightedPool,
 };
 use beanpole_protocol::{
     ApplicationName, EnvironmentId, EnvironmentName, Generation, Incarnation, InstanceId,
@@ -140,6 +140,7 @@ fn table(upstream: SocketAddr) -> Result<RoutingTable, Box<dyn Error>> {
             address: upstream,
             mode: TargetMode::Serve,
             tried: None,
+            upstream: Upstream::default(),
             check: HealthCheck {
                 probe: Probe::Tcp,
                 ..HealthCheck::default()

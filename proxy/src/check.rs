@@ -1,15 +1,24 @@
 //! Active checks: one task per target asks it, in words for people says what came back.
 
+mod grpc;
+mod http1;
+mod http2;
+
+use crate::announcing;
 use crate::fault;
 use crate::target::{TargetState, lock};
 use beanpole_daemon::rarely::Rarely;
-use beanpole_protocol::proxy::{CheckResult, HealthCheck, NOT_HTTP, Probe, TargetMode, TriedCheck};
+use beanpole_protocol::proxy::{
+    BodyMatch, CheckResult, HealthCheck, Probe, ProxyProtocol, TargetMode, TriedCheck, grpc_code,
+};
 use futures::stream::{FuturesUnordered, StreamExt};
+use regex::bytes::Regex;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -28,14 +37,8 @@ const SILENCE: Duration = Duration::from_secs(1);
 /// between two checks for that reason.
 const LOOK: Duration = Duration::from_millis(500);
 const LEAST_WATCHED: Duration = Duration::from_secs(1);
-/// Longest head of an answer, in bytes.
-const LONGEST_HEAD: usize = 16 * 1024;
-/// Most headers of an answer.
-const MOST_HEADERS: usize = 256;
-/// How much of an answer's body is read, so that the app sees its answer taken and no reset.
-const TAKEN_BODY: usize = 64 * 1024;
-/// How long that may take.
-const TAKING_TIME: Duration = Duration::from_millis(250);
+/// Who asks, as applications are told.
+const USER_AGENT: &str = concat!("Beanpole-HealthCheck/", env!("CARGO_PKG_VERSION"));
 
 /// Checks that this machine could not make.
 static NOT_ASKED: Rarely = Rarely::new();
@@ -52,7 +55,8 @@ pub fn start(target: Arc<TargetState>) {
 pub fn try_out(target: Arc<TargetState>, tried: Arc<Mutex<TriedCheck>>) {
     tokio::spawn(async move {
         let gone = target.gone.clone();
-        let plan = lock(&tried).check.clone();
+        let announce = target.target.upstream.announce;
+        let plan = Plan::new(lock(&tried).check.clone(), announce);
         let pause = Duration::from_millis(plan.awaited_interval_ms(SICK_INTERVAL_MS));
         let tries = async {
             loop {
@@ -194,42 +198,160 @@ fn interval(target: &TargetState) -> Duration {
     wanted.saturating_sub(Duration::from_micros(less))
 }
 
+/// A check, with what its answers are compared with made ready.
+#[derive(Debug)]
+pub struct Plan {
+    check: HealthCheck,
+    regex: Option<Regex>,
+    /// The connection begins by saying that it is of nobody, in this version of the PROXY protocol.
+    announce: Option<ProxyProtocol>,
+}
+
+impl Plan {
+    /// Of a check that the table has been looked at for: one whose pattern is none matches nothing.
+    pub fn new(check: HealthCheck, announce: Option<ProxyProtocol>) -> Self {
+        let body = match &check.probe {
+            Probe::Http { details, .. } => details.body.as_ref(),
+            Probe::Grpc { .. } | Probe::Tcp => None,
+        };
+        let regex = body.and_then(|body| body.regex().ok().flatten());
+        Self {
+            check,
+            regex,
+            announce,
+        }
+    }
+
+    /// Whether a body is what `wanted` says.
+    fn matches(&self, wanted: &BodyMatch, body: &[u8]) -> bool {
+        match wanted {
+            BodyMatch::Contains(text) => {
+                let text = text.as_bytes();
+                body.windows(text.len().max(1)).any(|part| part == text)
+            }
+            BodyMatch::Matches(_) => self
+                .regex
+                .as_ref()
+                .is_some_and(|regex| regex.is_match(body)),
+        }
+    }
+
+    /// Whether an answer is good, and how it is told.
+    fn judge(&self, came: &Came, ms: u128) -> (bool, String) {
+        match (&self.probe, came) {
+            (
+                Probe::Http {
+                    statuses, details, ..
+                },
+                Came::Http { status, body },
+            ) => {
+                if !within(*status, statuses) {
+                    return (
+                        false,
+                        format!("{status} in {ms} ms, wanted {}", ranges(statuses)),
+                    );
+                }
+                match &details.body {
+                    Some(wanted) if !self.matches(wanted, body) => (
+                        false,
+                        format!("{status} in {ms} ms, but the body does not {wanted}"),
+                    ),
+                    _ => (true, format!("{status} in {ms} ms")),
+                }
+            }
+            (Probe::Grpc { codes, .. }, Came::Grpc { code, serving }) => {
+                let name = match serving {
+                    Some(serving) if *code == 0 => grpc::serving(*serving).to_owned(),
+                    _ => grpc_code(*code),
+                };
+                let good = within(*code, codes) && (*code != 0 || *serving == Some(grpc::SERVING));
+                if good {
+                    return (true, format!("{name} in {ms} ms"));
+                }
+                let health = within(0, codes).then(|| "SERVING".to_owned());
+                let others = codes.iter().filter(|codes| **codes != (0, 0));
+                let others = others.map(|codes| format!("status {}", ranges(&[*codes])));
+                let wanted: Vec<String> = health.into_iter().chain(others).collect();
+                (
+                    false,
+                    format!("{name} in {ms} ms, wanted {}", wanted.join(" or ")),
+                )
+            }
+            (_, Came::Http { status, .. }) => (
+                false,
+                format!("{status} in {ms} ms, wanted an answer of gRPC"),
+            ),
+            _ => (true, format!("connected in {ms} ms")),
+        }
+    }
+}
+
+impl Deref for Plan {
+    type Target = HealthCheck;
+
+    fn deref(&self) -> &HealthCheck {
+        &self.check
+    }
+}
+
+/// What came of what was asked.
+enum Came {
+    /// A connection, and nothing else was wanted.
+    Connected,
+    /// An answer, with its body as far as it is looked at.
+    Http { status: u16, body: Vec<u8> },
+    /// The status of a call, and what it says of the service, if it does.
+    Grpc { code: u16, serving: Option<u64> },
+}
+
 /// Asks once.
-pub async fn check(address: SocketAddr, plan: &HealthCheck) -> Outcome {
+pub async fn check(address: SocketAddr, plan: &Plan) -> Outcome {
     let limit = Duration::from_millis(plan.timeout_ms);
     let begun = Instant::now();
     let mut connected = false;
     let asked = async {
-        let stream = TcpStream::connect(address).await?;
+        let mut stream = TcpStream::connect(address).await?;
         connected = true;
+        if let Some(version) = plan.announce {
+            stream
+                .write_all(&announcing::preface(version, None)?)
+                .await?;
+        }
         match &plan.probe {
-            Probe::Tcp => Ok(None),
-            Probe::Http { path, .. } => ask(stream, address, path).await.map(Some),
+            Probe::Tcp => Ok(Came::Connected),
+            Probe::Http {
+                path,
+                details,
+                statuses,
+            } => {
+                let asks = Asks {
+                    address,
+                    path,
+                    headers: &details.headers,
+                    // What is bad by its status is bad whatever it says.
+                    body_of: |status| details.body.is_some() && within(status, statuses),
+                };
+                if details.http2 {
+                    http2::ask(stream, &asks, limit).await
+                } else {
+                    http1::ask(stream, &asks).await
+                }
+            }
+            Probe::Grpc { service, .. } => grpc::ask(stream, address, service, limit).await,
         }
     };
     let outcome = timeout(limit, asked).await;
     let ms = begun.elapsed().as_millis();
     let heard = outcome.is_ok();
     let ours = matches!(&outcome, Ok(Err(error)) if fault::is_ours(error));
-    let (good, answer) = match (outcome, &plan.probe) {
-        (Err(_), _) => {
+    let (good, answer) = match outcome {
+        Err(_) => {
             let what = if connected { "answer" } else { "connection" };
             (false, format!("no {what} within {} ms", plan.timeout_ms))
         }
-        (Ok(Err(error)), _) if ours => (false, format!("the load balancer has no room ({error})")),
-        (Ok(Err(error)), _) => (false, in_words(&error)),
-        (Ok(Ok(Some(status))), Probe::Http { statuses, .. }) => {
-            let good = statuses
-                .iter()
-                .any(|(low, high)| (*low..=*high).contains(&status));
-            let answer = if good {
-                format!("{status} in {ms} ms")
-            } else {
-                format!("{status} in {ms} ms, wanted {}", ranges(statuses))
-            };
-            (good, answer)
-        }
-        (Ok(Ok(_)), _) => (true, format!("connected in {ms} ms")),
+        Ok(Err(error)) if ours => (false, format!("the load balancer has no room ({error})")),
+        Ok(Err(error)) => (false, in_words(&error)),
+        Ok(Ok(came)) => plan.judge(&came, ms),
     };
     Outcome {
         good,
@@ -239,6 +361,49 @@ pub async fn check(address: SocketAddr, plan: &HealthCheck) -> Outcome {
         ours,
         answer,
     }
+}
+
+/// A path, and how it is asked for.
+struct Asks<'a, F> {
+    address: SocketAddr,
+    path: &'a str,
+    headers: &'a [(String, String)],
+    /// Whether the body of an answer with that status is looked at.
+    body_of: F,
+}
+
+impl<'a, F> Asks<'a, F> {
+    /// The header of that name, in lower case, that is set.
+    fn header(&self, name: &str) -> Option<&'a str> {
+        let mut headers = self.headers.iter();
+        headers
+            .find(|(set, _)| set == name)
+            .map(|(_, value)| value.as_str())
+    }
+
+    /// Of whom it is asked.
+    fn host(&self) -> String {
+        self.header("host")
+            .map_or_else(|| self.address.to_string(), ToOwned::to_owned)
+    }
+
+    /// What is sent besides the host.
+    fn all_headers(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let usual = [("user-agent", USER_AGENT), ("accept", "*/*")];
+        let usual: Vec<_> = usual
+            .into_iter()
+            .filter(|(name, _)| self.header(name).is_none())
+            .collect();
+        let set = self.headers.iter().filter(|(name, _)| name != "host");
+        let set = set.map(|(name, value)| (name.as_str(), value.as_str()));
+        usual.into_iter().chain(set)
+    }
+}
+
+fn within(number: u16, ranges: &[(u16, u16)]) -> bool {
+    ranges
+        .iter()
+        .any(|(low, high)| (*low..=*high).contains(&number))
 }
 
 fn ranges(statuses: &[(u16, u16)]) -> String {
@@ -268,64 +433,11 @@ pub fn in_words(error: &io::Error) -> String {
     }
 }
 
-async fn ask(mut stream: TcpStream, address: SocketAddr, path: &str) -> io::Result<u16> {
-    let request = format!(
-        "GET {path} HTTP/1.1\r\nHost: {address}\r\nUser-Agent: Beanpole-HealthCheck/{}\r\nAccept: */*\r\nConnection: close\r\n\r\n",
-        env!("CARGO_PKG_VERSION")
-    );
-    stream.write_all(request.as_bytes()).await?;
-    let mut head = Vec::with_capacity(1024);
-    let status = loop {
-        if let Some(status) = status_of(&mut head)? {
-            break status;
-        }
-        if head.len() > LONGEST_HEAD {
-            return Err(io::Error::other(NOT_HTTP));
-        }
-        if stream.read_buf(&mut head).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-    };
-    // The answer is known; one that goes on, or keeps the connection open, holds nobody up.
-    let rest = async move {
-        let mut sink = [0u8; 4096];
-        let mut taken = 0;
-        while taken < TAKEN_BODY {
-            match stream.read(&mut sink).await {
-                Ok(count) if count > 0 => taken += count,
-                _ => break,
-            }
-        }
-    };
-    tokio::spawn(timeout(TAKING_TIME, rest));
-    Ok(status)
-}
-
-/// The status of the first final answer in `head`, once its head is whole: one that never ends answers no
-/// request either. Interim answers (1xx) are dropped from `head`.
-fn status_of(head: &mut Vec<u8>) -> io::Result<Option<u16>> {
-    loop {
-        let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
-        let mut answer = httparse::Response::new(&mut headers);
-        // As lenient as with the answers to requests.
-        let mut parser = httparse::ParserConfig::default();
-        parser.allow_spaces_after_header_name_in_responses(true);
-        parser.allow_obsolete_multiline_headers_in_responses(true);
-        let end = match parser.parse_response(&mut answer, head) {
-            Ok(httparse::Status::Complete(end)) => end,
-            Ok(httparse::Status::Partial) => return Ok(None),
-            Err(_) => return Err(io::Error::other(NOT_HTTP)),
-        };
-        match answer.code {
-            Some(100..200) => drop(head.drain(..end)),
-            status => return Ok(status),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use beanpole_protocol::proxy::{HttpDetails, NOT_HTTP};
+    use tokio::io::AsyncReadExt;
     use tokio::net::TcpListener;
 
     async fn answering(answer: &'static [u8]) -> SocketAddr {
@@ -343,7 +455,7 @@ mod tests {
 
     #[tokio::test]
     async fn answers_are_told_in_words() {
-        let plan = HealthCheck::default();
+        let plan = Plan::new(HealthCheck::default(), None);
         let ok = answering(b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n\r\n").await;
         let Outcome { good, answer, .. } = check(ok, &plan).await;
         assert!(good && answer.starts_with("200 in "), "{answer}");
@@ -370,17 +482,116 @@ mod tests {
     async fn silence_and_refusal_are_bad() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let address = listener.local_addr().expect("address");
-        let plan = HealthCheck {
+        let quick = HealthCheck {
             timeout_ms: 50,
             ..HealthCheck::default()
         };
+        let plan = Plan::new(quick.clone(), None);
         assert_eq!(check(address, &plan).await.answer, "no answer within 50 ms");
-        let tcp = HealthCheck {
-            probe: Probe::Tcp,
-            ..plan.clone()
-        };
+        let tcp = Plan::new(
+            HealthCheck {
+                probe: Probe::Tcp,
+                ..quick
+            },
+            None,
+        );
         assert!(check(address, &tcp).await.good);
         drop(listener);
         assert_eq!(check(address, &plan).await.answer, "connection refused");
+    }
+
+    fn wanting(body: BodyMatch, headers: &[(&str, &str)]) -> Plan {
+        let headers = headers.iter();
+        let headers = headers.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Plan::new(
+            HealthCheck {
+                probe: Probe::Http {
+                    path: "/up".to_owned(),
+                    statuses: vec![(200, 299)],
+                    details: HttpDetails {
+                        headers: headers.collect(),
+                        body: Some(body),
+                        http2: false,
+                    },
+                },
+                timeout_ms: 1_000,
+                ..HealthCheck::default()
+            },
+            None,
+        )
+    }
+
+    #[tokio::test]
+    async fn a_body_is_read_to_its_end_however_that_is_told() {
+        let plan = wanting(BodyMatch::Matches("^(ok|ready)$".to_owned()), &[]);
+        for answer in [
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nready",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nre\r\n3\r\nady\r\n0\r\n\r\n",
+            "HTTP/1.0 200 OK\r\n\r\nready",
+        ] {
+            let Outcome { good, answer, .. } =
+                check(answering(answer.as_bytes()).await, &plan).await;
+            assert!(good, "{answer}");
+        }
+        let other = answering(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\nalready").await;
+        let Outcome { good, answer, .. } = check(other, &plan).await;
+        assert!(!good, "{answer}");
+        let wrong = answer.split_once(" ms, ").expect("a reason").1;
+        assert_eq!(wrong, "but the body does not match /^(ok|ready)$/");
+        let bad = answering(b"HTTP/1.1 500 No\r\nContent-Length: 5\r\n\r\nready").await;
+        let answer = check(bad, &plan).await.answer;
+        assert!(answer.ends_with(", wanted 200-299"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_body_without_an_end_is_looked_at_as_far_as_its_bound() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nready").await;
+                while stream.write_all(&[b'x'; 4096]).await.is_ok() {}
+            }
+        });
+        let plan = wanting(BodyMatch::Contains("ready".to_owned()), &[]);
+        assert!(check(address, &plan).await.good);
+        let plan = wanting(BodyMatch::Contains("never".to_owned()), &[]);
+        let answer = check(address, &plan).await.answer;
+        assert!(
+            answer.ends_with("but the body does not contain \"never\""),
+            "{answer}"
+        );
+    }
+
+    #[tokio::test]
+    async fn headers_that_are_set_take_the_place_of_the_usual_ones() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+        let address = listener.local_addr().expect("address");
+        let asked = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("a check");
+            let mut head = vec![0; 1024];
+            let count = stream.read(&mut head).await.expect("a head");
+            head.truncate(count);
+            String::from_utf8(head).expect("text")
+        });
+        let set = [
+            ("host", "shop.example"),
+            ("x-probe", "1"),
+            ("accept", "text/x"),
+        ];
+        let plan = wanting(BodyMatch::Contains("x".to_owned()), &set);
+        check(address, &plan).await;
+        let head = asked.await.expect("no panic");
+        assert!(
+            head.starts_with("GET /up HTTP/1.1\r\nHost: shop.example\r\n"),
+            "{head}"
+        );
+        assert!(head.contains("\r\nX-Probe: 1\r\n"), "{head}");
+        assert!(head.contains("\r\nAccept: text/x\r\n"), "{head}");
+        assert_eq!(head.matches("Accept").count(), 1, "{head}");
+        assert!(
+            head.contains("\r\nUser-Agent: Beanpole-HealthCheck/"),
+            "{head}"
+        );
     }
 }

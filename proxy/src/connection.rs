@@ -23,7 +23,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
@@ -104,6 +104,8 @@ pub struct ConnState {
     waker: AtomicWaker,
     /// The request that comes next has had an attempt at a target that closed its connection.
     pub retried: AtomicBool,
+    /// Where that was, if it is not to go there again.
+    failed_at: Mutex<Option<Arc<dyn Any + Send + Sync>>>,
     /// The request that comes next has been counted by the limits of its environment.
     pub admitted: AtomicBool,
     /// The body that was coming is not chunked as its head says.
@@ -115,6 +117,22 @@ pub struct ConnState {
 }
 
 impl ConnState {
+    /// The request that comes next is not to go there.
+    pub fn failed_at(&self, target: Arc<dyn Any + Send + Sync>) {
+        *self
+            .failed_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(target);
+    }
+
+    /// Where the request that comes next is not to go; asked once.
+    pub fn take_failed(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        let mut failed = self.failed_at.lock();
+        failed
+            .as_mut()
+            .map_or_else(|poisoned| poisoned.get_mut().take(), |failed| failed.take())
+    }
+
     fn enter(&self, phase: u32) {
         self.word.store(phase, Ordering::Release);
     }

@@ -29,7 +29,9 @@
 //! | `forwarded`, `pages`, `access_log`, `traffic` | what their names say |
 
 mod access_log;
+mod alarm;
 mod announced;
+mod announcing;
 mod asker;
 mod balance;
 mod calm;
@@ -42,6 +44,7 @@ mod fault;
 mod forwarded;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod grpc;
 mod head;
 mod host;
 mod listen;

@@ -34,6 +34,11 @@ pub enum Page<'a> {
         /// The environment's name.
         environment: &'a str,
     },
+    /// There are as many requests in flight as may be.
+    Full {
+        /// The environment's name.
+        environment: &'a str,
+    },
     /// There are too many connections.
     Crowded,
     /// The request's head is too large.
@@ -178,6 +183,7 @@ impl Page<'_> {
             Self::NoTarget { .. } => "no-healthy-instance",
             Self::Broken { .. } => "no-answer",
             Self::Late { .. } => "late-answer",
+            Self::Full { .. } => "over-capacity",
             Self::Crowded => "too-many-connections",
             Self::HeadTooLarge => "head-too-large",
             Self::TargetTooLong => "target-too-long",
@@ -190,6 +196,16 @@ impl Page<'_> {
             Self::NoTunnel => "no-tunnel",
             Self::BadRequest { .. } => "bad-request",
         }
+    }
+
+    /// What happened, in a sentence.
+    pub fn detail(&self) -> String {
+        self.problem().detail
+    }
+
+    /// The status of HTTP.
+    pub fn status(&self) -> u16 {
+        self.problem().status
     }
 
     fn problem(&self) -> Problem {
@@ -215,6 +231,12 @@ impl Page<'_> {
                 "The application took too long",
                 "The application did not answer in time.",
                 None,
+            ),
+            Self::Full { .. } => (
+                503,
+                "Not available now",
+                "The application is busy with as many requests as it takes.",
+                Some("Try again in a few seconds."),
             ),
             Self::Crowded => (
                 503,
@@ -305,6 +327,9 @@ impl Page<'_> {
                 environment: Some(environment),
             } => format!(
                 "The environment `{environment}` has no healthy instance. `beanpole health {environment}` shows why."
+            ),
+            Self::Full { environment } => format!(
+                "The environment `{environment}` has as many requests in flight as MaxRequests and MaxRequestsPerInstance allow. `beanpole config {environment}` shows them."
             ),
             Self::Broken { environment } | Self::Late { environment } => format!(
                 "It was an instance of the environment `{environment}`. `beanpole logs {environment}` shows what it says."
@@ -421,6 +446,7 @@ mod tests {
             },
             Page::Broken { environment },
             Page::Late { environment },
+            Page::Full { environment },
             Page::Failed,
         ] {
             for accept in ["text/html", "application/json", "*/*"] {

@@ -4,11 +4,14 @@
 //! anything but the two peers.
 
 use crate::access_log::Entry;
+use crate::alarm::Alarm;
+use crate::announcing::Ends;
 use crate::asker::{Asker, Headers};
 use crate::balance::{End, Pool};
 use crate::connection::{ConnState, Connection, OnStream, Refuse};
-use crate::exchange::has_bare_line_ends;
+use crate::exchange::{FAILED, has_bare_line_ends};
 use crate::forwarded::{self, Client};
+use crate::grpc;
 use crate::head::{self, Seen};
 use crate::host::{Asked, host_of, port_of};
 use crate::pages::{self, Page, Rendered};
@@ -22,7 +25,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use pingora_core::modules::http::HttpModules;
-use pingora_core::protocols::SocketDigest;
+use pingora_core::protocols::{Digest, SocketDigest};
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -42,6 +45,8 @@ const DRAIN_BODY: Duration = Duration::from_secs(5);
 /// long that may take.
 const TAKEN_BODY: usize = 1024 * 1024;
 const TAKE_BODY: Duration = Duration::from_secs(1);
+/// The same for the messages of a call, which may have no end before its answer.
+const TAKE_CALL: Duration = Duration::from_millis(100);
 
 /// How often it is looked whether the client of a request that waits for a target is still there.
 const LOOK_FOR_CLIENT: Duration = Duration::from_millis(250);
@@ -54,6 +59,9 @@ const SLACK: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 
 /// Until when after its beginning a request that found its kept connection closed was not taken by the app.
 pub const CLOSED_BEFORE: Duration = Duration::from_secs(1);
+
+/// How often a request is sent once more that an app, over HTTP/2, says it has not touched.
+const MOST_UNTOUCHED: u8 = 2;
 
 /// Why an answer to a certificate authority is ours, in the access log.
 const CHALLENGE: &str = "acme-challenge";
@@ -68,6 +76,22 @@ struct Asks {
     host: String,
     path: String,
     headers: HeaderMap,
+}
+
+impl Asks {
+    fn asker<'a>(&'a self, shared: &'a Shared) -> Asker<'a> {
+        Asker {
+            client: &self.client,
+            trusted: &shared.trusted,
+            path: self.path.as_bytes(),
+            headers: Headers::Map(&self.headers),
+        }
+    }
+
+    /// Whether its client has closed the connection.
+    fn has_left(&self) -> bool {
+        self.socket.as_deref().is_some_and(has_left)
+    }
 }
 
 /// The proxy's logic for one worker.
@@ -101,6 +125,20 @@ pub struct Request {
     stay: Stay,
     /// How much of its body has come, in bytes.
     taken: u64,
+    /// What it counts as, where that is not the status that was sent: the end of a call of gRPC says more.
+    counts_as: Option<u16>,
+    /// Where it failed, before it came here.
+    failed_at: Option<Arc<TargetState>>,
+    /// It has been sent to another target because of how the first one answered.
+    again: bool,
+    /// The answer that has begun is not to be passed on: another target is asked.
+    unwanted: bool,
+    /// There was no room for it.
+    full: bool,
+    /// Cuts the app's connection when its time is up, where it has such a time.
+    alarm: Option<Alarm>,
+    /// Its time was up.
+    late: bool,
 }
 
 impl Request {
@@ -108,6 +146,53 @@ impl Request {
     fn spoken(&self) -> Option<&Spoken> {
         let over_h2 = self.on_stream.as_ref().map(OnStream::connection);
         Spoken::of(self.connection.as_deref().or(over_h2)?)
+    }
+}
+
+impl Request {
+    /// When its time is up, where it has such a time: until its answer begins, and then until that is over.
+    fn end(&self) -> Option<Instant> {
+        let pool = self.pool.as_ref()?;
+        pool.times.end(self.begun, self.answered.is_some())
+    }
+
+    /// Whether that is so.
+    fn is_late(&mut self) -> bool {
+        let rung = self.alarm.as_ref().is_some_and(Alarm::has_rung);
+        self.late |=
+            rung || (!self.upgraded && self.end().is_some_and(|end| end <= Instant::now()));
+        self.late
+    }
+
+    /// Its environment has as many requests in flight as may be.
+    fn lacks_room(&mut self, pool: &Arc<Pool>) {
+        if let Some(room) = &pool.room {
+            room.used().refuse();
+        }
+        self.pool = Some(pool.clone());
+        self.unanswered = true;
+        self.full = true;
+    }
+
+    /// Whether another target may be asked because of how this one answered, or did not; it counts as asked.
+    fn may_ask_another(&mut self, session: &mut Session) -> bool {
+        let (Some(pool), Some(at)) = (&self.pool, &self.at) else {
+            return false;
+        };
+        let asks_only = matches!(
+            session.req_header().method,
+            Method::GET | Method::HEAD | Method::OPTIONS
+        );
+        let may = pool.retries.failed
+            && asks_only
+            && !self.again
+            && !self.upgraded
+            && session.response_written().is_none()
+            && session.as_downstream_mut().is_body_empty()
+            && pool.has_others(at.target())
+            && pool.may_retry();
+        self.again |= may;
+        may
     }
 }
 
@@ -168,11 +253,62 @@ impl Service {
         }
     }
 
-    /// Waits for a target, where none can take the request now and its pool lets requests wait.
+    /// Waits where that may help: for a target that can take the request, then for room.
     async fn wait(
         &self,
+        session: &Session,
+        request: &mut Request,
         way: Way,
-        asks: Asks,
+        host: &str,
+        except: Option<&Arc<TargetState>>,
+    ) -> Way {
+        if !way.may_wait() && !matches!(way, Way::Full(_)) {
+            return way;
+        }
+        let asks = self.asks(session, request, host);
+        let way = self.hold(way, &asks, except, &mut request.stay).await;
+        self.queue(way, &asks, except, &mut request.stay).await
+    }
+
+    /// Waits for room, where there is none and its environment lets requests wait for it.
+    async fn queue(
+        &self,
+        way: Way,
+        asks: &Asks,
+        except: Option<&Arc<TargetState>>,
+        stay: &mut Stay,
+    ) -> Way {
+        let Way::Full(pool) = &way else {
+            return way;
+        };
+        let Some(room) = &pool.room else {
+            return way;
+        };
+        let Some(_place) = room.queue() else {
+            return way;
+        };
+        let end = tokio::time::Instant::now() + Duration::from_millis(room.wanted.wait_ms);
+        loop {
+            let way = self
+                .0
+                .choose(&asks.host, &asks.asker(&self.0), except, stay);
+            if !matches!(way, Way::Full(_)) || tokio::time::Instant::now() >= end {
+                return way;
+            }
+            let look = (tokio::time::Instant::now() + LOOK_FOR_CLIENT).min(end);
+            // It may come to another one first.
+            let _ = tokio::time::timeout_at(look, room.used().changed()).await;
+            if asks.has_left() {
+                return Way::ClientLeft;
+            }
+        }
+    }
+
+    /// Waits for a target, where none can take the request now and its pool lets requests wait.
+    async fn hold(
+        &self,
+        way: Way,
+        asks: &Asks,
         except: Option<&Arc<TargetState>>,
         stay: &mut Stay,
     ) -> Way {
@@ -185,13 +321,9 @@ impl Service {
         let end = tokio::time::Instant::now() + Duration::from_millis(hold.for_ms);
         let mut news = self.0.changes.watch();
         loop {
-            let asker = Asker {
-                client: &asks.client,
-                trusted: &self.0.trusted,
-                path: asks.path.as_bytes(),
-                headers: Headers::Map(&asks.headers),
-            };
-            let way = self.0.choose(&asks.host, &asker, except, stay);
+            let way = self
+                .0
+                .choose(&asks.host, &asks.asker(&self.0), except, stay);
             // The next table may say that nothing is waited for any more.
             if !way.may_wait() || tokio::time::Instant::now() >= end {
                 return way;
@@ -199,7 +331,7 @@ impl Service {
             let look = (tokio::time::Instant::now() + LOOK_FOR_CLIENT).min(end);
             // Nobody but this tells it, and it may never come.
             let _ = tokio::time::timeout_at(look, news.changed()).await;
-            if asks.socket.as_deref().is_some_and(has_left) {
+            if asks.has_left() {
                 return Way::ClientLeft;
             }
         }
@@ -225,10 +357,17 @@ impl Service {
         let id = request
             .id
             .get_or_insert_with(|| forwarded::request_id(&session.req_header().headers));
+        if grpc::is_of_grpc(&session.req_header().headers) {
+            request.counts_as = Some(page.status());
+            let head = grpc::head(page, id.clone())?;
+            leave_body(session, TAKE_CALL).await;
+            session.write_response_header(Box::new(head), true).await?;
+            return Ok(page.status());
+        }
         let rendered = page.render(accept, id.to_str().unwrap_or_default(), here);
         let status = rendered.status;
         let head = page_head(&rendered, id.clone())?;
-        leave_body(session).await;
+        leave_body(session, TAKE_BODY).await;
         let only_head = session.req_header().method == Method::HEAD;
         session
             .write_response_header(Box::new(head), only_head)
@@ -274,7 +413,7 @@ impl Service {
         head.insert_header(header::LOCATION, &location)?;
         head.insert_header(header::CONTENT_LENGTH, "0")?;
         head.insert_header("X-Request-Id", id.clone())?;
-        leave_body(session).await;
+        leave_body(session, TAKE_BODY).await;
         session
             .write_response_header(Box::new(head), true)
             .await
@@ -309,12 +448,7 @@ impl Service {
     fn new_client(&self, session: &Session) -> Client {
         let digest = session.as_downstream().digest();
         let tls = digest.is_some_and(|digest| digest.ssl_digest.is_some());
-        let socket = digest.and_then(|digest| digest.socket_digest.as_ref());
-        let inet = |address: Option<&pingora_core::protocols::l4::socket::SocketAddr>| {
-            address.and_then(|address| address.as_inet()).copied()
-        };
-        let peer: Option<SocketAddr> = inet(socket.and_then(|socket| socket.peer_addr()));
-        let local: Option<SocketAddr> = inet(socket.and_then(|socket| socket.local_addr()));
+        let (peer, local) = addresses_of(session);
         let address = peer.map_or(IpAddr::from([0, 0, 0, 0]), |peer| peer.ip());
         let port = local.map_or(0, |local| local.port());
         self.0.client(address, port, tls)
@@ -339,14 +473,36 @@ impl Service {
     }
 }
 
+/// Where the client is, and where it came to.
+fn addresses_of(session: &Session) -> (Option<SocketAddr>, Option<SocketAddr>) {
+    let digest = session.as_downstream().digest();
+    let socket = digest.and_then(|digest| digest.socket_digest.as_ref());
+    let inet = |address: Option<&pingora_core::protocols::l4::socket::SocketAddr>| {
+        address.and_then(|address| address.as_inet()).copied()
+    };
+    (
+        inet(socket.and_then(|socket| socket.peer_addr())),
+        inet(socket.and_then(|socket| socket.local_addr())),
+    )
+}
+
+/// The same, where both are known.
+fn ends_of(session: &Session) -> Option<Ends> {
+    let (source, destination) = addresses_of(session);
+    Some(Ends {
+        source: source?,
+        destination: destination?,
+    })
+}
+
 /// Before an answer to a request whose body nobody wants: what is left of it is not worth keeping the connection.
 /// On HTTP/2 it is taken first, unless it is long: an answer before the body's end resets the stream, and some
 /// clients (curl with nghttp2 1.52) lose the answer with it.
-async fn leave_body(session: &mut Session) {
+async fn leave_body(session: &mut Session, limit: Duration) {
     if !session.as_downstream_mut().is_body_done() {
         session.as_downstream_mut().set_keepalive(None);
         if session.req_header().version == Version::HTTP_2 {
-            let _ = tokio::time::timeout(TAKE_BODY, take_body(session)).await;
+            let _ = tokio::time::timeout(limit, take_body(session)).await;
         }
     }
 }
@@ -365,6 +521,65 @@ async fn take_body(session: &mut Session) {
             Ok(Some(piece)) => taken += piece.len(),
             _ => break,
         }
+    }
+}
+
+/// Whether an app says that it did nothing about a request: it takes no more on that connection, or no more at
+/// this moment (RFC 9113, section 8.7).
+fn is_untouched(error: &Error) -> bool {
+    let said = error.root_cause().downcast_ref::<h2::Error>();
+    said.is_some_and(|said| {
+        let leaves = said.is_go_away() && said.reason() == Some(h2::Reason::NO_ERROR);
+        let refuses = said.is_reset() && said.reason() == Some(h2::Reason::REFUSED_STREAM);
+        said.is_remote() && (leaves || refuses)
+    })
+}
+
+/// Whether a client takes trailers (RFC 9110, section 10.1.4), without which calls of gRPC have no end.
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    let mut values = headers.get_all(header::TE).iter();
+    values.any(|value| {
+        let mut words = value.as_bytes().split(|byte| *byte == b',');
+        words.any(|word| word.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+    })
+}
+
+/// Makes headers fit for HTTP/2: nothing of a connection is in them (RFC 9113, section 8.2.2), and a client of
+/// HTTP/1.1 that waits for leave to send its body has it from here.
+async fn for_http2(session: &mut Session, headers: &mut HeaderMap, trailers: bool) -> Result<()> {
+    headers.remove(header::CONNECTION);
+    headers.remove(header::UPGRADE);
+    if trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    let waits = headers.remove(header::EXPECT).is_some();
+    if waits && session.req_header().version == Version::HTTP_11 {
+        session
+            .as_downstream_mut()
+            .write_continue_response()
+            .await?;
+    }
+    Ok(())
+}
+
+/// Ends a call whose answer has begun with a status that says why it goes no further.
+async fn end_call(session: &mut Session, request: &mut Request, code: u16) {
+    let Some(pool) = &request.pool else {
+        return;
+    };
+    let environment = pool.environment_name.as_str();
+    let page = match code {
+        504 => Page::Late { environment },
+        502 | 503 => Page::Broken { environment },
+        _ => return,
+    };
+    let trailers = grpc::trailers(&page);
+    request.counts_as = Some(page.status());
+    let sent = session
+        .as_downstream_mut()
+        .write_response_trailers(trailers);
+    if let Err(error) = sent.await {
+        tracing::debug!(%error, "a client left before the end of its call");
     }
 }
 
@@ -472,6 +687,13 @@ impl ProxyHttp for Service {
             asked: None,
             stay: Stay::default(),
             taken: 0,
+            counts_as: None,
+            failed_at: None,
+            again: false,
+            unwanted: false,
+            full: false,
+            alarm: None,
+            late: false,
         }
     }
 
@@ -488,7 +710,12 @@ impl ProxyHttp for Service {
             // It bounds the time until the next request as well, at no timer per request.
             connection.begin();
             // The other way has had the attempt that there is for a connection that closes.
-            request.reused = u8::from(connection.retried.swap(false, Relaxed));
+            if connection.retried.swap(false, Relaxed) {
+                request.reused = 1;
+                let failed = connection.take_failed();
+                request.failed_at = failed.and_then(|failed| failed.downcast().ok());
+                request.again = request.failed_at.is_some();
+            }
         } else {
             let digest = session.as_downstream().digest();
             let proxy = digest.and_then(|digest| digest.proxy_digest.as_deref());
@@ -529,7 +756,11 @@ impl ProxyHttp for Service {
             self.answer_challenge(session, request, answer).await?;
             return Ok(true);
         }
-        let mut way = self.choose(session, request, &asked.name, None);
+        let failed = request.failed_at.take();
+        let mut way = self.choose(session, request, &asked.name, failed.as_ref());
+        if failed.is_some() && !matches!(way, Way::To(..)) {
+            way = self.choose(session, request, &asked.name, None);
+        }
         // Whoever is sent elsewhere, to HTTPS for one, can show a certificate there.
         if !matches!(way, Way::Elsewhere)
             && self.0.certificates.refuses(&asked.name, request.spoken())
@@ -539,10 +770,7 @@ impl ProxyHttp for Service {
                 .await?;
             return Ok(true);
         }
-        if way.may_wait() {
-            let asks = self.asks(session, request, &asked.name);
-            way = self.wait(way, asks, None, &mut request.stay).await;
-        }
+        way = self.wait(session, request, way, &asked.name, None).await;
         match way {
             Way::To(pool, at) => {
                 let length = session.req_header().headers.get(header::CONTENT_LENGTH);
@@ -591,6 +819,13 @@ impl ProxyHttp for Service {
                 Ok(true)
             }
             Way::ClientLeft => Err(Error::new_down(ErrorType::ConnectionClosed)),
+            Way::Full(pool) => {
+                request.lacks_room(&pool);
+                let environment = pool.environment_name.as_str();
+                self.answer(session, request, &Page::Full { environment })
+                    .await?;
+                Ok(true)
+            }
             Way::NoTarget(pool) => {
                 let name = pool.as_ref().map(|pool| pool.environment_name.clone());
                 request.pool = pool;
@@ -609,17 +844,18 @@ impl ProxyHttp for Service {
         request: &mut Request,
     ) -> Result<Box<HttpPeer>> {
         if request.tried || request.at.is_none() {
-            let failed = request.at.take();
-            let failed = failed.as_ref().map(InFlight::target);
+            // Its place there is over before it takes another.
+            let failed = request.at.take().map(|at| at.target().clone());
+            let failed = failed.as_ref();
             let host = normal_host(host_of(session.req_header()));
             let mut way = self.choose(session, request, &host, failed);
             if failed.is_some() && request.refused == 0 && !matches!(way, Way::To(..)) {
                 // It only closed an idle connection: without another target, ask it again.
                 way = self.choose(session, request, &host, None);
             }
-            if way.may_wait() {
-                let asks = self.asks(session, request, &host);
-                way = self.wait(way, asks, failed, &mut request.stay).await;
+            way = self.wait(session, request, way, &host, failed).await;
+            if let Way::Full(pool) = &way {
+                request.lacks_room(pool);
             }
             if matches!(way, Way::ClientLeft) {
                 return Err(Error::new_down(ErrorType::ConnectionClosed));
@@ -635,16 +871,62 @@ impl ProxyHttp for Service {
         let Some(at) = &request.at else {
             return Error::e_explain(ErrorType::InternalError, "no target was chosen");
         };
-        let mut peer = at.target().peer(request.seen.websocket);
-        if let Some(pool) = request.pool.as_ref().filter(|_| !request.seen.websocket) {
+        let websocket = request.seen.websocket && !at.target().http2;
+        let mut peer = at.target().peer(websocket);
+        let announced = at.target().announce(&mut peer, ends_of(session));
+        announced.map_err(|error| {
+            Error::because(
+                ErrorType::InternalError,
+                "while a client was announced",
+                error,
+            )
+        })?;
+        if let Some(pool) = request.pool.as_ref().filter(|_| !websocket) {
             // Where the client is silent, so is the app: the client's time is up first.
             let whole = session.as_downstream_mut().is_body_done();
             let slack = (pool.idle / 10).clamp(SLACK.0, SLACK.1);
             let slack = if whole { Duration::ZERO } else { slack };
-            peer.options.read_timeout = Some(pool.idle + slack);
+            let mut silence = pool.idle + slack;
+            // Others share the connection, which cannot be cut then.
+            if let Some(end) = request.end().filter(|_| at.target().http2) {
+                silence = silence.min(end.saturating_duration_since(Instant::now()));
+            }
+            peer.options.read_timeout = Some(silence);
             peer.options.write_timeout = Some(pool.idle);
         }
         Ok(peer)
+    }
+
+    async fn connected_to_upstream(
+        &self,
+        _session: &mut Session,
+        _reused: bool,
+        _peer: &HttpPeer,
+        number: std::os::fd::RawFd,
+        _digest: Option<&Digest>,
+        request: &mut Request,
+    ) -> Result<()> {
+        let shared = request.at.as_ref().is_some_and(|at| at.target().http2);
+        request.alarm = request
+            .end()
+            .filter(|_| !shared)
+            .and_then(|end| Alarm::set(number, end));
+        Ok(())
+    }
+
+    /// An answer that ends with its connection did not end where that was cut.
+    fn upstream_response_body_filter(
+        &self,
+        _session: &mut Session,
+        _body: &mut Option<Bytes>,
+        _end_of_stream: bool,
+        request: &mut Request,
+    ) -> Result<Option<Duration>> {
+        if request.is_late() {
+            let error = Error::explain(ErrorType::ReadTimedout, "the request's time is up");
+            return Err(error.into_up());
+        }
+        Ok(None)
     }
 
     /// Counts what comes of a body whose length its head did not say.
@@ -689,7 +971,12 @@ impl ProxyHttp for Service {
         // and keeping it costs a second map.
         let mut parts = http::request::Parts::from(head);
         let headers = &mut parts.headers;
+        let http2 = request.at.as_ref().is_some_and(|at| at.target().http2);
+        let trailers = http2 && takes_trailers(headers);
         request.seen.clean(headers);
+        if http2 {
+            for_http2(session, headers, trailers).await?;
+        }
         if let (Some(asked), Some(id)) = (&request.asked, &request.id) {
             self.with_client(session, request.connection.as_deref(), |client| {
                 client.introduce(headers, asked, id);
@@ -709,6 +996,13 @@ impl ProxyHttp for Service {
         request: &mut Request,
     ) -> Result<()> {
         let status = response.status;
+        if FAILED.contains(&status.as_u16()) && request.may_ask_another(session) {
+            if let (Some(pool), Some(at)) = (&request.pool, &request.at) {
+                pool.judge(at.target(), End::of(Some(status.as_u16()), false));
+            }
+            request.unwanted = true;
+            return Error::e_explain(ErrorType::HTTPStatus(502), "another one is asked");
+        }
         if let Err(why) = head::clean_answer(response) {
             return Error::e_explain(ErrorType::HTTPStatus(502), why);
         }
@@ -747,12 +1041,28 @@ impl ProxyHttp for Service {
                 at.target().holds(connection);
             }
         }
+        if grpc::is_of_grpc(&response.headers) {
+            request.counts_as = grpc::failure(&response.headers);
+        }
         if request.answered.is_none() && (!status.is_informational() || request.upgraded) {
             request.answered = Some(Instant::now());
             if let Some(at) = &mut request.at {
                 at.answered();
             }
+            let end = request.end().filter(|_| !request.upgraded);
+            let alarm = request.alarm.take();
+            request.alarm = alarm.zip(end).map(|(alarm, end)| alarm.moved(end));
         }
+        Ok(())
+    }
+
+    fn upstream_response_trailer_filter(
+        &self,
+        _session: &mut Session,
+        trailers: &mut HeaderMap,
+        request: &mut Request,
+    ) -> Result<()> {
+        request.counts_as = request.counts_as.or(grpc::failure(trailers));
         Ok(())
     }
 
@@ -792,7 +1102,8 @@ impl ProxyHttp for Service {
             at.target().eject(answer.to_owned());
         }
         // Nothing was sent: another target may have it, once.
-        error.set_retry(request.refused == 0);
+        let may = |request: &Request| request.pool.as_ref().is_none_or(|pool| pool.may_retry());
+        error.set_retry(request.refused == 0 && may(request));
         request.refused += 1;
         error
     }
@@ -805,6 +1116,9 @@ impl ProxyHttp for Service {
         request: &mut Request,
         client_reused: bool,
     ) -> Box<Error> {
+        let late = request.is_late();
+        request.alarm = None;
+        let untouched = request.reused < MOST_UNTOUCHED && is_untouched(&error);
         let idempotent = session.req_header().method.is_idempotent();
         let whole = !session.as_downstream().retry_buffer_truncated();
         error.retry.decide_reuse(client_reused);
@@ -820,12 +1134,26 @@ impl ProxyHttp for Service {
         let at_once = request.begun.elapsed() < CLOSED_BEFORE;
         // Whatever of an answer has come, the app was at work on it.
         let silent = session.response_written().is_none();
-        let again =
-            error.retry() && idempotent && whole && request.reused == 0 && at_once && silent;
-        error.set_retry(again);
+        let closed = error.retry() && idempotent && request.reused == 0 && at_once;
+        let again = (closed || untouched)
+            && !late
+            && whole
+            && silent
+            && request.pool.as_ref().is_none_or(|pool| pool.may_retry());
         request.reused += u8::from(again);
+        // Whoever took its time already has had the time of the next one as well.
+        let broke = *error.esource() == ErrorSource::Upstream
+            && !late
+            && !matches!(error.etype(), ErrorType::ReadTimedout);
+        let unwanted = std::mem::take(&mut request.unwanted);
+        let elsewhere = !again && !unwanted && broke && request.may_ask_another(session);
+        if elsewhere && let (Some(pool), Some(at)) = (&request.pool, &request.at) {
+            pool.judge(at.target(), End::of(None, true));
+        }
+        error.set_retry(again || unwanted || elsewhere);
         if *error.esource() == ErrorSource::Upstream
             && !client_reused
+            && !unwanted
             && !request.upgraded
             && let Some(at) = &request.at
         {
@@ -841,6 +1169,7 @@ impl ProxyHttp for Service {
         request: &mut Request,
     ) -> FailToProxy {
         let mut code = match (error.etype(), error.esource()) {
+            (_, ErrorSource::Upstream) if request.late => 504,
             (ErrorType::HTTPStatus(code), _) => *code,
             // Want of file descriptors, for example: no instance was asked.
             (ErrorType::InternalError, _) => 500,
@@ -862,7 +1191,11 @@ impl ProxyHttp for Service {
             code = 400;
         }
         let written = session.response_written();
-        if written.is_some_and(|head| !head.status.is_informational()) {
+        if let Some(head) = written.filter(|head| !head.status.is_informational()) {
+            let of_grpc = grpc::is_of_grpc(&head.headers);
+            if of_grpc && code > 0 && session.req_header().version == Version::HTTP_2 {
+                end_call(session, request, code).await;
+            }
             code = 0;
         }
         if code > 0 {
@@ -872,6 +1205,7 @@ impl ProxyHttp for Service {
                 .map(|pool| pool.environment_name.clone());
             let environment = name.as_ref().map(|name| name.as_str());
             let page = match (code, environment) {
+                (503, Some(environment)) if request.full => Page::Full { environment },
                 (503, _) => Page::NoTarget { environment },
                 (502, Some(environment)) => Page::Broken { environment },
                 (504, Some(environment)) => Page::Late { environment },
@@ -913,6 +1247,7 @@ impl ProxyHttp for Service {
                 .answered
                 .map(|at| (at, at.saturating_duration_since(request.begun)));
             let pool = request.pool.as_deref();
+            let status = request.counts_as.or(status);
             count(pool, request.at.as_ref(), status, failed, answered);
             // Want of file descriptors, for example: no instance is to blame.
             let ours = error.is_some_and(|error| *error.etype() == ErrorType::InternalError);
@@ -955,6 +1290,7 @@ impl ProxyHttp for Service {
             });
         }
         request.at = None;
+        request.alarm = None;
         if let Some(connection) = &request.connection
             && session.req_header().version != Version::HTTP_2
         {

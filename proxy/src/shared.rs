@@ -68,7 +68,9 @@ impl Shared {
                 Some((pool, None)) => return Way::NoTarget(Some(pool.clone())),
                 Some((pool, Some(target))) => (pool.clone(), target),
             };
-            let in_flight = pool.begin(target);
+            let Some(in_flight) = pool.enter(target, except, asker, stay) else {
+                return Way::Full(pool);
+            };
             if Arc::ptr_eq(&table, &self.table.load()) {
                 return Way::To(pool, in_flight);
             }
@@ -84,6 +86,8 @@ pub enum Way {
     Elsewhere,
     /// Its route has no target that is fit.
     NoTarget(Option<Arc<Pool>>),
+    /// Its route has targets that are fit, and no room for one more request there.
+    Full(Arc<Pool>),
     /// Nobody waits for the answer any more.
     ClientLeft,
     /// There.

@@ -1,7 +1,7 @@
 //! The routing table in force: an immutable value made for lookups, and whose turn it is of a route's pools.
 
 use crate::asker::Asker;
-use crate::balance::Pool;
+use crate::balance::{Budget, OfEnvironment, Pool, Used};
 use crate::names::Names;
 use crate::rate::Rates;
 use crate::router::{Router, is_host_pattern, is_hostname, is_path_pattern};
@@ -9,8 +9,8 @@ use crate::sticky::{Sides, Stay};
 use crate::target::{Changes, TargetState};
 use crate::traffic::{Counters, ReleaseCounters};
 use beanpole_protocol::proxy::{
-    EnvironmentTraffic, Redirect, ReleaseTraffic, RoutingTable, Target, TargetMode, TargetPool,
-    WeightedPool,
+    EnvironmentTraffic, HealthCheck, Probe, Redirect, ReleaseTraffic, RoutingTable, Target,
+    TargetMode, TargetPool, WeightedPool,
 };
 use beanpole_protocol::{EnvironmentId, InstanceId, ReleaseNumber};
 use std::borrow::Cow;
@@ -33,6 +33,8 @@ pub struct Table {
     targets: BTreeMap<InstanceId, Arc<TargetState>>,
     environments: BTreeMap<EnvironmentId, Arc<Counters>>,
     rates: BTreeMap<EnvironmentId, Arc<Rates>>,
+    used: BTreeMap<EnvironmentId, Arc<Used>>,
+    budgets: BTreeMap<EnvironmentId, Arc<Budget>>,
     releases: BTreeMap<(EnvironmentId, ReleaseNumber), Arc<ReleaseCounters>>,
 }
 
@@ -73,6 +75,15 @@ pub fn validate(table: &RoutingTable) -> Result<(), String> {
                     target.instance
                 ));
             }
+            if let Some(why) = std::iter::once(&target.check)
+                .chain(&target.tried)
+                .find_map(no_regex)
+            {
+                return Err(format!(
+                    "A check of instance {} has a pattern that cannot be used: {why}",
+                    target.instance
+                ));
+            }
             if !instances.insert(&target.instance) {
                 return Err(format!("The instance {} is there twice.", target.instance));
             }
@@ -105,6 +116,14 @@ pub fn validate(table: &RoutingTable) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Why the pattern of a check cannot be used, where that is so.
+fn no_regex(check: &HealthCheck) -> Option<String> {
+    match &check.probe {
+        Probe::Http { details, .. } => details.body.as_ref()?.regex().err(),
+        Probe::Grpc { .. } | Probe::Tcp => None,
+    }
 }
 
 impl Table {
@@ -148,8 +167,15 @@ impl Table {
                 next.targets.insert(target.instance.clone(), state);
             }
             let before = self.pools.get(&pool.name).map(|pool| &**pool);
-            let rates = self.rates_of(pool, &mut next.rates);
-            let made = Pool::new(pool, serving, counters, rates, before, changes);
+            let shared = OfEnvironment {
+                rates: self.rates_of(pool, &mut next.rates),
+                used: kept(&self.used, &mut next.used, pool, Arc::default),
+                budget: kept(&self.budgets, &mut next.budgets, pool, || {
+                    Arc::new(Budget::new(counters.clone()))
+                }),
+                counters,
+            };
+            let made = Pool::new(pool, serving, shared, before, changes);
             next.pools.insert(pool.name.clone(), Arc::new(made));
         }
         for route in &source.routes {
@@ -206,6 +232,11 @@ impl Table {
         rates.limits_any().then(|| rates.clone())
     }
 
+    /// The budgets of all environments.
+    pub fn budgets(&self) -> impl Iterator<Item = &Arc<Budget>> {
+        self.budgets.values()
+    }
+
     /// The limits of all environments.
     pub fn rates(&self) -> impl Iterator<Item = &Arc<Rates>> {
         self.rates.values()
@@ -250,12 +281,31 @@ impl Table {
     pub fn environments(&self) -> Vec<EnvironmentTraffic> {
         self.environments
             .iter()
-            .map(|(environment, counters)| EnvironmentTraffic {
-                environment: environment.clone(),
-                traffic: counters.snapshot(),
+            .map(|(environment, counters)| {
+                let budget = self.budgets.get(environment);
+                let (retries, retries_denied) = budget.map_or((0, 0), |budget| budget.counts());
+                EnvironmentTraffic {
+                    environment: environment.clone(),
+                    traffic: counters.snapshot(),
+                    retries,
+                    retries_denied,
+                    over_capacity: self.used.get(environment).map_or(0, |used| used.refused()),
+                }
             })
             .collect()
     }
+}
+
+/// What an environment had in the table before, or has anew.
+fn kept<T>(
+    before: &BTreeMap<EnvironmentId, Arc<T>>,
+    next: &mut BTreeMap<EnvironmentId, Arc<T>>,
+    of: &TargetPool,
+    new: impl FnOnce() -> Arc<T>,
+) -> Arc<T> {
+    let entry = next.entry(of.environment.clone());
+    let kept = || before.get(&of.environment).cloned();
+    entry.or_insert_with(|| kept().unwrap_or_else(new)).clone()
 }
 
 impl Route {

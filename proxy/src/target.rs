@@ -3,14 +3,17 @@
 //! A [`TargetState`] belongs to one (instance, incarnation, address) and outlives changes of the
 //! table; a new incarnation gets a new one.
 
-use crate::balance::{Conduct, Lasting, Pace, Rank, Warmth};
+use crate::announcing::{self, Ends};
+use crate::balance::{Conduct, Lasting, Pace, Rank, Seat, Warmth};
+use crate::check::Plan;
 use crate::connection::ConnState;
 use crate::names::Names;
 use crate::traffic::{Counters, ReleaseCounters};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use beanpole_daemon::clock;
 use beanpole_protocol::proxy::{
-    CheckResult, Ejection, HealthCheck, PoolRules, Target, TargetMode, TargetReport, TriedCheck,
+    CheckResult, Ejection, PoolRules, Target, TargetMode, TargetReport, TriedCheck,
+    UpstreamProtocol,
 };
 use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
 use std::sync::atomic::{
@@ -29,6 +32,9 @@ pub const ANSWER_TIMEOUT: Duration = Duration::from_mins(1);
 /// keep-alive of app servers (gunicorn's 2 s), so that it is we who close: a request sent at the
 /// moment in which the other side closes is lost.
 pub const KEPT_IDLE: Duration = Duration::from_millis(1_500);
+
+/// Requests that share a connection over HTTP/2, of each worker, as far as the target takes so many.
+const MOST_STREAMS: usize = 100;
 
 /// Tells the watchers of reports that there is something new, and pools whether they have to look again.
 #[derive(Clone)]
@@ -87,7 +93,7 @@ pub struct TargetState {
     /// How much of its share it gets.
     pub warmth: Warmth,
     /// How it is checked now.
-    pub plan: ArcSwap<HealthCheck>,
+    pub plan: ArcSwap<Plan>,
     /// The check that is tried beside that one, and how it goes.
     tried: ArcSwapOption<Mutex<TriedCheck>>,
     /// Asks for a check at once.
@@ -106,6 +112,8 @@ pub struct TargetState {
     health: Mutex<Health>,
     sockets: Mutex<Vec<Weak<ConnState>>>,
     changes: Changes,
+    /// Whether it is spoken to by HTTP/2.
+    pub http2: bool,
     peer: HttpPeer,
     upgrade_peer: HttpPeer,
 }
@@ -149,6 +157,11 @@ impl TargetState {
         peer.options.idle_timeout = Some(KEPT_IDLE);
         // `head` does it, for half the cost and without refusing what others serve.
         peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::preserve();
+        let http2 = target.upstream.protocol == UpstreamProtocol::Http2;
+        if http2 {
+            peer.options.set_http_version(2, 2);
+            peer.options.max_h2_streams = MOST_STREAMS;
+        }
         let mut upgrade_peer = peer.clone();
         // A read timeout would also cut WebSockets that are silent.
         upgrade_peer.options.read_timeout = None;
@@ -163,7 +176,7 @@ impl TargetState {
             pace: Pace::default(),
             conduct: Conduct::default(),
             warmth: Warmth::default(),
-            plan: ArcSwap::from_pointee(target.check.clone()),
+            plan: ArcSwap::from_pointee(Plan::new(target.check.clone(), target.upstream.announce)),
             tried: ArcSwapOption::empty(),
             nudge: Notify::new(),
             gone: CancellationToken::new(),
@@ -180,6 +193,7 @@ impl TargetState {
             }),
             sockets: Mutex::default(),
             changes,
+            http2,
             peer,
             upgrade_peer,
         })
@@ -190,6 +204,20 @@ impl TargetState {
         self.target.instance == target.instance
             && self.target.incarnation == target.incarnation
             && self.target.address == target.address
+            && self.target.upstream == target.upstream
+    }
+
+    /// Whether only the long way can speak to it.
+    pub fn takes_the_long_way(&self) -> bool {
+        self.http2 || self.target.upstream.announce.is_some()
+    }
+
+    /// Has `peer` announce a client, where the target expects that.
+    pub fn announce(&self, peer: &mut HttpPeer, ends: Option<Ends>) -> std::io::Result<()> {
+        match self.target.upstream.announce {
+            None => Ok(()),
+            Some(version) => announcing::announce(peer, self.number, version, ends),
+        }
     }
 
     /// What it is for now.
@@ -208,8 +236,11 @@ impl TargetState {
         if before != mode_number(target.mode) {
             self.begins();
         }
-        if **self.plan.load() != target.check {
-            self.plan.store(Arc::new(target.check.clone()));
+        if ***self.plan.load() != target.check {
+            self.plan.store(Arc::new(Plan::new(
+                target.check.clone(),
+                target.upstream.announce,
+            )));
             self.nudge.notify_one();
         }
     }
@@ -335,6 +366,13 @@ impl TargetState {
         self.in_flight.load(SeqCst)
     }
 
+    /// Counts one more request, where it has fewer than `most`; any number where that is 0.
+    pub fn enters(&self, most: u32) -> bool {
+        let one_more = |count: u32| (most == 0 || count < most).then_some(count + 1);
+        let entered = self.in_flight.fetch_update(SeqCst, SeqCst, one_more);
+        entered.is_ok()
+    }
+
     /// Where pingora sends a request.
     pub fn peer(&self, upgrade: bool) -> Box<HttpPeer> {
         Box::new(if upgrade {
@@ -458,12 +496,23 @@ pub struct InFlight {
     waiting: bool,
     /// The pool that counts it as well, if it does.
     pool: Option<Arc<Lasting>>,
+    /// Its seat, where its environment has only so many.
+    seat: Option<Seat>,
 }
 
 impl InFlight {
     /// Counts one more request at `target`, and in its pool.
     pub fn at(target: Arc<TargetState>, pool: Option<Arc<Lasting>>) -> Self {
         target.in_flight.fetch_add(1, SeqCst);
+        Self::counted(target, pool, None)
+    }
+
+    /// One that `target` has let in.
+    pub fn entered(target: Arc<TargetState>, pool: Option<Arc<Lasting>>, seat: Seat) -> Self {
+        Self::counted(target, pool, Some(seat))
+    }
+
+    fn counted(target: Arc<TargetState>, pool: Option<Arc<Lasting>>, seat: Option<Seat>) -> Self {
         target.waiting.fetch_add(1, Relaxed);
         if let Some(pool) = &pool {
             pool.counts(true);
@@ -472,6 +521,7 @@ impl InFlight {
             target,
             waiting: true,
             pool,
+            seat,
         }
     }
 
@@ -498,6 +548,9 @@ impl Drop for InFlight {
             self.target.waiting.fetch_sub(1, Relaxed);
         }
         let before = self.target.in_flight.fetch_sub(1, SeqCst);
+        if let Some(seat) = self.seat.take() {
+            seat.leave();
+        }
         if before == 1 && self.target.mode() == TargetMode::Drain {
             self.target.changes.tell();
         }

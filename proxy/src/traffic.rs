@@ -53,6 +53,11 @@ impl Counters {
         }
     }
 
+    /// How many requests there were.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Relaxed)
+    }
+
     /// What was counted up to now.
     pub fn snapshot(&self) -> Traffic {
         let (p50_us, p99_us) = self.latency.quantiles(Instant::now());

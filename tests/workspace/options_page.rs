@@ -58,6 +58,10 @@ fn values(kind: Kind) -> String {
         Kind::StickyBy => "`cookie`, `address`, `header:NAME`".to_owned(),
         Kind::HashBy => "`address`, `path`, `header:NAME`, `cookie:NAME`".to_owned(),
         Kind::Duration(low, high) => format!("a duration such as `PT5M`, {low} to {high} s"),
+        Kind::Headers => "headers: `Host: shop.example.org`".to_owned(),
+        Kind::BodyMatch => "`contains:TEXT`, `matches:REGEX`".to_owned(),
+        Kind::GrpcCodes => "statuses of gRPC and ranges: `0`, `0,12`".to_owned(),
+        Kind::GrpcService => "the name of a service: `shop.v1.Cart`".to_owned(),
         Kind::Command => "a command in one line".to_owned(),
         Kind::Statuses => "statuses and ranges: `200-399`, `200,204`".to_owned(),
     }

@@ -6,8 +6,8 @@ use super::{Identity, PROXY_CORE, Stage};
 use crate::process::pinned;
 use crate::{Failed, Setup};
 use beanpole_protocol::proxy::{
-    Algorithm, HealthCheck, PoolLimits, PoolRules, Probe, ProxyReport, Route, RoutingTable, Target,
-    TargetMode, TargetPool, WeightedPool,
+    Algorithm, HealthCheck, HttpDetails, PoolLimits, PoolRules, Probe, ProxyReport, Route,
+    RoutingTable, Target, TargetMode, TargetPool, Upstream, WeightedPool,
 };
 use beanpole_protocol::{
     ApplicationName, EnvironmentId, EnvironmentName, Generation, Incarnation, InstanceId,
@@ -135,6 +135,7 @@ pub fn table(
         probe: Probe::Http {
             path: SMALL.to_owned(),
             statuses: vec![(200, 399)],
+            details: HttpDetails::default(),
         },
         ..HealthCheck::default()
     };
@@ -158,6 +159,7 @@ pub fn table(
                     address: *address,
                     mode: TargetMode::Serve,
                     tried: None,
+                    upstream: Upstream::default(),
                     check: check.clone(),
                 })
                 .collect(),

@@ -119,13 +119,13 @@ fn answers(operation: &OperationRecord, world: &World<'_>, now: Timestamp) -> Ve
 
 /// What came back, but for how long it took: that is another every time.
 fn without_times(check: &CheckResult) -> String {
-    let answer = match check.answer.split_once(" in ") {
-        Some((status, _)) if status.bytes().all(|byte| byte.is_ascii_digit()) => {
-            return format!("{} answered {status}", check.asked);
+    match proxy::answered(&check.answer) {
+        Some((came, wrong)) if wrong.starts_with(", but ") => {
+            format!("{} answered {came}{wrong}", check.asked)
         }
-        _ => &check.answer,
-    };
-    proxy::said(&check.asked, answer)
+        Some((came, _)) => format!("{} answered {came}", check.asked),
+        None => proxy::said(&check.asked, &check.answer),
+    }
 }
 
 #[cfg(test)]

@@ -495,14 +495,16 @@ impl Records {
                     let tried = tried
                         .as_ref()
                         .filter(|(live, _)| instance.release == *live && mode == TargetMode::Serve);
+                    let settings = self.settings_of(environment, instance);
                     Some(Target {
                         instance: instance.id.clone(),
                         incarnation: instance.incarnation,
                         release: instance.release,
                         address: SocketAddr::new(address, instance.port),
                         mode,
-                        check: self.settings_of(environment, instance).health_check(),
+                        check: settings.health_check(),
                         tried: tried.map(|(_, check)| check.clone()),
+                        upstream: settings.upstream(),
                     })
                 })
                 .collect();

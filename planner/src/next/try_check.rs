@@ -113,7 +113,9 @@ mod tests {
     use crate::{
         Decision, Happened, HostState, Plan, Progress, ProxyState, Reach, Stage, World, next,
     };
-    use beanpole_protocol::proxy::{CheckResult, Probe, ProxyReport, TargetMode, Traffic};
+    use beanpole_protocol::proxy::{
+        CheckResult, HttpDetails, Probe, ProxyReport, TargetMode, Traffic,
+    };
     use beanpole_protocol::{
         EnvironmentId, Generation, HostId, Incarnation, ReleaseNumber, Timestamp,
     };
@@ -125,6 +127,7 @@ mod tests {
             probe: Probe::Http {
                 path: path.to_owned(),
                 statuses: vec![(200, 399)],
+                details: HttpDetails::default(),
             },
             ..HealthCheck::default()
         }

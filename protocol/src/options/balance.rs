@@ -2,7 +2,9 @@
 
 use super::split::parse_sticky;
 use super::{LOADBALANCER, OptionSettings, PROCESS, PROXY, SPLIT};
-use crate::proxy::{HashBy, Outliers, PoolLimits, PoolRules, Rate, Rates, Stickiness, Sticky};
+use crate::proxy::{
+    Capacity, HashBy, Outliers, PoolLimits, PoolRules, Rate, Rates, Retries, Stickiness, Sticky,
+};
 
 /// The longest name of a header or a cookie.
 const LONGEST_NAME: usize = 128;
@@ -73,6 +75,34 @@ impl OptionSettings {
                 all: self.rate("RateLimit", "RateBurst"),
                 by_client: self.rate("ClientRateLimit", "ClientRateBurst"),
             },
+            answer_ms: self.number(PROXY, "AnswerTimeout").unwrap_or(0) * 1_000,
+            whole_ms: self.number(PROXY, "RequestTimeout").unwrap_or(0) * 1_000,
+            capacity: self.capacity(),
+            retries: self.retries(),
+        }
+    }
+
+    fn capacity(&self) -> Capacity {
+        let number = |name| self.number(PROXY, name).unwrap_or(0);
+        let small = |name| u32::try_from(number(name)).unwrap_or(u32::MAX);
+        Capacity {
+            all: small("MaxRequests"),
+            each: small("MaxRequestsPerInstance"),
+            pending: small("MaxPending"),
+            wait_ms: number("PendingTimeout") * 1_000,
+        }
+    }
+
+    fn retries(&self) -> Retries {
+        let usual = Retries::default();
+        let percent = self.number(PROXY, "RetryBudget");
+        let minimum = self.number(PROXY, "RetryMinimum");
+        Retries {
+            percent: percent.map_or(usual.percent, |n| u8::try_from(n.min(100)).unwrap_or(100)),
+            per_second: minimum
+                .and_then(|n| u32::try_from(n).ok())
+                .unwrap_or(usual.per_second),
+            failed: self.flag(PROXY, "RetryFailed"),
         }
     }
 
@@ -146,6 +176,23 @@ mod tests {
         assert_eq!((outliers.failures, outliers.errors), (0, 5));
         assert_eq!((outliers.lasts_s, outliers.window_s), (30, 30));
         assert_eq!(outliers.most_percent, 50);
+    }
+
+    #[test]
+    fn nothing_is_bounded_unless_that_is_asked_for_but_how_often_requests_are_sent_again() {
+        let mut settings = OptionSettings::default();
+        let limits = settings.pool_limits();
+        assert!(!limits.capacity.limits_any());
+        assert_eq!(limits.retries, Retries::default());
+        settings.set(PROXY, "MaxRequestsPerInstance", "8");
+        settings.set(PROXY, "RetryFailed", "true");
+        settings.set(PROXY, "AnswerTimeout", "15");
+        settings.validate().expect("they are known");
+        let limits = settings.pool_limits();
+        assert_eq!((limits.capacity.each, limits.capacity.pending), (8, 100));
+        assert_eq!(limits.capacity.wait_ms, 5_000);
+        assert!(limits.retries.failed);
+        assert_eq!((limits.answer_ms, limits.whole_ms), (15_000, 0));
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! What values options take, and how they are read.
 
 use super::balance::{parse_hash_by, parse_sticky_by};
+use super::check::{parse_body, parse_grpc_codes, parse_headers};
 use super::split::{SplitSteps, parse_sticky};
 use super::update::parse_duration;
+use crate::proxy::{LAST_GRPC_CODE, LONGEST_PATTERN};
 use std::collections::BTreeMap;
 
 /// What values an option takes.
@@ -30,6 +32,14 @@ pub enum Kind {
     HashBy,
     /// `cookie`, `address`, `header:NAME`.
     StickyBy,
+    /// Headers that a check sends: `Host: shop.example.org | X-Probe: 1`.
+    Headers,
+    /// `contains:TEXT`, `matches:REGEX`.
+    BodyMatch,
+    /// Statuses of gRPC and ranges: `0`, `0,12`.
+    GrpcCodes,
+    /// The name of a gRPC service: `shop.v1.Cart`.
+    GrpcService,
     /// A line for `/bin/sh`.
     Command,
     /// An ISO 8601 duration within bounds in seconds, both included: `PT5M`.
@@ -67,6 +77,16 @@ impl Kind {
             Self::Duration(low, high) => format!(
                 "a duration such as `PT90S` or `PT5M`, from {low} to {high} seconds, or nothing"
             ),
+            Self::Headers => {
+                "headers such as `Host: shop.example.org | X-Probe: 1`, at most 16 and none that frames a message, or nothing".to_owned()
+            }
+            Self::BodyMatch => format!(
+                "`contains:TEXT` or `matches:REGEX` with at most {LONGEST_PATTERN} bytes, or nothing"
+            ),
+            Self::GrpcCodes => {
+                format!("statuses of gRPC or ranges of them, from 0 to {LAST_GRPC_CODE}, such as `0` or `0,12`")
+            }
+            Self::GrpcService => "the name of a service such as `shop.v1.Cart`, or nothing".to_owned(),
             Self::Statuses => "statuses or ranges such as `200`, `200-399` or `200,204`".to_owned(),
         }
     }
@@ -91,6 +111,13 @@ impl Kind {
             Self::Sticky => parse_sticky(value).is_some(),
             Self::StickyBy => parse_sticky_by(value).is_some(),
             Self::HashBy => parse_hash_by(value).is_some(),
+            Self::Headers => parse_headers(value).is_some(),
+            Self::BodyMatch => value.is_empty() || parse_body(value).is_some(),
+            Self::GrpcCodes => parse_grpc_codes(value).is_some(),
+            Self::GrpcService => {
+                let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
+                value.len() <= 256 && value.bytes().all(fits)
+            }
             Self::Duration(low, high) => {
                 value.is_empty()
                     || parse_duration(value)
@@ -110,6 +137,11 @@ pub(super) fn parse_bool(value: &str) -> Option<bool> {
 }
 
 pub(super) fn parse_statuses(value: &str) -> Option<Vec<(u16, u16)>> {
+    parse_ranges(value, 100, 599)
+}
+
+/// Numbers and ranges of them, within bounds.
+pub(super) fn parse_ranges(value: &str, least: u16, most: u16) -> Option<Vec<(u16, u16)>> {
     let ranges = value
         .split(',')
         .map(|part| {
@@ -118,7 +150,7 @@ pub(super) fn parse_statuses(value: &str) -> Option<Vec<(u16, u16)>> {
                 .split_once('-')
                 .unwrap_or((part.trim(), part.trim()));
             let (low, high) = (low.trim().parse().ok()?, high.trim().parse().ok()?);
-            (100 <= low && low <= high && high <= 599).then_some((low, high))
+            (least <= low && low <= high && high <= most).then_some((low, high))
         })
         .collect::<Option<Vec<(u16, u16)>>>()?;
     (!ranges.is_empty()).then_some(ranges)

@@ -4,9 +4,10 @@
 //! reference page and `deploy.toml.example` all come from it.
 //!
 //! A map of texts is here; what options there are is in `known`, what values they take in `kind`, how
-//! they are read as values in `typed`, `balance`, `split` and `update`.
+//! they are read as values in `typed`, `balance`, `check`, `split` and `update`.
 
 mod balance;
+mod check;
 mod error;
 mod kind;
 mod known;

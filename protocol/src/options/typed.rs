@@ -1,6 +1,6 @@
 //! Options as values: what is in force, with its type.
 
-use super::kind::{parse_bool, parse_labels, parse_statuses};
+use super::kind::{parse_bool, parse_labels};
 use super::split::{GuardLimits, SplitStep};
 use super::{
     APPLICATION, ASG, BatchSize, COMMAND, CONNECTIONS, DeploymentPolicy, ENVIRONMENT, HEALTH,
@@ -8,7 +8,7 @@ use super::{
     SPLITTING, SplitSteps,
 };
 use crate::agent::{Limits, Properties, ReadyOrder};
-use crate::proxy::{Algorithm, HealthCheck, Hold, Probe};
+use crate::proxy::{Algorithm, Hold};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -140,32 +140,6 @@ impl OptionSettings {
         self.get(PROCESS, "HealthCheckPath")
             .or_else(|| self.get(APPLICATION, "Application Healthcheck URL"))
             .unwrap_or("/")
-    }
-
-    /// How the load balancer checks instances.
-    pub fn health_check(&self) -> HealthCheck {
-        let path = self.health_check_path();
-        let probe = if self.effective(PROCESS, "Protocol") == "TCP" || path.is_empty() {
-            Probe::Tcp
-        } else {
-            Probe::Http {
-                path: path.to_owned(),
-                statuses: parse_statuses(self.effective(PROCESS, "MatcherHTTPCode"))
-                    .unwrap_or_else(|| vec![(200, 399)]),
-            }
-        };
-        let small = |name, default| {
-            self.number(PROCESS, name)
-                .and_then(|n| u32::try_from(n).ok())
-                .unwrap_or(default)
-        };
-        HealthCheck {
-            probe,
-            interval_ms: self.number(PROCESS, "HealthCheckInterval").unwrap_or(1) * 1_000,
-            timeout_ms: self.number(PROCESS, "HealthCheckTimeout").unwrap_or(5) * 1_000,
-            healthy_threshold: small("HealthyThresholdCount", 2),
-            unhealthy_threshold: small("UnhealthyThresholdCount", 3),
-        }
     }
 
     /// Whether a good answer to a health check is another one under these settings than under `others`.

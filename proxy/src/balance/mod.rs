@@ -3,13 +3,17 @@
 //! Those who may have it are kept in a list that is made anew when the health of some target has changed, and
 //! not before: a pick looks at one of them or a few, however many there are.
 
+mod budget;
 mod outlier;
 mod pace;
 mod ring;
+mod room;
 mod warmth;
 
+pub use budget::Budget;
 pub use outlier::{Conduct, End};
 pub use pace::Pace;
+pub use room::{Room, Seat, Used};
 pub use warmth::Warmth;
 
 use crate::asker::Asker;
@@ -19,7 +23,9 @@ use crate::target::{Changes, InFlight, TargetState, lock};
 use crate::traffic::Counters;
 use arc_swap::{ArcSwap, Guard};
 use beanpole_protocol::EnvironmentName;
-use beanpole_protocol::proxy::{Algorithm, HashBy, Hold, Outliers, Stickiness, TargetPool};
+use beanpole_protocol::proxy::{
+    Algorithm, HashBy, Hold, Outliers, Retries, Stickiness, TargetPool,
+};
 use fnv::FnvHashMap;
 use ring::{Ring, hash_of, mix};
 use std::net::IpAddr;
@@ -45,8 +51,16 @@ pub struct Pool {
     pub hold: Option<Hold>,
     /// How many requests may come, where that is limited.
     pub rates: Option<Arc<Rates>>,
+    /// How many of them may be in flight, where that is limited.
+    pub room: Option<Room>,
+    /// How many of them may be sent again.
+    pub budget: Arc<Budget>,
+    /// By which rules.
+    pub retries: Retries,
     /// How long a target or a client may stay silent over a request.
     pub idle: Duration,
+    /// How long the beginning of an answer, and a whole request, may take, where that is bounded.
+    pub times: Times,
     /// The largest body of a request, in bytes, where there is one.
     pub largest_body: Option<u64>,
     algorithm: Algorithm,
@@ -60,6 +74,42 @@ pub struct Pool {
     fits: ArcSwap<Fits>,
     lasting: Arc<Lasting>,
     changes: Changes,
+}
+
+/// How long requests may take, where that is bounded.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Times {
+    answer: Option<Duration>,
+    whole: Option<Duration>,
+}
+
+impl Times {
+    /// Until when a request that began then has to be answered, or with its answer begun, to be over.
+    pub fn end(&self, begun: Instant, answered: bool) -> Option<Instant> {
+        let answer = self.answer.filter(|_| !answered);
+        let least = match (answer, self.whole) {
+            (Some(answer), Some(whole)) => Some(answer.min(whole)),
+            (answer, whole) => answer.or(whole),
+        };
+        least.map(|limit| begun + limit)
+    }
+}
+
+fn limit(ms: u64) -> Option<Duration> {
+    (ms > 0).then(|| Duration::from_millis(ms))
+}
+
+/// What pools of one environment share.
+#[derive(Clone)]
+pub struct OfEnvironment {
+    /// Its counts.
+    pub counters: Arc<Counters>,
+    /// How many requests may come, where that is limited.
+    pub rates: Option<Arc<Rates>>,
+    /// What is in use of its room.
+    pub used: Arc<Used>,
+    /// How many of its requests may be sent again.
+    pub budget: Arc<Budget>,
 }
 
 /// What of a pool outlives its tables.
@@ -100,8 +150,7 @@ impl Pool {
     pub fn new(
         given: &TargetPool,
         serving: Vec<Arc<TargetState>>,
-        counters: Arc<Counters>,
-        rates: Option<Arc<Rates>>,
+        shared: OfEnvironment,
         before: Option<&Self>,
         changes: &Changes,
     ) -> Self {
@@ -118,10 +167,18 @@ impl Pool {
         });
         Self {
             environment_name: given.environment_name.clone(),
-            counters,
+            counters: shared.counters,
             hold: given.hold,
-            rates,
+            rates: shared.rates,
+            room: (given.limits.capacity.limits_any())
+                .then(|| Room::new(given.limits.capacity, shared.used)),
+            budget: shared.budget,
+            retries: given.limits.retries,
             idle: Duration::from_millis(given.limits.idle_ms),
+            times: Times {
+                answer: limit(given.limits.answer_ms),
+                whole: limit(given.limits.whole_ms),
+            },
             largest_body: (given.limits.body_bytes > 0).then_some(given.limits.body_bytes),
             algorithm: given.algorithm,
             hash_by: given.rules.hash_by.clone(),
@@ -203,7 +260,11 @@ impl Pool {
         except: Option<&Arc<TargetState>>,
         asker: &Asker<'_>,
     ) -> Option<Arc<TargetState>> {
-        let turn = self.lasting.next.fetch_add(1, Relaxed);
+        // A second attempt takes nobody's turn: with two targets the first one would come in turn again.
+        let turn = match except {
+            None => self.lasting.next.fetch_add(1, Relaxed),
+            Some(_) => self.lasting.next.load(Relaxed),
+        };
         let among = Among {
             targets: &fits.targets,
             shares: &fits.shares,
@@ -228,6 +289,30 @@ impl Pool {
         let counts = self.algorithm == Algorithm::ConsistentHash;
         let counted = counts.then(|| self.lasting.clone());
         InFlight::at(target, counted)
+    }
+
+    /// The same, of one that has been let in.
+    fn entered(&self, target: Arc<TargetState>, seat: Seat) -> InFlight {
+        let counts = self.algorithm == Algorithm::ConsistentHash;
+        let counted = counts.then(|| self.lasting.clone());
+        InFlight::entered(target, counted, seat)
+    }
+
+    /// Where a look at so many targets begins.
+    fn turn(&self, of: usize) -> usize {
+        let turn = self.lasting.next.fetch_add(1, Relaxed);
+        turn.checked_rem(of).unwrap_or(0)
+    }
+
+    /// Whether a request may be sent once more; it counts as sent.
+    pub fn may_retry(&self) -> bool {
+        self.budget.spend(self.retries, Instant::now())
+    }
+
+    /// Whether somebody else than `target` may have requests.
+    pub fn has_others(&self, target: &Arc<TargetState>) -> bool {
+        let fits = self.fits();
+        fits.targets.iter().any(|one| !Arc::ptr_eq(one, target))
     }
 
     /// Takes how long an answer of `target` took to begin, and whether it was a good one.

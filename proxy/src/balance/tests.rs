@@ -7,7 +7,7 @@ use crate::names::Names;
 use crate::table::Table;
 use beanpole_protocol::proxy::{
     CheckResult, HealthCheck, PoolLimits, PoolRules, Route, RoutingTable, Target, TargetMode,
-    WeightedPool,
+    Upstream, WeightedPool,
 };
 use beanpole_protocol::{
     ApplicationName, EnvironmentId, EnvironmentName, Generation, Incarnation, InstanceId,
@@ -23,6 +23,7 @@ fn given(numbers: impl IntoIterator<Item = u32>, algorithm: Algorithm) -> Target
         address: std::net::SocketAddr::from(([127, 0, 0, 1], 1)),
         mode: TargetMode::Serve,
         tried: None,
+        upstream: Upstream::default(),
         check: HealthCheck {
             unhealthy_threshold: 1,
             healthy_threshold: 1,

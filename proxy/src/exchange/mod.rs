@@ -54,6 +54,9 @@ use tokio_util::io::poll_read_buf;
 const FIRST_PIECE: usize = 8 * 1024;
 const PIECE: usize = 64 * 1024;
 
+/// Statuses by which an app, or a proxy in front of it, says that it cannot answer.
+pub const FAILED: std::ops::RangeInclusive<u16> = 502..=504;
+
 /// What a connection is to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
@@ -81,6 +84,8 @@ enum Trouble {
     Late,
     /// The app's answer cannot be passed on.
     Odd(&'static str),
+    /// The app says that it cannot answer, and another one may be asked.
+    Unwanted,
 }
 
 /// How a request went, as far as it has.
@@ -99,6 +104,8 @@ struct Going {
     why: Option<&'static str>,
     /// Lines that the client gets with the head of the answer.
     told: Vec<u8>,
+    /// Something of an answer went to the client.
+    spoke: bool,
 }
 
 impl Going {
@@ -114,7 +121,17 @@ impl Going {
             failed: false,
             why: None,
             told: Vec::new(),
+            spoke: false,
         }
+    }
+
+    /// Whether another target may be asked instead; it counts as asked.
+    fn may_ask_another(&self, plain: &Plain) -> bool {
+        plain.asks_only
+            && !self.spoke
+            && self.pool.retries.failed
+            && self.pool.has_others(self.at.target())
+            && self.pool.may_retry()
     }
 }
 
@@ -130,11 +147,14 @@ struct Served<'a> {
 struct Patience {
     timer: Option<Pin<Box<Sleep>>>,
     until: Option<tokio::time::Instant>,
+    /// When it is over in any case.
+    end: Option<Instant>,
 }
 
 impl Patience {
     fn renew(&mut self, from: Instant, limit: Duration) {
-        self.until = Some((from + limit).into());
+        let until = from + limit;
+        self.until = Some(self.end.map_or(until, |end| until.min(end)).into());
     }
 
     fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -144,6 +164,9 @@ impl Patience {
         let timer = self
             .timer
             .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+        if timer.deadline() > until {
+            timer.as_mut().reset(until);
+        }
         loop {
             ready!(timer.as_mut().poll(cx));
             if tokio::time::Instant::now() >= until {
@@ -168,8 +191,13 @@ impl Exchange {
         loop {
             tokio::time::sleep(KEPT_IDLE / 2).await;
             self.kept.prune(KEPT_IDLE);
-            for rates in self.shared.table.load().rates() {
+            let table = self.shared.table.load();
+            for rates in table.rates() {
                 rates.prune();
+            }
+            let now = Instant::now();
+            for budget in table.budgets() {
+                budget.keep_time(now);
             }
         }
     }
@@ -221,16 +249,27 @@ impl Exchange {
             let Way::To(pool, at) = way else {
                 return other_way(to.connection, bytes, Known::Length(plain.length));
             };
+            if at.target().takes_the_long_way() {
+                return other_way(to.connection, bytes, Known::Length(plain.length));
+            }
             if pool.is_too_large(plain.body as u64) || pool.admit(&asker).is_err() {
                 return other_way(to.connection, bytes, Known::Length(plain.length));
             }
             to.connection.state().begin();
+            to.patience.end = pool.times.end(begun, false);
             to.patience.renew(begun, pool.idle);
-            let Some((mut app, reused)) = self.connect(&at).await else {
+            let connected = self.connect(&at).await;
+            if connected.is_none() && pool.may_retry() {
                 to.connection.state().admitted.store(true, Relaxed);
                 return other_way(to.connection, bytes, Known::Length(plain.length));
-            };
+            }
             let mut going = Going::new(begun, pool, at);
+            let Some((mut app, reused)) = connected else {
+                self.fail(&mut to, &plain, &bytes, &Trouble::Broken, &mut going)
+                    .await;
+                self.end(client, &plain, &bytes, &going);
+                return Next::End;
+            };
             for cookie in stay.cookies(client.is_tls()) {
                 for part in [b"Set-Cookie: ", cookie.as_bytes(), b"\r\n"] {
                     going.told.extend_from_slice(part);
@@ -250,11 +289,25 @@ impl Exchange {
                     if !going.heard
                         && reused
                         && plain.idempotent
-                        && begun.elapsed() < CLOSED_BEFORE =>
+                        && begun.elapsed() < CLOSED_BEFORE
+                        && going.pool.may_retry() =>
                 {
                     // The app closed a kept connection at this moment: the request was not taken.
                     to.connection.state().retried.store(true, Relaxed);
                     to.connection.state().admitted.store(true, Relaxed);
+                    return other_way(to.connection, bytes, Known::Length(plain.length));
+                }
+                Err(trouble)
+                    if matches!(trouble, Trouble::Unwanted)
+                        || (matches!(trouble, Trouble::Broken)
+                            && going.may_ask_another(&plain)) =>
+                {
+                    let (target, state) = (going.at.target(), to.connection.state());
+                    let failed = going.status.is_none();
+                    going.pool.judge(target, End::of(going.status, failed));
+                    state.failed_at(target.clone());
+                    state.retried.store(true, Relaxed);
+                    state.admitted.store(true, Relaxed);
                     return other_way(to.connection, bytes, Known::Length(plain.length));
                 }
                 Err(trouble) => {
@@ -314,6 +367,12 @@ impl Exchange {
         let mut piece = Vec::with_capacity(FIRST_PIECE);
         let head = read_head(to, app, plain, going, &mut piece, out).await;
         let (mut answer, from) = head?;
+        if FAILED.contains(&answer.status) && going.may_ask_another(plain) {
+            going.status = Some(answer.status);
+            return Err(Trouble::Unwanted);
+        }
+        going.spoke = true;
+        to.patience.end = going.pool.times.end(going.begun, true);
         going.answered = Some(Instant::now());
         going.at.answered();
         let (used, mut over) = answer.body.take(&piece[from..], going)?;
@@ -363,7 +422,7 @@ impl Exchange {
         let page = match trouble {
             Trouble::Client => return,
             Trouble::Late => Page::Late { environment },
-            Trouble::Broken | Trouble::Odd(_) => Page::Broken { environment },
+            Trouble::Broken | Trouble::Odd(_) | Trouble::Unwanted => Page::Broken { environment },
         };
         if let Trouble::Odd(why) = trouble {
             let instance = &going.at.target().target.instance;
@@ -390,6 +449,7 @@ impl Exchange {
             rendered.body.len() as u64
         };
         let whole = pages::whole(&rendered, id, plain.only_head);
+        to.patience.end = None;
         to.patience.renew(Instant::now(), going.pool.idle);
         // A client that has left needs none.
         let _ = send(to.connection, &mut to.patience, &whole).await;
@@ -510,6 +570,7 @@ async fn read_head(
                     ));
                 }
                 100..200 => {
+                    going.spoke = true;
                     send_to(to, out).await?;
                     // The app is at work: it has its time anew.
                     to.patience.renew(Instant::now(), going.pool.idle);

@@ -56,6 +56,8 @@ pub struct Plain {
     pub only_head: bool,
     /// Asking twice does what asking once does (RFC 9110, section 9.2.2).
     pub idempotent: bool,
+    /// It only asks, and brings no body: GET, HEAD, OPTIONS.
+    pub asks_only: bool,
     /// The client ends the connection after it.
     pub closes: bool,
 }
@@ -186,6 +188,7 @@ pub fn look(bytes: &[u8], client: &Client, out: &mut Vec<u8>) -> Look {
         id,
         only_head: method == "HEAD",
         idempotent: is_idempotent(method),
+        asks_only: body == 0 && matches!(method, "GET" | "HEAD" | "OPTIONS"),
         closes,
     }))
 }

@@ -1,7 +1,7 @@
 //! Checks, ejection, retries, drains.
 
 use crate::support::*;
-use beanpole_protocol::proxy::{Probe, ProxyReport, TargetMode};
+use beanpole_protocol::proxy::{HttpDetails, Probe, ProxyReport, TargetMode};
 use beanpole_protocol::{Generation, Incarnation};
 use http::Method;
 use std::sync::atomic::Ordering;
@@ -79,6 +79,7 @@ async fn a_check_that_is_tried_decides_nothing_and_says_how_it_goes() {
         check.probe = Probe::Http {
             path: asked.to_owned(),
             statuses: vec![(200, 200)],
+            details: HttpDetails::default(),
         };
         target.tried = Some(check.clone());
         proxy.put(&wanted).await.expect("put");

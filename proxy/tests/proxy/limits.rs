@@ -1,12 +1,12 @@
 //! How long requests may take, and how large they may be, on both ways through the proxy.
 
 use crate::support::*;
-use beanpole_protocol::proxy::{PoolLimits, Rate, Rates};
+use beanpole_protocol::proxy::{PoolLimits, Probe, Rate, Rates, TargetMode};
 use http::Method;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 /// Has a request take the long way.
 const ODD: &str = "TE: trailers\r\n";
@@ -46,6 +46,80 @@ async fn an_app_that_is_silent_for_too_long_is_told_by_a_504() {
         proxy
             .until_target("nothing is under way", 1, |target| target.in_flight == 0)
             .await;
+    }
+}
+
+/// An app that begins to answer at once, and says a piece more every 50 ms for ever; the end of its connection would
+/// be that of its answer.
+async fn endless() -> Proxy {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut head = [0; 4096];
+                let _ = socket.read(&mut head).await;
+                let mut piece: &[u8] = b"HTTP/1.1 200 OK\r\n\r\n";
+                while socket.write_all(piece).await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    piece = b"more";
+                }
+            });
+        }
+    });
+    let proxy = Proxy::start().await;
+    let mut wanted = table(1, vec![target(1, address, TargetMode::Serve)]);
+    check_all(&mut wanted, |check| check.probe = Probe::Tcp);
+    wanted.pools[0].limits = PoolLimits {
+        answer_ms: 300,
+        whole_ms: 600,
+        ..PoolLimits::default()
+    };
+    proxy.serve(&wanted).await;
+    proxy
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_takes_too_long_as_a_whole_breaks_off_and_does_not_seem_to_end() {
+    let proxy = endless().await;
+    for odd in ["", ODD] {
+        let head = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n{odd}\r\n");
+        let begun = Instant::now();
+        let answer = raw(proxy.http, head.as_bytes()).await;
+        let took = begun.elapsed();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        assert!(
+            !answer.ends_with("0\r\n\r\n"),
+            "it would seem whole: {answer}"
+        );
+        assert!(took >= Duration::from_millis(550), "{took:?}");
+        assert!(took < Duration::from_secs(10), "{took:?}");
+    }
+    let failed = proxy.report().await.environments[0].traffic.failed;
+    assert_eq!(failed, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_does_not_begin_in_time_is_a_504_however_long_silence_may_last() {
+    for limits in [(300, 0), (0, 300)] {
+        let (_backend, proxy) = limited(PoolLimits {
+            answer_ms: limits.0,
+            whole_ms: limits.1,
+            ..PoolLimits::default()
+        })
+        .await;
+        for odd in ["", ODD] {
+            // An earlier request has set a timer for later.
+            let earlier = format!("GET / HTTP/1.1\r\nHost: {HOST}\r\n{odd}\r\n");
+            let head =
+                format!("GET /hold HTTP/1.1\r\nHost: {HOST}\r\n{odd}Connection: close\r\n\r\n");
+            let begun = Instant::now();
+            let answer = raw(proxy.http, format!("{earlier}{head}").as_bytes()).await;
+            let took = begun.elapsed();
+            assert!(answer.contains("HTTP/1.1 504 "), "{answer}");
+            assert!(took >= Duration::from_millis(300), "{took:?}");
+            assert!(took < Duration::from_secs(10), "{took:?}");
+        }
     }
 }
 

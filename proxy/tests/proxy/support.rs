@@ -2,8 +2,8 @@
 
 use beanpole_daemon::http::{CallError, Connection};
 use beanpole_protocol::proxy::{
-    Algorithm, HealthCheck, PoolLimits, PoolRules, Probe, ProxyReport, Route, RoutingTable, Target,
-    TargetMode, TargetPool, TargetReport, WeightedPool,
+    Algorithm, HealthCheck, HttpDetails, PoolLimits, PoolRules, Probe, ProxyReport, Route,
+    RoutingTable, Target, TargetMode, TargetPool, TargetReport, Upstream, WeightedPool,
 };
 use beanpole_protocol::tls::{CertificateSet, CertificatesReport};
 use beanpole_protocol::{
@@ -196,10 +196,12 @@ pub fn target(number: u8, address: SocketAddr, mode: TargetMode) -> Target {
         address,
         mode,
         tried: None,
+        upstream: Upstream::default(),
         check: HealthCheck {
             probe: Probe::Http {
                 path: "/health".to_owned(),
                 statuses: vec![(200, 399)],
+                details: HttpDetails::default(),
             },
             interval_ms: 100,
             timeout_ms: 2_000,
@@ -436,6 +438,10 @@ pub struct Client(SendRequest<Full<Bytes>>);
 impl Client {
     pub async fn connect(address: SocketAddr) -> Self {
         let socket = TcpStream::connect(address).await.expect("connect");
+        Self::over(socket).await
+    }
+
+    pub async fn over(socket: TcpStream) -> Self {
         socket.set_nodelay(true).expect("nodelay");
         let (sender, driver) = hyper::client::conn::http1::handshake(TokioIo::new(socket))
             .await
