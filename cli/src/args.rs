@@ -4,7 +4,7 @@ use crate::commands::{
     abort, acme, apps, attach, backup, ca, cert, completions, config, create, cut, daemons, demo,
     demo_app, deploy, domain, events, health, host, init, list, logs, open, printenv, promote,
     releases, restart, restore, rollback, scale, setenv, show, status, swap, terminate, up,
-    version, versions,
+    version, versions, why,
 };
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -103,6 +103,7 @@ pub enum Command {
     Deploy(deploy::Deploy),
     Status(status::Status),
     Health(health::Health),
+    Why(why::Why),
     Events(events::Events),
     Logs(logs::Logs),
     Open(open::Open),

@@ -19,6 +19,7 @@ mod watch;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
+use output::errors::Kind;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -49,7 +50,9 @@ fn main() -> ExitCode {
     match outcome.and_then(|()| output::unwritten().map_or(Ok(()), Err)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            output::report(&failure, json);
+            if !matches!(failure.kind, Kind::Told(_)) {
+                output::report(&failure, json);
+            }
             ExitCode::from(failure.exit_code())
         }
     }

@@ -75,6 +75,8 @@ pub(crate) struct Links {
     table: watch::Sender<RoutingTable>,
     certificates: watch::Sender<CertificateSet>,
     proxies: Mutex<Vec<ProxyLink>>,
+    /// How each proxy is reached, by name.
+    dialers: Mutex<BTreeMap<String, Dialer>>,
     changeover: Changeover,
     bundles: Arc<dyn BundleSource>,
     pushes: Arc<Pushes>,
@@ -112,6 +114,7 @@ impl Links {
             table: watch::Sender::new(RoutingTable::default()),
             certificates: watch::Sender::new(CertificateSet::default()),
             proxies: Mutex::default(),
+            dialers: Mutex::default(),
             changeover: Changeover::default(),
             bundles: Arc::new(Bundles(blobs)),
             pushes: Pushes::new(rate, PUSHES_AT_ONCE),
@@ -206,6 +209,10 @@ impl Links {
 
     /// Starts the link to a proxy.
     pub(crate) fn start_proxy(&self, app: &App, name: &str, dialer: Dialer) {
+        self.dialers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(name.to_owned(), dialer.clone());
         let link = ProxyLink::spawn(
             ProxyLinkConfig {
                 proxy: name.to_owned(),
@@ -219,6 +226,12 @@ impl Links {
         );
         let mut proxies = self.proxies.lock().unwrap_or_else(PoisonError::into_inner);
         proxies.push(link);
+    }
+
+    /// How each proxy is reached, by name.
+    pub(crate) fn proxies(&self) -> BTreeMap<String, Dialer> {
+        let dialers = self.dialers.lock();
+        dialers.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Calls to a host's agent; none when it has no link.

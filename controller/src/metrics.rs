@@ -2,6 +2,7 @@
 //! 0.0.4). Labels are names of things that there are now: there are as many series as things.
 
 use beanpole_engine::Observed;
+use beanpole_protocol::Generation;
 use beanpole_protocol::api::{Environment, InstanceHealth};
 use beanpole_protocol::latency::{Latencies, upper_bound};
 use beanpole_protocol::proxy::{ProxyReport, Traffic};
@@ -106,10 +107,11 @@ fn escaped(text: &str) -> String {
         .replace('\n', "\\n")
 }
 
-/// All metrics. `hosts` are the names of hosts, and whether each is reached.
+/// All metrics. `hosts` are the names of hosts, and whether each is reached; `table` is the newest routing table.
 pub(crate) fn render(
     environments: &[Environment],
     hosts: &[(String, bool)],
+    table: Generation,
     observed: &Observed,
 ) -> String {
     let mut all = Families::default();
@@ -119,6 +121,12 @@ pub(crate) fn render(
         "The controller's version.",
         &[("version", version)],
         1,
+    );
+    all.gauge(
+        "beanpole_table_generation",
+        "The newest routing table.",
+        &[],
+        table,
     );
     for (name, reached) in hosts {
         all.gauge(
@@ -145,6 +153,12 @@ pub(crate) fn render(
                 "The routing table that the load balancer has in force.",
                 &here,
                 report.generation,
+            );
+            all.gauge(
+                "beanpole_proxy_info",
+                "The load balancer's version.",
+                &[here[0], ("version", &report.version)],
+                1,
             );
             of_proxy(&mut all, proxy, report, environments);
         }
@@ -218,11 +232,6 @@ fn of_proxy(all: &mut Families, proxy: &str, report: &ProxyReport, environments:
         );
         let counts = [
             (
-                "beanpole_requests_retried_total",
-                "Requests that were sent once more, to another instance or over another connection.",
-                seen.retries,
-            ),
-            (
                 "beanpole_retries_denied_total",
                 "Requests that were not sent once more, for want of budget.",
                 seen.retries_denied,
@@ -236,6 +245,14 @@ fn of_proxy(all: &mut Families, proxy: &str, report: &ProxyReport, environments:
         for (name, help, count) in counts {
             all.counter(name, help, &labels, count);
         }
+        of_waiting(all, &labels, &seen.traffic);
+        quantiles(
+            all,
+            "beanpole_environment_latency_seconds",
+            "How long answers took to begin, in the last minute.",
+            &labels,
+            &seen.traffic,
+        );
         let releases = report.releases.iter();
         for one in releases.filter(|one| one.environment == seen.environment) {
             let release = one.release.to_string();
@@ -245,8 +262,9 @@ fn of_proxy(all: &mut Families, proxy: &str, report: &ProxyReport, environments:
     }
     for seen in &report.targets {
         let of = environments.iter().find(|environment| {
-            let mut instances = environment.instances.iter();
-            instances.any(|instance| instance.id == seen.instance)
+            let own = environment.instances.iter().map(|one| &one.id);
+            let mut all = own.chain(environment.lingering.iter().map(|one| &one.id));
+            all.any(|id| *id == seen.instance)
         });
         let labels = [
             proxy,
@@ -260,6 +278,31 @@ fn of_proxy(all: &mut Families, proxy: &str, report: &ProxyReport, environments:
             &labels,
             &seen.traffic,
         );
+        all.counter(
+            "beanpole_instance_requests_failed_total",
+            "Requests that an instance did not answer, or not to the end.",
+            &labels,
+            seen.traffic.failed,
+        );
+        quantiles(
+            all,
+            "beanpole_instance_latency_seconds",
+            "How long answers of an instance took to begin, in the last minute.",
+            &labels,
+            &seen.traffic,
+        );
+        all.counter(
+            "beanpole_instance_ejections_total",
+            "How often an instance was left out for a while because of how it answered.",
+            &labels,
+            seen.traffic.ejections,
+        );
+        all.gauge(
+            "beanpole_instance_ejected",
+            "Whether an instance is left out because of how it answered.",
+            &labels,
+            u8::from(seen.ejected.is_some()),
+        );
         all.gauge(
             "beanpole_instance_requests_in_flight",
             "Requests that an instance is answering.",
@@ -272,6 +315,56 @@ fn of_proxy(all: &mut Families, proxy: &str, report: &ProxyReport, environments:
             &labels,
             u8::from(seen.healthy),
         );
+    }
+}
+
+/// What an environment's requests met besides instances.
+fn of_waiting(all: &mut Families, labels: &[(&str, &str)], traffic: &Traffic) {
+    all.counter(
+        "beanpole_requests_retried_total",
+        "Further attempts that were made for requests.",
+        labels,
+        traffic.retried,
+    );
+    all.counter(
+        "beanpole_requests_held_total",
+        "Requests that waited for an instance.",
+        labels,
+        traffic.held,
+    );
+    all.gauge(
+        "beanpole_requests_waiting",
+        "Requests that wait for an instance now.",
+        labels,
+        traffic.waiting,
+    );
+    all.counter(
+        "beanpole_requests_limited_total",
+        "Requests that came too soon after others (status 429).",
+        labels,
+        traffic.limited,
+    );
+}
+
+/// Percentiles of the last minute, an eighth too high at most. They cannot be added up: for that there is the
+/// histogram. Where nobody asked there is none.
+fn quantiles(
+    all: &mut Families,
+    name: &'static str,
+    help: &'static str,
+    labels: &[(&str, &str)],
+    traffic: &Traffic,
+) {
+    for (quantile, us) in [
+        ("0.5", traffic.p50_us),
+        ("0.9", traffic.p90_us),
+        ("0.99", traffic.p99_us),
+        ("0.999", traffic.p999_us),
+    ] {
+        if us > 0 {
+            let labels = [labels, &[("quantile", quantile)]].concat();
+            all.gauge(name, help, &labels, us as f64 / 1e6);
+        }
     }
 }
 
@@ -333,5 +426,217 @@ mod tests {
         ] {
             assert!(text.lines().any(|one| one == line), "{line}\n{text}");
         }
+    }
+
+    /// A series: its name, its labels in their order, its value.
+    type Series = (String, Vec<(String, String)>, f64);
+
+    /// Reads `name{label="value",…} number`, as the description of the text format has it.
+    fn series(line: &str) -> Series {
+        let is_name = |text: &str, colon: bool| {
+            let mut chars = text.chars();
+            let first = |c: char| c.is_ascii_alphabetic() || c == '_' || (colon && c == ':');
+            chars.next().is_some_and(first) && chars.all(|c| first(c) || c.is_ascii_digit())
+        };
+        let end = line.find(['{', ' ']).expect("a name");
+        let (name, mut rest) = line.split_at(end);
+        assert!(is_name(name, true), "{line}");
+        let mut labels = Vec::new();
+        if let Some(inside) = rest.strip_prefix('{') {
+            rest = inside;
+            loop {
+                let (label, after) = rest.split_once("=\"").expect("a label");
+                assert!(is_name(label, false), "{line}");
+                let mut value = String::new();
+                let mut chars = after.char_indices();
+                let end = loop {
+                    match chars.next().expect("the end of a value") {
+                        (at, '"') => break at,
+                        (_, '\\') => match chars.next().expect("what is escaped").1 {
+                            'n' => value.push('\n'),
+                            c @ ('"' | '\\') => value.push(c),
+                            c => panic!("\\{c} is no escape: {line}"),
+                        },
+                        (_, c) => value.push(c),
+                    }
+                };
+                labels.push((label.to_owned(), value));
+                rest = &after[end + 1..];
+                match rest.strip_prefix(',') {
+                    Some(more) => rest = more,
+                    None => break,
+                }
+            }
+            rest = rest.strip_prefix('}').expect("the end of labels");
+        }
+        let value = rest.strip_prefix(' ').expect("one space");
+        assert!(!value.contains(' '), "{line}");
+        let value = value.parse().expect("a number");
+        (name.to_owned(), labels, value)
+    }
+
+    /// Reads the whole text, and refuses what the format does not allow.
+    fn parsed(text: &str) -> BTreeMap<String, (String, Vec<Series>)> {
+        assert!(text.ends_with('\n'));
+        let mut families: BTreeMap<String, (String, Vec<Series>)> = BTreeMap::new();
+        let mut known = std::collections::BTreeSet::new();
+        let mut lines = text.lines().peekable();
+        while let Some(line) = lines.next() {
+            let help = line
+                .strip_prefix("# HELP ")
+                .expect("a family begins with HELP");
+            let (name, _) = help.split_once(' ').expect("a text");
+            let kind = lines.next().and_then(|line| line.strip_prefix("# TYPE "));
+            let (same, kind) = kind.and_then(|kind| kind.split_once(' ')).expect("a TYPE");
+            assert_eq!(name, same);
+            assert!(["gauge", "counter", "histogram"].contains(&kind), "{kind}");
+            assert_eq!(kind == "counter", name.ends_with("_total"), "{name}");
+            let mut all = Vec::new();
+            while let Some(line) = lines.next_if(|line| !line.starts_with('#')) {
+                let one = series(line);
+                let suffix = one.0.strip_prefix(name).expect("a series of its family");
+                let allowed: &[&str] = match kind {
+                    "histogram" => &["_bucket", "_sum", "_count"],
+                    _ => &[""],
+                };
+                assert!(allowed.contains(&suffix), "{line}");
+                let mut labels = one.1.clone();
+                labels.sort();
+                assert!(known.insert((one.0.clone(), labels)), "twice: {line}");
+                all.push(one);
+            }
+            let before = families.insert(name.to_owned(), (kind.to_owned(), all));
+            assert!(before.is_none(), "{name} is there twice");
+        }
+        families
+    }
+
+    /// Each histogram counts up, to infinity, and to its count.
+    fn check_histogram(all: &[Series]) {
+        let mut by_labels: BTreeMap<Vec<(String, String)>, Vec<(f64, f64)>> = BTreeMap::new();
+        for (name, labels, value) in all {
+            if name.ends_with("_bucket") {
+                let (le, rest): (Vec<_>, Vec<_>) =
+                    labels.iter().cloned().partition(|(label, _)| label == "le");
+                let bound = match le[0].1.as_str() {
+                    "+Inf" => f64::INFINITY,
+                    bound => bound.parse().expect("a bound"),
+                };
+                by_labels.entry(rest).or_default().push((bound, *value));
+            }
+        }
+        for (labels, buckets) in by_labels {
+            assert!(buckets.is_sorted(), "{labels:?}: {buckets:?}");
+            let count = all
+                .iter()
+                .find(|one| one.0.ends_with("_count") && one.1 == labels);
+            let last = buckets.last().expect("buckets");
+            assert_eq!((last.0, last.1), (f64::INFINITY, count.expect("a count").2));
+        }
+    }
+
+    fn report() -> ProxyReport {
+        serde_json::from_value(serde_json::json!({
+            "sequence": 1, "run": "r", "version": "1.2.3", "generation": 7,
+            "now": "2026-01-02T03:04:05.678Z",
+            "targets": [{"instance": "i-00000000000000001", "incarnation": 1, "mode": "serve",
+                "healthy": true, "good_checks": 2, "bad_checks": 0, "last_check": null,
+                "in_flight": 3,
+                "traffic": {"requests": 12, "by_class": [0, 10, 0, 0, 2], "failed": 1,
+                    "p50_us": 900, "p90_us": 1800, "p99_us": 4000, "p999_us": 9000,
+                    "ejections": 2}}],
+            "environments": [{"environment": "e-0000000001",
+                "traffic": {"requests": 15, "by_class": [0, 10, 0, 3, 2], "failed": 1,
+                    "p50_us": 900, "p90_us": 1800, "p99_us": 4000, "p999_us": 9000,
+                    "retried": 4, "held": 5, "waiting": 1, "limited": 3}}],
+            "releases": [{"environment": "e-0000000001", "release": 2, "requests": 12,
+                "errors": 2, "latency": {"80": 9, "120": 3}}],
+            "listeners": []
+        }))
+        .expect("a report")
+    }
+
+    fn environment() -> Environment {
+        serde_json::from_value(serde_json::json!({
+            "id": "e-0000000001", "name": "shop-prod", "application": "shop", "description": "",
+            "tier": "web", "platform": "auto", "cname": null, "url": null, "status": "Ready",
+            "health": "Green", "causes": [], "release": 2, "version": "v\"2\\",
+            "operation": null, "size": 1, "instances": [{"id": "i-00000000000000001",
+                "host": "web-1", "host_id": "h-0000000001", "address": "192.0.2.1:20001",
+                "release": 2, "version": "v2", "health": "Healthy", "reason": null,
+                "processes": [], "last_check": null, "in_flight": 3,
+                "traffic": {"requests": 0, "by_class": [0, 0, 0, 0, 0], "failed": 0,
+                    "p50_us": 0, "p99_us": 0}}],
+            "created_at": "2026-01-02T03:04:05.678Z", "updated_at": "2026-01-02T03:04:05.678Z"
+        }))
+        .expect("an environment")
+    }
+
+    #[test]
+    fn all_of_it_is_as_the_format_says_and_what_is_counted_is_there() {
+        let mut observed = Observed::default();
+        let now = beanpole_protocol::Timestamp::EPOCH;
+        observed.proxy_report("local", report(), now);
+        observed.proxy_report("local-2", report(), now);
+        let hosts = [("web-1".to_owned(), true)];
+        let text = render(&[environment()], &hosts, Generation(8), &observed);
+        let families = parsed(&text);
+        for (kind, all) in families.values() {
+            if kind == "histogram" {
+                check_histogram(all);
+            }
+        }
+        for line in [
+            "beanpole_table_generation 8",
+            r#"beanpole_proxy_info{proxy="local",version="1.2.3"} 1"#,
+            r#"beanpole_proxy_table_generation{proxy="local-2"} 7"#,
+            r#"beanpole_requests_total{proxy="local",environment="shop-prod",class="4xx"} 3"#,
+            r#"beanpole_requests_retried_total{proxy="local",environment="shop-prod"} 4"#,
+            r#"beanpole_requests_held_total{proxy="local",environment="shop-prod"} 5"#,
+            r#"beanpole_requests_waiting{proxy="local",environment="shop-prod"} 1"#,
+            r#"beanpole_requests_limited_total{proxy="local",environment="shop-prod"} 3"#,
+            r#"beanpole_environment_latency_seconds{proxy="local",environment="shop-prod",quantile="0.9"} 0.0018"#,
+            r#"beanpole_instance_requests_total{proxy="local",environment="shop-prod",instance="i-00000000000000001",class="5xx"} 2"#,
+            r#"beanpole_instance_requests_failed_total{proxy="local",environment="shop-prod",instance="i-00000000000000001"} 1"#,
+            r#"beanpole_instance_latency_seconds{proxy="local",environment="shop-prod",instance="i-00000000000000001",quantile="0.999"} 0.009"#,
+            r#"beanpole_instance_ejections_total{proxy="local",environment="shop-prod",instance="i-00000000000000001"} 2"#,
+            r#"beanpole_instance_ejected{proxy="local",environment="shop-prod",instance="i-00000000000000001"} 0"#,
+        ] {
+            assert!(text.lines().any(|one| one == line), "{line}\n{text}");
+        }
+        let info = &families["beanpole_environment_info"].1[0].1;
+        assert!(
+            info.contains(&("version".to_owned(), "v\"2\\".to_owned())),
+            "{info:?}"
+        );
+    }
+
+    #[test]
+    fn labels_are_names_of_what_there_is_and_there_are_no_more_series_than_that() {
+        let mut observed = Observed::default();
+        observed.proxy_report("local", report(), beanpole_protocol::Timestamp::EPOCH);
+        let text = render(&[environment()], &[], Generation(8), &observed);
+        let labels: std::collections::BTreeSet<String> = parsed(&text)
+            .into_values()
+            .flat_map(|(_, all)| all)
+            .flat_map(|(_, labels, _)| labels.into_iter().map(|(label, _)| label))
+            .collect();
+        let wanted = [
+            "application",
+            "class",
+            "environment",
+            "health",
+            "instance",
+            "le",
+            "proxy",
+            "quantile",
+            "release",
+            "status",
+            "version",
+        ];
+        assert_eq!(labels.into_iter().collect::<Vec<_>>(), wanted);
+        let gone = render(&[], &[], Generation(8), &observed);
+        let of_nobody = parsed(&gone).contains_key("beanpole_requests_total");
+        assert!(!of_nobody, "an environment that is gone has no series");
     }
 }

@@ -58,6 +58,39 @@ fn metrics_are_in_the_text_format_of_prometheus_and_for_those_with_a_token() {
 }
 
 #[test]
+fn a_url_is_explained_from_records_alone_where_no_load_balancer_says_more() {
+    let controller = Controller::start();
+    controller.post("/v1/applications", &json!({"name": "shop"}));
+    let body = json!({"name": "shop-prod", "application": "shop"});
+    assert_eq!(controller.post("/v1/environments", &body).status, 202);
+    let explain = |url: &str| controller.get(&format!("/v1/explain?{url}")).json();
+    let route = || explain("url=http://Shop-Prod.localhost:8080/cart")["route"].clone();
+    let begun = std::time::Instant::now();
+    while route().is_null() {
+        assert!(
+            begun.elapsed() < Duration::from_secs(10),
+            "a turn makes the table"
+        );
+    }
+    let found = explain("url=http://Shop-Prod.localhost:8080/cart&request=why-1");
+    assert_eq!(found["host"], "shop-prod.localhost");
+    assert_eq!(found["environment"]["name"], "shop-prod");
+    assert_eq!(found["environment"]["release"], Value::Null);
+    assert_eq!(found["targets"], json!([]));
+    assert_eq!(found["request"]["asked"], json!([]));
+    let near = explain("url=http://shop-prot.localhost/");
+    assert_eq!(near["near"], json!(["shop-prod.localhost"]));
+    for (query, code) in [
+        ("url=shop-prod", "invalid-url"),
+        ("url=http://a/&request=1", "invalid-request-id"),
+        ("", "invalid-query"),
+    ] {
+        let refused = controller.get(&format!("/v1/explain?{query}"));
+        refused.expect_problem(400, code);
+    }
+}
+
+#[test]
 fn every_error_is_a_problem_document_with_the_calls_id() {
     let controller = Controller::start();
     let id = "11111111-2222-3333-4444-555555555555";
@@ -658,6 +691,7 @@ fn the_description_has_every_path_of_the_api() {
         ("/v1/environments/{environment}/logs", "get"),
         ("/v1/environments/{environment}/operations", "get"),
         ("/v1/operations/{operation}", "get"),
+        ("/v1/explain", "get"),
         ("/v1/events", "get"),
         ("/v1/events/stream", "get"),
         ("/v1/hosts/probe", "post"),

@@ -38,8 +38,16 @@ pub fn percentile_bucket(
     counts: impl Iterator<Item = (usize, u64)> + Clone,
     percent: u64,
 ) -> Option<usize> {
+    permille_bucket(counts, percent.saturating_mul(10))
+}
+
+/// As [`percentile_bucket`], by thousandths.
+pub fn permille_bucket(
+    counts: impl Iterator<Item = (usize, u64)> + Clone,
+    permille: u64,
+) -> Option<usize> {
     let total: u64 = counts.clone().map(|(_, count)| count).sum();
-    let wanted = total.saturating_mul(percent).div_ceil(100);
+    let wanted = total.saturating_mul(permille).div_ceil(1_000);
     let mut seen = 0;
     for (bucket, count) in counts {
         seen += count;

@@ -16,6 +16,7 @@ pub mod names;
 pub mod options;
 pub mod problem;
 pub mod proxy;
+pub mod router;
 pub mod time;
 pub mod tls;
 

@@ -6,6 +6,7 @@
 //! | `PUT /v1/table/next` | a [`RoutingTable`], refused as above; answered when it is on disk and can be put in force at once |
 //! | `POST /v1/table/next` | a [`Ready`]: puts that table in force; answered as `PUT /v1/table`. 409 `not-ready` where another one is, or none |
 //! | `GET /v1/report` | a [`ProxyReport`] |
+//! | `GET /v1/requests/ID` | a [`TracedRequest`], once that request is over; 404 `request-not-found` after a second |
 //! | `GET /v1/watch` | a stream of [`ProxyReport`]s as JSON lines: one at once, one after each change of a target's state (ten a second in the long run, twenty at once), one at least every 2 s |
 
 mod capacity;
@@ -454,6 +455,32 @@ pub struct ProxyReport {
     pub listeners: Vec<String>,
 }
 
+/// What the ids (`X-Request-Id`) of requests begin with of which a proxy can say later what became of them. It
+/// remembers the last few.
+pub const TRACED: &str = "why-";
+
+/// What became of one request. Nothing of it that its client or the app wrote is in here, but its id.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct TracedRequest {
+    /// When it was over, by the proxy's clock.
+    pub at: Timestamp,
+    /// The table that was in force then.
+    pub generation: Generation,
+    /// What was answered; none if the client left before.
+    pub status: Option<u16>,
+    /// Why the proxy answered itself, as the `code` of its problem documents or `redirect`; `broken-off` where an answer of the app is not whole;
+    /// none where an app answered.
+    pub why: Option<String>,
+    /// The name of the environment that it was for, where that is known.
+    pub environment: Option<String>,
+    /// The instance that was asked last, if one was.
+    pub instance: Option<InstanceId>,
+    /// The release that it ran.
+    pub release: Option<ReleaseNumber>,
+    /// From its head to the end of the answer, in microseconds.
+    pub duration_us: u64,
+}
+
 /// What a proxy sees of one target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetReport {
@@ -600,6 +627,27 @@ pub struct Traffic {
     pub p50_us: u64,
     /// 99th percentile over the last minute, in microseconds.
     pub p99_us: u64,
+    /// 90th percentile over the last minute, in microseconds. An older proxy says 0, here and below.
+    #[serde(default)]
+    pub p90_us: u64,
+    /// 99.9th percentile over the last minute, in microseconds.
+    #[serde(default)]
+    pub p999_us: u64,
+    /// Further attempts that were made for requests, of an environment.
+    #[serde(default)]
+    pub retried: u64,
+    /// Requests that waited for an instance, of an environment.
+    #[serde(default)]
+    pub held: u64,
+    /// How many of them wait now.
+    #[serde(default)]
+    pub waiting: u32,
+    /// Requests that came too soon after others and got a 429, of an environment.
+    #[serde(default)]
+    pub limited: u64,
+    /// How often an instance was left out for a while because of how it answered.
+    #[serde(default)]
+    pub ejections: u64,
 }
 
 /// What a proxy saw for one environment, including requests that no target was given.
@@ -609,10 +657,7 @@ pub struct EnvironmentTraffic {
     pub environment: EnvironmentId,
     /// Its counts.
     pub traffic: Traffic,
-    /// Requests that were sent once more, to another instance or over another connection.
-    #[serde(default)]
-    pub retries: u64,
-    /// Those that the budget for that had no room for.
+    /// Further attempts that the budget for them had no room for.
     #[serde(default)]
     pub retries_denied: u64,
     /// Requests for which there was no room within [`PoolLimits::capacity`].

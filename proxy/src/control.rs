@@ -6,7 +6,7 @@ use crate::table::{Table, validate};
 use crate::tls::{self, Certificates};
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, Path as InPath, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
@@ -37,6 +37,8 @@ const REPORT_EVERY: Duration = Duration::from_millis(100);
 const REPORTS_AT_ONCE: u32 = 60;
 /// What happens together is told together.
 const GATHER: Duration = Duration::from_millis(5);
+/// How long the end of a request is waited for that somebody asks about.
+const TRACE_PATIENCE: Duration = Duration::from_secs(1);
 /// Longest time between two reports of one watcher.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 
@@ -100,6 +102,7 @@ impl Control {
             .route("/v1/table/next", put(put_next).post(enforce_next))
             .route("/v1/certificates", put(put_certificates).get(certificates))
             .route("/v1/report", get(report))
+            .route("/v1/requests/{id}", get(traced))
             .route("/v1/watch", get(watch_reports))
             .layer(DefaultBodyLimit::max(LARGEST_TABLE))
             .with_state(self)
@@ -383,6 +386,13 @@ async fn put_certificates(State(control): State<Arc<Control>>, body: Bytes) -> R
 
 async fn certificates(State(control): State<Arc<Control>>) -> Response {
     axum::Json(control.shared.certificates.report()).into_response()
+}
+
+async fn traced(State(control): State<Arc<Control>>, InPath(id): InPath<String>) -> Response {
+    match control.shared.traced.ask(&id, TRACE_PATIENCE).await {
+        Some(traced) => axum::Json(traced).into_response(),
+        None => problem_response(&Problem::not_found("request", &id)),
+    }
 }
 
 async fn report(State(control): State<Arc<Control>>) -> Response {

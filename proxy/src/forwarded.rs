@@ -286,7 +286,7 @@ pub fn new_id() -> HeaderValue {
 }
 
 /// Eight hexadecimal digits, all at once.
-fn digits(number: u32) -> [u8; 8] {
+pub fn digits(number: u32) -> [u8; 8] {
     let number = u64::from(number);
     let pairs = ((number << 16) | number) & 0x0000_ffff_0000_ffff;
     let bytes = ((pairs << 8) | pairs) & 0x00ff_00ff_00ff_00ff;
@@ -296,9 +296,14 @@ fn digits(number: u32) -> [u8; 8] {
     (nibbles + 0x3030_3030_3030_3030 + letters * letter_offset).to_be_bytes()
 }
 
+/// Random bits: cheap, and no secret.
+pub fn random() -> u64 {
+    (next_id() >> 64) as u64
+}
+
 /// A number that no other request has. Ids are no secrets: a thread draws its beginning at random
 /// and goes on from there in steps that touch all bits (Weyl's sequence, mixed as in MurmurHash).
-fn next_id() -> u128 {
+pub fn next_id() -> u128 {
     thread_local! {
         static STATE: Cell<(u64, u64)> = {
             let bits = clock::random_bits();

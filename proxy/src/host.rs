@@ -1,6 +1,6 @@
 //! Which host a request is for, and what is known once it has been asked for.
 
-use crate::table::normal_host;
+use beanpole_protocol::router::normal_host;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Version, header};
 use std::net::Ipv6Addr;

@@ -8,7 +8,7 @@
 //!
 //! | File | Idea |
 //! |---|---|
-//! | `router`, `table` | hostname and path to pool: lookups and turns |
+//! | `table` | hostname and path to pool (by `protocol::router`): lookups and turns |
 //! | `redirect` | where clients are sent instead |
 //! | `rate` | how many requests may come |
 //! | `balance` | pool to target: who gets the next request |
@@ -26,6 +26,8 @@
 //! | `control` | tables in, reports out |
 //! | `head`, `host` | what of a request's head goes on, and which host it asks for |
 //! | `tls` | which certificate a client is shown |
+//! | `trace_context` | the traces that requests belong to |
+//! | `traced` | what became of requests that somebody asks about |
 //! | `forwarded`, `pages`, `access_log`, `traffic` | what their names say |
 
 mod access_log;
@@ -52,19 +54,22 @@ mod names;
 mod pages;
 mod rate;
 mod redirect;
-mod router;
 mod service;
 mod shared;
 mod sticky;
 mod table;
 mod target;
 mod tls;
+mod trace_context;
+mod traced;
 mod traffic;
 mod worker;
 
+pub use access_log::{LogFormat, LogOptions};
 pub use forwarded::Network;
 pub use listen::{ListenError, Scheme};
 pub use tls::CertificateError;
+pub use trace_context::Tracing;
 
 use crate::access_log::AccessLog;
 use crate::connection::ConnState;
@@ -72,6 +77,7 @@ use crate::control::{Control, Kept};
 use crate::names::Names;
 use crate::shared::Shared;
 use crate::target::Changes;
+use crate::traced::Traced;
 use crate::worker::{Limits, Worker};
 use arc_swap::ArcSwap;
 use beanpole_daemon::connections::{Connections, raise_open_files, room_for};
@@ -128,6 +134,10 @@ pub struct ProxyConfig {
     pub default_domain: String,
     /// Where requests are logged, if at all.
     pub access_log: Option<PathBuf>,
+    /// What is logged of them, and how.
+    pub log_options: LogOptions,
+    /// What is done about requests that belong to no trace.
+    pub tracing: Tracing,
     /// Threads that carry traffic; 0 = one per CPU.
     pub threads: usize,
     /// How long a client has for the first byte of its first request, and from there for the rest
@@ -153,6 +163,8 @@ impl ProxyConfig {
             public_https_port: None,
             default_domain: "localhost".to_owned(),
             access_log: None,
+            log_options: LogOptions::default(),
+            tracing: Tracing::default(),
             threads: 0,
             header_timeout: Duration::from_secs(LONGEST_HEADER_TIMEOUT),
             drain: Duration::from_secs(30),
@@ -245,7 +257,8 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
                 // Should this fail, opening the file tells why.
                 let _ = std::fs::create_dir_all(parent);
             }
-            let (log, writer) = AccessLog::open(path).map_err(|source| ProxyError::AccessLog {
+            let opened = AccessLog::open(path, config.log_options);
+            let (log, writer) = opened.map_err(|source| ProxyError::AccessLog {
                 path: path.clone(),
                 source,
             })?;
@@ -261,6 +274,8 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
         })?,
         changes: Changes::default(),
         access_log,
+        traced: Traced::default(),
+        tracing: config.tracing,
         trusted: config.trusted.clone(),
         https_port: config.public_https_port.or(https_port),
         proxy_protocol: config.proxy_protocol,

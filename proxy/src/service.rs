@@ -18,10 +18,11 @@ use crate::pages::{self, Page, Rendered};
 use crate::redirect::{self, Came};
 use crate::shared::{Shared, Way, count};
 use crate::sticky::Stay;
-use crate::table::normal_host;
 use crate::target::{InFlight, TargetState};
 use crate::tls::Spoken;
+use crate::trace_context::Traced;
 use async_trait::async_trait;
+use beanpole_protocol::router::normal_host;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use pingora_core::modules::http::HttpModules;
@@ -139,6 +140,8 @@ pub struct Request {
     alarm: Option<Alarm>,
     /// Its time was up.
     late: bool,
+    /// The trace that it belongs to.
+    traced: Traced,
 }
 
 impl Request {
@@ -318,6 +321,7 @@ impl Service {
         let (Some(hold), Some(_place)) = (pool.hold, pool.place()) else {
             return way;
         };
+        pool.counters.held();
         let end = tokio::time::Instant::now() + Duration::from_millis(hold.for_ms);
         let mut news = self.0.changes.watch();
         loop {
@@ -630,16 +634,11 @@ impl Refuse for Refuser {
             log.add(&Entry {
                 request_id: id.as_bytes(),
                 client: self.client.to_canonical().to_string().as_bytes(),
-                host: "",
-                method: "",
-                path: "",
                 status: Some(status),
                 bytes: refusal.bytes,
                 duration: after,
-                environment: None,
-                instance: None,
-                release: None,
                 why: Some(refusal.why),
+                ..Entry::NONE
             });
         }
         refusal.answer
@@ -694,6 +693,7 @@ impl ProxyHttp for Service {
             full: false,
             alarm: None,
             late: false,
+            traced: Traced::default(),
         }
     }
 
@@ -749,6 +749,7 @@ impl ProxyHttp for Service {
                 return Ok(true);
             }
         };
+        request.traced = Traced::look(&session.req_header().headers, self.0.tracing);
         // Before any route: an authority asks for names that may lead nowhere yet.
         let path = session.req_header().uri.path();
         if let Some(answer) = self.0.certificates.answer(&asked.name, path) {
@@ -784,6 +785,7 @@ impl ProxyHttp for Service {
                 }
                 if let Err(wait) = self.admit(session, request, &pool) {
                     drop(at);
+                    pool.counters.limited();
                     request.pool = Some(pool);
                     // In whole seconds, and never at once.
                     let wait_s = u32::try_from(wait.as_secs() + 1).unwrap_or(u32::MAX);
@@ -982,6 +984,7 @@ impl ProxyHttp for Service {
                 client.introduce(headers, asked, id);
             });
         }
+        request.traced.tell(&mut parts.headers);
         *upstream = RequestHeader::from(parts);
         if let Some(odd) = odd {
             upstream.set_raw_path(&odd)?;
@@ -1259,18 +1262,34 @@ impl ProxyHttp for Service {
             let instance = request.at.as_ref().map(|at| &at.target().target.instance);
             tracing::debug!(%error, ?instance, "a request failed");
         }
-        if let Some(log) = &self.0.access_log {
+        let traced = request.id.as_ref().map(HeaderValue::as_bytes);
+        if self.0.tells(traced.unwrap_or_default()) {
             let id = request
                 .id
                 .get_or_insert_with(|| forwarded::request_id(&session.req_header().headers));
             let head = session.req_header();
             let target = request.at.as_ref().map(|at| &at.target().target);
+            let log = self.0.access_log.as_deref();
+            let told = log.filter(|log| log.has_headers()).map(|_| &head.headers);
+            let header = |name: header::HeaderName| {
+                let value = told.and_then(|headers| headers.get(name));
+                value.map_or(&b""[..], HeaderValue::as_bytes)
+            };
             let entry = Entry {
                 request_id: id.as_bytes(),
                 client: b"",
                 host: host_of(head),
                 method: head.method.as_str(),
                 path: head.uri.path(),
+                query: log.and_then(|log| log.query(head.uri.query())),
+                version: match head.version {
+                    Version::HTTP_2 => "HTTP/2.0",
+                    Version::HTTP_10 => "HTTP/1.0",
+                    _ => "HTTP/1.1",
+                },
+                referer: log.map_or(b"".as_slice(), |log| log.referer(header(header::REFERER))),
+                user_agent: header(header::USER_AGENT),
+                trace: request.traced.trace,
                 status,
                 bytes: session.as_downstream().body_bytes_sent(),
                 duration: request.begun.elapsed(),
@@ -1283,7 +1302,7 @@ impl ProxyHttp for Service {
                 why: request.why.or((failed && by_app).then_some(BROKEN_OFF)),
             };
             self.with_client(session, request.connection.as_deref(), |client| {
-                log.add(&Entry {
+                self.0.tell(&Entry {
                     client: client.text(),
                     ..entry
                 });

@@ -1,6 +1,6 @@
 //! What all workers share, and on which way a request goes by it, whoever carries it.
 
-use crate::access_log::AccessLog;
+use crate::access_log::{AccessLog, Entry};
 use crate::asker::Asker;
 use crate::balance::Pool;
 use crate::forwarded::{Client, Network};
@@ -9,6 +9,8 @@ use crate::sticky::Stay;
 use crate::table::Table;
 use crate::target::{Changes, InFlight, TargetState};
 use crate::tls::Certificates;
+use crate::trace_context::Tracing;
+use crate::traced::{Traced, is_traced};
 use arc_swap::ArcSwap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -24,12 +26,16 @@ pub struct Shared {
     pub changes: Changes,
     /// The access log, if it is kept.
     pub access_log: Option<Arc<AccessLog>>,
+    /// What became of requests that somebody asks about.
+    pub traced: Traced,
     /// Clients whose forwarding headers are believed.
     pub trusted: Vec<Network>,
     /// The port of HTTPS that clients are sent to, where it is served.
     pub https_port: Option<u16>,
     /// Every connection begins with the announcement of its client.
     pub proxy_protocol: bool,
+    /// What is done about requests that belong to no trace.
+    pub tracing: Tracing,
     /// What clients of TLS are shown.
     pub certificates: Arc<Certificates>,
 }
@@ -40,6 +46,23 @@ impl Shared {
         let address = address.to_canonical();
         let trusted = self.trusted.iter().any(|net| net.contains(address));
         Client::new(address, port, tls, trusted)
+    }
+
+    /// Whether anybody wants to know of a request with this id what became of it.
+    pub fn tells(&self, id: &[u8]) -> bool {
+        self.access_log.is_some() || is_traced(id)
+    }
+
+    /// Tells what became of a request.
+    pub fn tell(&self, entry: &Entry<'_>) {
+        if is_traced(entry.request_id) {
+            let table = self.table.load();
+            let generation = table.source.as_ref().map(|source| source.generation);
+            self.traced.note(entry, generation.unwrap_or_default());
+        }
+        if let Some(log) = &self.access_log {
+            log.add(entry);
+        }
     }
 
     /// Chooses a target. On return the request counts as in flight there under the table in force:

@@ -4,16 +4,17 @@ use crate::asker::Asker;
 use crate::balance::{Budget, OfEnvironment, Pool, Used};
 use crate::names::Names;
 use crate::rate::Rates;
-use crate::router::{Router, is_host_pattern, is_hostname, is_path_pattern};
 use crate::sticky::{Sides, Stay};
 use crate::target::{Changes, TargetState};
 use crate::traffic::{Counters, ReleaseCounters};
 use beanpole_protocol::proxy::{
     EnvironmentTraffic, HealthCheck, Probe, Redirect, ReleaseTraffic, RoutingTable, Target,
-    TargetMode, TargetPool, WeightedPool,
+    TargetMode, TargetPool, Traffic, WeightedPool,
+};
+use beanpole_protocol::router::{
+    Router, is_host_pattern, is_hostname, is_path_pattern, normal_host,
 };
 use beanpole_protocol::{EnvironmentId, InstanceId, ReleaseNumber};
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -277,17 +278,28 @@ impl Table {
             .collect()
     }
 
+    /// How many requests for an environment wait for a target.
+    fn waiting(&self, environment: &EnvironmentId) -> u32 {
+        let pools = self.source.iter().flat_map(|source| &source.pools);
+        let its = pools.filter(|pool| pool.environment == *environment);
+        let waiting = its.filter_map(|pool| Some(self.pools.get(&pool.name)?.waiting()));
+        u32::try_from(waiting.sum::<usize>()).unwrap_or(u32::MAX)
+    }
+
     /// What every environment was given.
     pub fn environments(&self) -> Vec<EnvironmentTraffic> {
         self.environments
             .iter()
             .map(|(environment, counters)| {
                 let budget = self.budgets.get(environment);
-                let (retries, retries_denied) = budget.map_or((0, 0), |budget| budget.counts());
+                let (retried, retries_denied) = budget.map_or((0, 0), |budget| budget.counts());
                 EnvironmentTraffic {
                     environment: environment.clone(),
-                    traffic: counters.snapshot(),
-                    retries,
+                    traffic: Traffic {
+                        waiting: self.waiting(environment),
+                        retried,
+                        ..counters.snapshot()
+                    },
                     retries_denied,
                     over_capacity: self.used.get(environment).map_or(0, |used| used.refused()),
                 }
@@ -414,25 +426,6 @@ fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// A host as the table knows it: without port and trailing dot, in lower case, an IPv6 address
-/// without its brackets.
-pub fn normal_host(host: &str) -> Cow<'_, str> {
-    let bare = match host.strip_prefix('[') {
-        Some(rest) => rest.split(']').next().unwrap_or(rest),
-        // More than one colon: an IPv6 address that nobody put into brackets.
-        None if host.bytes().filter(|byte| *byte == b':').count() == 1 => {
-            host.split(':').next().unwrap_or(host)
-        }
-        None => host,
-    };
-    let bare = bare.strip_suffix('.').unwrap_or(bare);
-    if bare.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        Cow::Owned(bare.to_ascii_lowercase())
-    } else {
-        Cow::Borrowed(bare)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -470,20 +463,5 @@ mod tests {
         assert_eq!(&*turns(&weighted(&[3, 0])), [0]);
         assert!(turns(&weighted(&[0, 0])).is_empty());
         assert_eq!(share(&[4_000_000_000, 1], 1, 10_000), 1);
-    }
-
-    #[test]
-    fn hosts_are_compared_without_port_case_and_dot() {
-        for (given, wanted) in [
-            ("App.Example.com:8080", "app.example.com"),
-            ("app.example.com.", "app.example.com"),
-            ("[::1]:80", "::1"),
-            ("[::1]", "::1"),
-            ("::1", "::1"),
-            ("10.0.0.1:80", "10.0.0.1"),
-            ("localhost", "localhost"),
-        ] {
-            assert_eq!(normal_host(given), wanted, "{given}");
-        }
     }
 }

@@ -12,7 +12,7 @@ use crate::traffic::{Counters, ReleaseCounters};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use beanpole_daemon::clock;
 use beanpole_protocol::proxy::{
-    CheckResult, Ejection, PoolRules, Target, TargetMode, TargetReport, TriedCheck,
+    CheckResult, Ejection, PoolRules, Target, TargetMode, TargetReport, Traffic, TriedCheck,
     UpstreamProtocol,
 };
 use pingora_core::upstreams::peer::{HttpPeer, HttpUpstreamRequestPolicy};
@@ -476,7 +476,10 @@ impl TargetState {
             bad_for_ms: passed(health.bad_since),
             last_check: health.last.clone(),
             in_flight: self.in_flight(),
-            traffic: self.counters.snapshot(),
+            traffic: Traffic {
+                ejections: self.conduct.ejections(),
+                ..self.counters.snapshot()
+            },
             tried: self.tried.load().as_ref().map(|tried| lock(tried).clone()),
             ejected: self.conduct.report(Instant::now()),
         }

@@ -1,6 +1,6 @@
 //! Counts of requests and their latency: cheap enough for every request, without locks.
 
-use beanpole_protocol::latency::{BUCKETS, Latencies, bucket, percentile_bucket, upper_bound};
+use beanpole_protocol::latency::{BUCKETS, Latencies, bucket, permille_bucket, upper_bound};
 use beanpole_protocol::proxy::{ReleaseTraffic, Traffic};
 use beanpole_protocol::{EnvironmentId, ReleaseNumber};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -16,6 +16,8 @@ pub struct Counters {
     by_class: [AtomicU64; 5],
     failed: AtomicU64,
     errors: AtomicU64,
+    held: AtomicU64,
+    limited: AtomicU64,
     latency: Latency,
 }
 
@@ -26,6 +28,8 @@ impl Default for Counters {
             by_class: Default::default(),
             failed: AtomicU64::new(0),
             errors: AtomicU64::new(0),
+            held: AtomicU64::new(0),
+            limited: AtomicU64::new(0),
             latency: Latency::new(),
         }
     }
@@ -58,16 +62,31 @@ impl Counters {
         self.requests.load(Relaxed)
     }
 
+    /// Counts a request that waits for an instance.
+    pub fn held(&self) {
+        self.held.fetch_add(1, Relaxed);
+    }
+
+    /// Counts a request that comes too soon after others.
+    pub fn limited(&self) {
+        self.limited.fetch_add(1, Relaxed);
+    }
+
     /// What was counted up to now.
     pub fn snapshot(&self) -> Traffic {
-        let (p50_us, p99_us) = self.latency.quantiles(Instant::now());
+        let [p50_us, p90_us, p99_us, p999_us] = self.latency.quantiles(Instant::now());
         Traffic {
             requests: self.requests.load(Relaxed),
             by_class: std::array::from_fn(|class| self.by_class[class].load(Relaxed)),
             failed: self.failed.load(Relaxed),
             errors: self.errors.load(Relaxed),
             p50_us,
+            p90_us,
             p99_us,
+            p999_us,
+            held: self.held.load(Relaxed),
+            limited: self.limited.load(Relaxed),
+            ..Traffic::default()
         }
     }
 }
@@ -168,8 +187,8 @@ impl Latency {
         slice.counts[bucket(us)].fetch_add(1, Relaxed);
     }
 
-    /// The median and the 99th percentile in microseconds; zero if nothing was recorded.
-    fn quantiles(&self, now: Instant) -> (u64, u64) {
+    /// The median, the 90th, 99th and 99.9th percentile in microseconds; zero if nothing was recorded.
+    fn quantiles(&self, now: Instant) -> [u64; 4] {
         let epoch = self.epoch(now);
         let mut sums = [0u64; BUCKETS];
         for slice in self.slices.iter() {
@@ -181,13 +200,13 @@ impl Latency {
                 *sum += u64::from(count.load(Relaxed));
             }
         }
-        (percentile(&sums, 50), percentile(&sums, 99))
+        [500, 900, 990, 999].map(|permille| quantile(&sums, permille))
     }
 }
 
-fn percentile(sums: &[u64; BUCKETS], percent: u64) -> u64 {
+fn quantile(sums: &[u64; BUCKETS], permille: u64) -> u64 {
     let counts = sums.iter().copied().enumerate();
-    percentile_bucket(counts, percent).map_or(0, upper_bound)
+    permille_bucket(counts, permille).map_or(0, upper_bound)
 }
 
 #[cfg(test)]
@@ -204,9 +223,11 @@ mod tests {
         for _ in 0..2 {
             latency.record(start, Duration::from_millis(50));
         }
-        let (p50, p99) = latency.quantiles(start + Duration::from_secs(30));
+        let [p50, p90, p99, p999] = latency.quantiles(start + Duration::from_secs(30));
         assert!((100..=113).contains(&p50), "{p50}");
+        assert_eq!(p90, p50);
+        assert_eq!(p999, p99);
         assert!((50_000..=56_250).contains(&p99), "{p99}");
-        assert_eq!(latency.quantiles(start + Duration::from_secs(70)), (0, 0));
+        assert_eq!(latency.quantiles(start + Duration::from_secs(70)), [0; 4]);
     }
 }

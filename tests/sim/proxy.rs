@@ -283,7 +283,6 @@ impl FakeProxy {
                 .map(|(environment, traffic)| EnvironmentTraffic {
                     environment: environment.clone(),
                     traffic: *traffic,
-                    retries: 0,
                     retries_denied: 0,
                     over_capacity: 0,
                 })

@@ -7,8 +7,10 @@ use beanpole_agent::AgentConfig;
 use beanpole_controller::{ControllerConfig, ControllerError, Tls};
 use beanpole_daemon::supervise::{self, Supervised};
 use beanpole_daemon::{logs, stop};
-use beanpole_proxy::{LONGEST_HEADER_TIMEOUT, Network, ProxyConfig};
-use clap::Args;
+use beanpole_proxy::{
+    LONGEST_HEADER_TIMEOUT, LogFormat, LogOptions, Network, ProxyConfig, Tracing,
+};
+use clap::{Args, ValueEnum};
 use std::ffi::OsString;
 use std::fs::File;
 use std::future::Future;
@@ -208,6 +210,98 @@ pub struct Agent {
     pub die_with: Option<u32>,
 }
 
+/// What is told of requests: the same for `proxy` and `up`.
+#[derive(Clone, Debug, Args)]
+pub struct Telling {
+    /// How requests are logged: a JSON object each, or in the combined format of Apache and NCSA
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = Format::Json)]
+    pub access_log_format: Format,
+    /// The share of requests that is logged, 0 to 1; failed ones (500 and above) and slow ones are in any case
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = share)]
+    pub access_log_sample: f64,
+    /// From so many milliseconds on a request is slow
+    #[arg(long, value_name = "MS", default_value_t = 1_000)]
+    pub access_log_slow: u64,
+    /// Log the query strings of URLs, too; they often hold secrets
+    #[arg(long)]
+    pub access_log_query: bool,
+    /// Put the access log aside at that size, and keep three such files; 0 leaves that to logrotate
+    #[arg(long, value_name = "MIB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(..=1_048_576))]
+    pub access_log_max_size: u64,
+    /// Requests without a valid `traceparent` (W3C Trace Context) go on as they are, or get a new one, sampled
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = Traceparent::Pass)]
+    pub traceparent: Traceparent,
+}
+
+/// How requests are logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A JSON object each.
+    Json,
+    /// As Apache and NCSA do.
+    Combined,
+}
+
+/// What is done about requests that belong to no trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Traceparent {
+    /// They go on as they are.
+    Pass,
+    /// They get a new one.
+    Create,
+}
+
+/// Reads a share.
+fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok();
+    share
+        .filter(|share| (0.0..=1.0).contains(share))
+        .ok_or_else(|| "it must be a number from 0 to 1, such as 0.1 for every tenth".to_owned())
+}
+
+/// A value as it is typed.
+fn word(value: &impl ValueEnum) -> String {
+    let value = value.to_possible_value();
+    value.map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+impl Telling {
+    /// The same as words of a command line.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let query = self
+            .access_log_query
+            .then(|| "--access-log-query".to_owned());
+        let all = [
+            format!("--access-log-format={}", word(&self.access_log_format)),
+            format!("--access-log-sample={}", self.access_log_sample),
+            format!("--access-log-slow={}", self.access_log_slow),
+            format!("--access-log-max-size={}", self.access_log_max_size),
+            format!("--traceparent={}", word(&self.traceparent)),
+        ];
+        all.into_iter().chain(query).map(OsString::from).collect()
+    }
+
+    fn options(&self) -> LogOptions {
+        LogOptions {
+            format: match self.access_log_format {
+                Format::Json => LogFormat::Json,
+                Format::Combined => LogFormat::Combined,
+            },
+            sample: self.access_log_sample,
+            slow: Duration::from_millis(self.access_log_slow),
+            query: self.access_log_query,
+            rotate_at: self.access_log_max_size * 1024 * 1024,
+        }
+    }
+
+    fn tracing(&self) -> Tracing {
+        match self.traceparent {
+            Traceparent::Pass => Tracing::Pass,
+            Traceparent::Create => Tracing::Create,
+        }
+    }
+}
+
 /// Run the proxy alone: what carries traffic
 #[derive(Debug, Args)]
 #[command(
@@ -232,6 +326,9 @@ pub struct Proxy {
     /// Log every request to this file
     #[arg(long, value_name = "FILE")]
     pub access_log: Option<PathBuf>,
+    /// What is told of requests
+    #[command(flatten)]
+    pub telling: Telling,
     /// Threads that carry traffic; 0 means one per CPU
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
@@ -298,6 +395,8 @@ pub fn proxy(command: Proxy) -> Result<(), Failure> {
     config.https = command.https;
     config.default_domain = command.domain;
     config.access_log = command.access_log;
+    config.log_options = command.telling.options();
+    config.tracing = command.telling.tracing();
     config.threads = command.threads;
     config.header_timeout = Duration::from_secs(command.header_timeout);
     config.max_connections = usize::try_from(command.max_connections).unwrap_or(usize::MAX);

@@ -40,6 +40,7 @@ pub mod terminate;
 pub mod up;
 pub mod version;
 pub mod versions;
+pub mod why;
 
 use crate::args::Command;
 use crate::client::{Client, escape};
@@ -90,6 +91,7 @@ fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Deploy(command) => deploy::run(context, &command),
         Command::Status(command) => status::run(context, &command),
         Command::Health(command) => health::run(context, &command),
+        Command::Why(command) => why::run(context, &command),
         Command::Events(command) => events::run(context, &command),
         Command::Logs(command) => logs::run(context, &command),
         Command::Open(command) => open::run(context, &command),

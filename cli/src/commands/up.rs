@@ -1,6 +1,6 @@
 //! `beanpole up`: controller, proxy and agent on this machine, from one data directory.
 
-use super::daemons::{Front, Offer, listen_address};
+use super::daemons::{Front, Offer, Telling, listen_address};
 use crate::client::find::{self, UpRecord};
 use crate::context::Context;
 use crate::local::children::{Daemon, keep};
@@ -49,6 +49,9 @@ pub struct Up {
     /// What stands in front of the load balancer
     #[command(flatten)]
     pub front: Front,
+    /// What is told of requests
+    #[command(flatten)]
+    pub telling: Telling,
     /// How the API is protected, and bounds
     #[command(flatten)]
     pub offer: Offer,
@@ -260,6 +263,7 @@ fn daemons(command: &Up, data: &Path) -> Vec<Daemon> {
         &data.join("logs/access.log"),
     ]);
     proxy.extend(command.front.arguments());
+    proxy.extend(command.telling.arguments());
     let mut controller = words(&[
         &"--data",
         &data,

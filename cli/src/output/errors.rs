@@ -11,6 +11,8 @@ pub enum Kind {
     Failed,
     /// Exit code 2: the command line, a file that it names or `deploy.toml` is wrong; nothing was tried.
     Misuse,
+    /// This exit code: what was found is no error of the command, and told already.
+    Told(u8),
     /// Exit code 130: the user pressed Ctrl-C; what was started goes on.
     Interrupted,
 }
@@ -21,6 +23,7 @@ impl Kind {
         match self {
             Self::Failed => 1,
             Self::Misuse => 2,
+            Self::Told(code) => code,
             Self::Interrupted => 130,
         }
     }
@@ -64,6 +67,14 @@ impl Failure {
         Self {
             kind: Kind::Misuse,
             ..Self::new(message)
+        }
+    }
+
+    /// An end with this exit code, of which all is told already.
+    pub fn told(code: u8) -> Self {
+        Self {
+            kind: Kind::Told(code),
+            ..Self::new("")
         }
     }
 

@@ -7,6 +7,7 @@ mod interruptions;
 mod script;
 mod showing;
 mod usage;
+mod why;
 
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -254,6 +254,13 @@ pub fn facts(chain: &str) -> Result<Facts, Wrong> {
     facts_of(&parsed[0], &certificates[0])
 }
 
+/// What a certificate says of itself that was met elsewhere, in DER.
+pub fn facts_of_der(certificate: &[u8]) -> Result<Facts, Wrong> {
+    let certificates = [CertificateDer::from(certificate)];
+    let parsed = parse(&certificates)?;
+    facts_of(&parsed[0], &certificates[0])
+}
+
 /// What an authority's own certificate says of itself: it has no hostnames.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuthorityFacts {

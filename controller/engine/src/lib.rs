@@ -15,6 +15,7 @@ mod apply;
 mod compare;
 mod derive;
 mod events;
+mod explain;
 mod finish;
 mod foretell;
 mod health;

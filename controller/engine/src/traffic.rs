@@ -140,7 +140,14 @@ pub(crate) fn sum(all: impl Iterator<Item = Traffic>) -> Traffic {
             *class += count;
         }
         total.p50_us = total.p50_us.max(one.p50_us);
+        total.p90_us = total.p90_us.max(one.p90_us);
         total.p99_us = total.p99_us.max(one.p99_us);
+        total.p999_us = total.p999_us.max(one.p999_us);
+        total.retried += one.retried;
+        total.held += one.held;
+        total.waiting += one.waiting;
+        total.limited += one.limited;
+        total.ejections += one.ejections;
     }
     total
 }

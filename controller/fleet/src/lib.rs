@@ -16,6 +16,7 @@ mod dial;
 mod host;
 mod proxy;
 mod push;
+mod trace;
 
 pub use changeover::Changeover;
 pub use client::{AgentClient, ClientError, Executable, LogQuery};

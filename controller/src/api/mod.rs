@@ -4,6 +4,7 @@ mod applications;
 mod certificates;
 mod environments;
 mod events;
+mod explain;
 mod hosts;
 mod request;
 mod system;
@@ -41,6 +42,7 @@ fn paths() -> OpenApiRouter<App> {
     .merge(certificates::router())
     .merge(environments::router())
     .merge(events::router())
+    .merge(explain::router())
     .merge(hosts::router())
 }
 

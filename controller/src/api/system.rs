@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use beanpole_protocol::api::{Healthz, HostStatus};
+use beanpole_protocol::problem::Problem;
 use beanpole_store::backup;
 use std::io;
 use utoipa_axum::router::OpenApiRouter;
@@ -60,7 +61,16 @@ async fn metrics(State(app): State<App>) -> Answer<Response> {
                     )
                 })
                 .collect();
-            Ok(crate::metrics::render(&environments, &hosts, &observed))
+            let table = app.engine.routing_table();
+            let table =
+                table.map_err(|_| Problem::internal("The routing table could not be read."))?;
+            let table = table.generation;
+            Ok(crate::metrics::render(
+                &environments,
+                &hosts,
+                table,
+                &observed,
+            ))
         })
         .await
         .map_err(Fail::from)?;

@@ -6,5 +6,6 @@ pub(crate) mod bundles;
 pub(crate) mod certificates;
 pub(crate) mod deployments;
 pub(crate) mod events;
+pub(crate) mod explain;
 pub(crate) mod hosts;
 pub(crate) mod logs;

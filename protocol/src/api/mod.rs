@@ -4,6 +4,7 @@
 mod applications;
 mod certificates;
 mod environments;
+mod explain;
 mod hosts;
 mod operations;
 mod plan;
@@ -12,6 +13,7 @@ mod receipt;
 pub use applications::*;
 pub use certificates::*;
 pub use environments::*;
+pub use explain::*;
 pub use hosts::*;
 pub use operations::*;
 pub use plan::*;

@@ -213,6 +213,11 @@ impl Pool {
         self.largest_body.is_some_and(|most| bytes > most)
     }
 
+    /// How many requests wait for a target.
+    pub fn waiting(&self) -> usize {
+        self.lasting.waiting.load(Relaxed)
+    }
+
     /// A place for a request to wait at, where it may.
     pub fn place(&self) -> Option<Place> {
         let most = self.hold?.most as usize;

@@ -25,6 +25,8 @@ pub struct Conduct {
     window: AtomicU64,
     /// Whether it is out of turn now.
     is_out: AtomicBool,
+    /// How often it was put out.
+    ejections: AtomicU64,
     last: Mutex<Option<Out>>,
 }
 
@@ -113,6 +115,7 @@ impl Conduct {
             lasts,
             until: now + lasts,
         });
+        self.ejections.fetch_add(1, Relaxed);
         self.is_out.store(true, Relaxed);
     }
 
@@ -135,6 +138,11 @@ impl Conduct {
         self.failures.store(0, Relaxed);
         self.errors.store(0, Relaxed);
         self.window.store(0, Relaxed);
+    }
+
+    /// How often it was put out.
+    pub fn ejections(&self) -> u64 {
+        self.ejections.load(Relaxed)
     }
 
     /// What is told of it.

@@ -223,7 +223,7 @@ impl Exchange {
                     continue;
                 }
                 out.clear();
-                match request::look(&bytes, client, &mut out) {
+                match request::look(&bytes, client, self.shared.tracing, &mut out) {
                     Look::Partial => {}
                     Look::Other(known) => return other_way(to.connection, bytes, known),
                     Look::Plain(plain) => break plain,
@@ -466,14 +466,28 @@ impl Exchange {
             let end = End::of(going.status, going.failed);
             going.pool.judge(going.at.target(), end);
         }
-        if let Some(log) = &self.shared.access_log {
+        if self.shared.tells(plain.id.as_bytes()) {
             let target = &going.at.target().target;
-            log.add(&Entry {
+            let log = self.shared.access_log.as_deref();
+            let headers = log
+                .filter(|log| log.has_headers())
+                .map(|_| Headers::Raw(bytes));
+            let header = |name| {
+                headers
+                    .and_then(|headers| headers.get(name))
+                    .unwrap_or_default()
+            };
+            self.shared.tell(&Entry {
                 request_id: plain.id.as_bytes(),
                 client: client.text(),
                 host: plain.asked.host.to_str().unwrap_or_default(),
                 method: text_in(bytes, &plain.method),
                 path: text_in(bytes, &plain.path),
+                query: log.and_then(|log| log.query(plain.query(bytes))),
+                version: "HTTP/1.1",
+                referer: log.map_or(b"".as_slice(), |log| log.referer(header("referer"))),
+                user_agent: header("user-agent"),
+                trace: plain.trace,
                 status: going.status,
                 bytes: usize::try_from(going.sent).unwrap_or(usize::MAX),
                 duration: going.begun.elapsed(),

@@ -5,6 +5,7 @@ use crate::forwarded::{self, Client, REQUEST_ID};
 use crate::head::{is_told_of_clients, stays_here};
 use crate::host::Asked;
 use crate::tls::CHALLENGES;
+use crate::trace_context::{Made, TRACEPARENT, TRACESTATE, TraceId, Tracing, trace_of};
 use http::HeaderValue;
 use std::ops::Range;
 use std::sync::Arc;
@@ -52,6 +53,8 @@ pub struct Plain {
     pub asked: Arc<Asked>,
     /// Its id.
     pub id: HeaderValue,
+    /// The id of the trace that it belongs to.
+    pub trace: Option<TraceId>,
     /// The answer has no body: the method is HEAD.
     pub only_head: bool,
     /// Asking twice does what asking once does (RFC 9110, section 9.2.2).
@@ -62,8 +65,17 @@ pub struct Plain {
     pub closes: bool,
 }
 
+impl Plain {
+    /// Its query, in the bytes that it was read from.
+    pub fn query<'a>(&self, bytes: &'a [u8]) -> Option<&'a str> {
+        let rest = bytes.get(self.path.end..)?.strip_prefix(b"?")?;
+        let end = rest.iter().position(|byte| *byte == b' ')?;
+        std::str::from_utf8(&rest[..end]).ok()
+    }
+}
+
 /// Looks at what has come of a request, and writes its head as the app gets it to `out`, where it is plain.
-pub fn look(bytes: &[u8], client: &Client, out: &mut Vec<u8>) -> Look {
+pub fn look(bytes: &[u8], client: &Client, tracing: Tracing, out: &mut Vec<u8>) -> Look {
     let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
     let mut request = httparse::Request::new(&mut headers);
     let head = match request.parse(bytes) {
@@ -87,6 +99,9 @@ pub fn look(bytes: &[u8], client: &Client, out: &mut Vec<u8>) -> Look {
     let mut chunked = false;
     let mut id = None;
     let mut closes = false;
+    let mut parents = 0;
+    let mut states = false;
+    let mut trace = None;
     out.extend_from_slice(method.as_bytes());
     out.push(b' ');
     out.extend_from_slice(target.as_bytes());
@@ -126,6 +141,13 @@ pub fn look(bytes: &[u8], client: &Client, out: &mut Vec<u8>) -> Look {
                 id = HeaderValue::from_bytes(header.value).ok();
                 continue;
             }
+            // What is done about them is known when all have been seen.
+            TRACEPARENT => {
+                parents += 1;
+                trace = trace_of(header.value).filter(|_| parents == 1);
+                plain &= tracing == Tracing::Pass || trace.is_some();
+            }
+            TRACESTATE => states = true,
             "cookie" => match cookies::without_ours(header.value) {
                 None => {}
                 Some(rest) => {
@@ -160,6 +182,8 @@ pub fn look(bytes: &[u8], client: &Client, out: &mut Vec<u8>) -> Look {
         return Look::Other(Known::Nothing);
     };
     let other = Look::Other(Known::Length(length));
+    // A state without a valid parent goes nowhere.
+    plain &= tracing == Tracing::Pass || trace.is_some() || !states;
     // What of a body has not come yet may be long in coming.
     if !plain || body > LONGEST_BODY || bytes.len() < length {
         return other;
@@ -168,6 +192,13 @@ pub fn look(bytes: &[u8], client: &Client, out: &mut Vec<u8>) -> Look {
         return other;
     };
     let id = id.unwrap_or_else(forwarded::new_id);
+    if tracing == Tracing::Create && trace.is_none() {
+        let made = Made::new();
+        for part in [TRACEPARENT.as_bytes(), b": ", made.as_bytes(), b"\r\n"] {
+            out.extend_from_slice(part);
+        }
+        trace = Some(made.trace());
+    }
     out.extend_from_slice(&asked.lines);
     for part in [
         REQUEST_ID.as_str().as_bytes(),
@@ -186,6 +217,7 @@ pub fn look(bytes: &[u8], client: &Client, out: &mut Vec<u8>) -> Look {
         path: within(bytes, path),
         asked,
         id,
+        trace,
         only_head: method == "HEAD",
         idempotent: is_idempotent(method),
         asks_only: body == 0 && matches!(method, "GET" | "HEAD" | "OPTIONS"),

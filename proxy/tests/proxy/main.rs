@@ -20,6 +20,7 @@ mod limits;
 mod protocols;
 mod retries;
 mod routing;
+mod seen;
 mod support;
 mod tls;
 mod waiting;

@@ -80,7 +80,7 @@ async fn another_instance_is_asked_where_one_cannot_answer_if_that_is_wanted() {
             assert_eq!(backend.hits(), 6);
             let counts = seen(&proxy).await;
             assert_eq!(
-                (counts.retries, counts.traffic.requests),
+                (counts.traffic.retried, counts.traffic.requests),
                 (3, 6),
                 "{counts:?}"
             );
@@ -112,7 +112,7 @@ async fn an_answer_that_is_bad_comes_through_where_nobody_else_can_be_asked_or_i
             answers.iter().any(|answer| answer.ends_with("busy")),
             "{answers:?}"
         );
-        assert_eq!(seen(&proxy).await.retries, 0);
+        assert_eq!(seen(&proxy).await.traffic.retried, 0);
     }
 }
 
@@ -149,7 +149,7 @@ async fn what_the_budget_has_no_room_for_fails_at_once() {
             assert_eq!(failed.count() as u64, wanted.1, "{answers:?}");
             let counts = seen(&proxy).await;
             assert_eq!(
-                (counts.retries, counts.retries_denied),
+                (counts.traffic.retried, counts.retries_denied),
                 wanted,
                 "{counts:?}"
             );

@@ -46,6 +46,8 @@ async fn requests_wait_for_a_target_and_the_ones_beyond_the_bound_do_not() {
     let waiting = one_is_refused(&proxy, 3).await;
     assert!(!waiting.iter().any(JoinHandle::is_finished));
     assert_eq!(backend.hits(), 0);
+    let traffic = proxy.report().await.environments[0].traffic;
+    assert_eq!((traffic.held, traffic.waiting), (2, 2));
     wanted.generation = Generation(2);
     wanted.pools[0].targets[0].mode = TargetMode::Serve;
     proxy.serve(&wanted).await;

@@ -79,7 +79,6 @@ fn seen(
                 p99_us: 9_000,
                 ..Traffic::default()
             },
-            retries: 0,
             retries_denied: 0,
             over_capacity: 0,
         }],

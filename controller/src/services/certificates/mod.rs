@@ -17,7 +17,7 @@ pub(crate) use authority::{
 pub(crate) use give::{put, remove, update};
 pub(crate) use keeper::keep;
 pub(crate) use publish::{Shown, publish, publish_later};
-pub(crate) use view::{get, list, warnings_of};
+pub(crate) use view::{for_host, get, list, warnings_of};
 pub(crate) use wanted::{accounts, register, remove_account, renew, request};
 
 use crate::app::App;

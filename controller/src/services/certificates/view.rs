@@ -94,6 +94,32 @@ pub(crate) fn get(app: &App, name: &CertificateName) -> Result<Certificate, Prob
     Ok(view)
 }
 
+/// The certificate that is to be shown for a hostname: one that has the name, else the one that is the default.
+pub(crate) fn for_host(app: &App, host: &str) -> Result<Option<Certificate>, Problem> {
+    let now = clock::now();
+    let records = in_order(&app.store, now).map_err(store_problem)?;
+    let shown = match shown_for(&records, host) {
+        Some(record) => Some(record),
+        None => {
+            let mut default = None;
+            for record in &records {
+                if terms_of(&app.store, &record.name)
+                    .map_err(store_problem)?
+                    .fallback
+                {
+                    default = Some(record);
+                }
+            }
+            default
+        }
+    };
+    let Some(record) = shown else {
+        return Ok(None);
+    };
+    let uses = uses(app, &records)?;
+    view(app, record, &uses, app.certificates.held().as_ref(), now).map(Some)
+}
+
 /// What is to be said of the certificates of an environment, one line each.
 pub(crate) fn warnings_of(
     app: &App,

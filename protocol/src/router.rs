@@ -1,7 +1,8 @@
 //! From a hostname and a path to what answers there: the most exact host first, and of its routes the first whose
-//! pattern the path matches.
+//! pattern the path matches. Proxies route by it, and the controller explains by it where they do.
 
 use fnv::FnvHashMap;
+use std::borrow::Cow;
 use std::cmp::Reverse;
 
 /// Longest hostname (RFC 1035, section 2.3.4). What is longer is below no name, and costs no looking.
@@ -154,6 +155,25 @@ pub fn is_path_pattern(pattern: &str) -> bool {
         && pattern.bytes().all(plain)
 }
 
+/// A host as the table knows it: without port and trailing dot, in lower case, an IPv6 address
+/// without its brackets.
+pub fn normal_host(host: &str) -> Cow<'_, str> {
+    let bare = match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or(rest),
+        // More than one colon: an IPv6 address that nobody put into brackets.
+        None if host.bytes().filter(|byte| *byte == b':').count() == 1 => {
+            host.split(':').next().unwrap_or(host)
+        }
+        None => host,
+    };
+    let bare = bare.strip_suffix('.').unwrap_or(bare);
+    if bare.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(bare.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(bare)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,5 +263,20 @@ mod tests {
         let router = router(&[("*.b", &[], 0, "below")]);
         let endless = "a.".repeat(30_000) + "b";
         assert_eq!(router.find(&endless, "/"), None);
+    }
+
+    #[test]
+    fn hosts_are_compared_without_port_case_and_dot() {
+        for (given, wanted) in [
+            ("App.Example.com:8080", "app.example.com"),
+            ("app.example.com.", "app.example.com"),
+            ("[::1]:80", "::1"),
+            ("[::1]", "::1"),
+            ("::1", "::1"),
+            ("10.0.0.1:80", "10.0.0.1"),
+            ("localhost", "localhost"),
+        ] {
+            assert_eq!(normal_host(given), wanted, "{given}");
+        }
     }
 }

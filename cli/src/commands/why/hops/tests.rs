@@ -1,0 +1,462 @@
+use super::*;
+use beanpole_protocol::api::{
+    Certificate, CertificateOrigin, Colour, EnvironmentStatus, ExplainedEnvironment,
+    ExplainedRequest, ExplainedRoute, InstanceHealth,
+};
+use beanpole_protocol::proxy::{CheckResult, TargetMode};
+use beanpole_protocol::tls::Terms;
+use beanpole_protocol::{
+    ApplicationName, CertificateName, EnvironmentName, Generation, InstanceId, Timestamp,
+};
+
+const HTTP: &str = "http://shop.example.org/cart?secret";
+const HTTPS: &str = "https://shop.example.org/cart";
+
+fn answer(status: u16) -> Answer {
+    Answer {
+        status,
+        took: Duration::from_millis(12),
+        location: None,
+        server: None,
+        code: None,
+    }
+}
+
+fn seen(answer: Answer) -> Seen {
+    Seen {
+        addresses: Ok((
+            vec![IpAddr::from([192, 0, 2, 7])],
+            Found::Resolved(Duration::from_millis(4)),
+        )),
+        attempts: vec![Attempt {
+            address: SocketAddr::from(([192, 0, 2, 7], 80)),
+            took: Duration::from_millis(1),
+            error: None,
+        }],
+        tls: None,
+        answer: Some(Ok(answer)),
+    }
+}
+
+fn refused() -> Seen {
+    let mut seen = seen(answer(200));
+    seen.attempts[0].error = Some("connection refused".to_owned());
+    seen.answer = None;
+    seen
+}
+
+fn traced(status: u16, why: Option<&str>) -> TracedRequest {
+    TracedRequest {
+        at: Timestamp::EPOCH,
+        generation: Generation(12),
+        status: Some(status),
+        why: why.map(str::to_owned),
+        environment: Some("shop-prod".to_owned()),
+        instance: Some(InstanceId::from_bits(1)),
+        release: Some(ReleaseNumber(4)),
+        duration_us: 2_300,
+    }
+}
+
+fn target(number: u128, taking: bool, why: Option<&str>) -> ExplainedTarget {
+    ExplainedTarget {
+        instance: InstanceId::from_bits(number),
+        host: None,
+        address: "192.0.2.20:20000".to_owned(),
+        pool: "shop-prod".to_owned(),
+        release: ReleaseNumber(4),
+        mode: TargetMode::Serve,
+        taking,
+        why: why.map(str::to_owned),
+        health: if taking {
+            InstanceHealth::Healthy
+        } else {
+            InstanceHealth::Unhealthy
+        },
+        last_check: Some(CheckResult {
+            at: Timestamp::EPOCH,
+            asked: "GET /".to_owned(),
+            good: taking,
+            connected: true,
+            answer: if taking { "200 in 1 ms" } else { "500 in 3 ms" }.to_owned(),
+        }),
+        in_flight: 0,
+    }
+}
+
+/// An environment with one instance that takes requests.
+fn explained(request: Option<TracedRequest>) -> Explained {
+    Explained {
+        host: "shop.example.org".to_owned(),
+        path: "/cart".to_owned(),
+        generation: Generation(12),
+        balancers: vec![ExplainedBalancer {
+            name: "local".to_owned(),
+            connected: true,
+            last_seen: Some(Timestamp::EPOCH),
+            version: None,
+            generation: Some(Generation(12)),
+            listeners: vec!["http://192.0.2.7:80".to_owned()],
+        }],
+        route: Some(ExplainedRoute {
+            host: "shop.example.org".to_owned(),
+            paths: Vec::new(),
+            redirect_to: None,
+            only_https: false,
+        }),
+        environment: Some(ExplainedEnvironment {
+            name: EnvironmentName::new("shop-prod").expect("a name"),
+            application: ApplicationName::new("shop").expect("a name"),
+            status: EnvironmentStatus::Ready,
+            health: Colour::Green,
+            causes: Vec::new(),
+            release: Some(ReleaseNumber(4)),
+            version: None,
+            operation: None,
+        }),
+        pools: vec![ExplainedPool {
+            name: "shop-prod".to_owned(),
+            percent: 100,
+            releases: vec![ReleaseNumber(4)],
+            serving: 1,
+            taking: 1,
+            ejected: 0,
+            draining: 0,
+            probed: 0,
+            hold_ms: None,
+            idle_ms: 60_000,
+            body_bytes: None,
+            per_second: None,
+            per_second_by_client: None,
+        }],
+        targets: vec![target(1, true, None)],
+        request: Some(ExplainedRequest {
+            asked: vec!["local".to_owned()],
+            balancer: request.as_ref().map(|_| "local".to_owned()),
+            traced: request,
+        }),
+        ..Explained::default()
+    }
+}
+
+fn without_instances(mut told: Explained) -> Explained {
+    told.targets.clear();
+    told.pools[0].serving = 0;
+    told.pools[0].taking = 0;
+    told
+}
+
+fn ill(mut told: Explained) -> Explained {
+    told.targets = vec![target(1, false, Some("GET / answered: 500 in 3 ms"))];
+    told.pools[0].taking = 0;
+    told
+}
+
+fn hops(url: &str, seen: &Seen, told: Result<&Explained, &str>) -> Vec<Hop> {
+    let url = Url::read(url).expect("a URL");
+    let known = Known {
+        url: &url,
+        seen,
+        told,
+    };
+    known.hops()
+}
+
+/// Which hop fails, and what is said of it first.
+fn verdict(url: &str, seen: &Seen, told: Result<&Explained, &str>) -> (Option<Name>, String) {
+    let hops = hops(url, seen, told);
+    match failing(&hops) {
+        Some(hop) => (Some(hop.hop), hop.evidence[0].clone()),
+        None => (None, hops[6].evidence[0].clone()),
+    }
+}
+
+fn states(hops: &[Hop]) -> String {
+    let of = |hop: &Hop| match hop.state {
+        State::Ok => 'o',
+        State::Failed => 'f',
+        State::Skipped => '-',
+    };
+    hops.iter().map(of).collect()
+}
+
+#[test]
+fn what_works_passes_every_hop_and_names_who_answered() {
+    let told = explained(Some(traced(200, None)));
+    let all = hops(HTTP, &seen(answer(200)), Ok(&told));
+    assert_eq!(states(&all), "oo-oooo");
+    let text: Vec<String> = all.iter().flat_map(|hop| hop.evidence.clone()).collect();
+    let text = text.join("\n");
+    for part in [
+        "resolves to 192.0.2.7 in 4 ms",
+        "192.0.2.7 is the load balancer `local`",
+        "routing table 12, the newest",
+        "leads to the environment shop-prod of shop",
+        "release 4 gets 100 % of the requests: 1 of 1 instance takes them",
+        "the application answered 200 in 12 ms",
+        "the load balancer counts 2.3 ms",
+    ] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+    assert!(!text.contains("secret"), "{text}");
+}
+
+#[test]
+fn the_first_hop_that_fails_is_named() {
+    let none = Explained {
+        route: None,
+        environment: None,
+        pools: Vec::new(),
+        targets: Vec::new(),
+        near: vec!["shop.example.com".to_owned()],
+        ..explained(Some(traced(404, Some("unknown-host"))))
+    };
+    let unreleased = {
+        let mut told = without_instances(explained(Some(traced(503, Some("no-healthy-instance")))));
+        told.environment.as_mut().expect("one").release = None;
+        told
+    };
+    let late = explained(Some(traced(504, Some("late-answer"))));
+    for (url, seen, told, wanted, says) in [
+        (
+            HTTP,
+            seen(answer(404)),
+            &none,
+            Some(Name::Route),
+            "no environment has the hostname",
+        ),
+        (
+            HTTP,
+            seen(answer(503)),
+            &unreleased,
+            Some(Name::Pool),
+            "has no release",
+        ),
+        (
+            HTTP,
+            seen(answer(503)),
+            &ill(explained(Some(traced(503, Some("no-healthy-instance"))))),
+            Some(Name::Target),
+            "none of 1 instance takes requests",
+        ),
+        (
+            HTTP,
+            seen(answer(500)),
+            &explained(Some(traced(500, None))),
+            Some(Name::App),
+            "the application answered 500",
+        ),
+        (
+            HTTP,
+            seen(answer(504)),
+            &late,
+            Some(Name::App),
+            "did not answer in time",
+        ),
+        (
+            HTTP,
+            seen(answer(429)),
+            &explained(Some(traced(429, Some("too-many-requests")))),
+            Some(Name::Pool),
+            "more requests come",
+        ),
+        (
+            HTTP,
+            refused(),
+            &explained(None),
+            Some(Name::Edge),
+            "192.0.2.7:80: connection refused",
+        ),
+        (
+            HTTP,
+            seen(answer(404)),
+            &explained(Some(traced(404, None))),
+            None,
+            "the application answered 404",
+        ),
+        (
+            HTTP,
+            seen(answer(200)),
+            &ill(explained(Some(traced(200, None)))),
+            None,
+            "the application answered 200",
+        ),
+        (
+            HTTP,
+            seen(answer(200)),
+            &explained(None),
+            Some(Name::Edge),
+            "connected to",
+        ),
+    ] {
+        let (hop, said) = verdict(url, &seen, Ok(told));
+        assert_eq!(hop, wanted, "{said}");
+        assert!(said.contains(says), "{says}: {said}");
+    }
+}
+
+#[test]
+fn a_name_that_does_not_resolve_leaves_nothing_to_be_met_and_the_inside_is_told_all_the_same() {
+    let mut seen = refused();
+    seen.addresses = Err("no such name".to_owned());
+    seen.attempts.clear();
+    let all = hops(HTTP, &seen, Ok(&explained(None)));
+    assert_eq!(states(&all), "f--ooo-");
+    assert!(
+        all[0]
+            .hint
+            .as_ref()
+            .is_some_and(|hint| hint.contains("--at"))
+    );
+}
+
+#[test]
+fn an_instance_says_why_it_takes_nothing() {
+    let told = ill(explained(Some(traced(503, Some("no-healthy-instance")))));
+    let all = hops(HTTP, &seen(answer(503)), Ok(&told));
+    let line = &all[5].evidence[1];
+    let wanted = "release 4: Unhealthy; GET / answered: 500 in 3 ms";
+    assert!(line.ends_with(wanted), "{line}");
+    assert_eq!(states(&all), "oo-oof-");
+}
+
+#[test]
+fn without_the_controller_only_what_is_seen_from_outside_counts() {
+    let down = "unknown without the controller: connection refused";
+    let all = hops(HTTP, &seen(answer(200)), Err(down));
+    assert_eq!(states(&all), "oo----o");
+    assert_eq!(all[3].evidence[0], down);
+    for (code, wanted) in [
+        ("unknown-host", Name::Route),
+        ("no-healthy-instance", Name::Target),
+        ("too-many-requests", Name::Pool),
+        ("no-answer", Name::App),
+        ("bad-request", Name::App),
+    ] {
+        let told = Answer {
+            code: Some(code.to_owned()),
+            ..answer(503)
+        };
+        let (hop, said) = verdict(HTTP, &seen(told), Err(down));
+        assert_eq!(hop, Some(wanted), "{code}: {said}");
+    }
+    assert_eq!(verdict(HTTP, &refused(), Err(down)).0, Some(Name::Edge));
+}
+
+#[test]
+fn a_load_balancer_that_is_down_is_told_apart_from_a_wrong_port() {
+    let mut down = explained(None);
+    down.balancers[0].connected = false;
+    let all = hops(HTTP, &refused(), Ok(&down));
+    assert!(
+        all[1].evidence[1].contains("not connected to the controller"),
+        "{all:?}"
+    );
+    assert!(
+        all[1]
+            .hint
+            .as_ref()
+            .is_some_and(|hint| hint.contains("Start"))
+    );
+    assert_eq!(
+        all[5].state,
+        State::Skipped,
+        "nobody says which instances take requests"
+    );
+    let mut other = explained(None);
+    other.balancers[0].listeners = vec!["http://0.0.0.0:8080".to_owned()];
+    let all = hops(HTTP, &refused(), Ok(&other));
+    let hint = all[1].hint.as_deref().unwrap_or_default();
+    assert!(hint.contains("listens on port 80"), "{hint}");
+}
+
+#[test]
+fn a_redirect_of_the_load_balancer_asks_no_instance() {
+    let mut told = explained(Some(traced(308, Some("redirect"))));
+    told.route.as_mut().expect("a route").redirect_to = Some("www.example.org".to_owned());
+    let all = hops(HTTP, &seen(answer(308)), Ok(&told));
+    assert_eq!(states(&all), "oo-o---");
+    assert!(all[3].evidence[0].contains("sends clients to www.example.org"));
+}
+
+#[test]
+fn a_load_balancer_with_an_older_table_is_found_out() {
+    let mut late = traced(404, Some("unknown-host"));
+    late.generation = Generation(11);
+    let all = hops(HTTP, &seen(answer(404)), Ok(&explained(Some(late))));
+    let failed = failing(&all).expect("it fails");
+    assert_eq!(failed.hop, Name::Route);
+    let line = &failed.evidence[1];
+    assert!(
+        line.contains("routing table 11, where 12 is the newest"),
+        "{line}"
+    );
+}
+
+fn handshake(trusted: Trusted, wrong: Option<&str>) -> Handshake {
+    Handshake {
+        version: "1.3",
+        took: Duration::from_millis(3),
+        facts: Err("it has no hostnames".to_owned()),
+        wrong: wrong.map(str::to_owned),
+        trusted,
+    }
+}
+
+fn certificate() -> Certificate {
+    Certificate {
+        name: CertificateName::new("shop").expect("a name"),
+        origin: CertificateOrigin::Given,
+        status: CertificateStatus::Valid,
+        causes: Vec::new(),
+        hosts: Vec::new(),
+        issuer: None,
+        serial: None,
+        fingerprint: None,
+        not_before: None,
+        not_after: None,
+        renews_at: None,
+        in_force: false,
+        fallback: false,
+        terms: Terms::default(),
+        used_by: Vec::new(),
+        added_at: Timestamp::EPOCH,
+        chain: None,
+    }
+}
+
+#[test]
+fn a_certificate_has_to_be_for_the_name_and_somebodys() {
+    let over = |tls| Seen {
+        tls: Some(tls),
+        ..seen(answer(200))
+    };
+    let mut told = explained(Some(traced(200, None)));
+    told.certificate = Some(certificate());
+    let of = |tls| verdict(HTTPS, &over(tls), Ok(&told));
+    assert_eq!(of(Ok(handshake(Trusted::Machine, None))).0, None);
+    assert_eq!(of(Ok(handshake(Trusted::Own, None))).0, None);
+    let (hop, said) = of(Ok(handshake(Trusted::Nobody, None)));
+    assert_eq!(
+        (hop, said.contains("nobody whom clients know")),
+        (Some(Name::Tls), true)
+    );
+    let (hop, said) = of(Ok(handshake(Trusted::Machine, Some("has expired"))));
+    assert_eq!(
+        (hop, said.as_str()),
+        (Some(Name::Tls), "the certificate has expired")
+    );
+    let refused = Seen {
+        tls: Some(Err("unrecognised name".to_owned())),
+        answer: None,
+        ..seen(answer(200))
+    };
+    let mut without = explained(None);
+    without.request = None;
+    let all = hops(HTTPS, &refused, Ok(&without));
+    assert_eq!(states(&all), "oof ooo-".replace(' ', ""));
+    assert!(
+        all[2].evidence[1].contains("there is no certificate for"),
+        "{all:?}"
+    );
+}

@@ -1,0 +1,118 @@
+//! `beanpole why`: where a request fails.
+
+use crate::beanpole;
+use crate::script::{Script, problem};
+use serde_json::{Value, json};
+
+/// What the controller says of a URL that leads to one instance, and of the request that was sent.
+fn explained(listener: &str, traced: &Value) -> Value {
+    json!({"host": "shop.localhost", "path": "/", "generation": 3, "default_domain": true,
+        "balancers": [{"name": "local", "connected": true, "last_seen": null, "version": "0.1.0",
+            "generation": 3, "listeners": [listener]}],
+        "route": {"host": "shop.localhost", "paths": [], "redirect_to": null, "only_https": false},
+        "environment": {"name": "shop-prod", "application": "shop", "status": "Ready",
+            "health": "Green", "causes": [], "release": 2, "version": "v2", "operation": null},
+        "pools": [{"name": "shop-prod", "percent": 100, "releases": [2], "serving": 1, "taking": 1,
+            "ejected": 0, "draining": 0, "probed": 0, "hold_ms": null, "idle_ms": 60000,
+            "body_bytes": null, "per_second": 50, "per_second_by_client": null}],
+        "targets": [{"instance": "i-00000000000000001", "host": "web-1",
+            "address": "192.0.2.1:20001", "pool": "shop-prod", "release": 2, "mode": "serve",
+            "taking": true, "why": null, "health": "Healthy", "in_flight": 0,
+            "last_check": {"at": "2026-01-02T03:04:05.678Z", "asked": "GET /", "good": true,
+                "connected": true, "answer": "200 in 1 ms"}}],
+        "request": {"asked": ["local"], "balancer": "local", "traced": traced}})
+}
+
+fn traced(status: u16, why: Option<&str>) -> Value {
+    json!({"at": "2026-01-02T03:04:05.678Z", "generation": 3, "status": status, "why": why,
+        "environment": "shop-prod", "instance": "i-00000000000000001", "release": 2,
+        "duration_us": 1500})
+}
+
+/// Times and ports differ from run to run.
+fn steady(text: &str, port: &str) -> String {
+    let mut steady = String::new();
+    let mut words = text.replace(port, "PORT");
+    while let Some(at) = words.find(" ms") {
+        let number = words[..at].rfind(' ').map_or(0, |space| space + 1);
+        steady.push_str(&words[..number]);
+        steady.push_str("N ms");
+        words = words.split_off(at + 3);
+    }
+    steady + &words
+}
+
+#[test]
+fn each_hop_is_told_with_its_evidence() {
+    let app = Script::start(|_, _| (200, json!("hello")));
+    let port = app.url().rsplit(':').next().expect("a port").to_owned();
+    let listener = app.url();
+    let controller = Script::start(move |_, _| (200, explained(&listener, &traced(200, None))));
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let url = format!("shop.localhost:{port}/cart?token=secret");
+    let ran = beanpole(directory.path(), &controller.url(), &["why", &url]);
+    insta::assert_snapshot!("why", steady(&ran.all(), &port));
+    let asked = controller.requests();
+    let explains = asked.iter().find(|one| one.path.starts_with("/v1/explain"));
+    let path = &explains.expect("the controller is asked").path;
+    assert!(
+        path.contains("&request=why-") && !path.contains("secret"),
+        "{path}"
+    );
+    assert_eq!(app.requests()[0].path, "/cart?token=secret");
+}
+
+#[test]
+fn json_says_which_hop_fails() {
+    let app = Script::start(|_, _| (500, json!({})));
+    let port = app.url().rsplit(':').next().expect("a port").to_owned();
+    let listener = app.url();
+    let controller = Script::start(move |request, _| {
+        if request.path.starts_with("/v1/explain") {
+            (200, explained(&listener, &traced(500, None)))
+        } else {
+            problem(404, "authority-not-found", "There is none.")
+        }
+    });
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let url = format!("http://shop.localhost:{port}/");
+    let arguments = ["why", &url, "--json"];
+    let ran = beanpole(directory.path(), &controller.url(), &arguments);
+    assert_eq!(ran.code, 17, "{}", ran.all());
+    let found: Value = serde_json::from_str(&ran.out).expect("JSON");
+    assert_eq!(found["fails_at"], "app");
+    assert_eq!(found["works"], false);
+    assert_eq!(found["urls"][0]["answered_by"], "app");
+    let states: Vec<&str> = found["urls"][0]["hops"]
+        .as_array()
+        .expect("hops")
+        .iter()
+        .filter_map(|hop| hop["state"].as_str())
+        .collect();
+    assert_eq!(states, ["ok", "ok", "skipped", "ok", "ok", "ok", "failed"]);
+    assert_eq!(ran.err, "");
+}
+
+#[test]
+fn without_a_controller_it_tells_what_can_be_seen_from_outside() {
+    let app = Script::start(|_, _| (200, json!("hello")));
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let nobody = "http://127.0.0.1:1";
+    let ran = beanpole(directory.path(), nobody, &["why", &app.url()]);
+    assert_eq!(ran.code, 0, "{}", ran.all());
+    let first = ran.out.lines().next().unwrap_or_default();
+    assert!(
+        first.starts_with("works: the application, as it seems, answered 200"),
+        "{first}"
+    );
+    assert!(
+        ran.out.contains("unknown without the controller"),
+        "{}",
+        ran.out
+    );
+    let ran = beanpole(directory.path(), nobody, &["why", "http://127.0.0.1:1/"]);
+    assert_eq!(ran.code, 12, "{}", ran.all());
+    let wrong = beanpole(directory.path(), nobody, &["why", "ftp://shop/?secret"]);
+    assert_eq!(wrong.code, 2, "{}", wrong.all());
+    assert!(!wrong.err.contains("secret"), "{}", wrong.err);
+}
