@@ -136,6 +136,8 @@ pub enum Command {
     Agent(daemons::Agent),
     Proxy(daemons::Proxy),
     #[command(hide = true)]
+    ProxyProcess(daemons::ProxyProcess),
+    #[command(hide = true)]
     Shim(daemons::Shim),
     #[command(hide = true, name = "__complete")]
     Complete(completions::Complete),
@@ -146,9 +148,10 @@ pub enum Command {
 impl Command {
     /// Whether it runs on and on.
     pub fn is_daemon(&self) -> bool {
-        matches!(
-            self,
-            Self::Up(_) | Self::Controller(_) | Self::Agent(_) | Self::Proxy(_)
-        )
+        match self {
+            Self::Up(_) | Self::Controller(_) | Self::Agent(_) | Self::ProxyProcess(_) => true,
+            Self::Proxy(proxy) => proxy.action.is_none(),
+            _ => false,
+        }
     }
 }

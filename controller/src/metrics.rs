@@ -234,12 +234,12 @@ fn of_proxy(all: &mut Families, proxy: &str, report: &ProxyReport, environments:
             (
                 "beanpole_retries_denied_total",
                 "Requests that were not sent once more, for want of budget.",
-                seen.retries_denied,
+                seen.traffic.retries_denied,
             ),
             (
                 "beanpole_requests_over_capacity_total",
                 "Requests that found no room within MaxRequests, MaxRequestsPerInstance and MaxPending.",
-                seen.over_capacity,
+                seen.traffic.over_capacity,
             ),
         ];
         for (name, help, count) in counts {
@@ -429,7 +429,8 @@ mod tests {
     }
 
     /// A series: its name, its labels in their order, its value.
-    type Series = (String, Vec<(String, String)>, f64);
+    type Labels = Vec<(String, String)>;
+    type Series = (String, Labels, f64);
 
     /// Reads `name{label="value",…} number`, as the description of the text format has it.
     fn series(line: &str) -> Series {
@@ -513,7 +514,7 @@ mod tests {
 
     /// Each histogram counts up, to infinity, and to its count.
     fn check_histogram(all: &[Series]) {
-        let mut by_labels: BTreeMap<Vec<(String, String)>, Vec<(f64, f64)>> = BTreeMap::new();
+        let mut by_labels: BTreeMap<Labels, Vec<(f64, f64)>> = BTreeMap::new();
         for (name, labels, value) in all {
             if name.ends_with("_bucket") {
                 let (le, rest): (Vec<_>, Vec<_>) =

@@ -5,7 +5,7 @@
 //! so it is enough to see to what was there before `main`.
 #![expect(
     unsafe_code,
-    reason = "close_range and fcntl on numbers that nobody owns have no safe interface"
+    reason = "close_range and fcntl on numbers that nobody owns, and SIG_IGN, have no safe interface"
 )]
 
 use std::collections::BTreeSet;
@@ -51,6 +51,13 @@ pub unsafe fn close_unnamed(arguments: impl Iterator<Item = OsString>) {
     }
     // SAFETY: as above.
     unsafe { close_between(first, RawFd::MAX, false) };
+}
+
+/// Has SIGHUP change nothing until somebody listens for it again: it would end a process that has just become
+/// another executable.
+pub fn ignore_hang_up() {
+    // SAFETY: sets no handler of ours.
+    unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
 }
 
 /// The descriptors that words of a command line name, in order.

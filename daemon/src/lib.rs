@@ -9,6 +9,7 @@ pub mod files;
 pub mod http;
 pub mod inherited;
 pub mod logs;
+pub mod notify;
 pub mod pace;
 pub mod rarely;
 pub mod socket;

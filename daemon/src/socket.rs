@@ -1,10 +1,12 @@
 //! A private Unix socket that speaks HTTP: how the controller reaches an agent or a proxy.
 
 use axum::Router;
+use std::ffi::OsStr;
 use std::fs;
 use std::future::IntoFuture;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -70,16 +72,27 @@ pub async fn bind(path: &Path, mode: u32, group: Option<u32>) -> Result<Socket, 
     if UnixStream::connect(path).await.is_ok() {
         return Err(BindError::InUse { path: path_buf() });
     }
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            return Err(BindError::Io {
+                path: path_buf(),
+                source,
+            });
+        }
+        _ => {}
+    }
+    bind_over(path, mode, group)
+}
+
+/// The same in the place of one that still listens and knows that it is replaced: there is always somebody who does.
+pub fn bind_over(path: &Path, mode: u32, group: Option<u32>) -> Result<Socket, BindError> {
+    let path_buf = || path.to_owned();
     let failed = |source| BindError::Io {
         path: path_buf(),
         source,
     };
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
     // Bound under a private name first, so that nobody can connect before the mode is set.
-    let hidden = path.with_extension("new");
+    let hidden = hidden(path);
     let _ = fs::remove_file(&hidden);
     let listener = UnixListener::bind(&hidden).map_err(failed)?;
     if group.is_some() {
@@ -96,6 +109,14 @@ pub async fn bind(path: &Path, mode: u32, group: Option<u32>) -> Result<Socket, 
         _held: listener.as_fd().try_clone_to_owned().map_err(failed)?,
     };
     Ok(Socket { listener, place })
+}
+
+/// A name beside `path` that is as long and that no other socket there has.
+fn hidden(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().as_bytes().to_vec();
+    name.pop();
+    name.push(b'~');
+    path.with_file_name(OsStr::from_bytes(&name))
 }
 
 /// Serves `router` on `socket` until `stop`, then lets calls in flight finish: nobody else finds it from then on.
@@ -188,6 +209,16 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&path).expect("bind"));
         assert!(path.exists());
         let _next = bind(&path, 0o600, None).await.expect("it is replaced");
+        answers(&path).await;
+    }
+
+    #[tokio::test]
+    async fn a_successor_takes_the_place_and_keeps_it() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("test.sock");
+        let before = bind(&path, 0o600, None).await.expect("bind");
+        let _next = bind_over(&path, 0o600, None).expect("bind");
+        drop(before);
         answers(&path).await;
     }
 

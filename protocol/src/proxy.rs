@@ -636,6 +636,12 @@ pub struct Traffic {
     /// Further attempts that were made for requests, of an environment.
     #[serde(default)]
     pub retried: u64,
+    /// Those that the budget for them had no room for.
+    #[serde(default)]
+    pub retries_denied: u64,
+    /// Requests for which there was no room within [`PoolLimits::capacity`].
+    #[serde(default)]
+    pub over_capacity: u64,
     /// Requests that waited for an instance, of an environment.
     #[serde(default)]
     pub held: u64,
@@ -650,6 +656,25 @@ pub struct Traffic {
     pub ejections: u64,
 }
 
+impl Traffic {
+    /// Adds what was counted elsewhere. Percentiles cannot be added and stay.
+    pub fn add(&mut self, more: &Self) {
+        self.requests += more.requests;
+        for (sum, more) in self.by_class.iter_mut().zip(more.by_class) {
+            *sum += more;
+        }
+        self.failed += more.failed;
+        self.errors += more.errors;
+        self.retried += more.retried;
+        self.retries_denied += more.retries_denied;
+        self.over_capacity += more.over_capacity;
+        self.held += more.held;
+        self.waiting += more.waiting;
+        self.limited += more.limited;
+        self.ejections += more.ejections;
+    }
+}
+
 /// What a proxy saw for one environment, including requests that no target was given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EnvironmentTraffic {
@@ -657,12 +682,6 @@ pub struct EnvironmentTraffic {
     pub environment: EnvironmentId,
     /// Its counts.
     pub traffic: Traffic,
-    /// Further attempts that the budget for them had no room for.
-    #[serde(default)]
-    pub retries_denied: u64,
-    /// Requests for which there was no room within [`PoolLimits::capacity`].
-    #[serde(default)]
-    pub over_capacity: u64,
 }
 
 /// What a proxy saw of all targets of one release together, in one run of the proxy: counts that only

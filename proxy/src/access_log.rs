@@ -11,7 +11,7 @@ use crate::forwarded;
 use crate::service::BROKEN_OFF;
 use beanpole_daemon::clock;
 use line::Spelled;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -340,7 +340,14 @@ impl Output {
         Ok(())
     }
 
+    /// Puts the file aside, unless another process of this load balancer has done that.
     fn rotate(&mut self) -> io::Result<()> {
+        let number = |file: &Metadata| (file.dev(), file.ino());
+        let own = number(&self.file.metadata()?);
+        if std::fs::metadata(&self.path).is_ok_and(|there| number(&there) != own) {
+            *self = Self::open(&self.path, self.rotate_at)?;
+            return Ok(());
+        }
         let name = |number: u32| {
             let mut name = self.path.clone().into_os_string();
             name.push(format!(".{number}"));

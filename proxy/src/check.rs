@@ -21,6 +21,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 
 /// From one check to the next while a deployment waits for the target, which gets no requests yet.
 const EAGER_INTERVAL_MS: u64 = 50;
@@ -43,11 +44,12 @@ const USER_AGENT: &str = concat!("Beanpole-HealthCheck/", env!("CARGO_PKG_VERSIO
 /// Checks that this machine could not make.
 static NOT_ASKED: Rarely = Rarely::new();
 
-/// Checks `target` at once and then again and again, until it has left the table.
-pub fn start(target: Arc<TargetState>) {
+/// Checks `target` at once and then again and again, until it has left the table or `enough`.
+pub fn start(target: Arc<TargetState>, enough: CancellationToken) {
     tokio::spawn(async move {
         let gone = target.gone.clone();
-        gone.run_until_cancelled(run(&target)).await;
+        let checks = gone.run_until_cancelled(run(&target));
+        enough.run_until_cancelled(checks).await;
     });
 }
 

@@ -95,6 +95,8 @@ pub struct ConnState {
     served: AtomicBool,
     /// It ends as soon as it is idle.
     finishing: AtomicBool,
+    /// It ends with the next answer, and the client is told so.
+    retiring: AtomicBool,
     /// It ends as soon as no request is under way, even if the head of one is coming.
     leaving: AtomicBool,
     /// Requests under way, if it is HTTP/2.
@@ -194,8 +196,19 @@ impl ConnState {
         self.waker.wake();
     }
 
-    /// Whether it ends as soon as it is idle.
+    /// Ends the connection with the next answer, which says so. One that is idle is left alone for as long as
+    /// always: a request that is on its way would be lost with it.
+    pub fn retire(&self) {
+        self.retiring.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether clients are told with their answers that it ends.
     pub fn is_ending(&self) -> bool {
+        self.finishing.load(Ordering::Relaxed) || self.retiring.load(Ordering::Relaxed)
+    }
+
+    /// Whether it ends as soon as it is idle, whatever its client was told.
+    pub fn is_finishing(&self) -> bool {
         self.finishing.load(Ordering::Relaxed)
     }
 

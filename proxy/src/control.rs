@@ -1,6 +1,8 @@
 //! The controller's side: tables and certificates in, reports out, over the private socket.
 
+use crate::carried::Carried;
 use crate::check;
+use crate::keeper::words::Told;
 use crate::shared::Shared;
 use crate::table::{Table, validate};
 use crate::tls::{self, Certificates};
@@ -16,7 +18,7 @@ use beanpole_daemon::http::problem_response;
 use beanpole_daemon::pace::Pace;
 use beanpole_protocol::Generation;
 use beanpole_protocol::problem::Problem;
-use beanpole_protocol::proxy::{ProxyReport, Ready, RoutingTable};
+use beanpole_protocol::proxy::{ProxyReport, Ready, RoutingTable, TargetReport};
 use beanpole_protocol::tls::CertificateSet;
 use futures::stream;
 use serde::de::DeserializeOwned;
@@ -61,6 +63,38 @@ impl Kept {
     }
 }
 
+/// What is known of targets when a table comes that has them.
+#[derive(Clone, Copy)]
+pub enum Known<'a> {
+    /// Nothing: each is to be checked before it gets requests.
+    Nothing,
+    /// They served when the proxy last ran: they may have requests until a check says otherwise.
+    Served,
+    /// What another process saw of them a moment ago.
+    Seen(&'a ProxyReport),
+}
+
+/// What the controller was told before, and goes on with.
+pub struct Since {
+    /// Differs for every run of the proxy, however many processes are in it.
+    pub run: String,
+    /// The number of the last report.
+    pub sequence: u64,
+    /// What others have counted.
+    pub carried: Arc<Carried>,
+}
+
+impl Default for Since {
+    /// Nothing.
+    fn default() -> Self {
+        Self {
+            run: format!("{:016x}", clock::random_bits() as u64),
+            sequence: 0,
+            carried: Arc::default(),
+        }
+    }
+}
+
 /// What the controller can ask.
 pub struct Control {
     shared: Arc<Shared>,
@@ -69,6 +103,7 @@ pub struct Control {
     next: Mutex<Option<RoutingTable>>,
     run: String,
     sequence: AtomicU64,
+    carried: Arc<Carried>,
     listeners: Vec<String>,
     /// Cancelled when the controller has said which table is the newest.
     told: CancellationToken,
@@ -76,19 +111,21 @@ pub struct Control {
 }
 
 impl Control {
-    /// Keeps what is in force in `kept`; watchers end with `stop`.
+    /// Keeps what is in force in `kept`, and goes on from `since`; watchers end with `stop`.
     pub fn new(
         shared: Arc<Shared>,
         kept: Kept,
         listeners: Vec<String>,
+        since: Since,
         stop: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
             shared,
             kept,
             next: Mutex::default(),
-            run: format!("{:016x}", clock::random_bits() as u64),
-            sequence: AtomicU64::new(0),
+            run: since.run,
+            sequence: AtomicU64::new(since.sequence),
+            carried: since.carried,
             listeners,
             told: CancellationToken::new(),
             stop,
@@ -115,7 +152,7 @@ impl Control {
         if self.is_news(&table)? {
             self.keep_table(&table, text, self.kept.table.clone())
                 .await?;
-            self.enforce(table);
+            self.enforce(table).await;
         }
         self.told.cancel();
         Ok(())
@@ -147,7 +184,7 @@ impl Control {
                 // It is on disk: only its name changes there.
                 let (from, to) = (self.next_path(), self.kept.table.clone());
                 on_disk(move || files::rename(&from, &to)).await?;
-                self.enforce(table);
+                self.enforce(table).await;
                 self.told.cancel();
                 Ok(())
             }
@@ -181,9 +218,26 @@ impl Control {
         on_disk(move || files::write_atomically(&path, &text, 0o600)).await
     }
 
-    fn enforce(&self, table: RoutingTable) {
+    /// Puts a table in force that is on disk: first in the processes that finish what they began, so that
+    /// nobody is told of it before it holds everywhere.
+    async fn enforce(&self, table: RoutingTable) {
+        self.carried.follow(table.generation).await;
         let held = self.shared.table.load_full();
-        enforce(&self.shared, &held, table, false);
+        enforce(&self.shared, &held, table, Known::Nothing);
+        self.carried.keep_only(&seen(&self.shared));
+    }
+
+    /// What the next process has to know, once nobody is answered here any more.
+    pub fn hand_over(&self) -> Told {
+        let (past, elders) = self.carried.hand_over();
+        Told {
+            pid: std::process::id(),
+            run: self.run.clone(),
+            sequence: self.sequence.load(Ordering::SeqCst),
+            report: seen(&self.shared),
+            past,
+            elders,
+        }
     }
 
     fn next_path(&self) -> PathBuf {
@@ -215,29 +269,52 @@ impl Control {
     fn report(&self) -> ProxyReport {
         // The sequence is drawn first: a report that was made later is never numbered lower.
         let sequence = self.sequence.fetch_add(1, Ordering::SeqCst) + 1;
-        let table = self.shared.table.load_full();
-        ProxyReport {
+        let mut report = ProxyReport {
             sequence,
             run: self.run.clone(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            generation: table
-                .source
-                .as_ref()
-                .map_or(Generation::default(), |source| source.generation),
-            now: clock::now(),
-            targets: table.targets().map(|target| target.report()).collect(),
-            environments: table.environments(),
-            releases: table.releases(),
             listeners: self.listeners.clone(),
-        }
+            ..seen(&self.shared)
+        };
+        self.carried.add_to(&mut report);
+        report
+    }
+}
+
+/// What this process sees itself, as a report of no run.
+pub fn seen(shared: &Shared) -> ProxyReport {
+    let table = shared.table.load_full();
+    ProxyReport {
+        sequence: 0,
+        run: String::new(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        generation: table
+            .source
+            .as_ref()
+            .map_or(Generation::default(), |source| source.generation),
+        now: clock::now(),
+        targets: table.targets().map(|target| target.report()).collect(),
+        environments: table.environments(),
+        releases: table.releases(),
+        listeners: Vec::new(),
     }
 }
 
 /// Puts `source` in force in the place of `held`. Returns when every request that begins from now
 /// on follows it.
-fn enforce(shared: &Shared, held: &Table, source: RoutingTable, assumed: bool) {
+fn enforce(shared: &Shared, held: &Table, source: RoutingTable, known: Known<'_>) {
     let generation = source.generation;
+    let assumed = !matches!(known, Known::Nothing);
     let (next, difference) = held.follow(source, assumed, &shared.names, &shared.changes);
+    if let Known::Seen(report) = known {
+        for new in &difference.came {
+            let same = |told: &&TargetReport| {
+                told.instance == new.target.instance && told.incarnation == new.target.incarnation
+            };
+            if let Some(told) = report.targets.iter().find(same) {
+                new.resume(told);
+            }
+        }
+    }
     let next = Arc::new(next);
     shared.table.store(next.clone());
     next.enact();
@@ -245,7 +322,7 @@ fn enforce(shared: &Shared, held: &Table, source: RoutingTable, assumed: bool) {
         target.leave();
     }
     for target in difference.came {
-        check::start(target);
+        check::start(target, shared.retired.clone());
     }
     for (state, target) in next.given() {
         if let Some(tried) = state.tries(target) {
@@ -288,12 +365,17 @@ async fn on_disk(write: impl FnOnce() -> io::Result<()> + Send + 'static) -> Res
 
 /// Puts the table of the last run in force. One that cannot be read is put aside: the controller
 /// sends the current one as soon as it is connected.
-pub fn restore(shared: &Shared, path: &Path) -> Result<(), ReadError> {
+pub fn restore(shared: &Shared, path: &Path, known: Known<'_>) -> Result<(), ReadError> {
     if let Some(table) = read_kept::<RoutingTable>(path, validate)? {
         let held = shared.table.load_full();
-        enforce(shared, &held, table, true);
+        enforce(shared, &held, table, known);
     }
     Ok(())
+}
+
+/// Whether the table of the last run, if there is one, can be read.
+pub fn is_readable(path: &Path) -> Result<(), ReadError> {
+    read_kept::<RoutingTable>(path, validate).map(|_| ())
 }
 
 /// The same, of the certificates.

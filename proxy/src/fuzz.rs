@@ -8,7 +8,8 @@ use crate::exchange::{self, Chunked, Known, Look};
 use crate::forwarded::Client;
 use crate::head::Seen;
 use crate::host::Asked;
-use crate::table::normal_host;
+use crate::trace_context::Tracing;
+use beanpole_protocol::router::normal_host;
 use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue, Version};
 use std::net::{IpAddr, SocketAddr};
@@ -103,7 +104,7 @@ fn count(lines: &[&[u8]], name: &str) -> usize {
 pub fn request(bytes: &[u8]) {
     let client = Client::new(IpAddr::from([192, 0, 2, 7]), 80, false, false);
     let mut out = Vec::new();
-    let look = exchange::look(bytes, &client, &mut out);
+    let look = exchange::look(bytes, &client, Tracing::default(), &mut out);
     let mut headers = [httparse::EMPTY_HEADER; 256];
     let mut read = httparse::Request::new(&mut headers);
     let parsed = read.parse(bytes);
@@ -186,7 +187,7 @@ pub fn request(bytes: &[u8]) {
             // It is known before its end, and not before that of its head.
             let mut part = Vec::new();
             assert!(!matches!(
-                exchange::look(&bytes[..head - 1], &client, &mut part),
+                exchange::look(&bytes[..head - 1], &client, Tracing::default(), &mut part),
                 Look::Plain(_)
             ));
         }

@@ -22,6 +22,8 @@
 //! | `connection`, `calm` | a client's socket, as pingora wants it; what it may ask for over HTTP/2 |
 //! | `announced` | clients that a load balancer in front announces |
 //! | `listen`, `worker` | from the listening socket to the thread that serves |
+//! | `serve` | from a configuration to a proxy that serves, retires and stops |
+//! | `keeper`, `carried` | the process that outlives those that serve, and how one of these follows another |
 //! | `fault` | whether a failure is this machine's own |
 //! | `control` | tables in, reports out |
 //! | `head`, `host` | what of a request's head goes on, and which host it asks for |
@@ -37,6 +39,7 @@ mod announcing;
 mod asker;
 mod balance;
 mod calm;
+mod carried;
 mod check;
 mod connection;
 mod control;
@@ -49,11 +52,13 @@ pub mod fuzz;
 mod grpc;
 mod head;
 mod host;
+mod keeper;
 mod listen;
 mod names;
 mod pages;
 mod rate;
 mod redirect;
+mod serve;
 mod service;
 mod shared;
 mod sticky;
@@ -67,30 +72,22 @@ mod worker;
 
 pub use access_log::{LogFormat, LogOptions};
 pub use forwarded::Network;
+pub use keeper::{
+    KeeperConfig, KeeperError, PATIENCE, Program, Reloaded, Successor, keep, reload, serve_kept,
+    socket_of,
+};
 pub use listen::{ListenError, Scheme};
 pub use tls::CertificateError;
 pub use trace_context::Tracing;
 
-use crate::access_log::AccessLog;
-use crate::connection::ConnState;
-use crate::control::{Control, Kept};
-use crate::names::Names;
-use crate::shared::Shared;
-use crate::target::Changes;
-use crate::traced::Traced;
-use crate::worker::{Limits, Worker};
-use arc_swap::ArcSwap;
-use beanpole_daemon::connections::{Connections, raise_open_files, room_for};
+use crate::control::{Control, Known, Since};
+use crate::serve::Server;
 use beanpole_daemon::files::ReadError;
 use beanpole_daemon::socket::{self, BindError};
-use pingora_timeout::fast_timeout::set_fast_timeout_to_tokio_threshold;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::time::Duration;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// How long a proxy with the table of its last run waits for the controller to say whether that is the newest, before
@@ -100,19 +97,15 @@ const NEWEST_TABLE: Duration = Duration::from_millis(500);
 /// How long calls of the controller may take to end at a stop.
 const CONTROL_PATIENCE: Duration = Duration::from_secs(1);
 
-/// pingora shares timers up to this long (in whole seconds) among the requests of a thread, keeps each
-/// until it has run out, and needs a thread for them that wakes 100 times a second. Longer ones are
-/// tokio's, which forgets them with their request, at less than half the cost.
-const LONGEST_SHARED_TIMER: Duration = Duration::ZERO;
-
 /// The longest time that the head of a request may take, in seconds, and what it may unless told otherwise.
 /// pingora gives up a read that brings nothing for 60 s, without an answer.
 pub const LONGEST_HEADER_TIMEOUT: u64 = 50;
 
+/// How long a process that another one has followed may take to finish what it began, unless told otherwise.
+pub const LINGER: Duration = Duration::from_hours(1);
+
 /// The most connections of clients, unless told otherwise.
 pub const MAX_CONNECTIONS: usize = 50_000;
-/// File descriptors for each: its own, one to a target, one that is kept for the next request.
-const DESCRIPTORS: u64 = 3;
 
 /// How a proxy runs.
 #[derive(Clone, Debug)]
@@ -145,6 +138,8 @@ pub struct ProxyConfig {
     pub header_timeout: Duration,
     /// How long requests in flight have at a stop.
     pub drain: Duration,
+    /// How long a process that another one has followed may take to finish what it began.
+    pub linger: Duration,
     /// The most connections of clients; fewer where the limit of open files is low.
     pub max_connections: usize,
     /// Proxies in front whose `X-Forwarded-*` headers are believed.
@@ -168,6 +163,7 @@ impl ProxyConfig {
             threads: 0,
             header_timeout: Duration::from_secs(LONGEST_HEADER_TIMEOUT),
             drain: Duration::from_secs(30),
+            linger: LINGER,
             max_connections: MAX_CONNECTIONS,
             trusted: Vec::new(),
         }
@@ -208,6 +204,9 @@ pub enum ProxyError {
         /// Why.
         source: io::Error,
     },
+    /// Nobody says what to listen on.
+    #[error("cannot hear the keeper on standard input")]
+    Keeper(#[source] io::Error),
     /// The system gives no more threads, or the control socket broke.
     #[error("cannot go on")]
     System(#[source] io::Error),
@@ -215,130 +214,39 @@ pub enum ProxyError {
 
 /// Carries traffic until `stop`; then finishes what is in flight and returns.
 pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), ProxyError> {
-    set_fast_timeout_to_tokio_threshold(Some(LONGEST_SHARED_TIMER));
-    let directory = &config.data_dir;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .map_err(|source| ProxyError::DataDir {
-            path: directory.clone(),
-            source,
-        })?;
+    serve::make_directory(&config)?;
     let control_socket = socket::bind(&config.socket, 0o600, None)
         .await
         .map_err(ProxyError::Socket)?;
-    let domain = &config.default_domain;
-    let shown = tls::self_signed(directory, domain).map_err(ProxyError::Certificate)?;
-    let certificates = tls::Certificates::new(shown, domain).map_err(ProxyError::Tls)?;
-    let certificates = Arc::new(certificates);
-    let kept = Kept::new(directory);
-    control::restore_certificates(&certificates, &kept.certificates).map_err(ProxyError::Kept)?;
-
-    let mut https_port = None;
-    let mut listeners = Vec::new();
-    let mut addresses = Vec::new();
-    let wanted = (config.http.iter().map(|address| (Scheme::Http, *address)))
-        .chain(config.https.iter().map(|address| (Scheme::Https, *address)));
-    for (scheme, address) in wanted {
-        let listener = listen::bind(scheme, address).map_err(ProxyError::Listen)?;
-        let bound = listener.local_addr().unwrap_or(address);
-        if scheme == Scheme::Https {
-            https_port.get_or_insert(bound.port());
-        }
-        addresses.push(format!("{scheme}://{bound}"));
-        listeners.push((scheme, listener));
-    }
-
-    let (access_log, log_writer) = match &config.access_log {
-        None => (None, None),
-        Some(path) => {
-            if let Some(parent) = path.parent() {
-                // Should this fail, opening the file tells why.
-                let _ = std::fs::create_dir_all(parent);
-            }
-            let opened = AccessLog::open(path, config.log_options);
-            let (log, writer) = opened.map_err(|source| ProxyError::AccessLog {
-                path: path.clone(),
-                source,
-            })?;
-            (Some(log), Some(writer))
-        }
-    };
-    let names = Names::kept_at(&directory.join("session-key.json"));
-    let shared = Arc::new(Shared {
-        table: ArcSwap::default(),
-        names: names.map_err(|source| ProxyError::DataDir {
-            path: directory.clone(),
-            source,
-        })?,
-        changes: Changes::default(),
-        access_log,
-        traced: Traced::default(),
-        tracing: config.tracing,
-        trusted: config.trusted.clone(),
-        https_port: config.public_https_port.or(https_port),
-        proxy_protocol: config.proxy_protocol,
-        certificates: certificates.clone(),
-    });
-    control::restore(&shared, &kept.table).map_err(ProxyError::Kept)?;
-    let restored = shared.table.load().source.is_some();
-
-    let room = room(config.max_connections);
-    let connections = Connections::new(room);
-    let (stop_workers, stopping) = watch::channel(false);
-    let workers = start_workers(&config, &shared, &stopping, room)?;
-    let limits = Limits {
-        head: config.header_timeout,
-    };
-    let timekeeper = tokio::spawn(worker::keep_time(connections.clone(), limits));
-    let senders: Vec<_> = workers.iter().map(|w| w.connections.clone()).collect();
-    tracing::info!(listeners = ?addresses, workers = workers.len(), connections = room, "the proxy serves");
-    let control = Control::new(shared, kept, addresses, stop.clone());
-    let mut serving = tokio::spawn(socket::serve(
-        control_socket,
-        control.clone().router(),
+    let listeners = listen::bind_all(&config.http, &config.https).map_err(ProxyError::Listen)?;
+    let mut server = Server::prepare(&config, listeners)?;
+    control::restore(&server.shared, &server.kept.table, Known::Served)
+        .map_err(ProxyError::Kept)?;
+    let control = Control::new(
+        server.shared.clone(),
+        server.kept.clone(),
+        server.addresses.clone(),
+        Since::default(),
         stop.clone(),
-    ));
-    if restored {
+    );
+    let router = control.clone().router();
+    let mut serving = tokio::spawn(socket::serve(control_socket, router, stop.clone()));
+    if server.has_table() {
         control.told_within(NEWEST_TABLE).await;
     }
-    let accepting = tokio_util::task::TaskTracker::new();
-    for (scheme, listener) in listeners {
-        let tls = (scheme == Scheme::Https).then(|| certificates.clone());
-        accepting.spawn(listen::accept(
-            listener,
-            tls,
-            connections.clone(),
-            senders.clone(),
-            stop.clone(),
-        ));
-    }
-    drop(senders);
+    server.accept();
     // Without a way in for the controller there is no point in going on.
     let early = tokio::select! {
         () = stop.cancelled() => None,
         served = &mut serving => Some(served),
     };
     stop.cancel();
-    accepting.close();
-    accepting.wait().await;
-    let _ = stop_workers.send(true);
-    connections.each(ConnState::finish);
-    for worker in workers {
-        worker.ended().await;
-    }
-    timekeeper.abort();
+    server.stop().await;
     let served = match early {
         Some(served) => Ok(served),
         // A call that never ends must not keep the proxy.
         None => tokio::time::timeout(CONTROL_PATIENCE, serving).await,
     };
-    if let Some(writer) = log_writer {
-        // It may wait for the disk.
-        let _ = tokio::task::spawn_blocking(move || writer.stop()).await;
-    }
-    tracing::info!("the proxy has stopped");
     match served {
         Err(_) => Ok(()),
         Ok(served) => served
@@ -346,47 +254,4 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
             .and_then(|result| result)
             .map_err(ProxyError::System),
     }
-}
-
-/// How many connections of clients there may be.
-fn room(wanted: usize) -> usize {
-    let open_files = raise_open_files();
-    let room = room_for(open_files, DESCRIPTORS, wanted);
-    if room < wanted {
-        tracing::warn!(
-            open_files,
-            connections = room,
-            wanted,
-            "the limit of open files (`ulimit -n`, LimitNOFILE=) allows fewer connections than wanted"
-        );
-    }
-    room
-}
-
-fn start_workers(
-    config: &ProxyConfig,
-    shared: &Arc<Shared>,
-    stopping: &watch::Receiver<bool>,
-    room: usize,
-) -> Result<Vec<Worker>, ProxyError> {
-    let count = match config.threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        count => count,
-    };
-    let kept = room.div_ceil(count);
-    let ca_file: &Path = &tls::certificate_path(&config.data_dir, &config.default_domain);
-    (0..count)
-        .map(|number| {
-            let stopping = stopping.clone();
-            Worker::start(
-                number,
-                shared.clone(),
-                ca_file,
-                stopping,
-                config.drain,
-                kept,
-            )
-        })
-        .collect::<Result<_, _>>()
-        .map_err(ProxyError::System)
 }

@@ -5,6 +5,7 @@ use crate::fault;
 use crate::tls::Certificates;
 use beanpole_daemon::connections::{Connection, Connections};
 use beanpole_daemon::rarely::Rarely;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -22,7 +23,8 @@ const RECOVER: Duration = Duration::from_millis(50);
 const FULL: Duration = Duration::from_millis(20);
 
 /// A protocol of a listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Scheme {
     /// Plain HTTP/1.1, and HTTP/2 with prior knowledge.
     Http,
@@ -51,6 +53,16 @@ pub struct ListenError {
     pub reason: String,
     /// What the system said.
     pub source: io::Error,
+}
+
+impl ListenError {
+    /// Whether another process of the same executable listens there.
+    pub fn is_held_by_another_of_us(&self) -> bool {
+        let own = std::fs::read_to_string("/proc/self/comm").unwrap_or_default();
+        self.source.kind() == io::ErrorKind::AddrInUse
+            && holder(self.address.port())
+                .is_some_and(|holder| holder.starts_with(&format!("{} (", own.trim())))
+    }
 }
 
 /// An accepted connection on its way to a worker.
@@ -86,6 +98,19 @@ pub fn bind(scheme: Scheme, address: SocketAddr) -> Result<TcpListener, ListenEr
         reason: explain(scheme, address, &source),
         source,
     })
+}
+
+/// Listens on all of them.
+pub fn bind_all(
+    http: &[SocketAddr],
+    https: &[SocketAddr],
+) -> Result<Vec<(Scheme, TcpListener)>, ListenError> {
+    let http = http.iter().map(|address| (Scheme::Http, *address));
+    let https = https.iter().map(|address| (Scheme::Https, *address));
+    let wanted = http.chain(https);
+    wanted
+        .map(|(scheme, address)| Ok((scheme, bind(scheme, address)?)))
+        .collect()
 }
 
 fn explain(scheme: Scheme, address: SocketAddr, error: &io::Error) -> String {
@@ -143,14 +168,16 @@ fn holder(port: u16) -> Option<String> {
     None
 }
 
-/// Accepts until `stop` and hands connections to the workers in turn: connections that live long
+/// Accepts until `enough` and hands connections to the workers in turn: connections that live long
 /// are so spread evenly, which listeners shared by the kernel do not promise. Where there is no room, a
-/// connection that rests makes some; while all work, new ones wait.
+/// connection that rests makes some; while all work, new ones wait. One that was accepted is not let down
+/// before `stop`.
 pub async fn accept(
     listener: TcpListener,
     tls: Option<Arc<Certificates>>,
     connections: Arc<Connections<ConnState>>,
     workers: Vec<mpsc::Sender<Accepted>>,
+    enough: CancellationToken,
     stop: CancellationToken,
 ) {
     let Ok(local) = listener.local_addr() else {
@@ -158,7 +185,7 @@ pub async fn accept(
     };
     let (failures, waits) = (Rarely::new(), Rarely::new());
     let mut turn = 0;
-    while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
+    while let Some(accepted) = enough.run_until_cancelled(listener.accept()).await {
         let (socket, peer): (TcpStream, SocketAddr) = match accepted {
             Ok(accepted) => accepted,
             Err(error) if left_already(&error) => continue,

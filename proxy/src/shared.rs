@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 
 /// What all workers share.
 pub struct Shared {
@@ -24,6 +25,8 @@ pub struct Shared {
     pub names: Names,
     /// Wakes the watchers of reports.
     pub changes: Changes,
+    /// Cancelled when nothing new goes to targets, which need no checks any more.
+    pub retired: CancellationToken,
     /// The access log, if it is kept.
     pub access_log: Option<Arc<AccessLog>>,
     /// What became of requests that somebody asks about.

@@ -298,10 +298,10 @@ impl Table {
                     traffic: Traffic {
                         waiting: self.waiting(environment),
                         retried,
+                        retries_denied,
+                        over_capacity: self.used.get(environment).map_or(0, |used| used.refused()),
                         ..counters.snapshot()
                     },
-                    retries_denied,
-                    over_capacity: self.used.get(environment).map_or(0, |used| used.refused()),
                 }
             })
             .collect()

@@ -199,6 +199,28 @@ impl TargetState {
         })
     }
 
+    /// Takes what another process found out about it, before it is checked here and given requests.
+    pub fn resume(&self, told: &TargetReport) {
+        let since = |ms: u64, checks: u32| {
+            let since = Instant::now().checked_sub(Duration::from_millis(ms));
+            since.filter(|_| checks > 0)
+        };
+        *lock(&self.health) = Health {
+            healthy: told.healthy,
+            ejected: false,
+            assumed: false,
+            good: told.good_checks,
+            good_since: since(told.good_for_ms, told.good_checks),
+            bad: told.bad_checks,
+            bad_since: since(told.bad_for_ms, told.bad_checks),
+            last: told.last_check.clone(),
+        };
+        self.fit.store(told.healthy, Relaxed);
+        if let Some(ejection) = &told.ejected {
+            self.conduct.resume(ejection, Instant::now());
+        }
+    }
+
     /// Whether this is the same run of the same instance at the same place.
     pub fn is(&self, target: &Target) -> bool {
         self.target.instance == target.instance

@@ -35,7 +35,7 @@ const ATTEMPTS: usize = 3;
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// How long a client's connection is kept for its next request. Longer than the 60 s after which
 /// load balancers in front of this one commonly close theirs.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
+pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// How long a client has to take the refusal of a request.
 const REFUSED: Duration = Duration::from_secs(2);
 /// How often clients' time is looked at, at least and at most.
@@ -85,6 +85,19 @@ pub async fn keep_time(connections: Arc<Connections<ConnState>>, limits: Limits)
     }
 }
 
+/// What ends a worker.
+#[derive(Clone)]
+pub struct Ends {
+    /// When it turns true, the worker takes no more connections and ends when it has none left, which each
+    /// client is told by HTTP.
+    pub retire: watch::Receiver<bool>,
+    /// When it turns true after that, the worker closes what is idle and finishes the requests it has within
+    /// `drain`.
+    pub stop: watch::Receiver<bool>,
+    /// How long requests in flight have at a stop.
+    pub drain: Duration,
+}
+
 /// A worker's handle.
 pub struct Worker {
     /// Where it takes connections from.
@@ -93,15 +106,13 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a thread. When `stop` turns true it closes what is idle, finishes the requests it has
-    /// within `drain`, and then ends. `kept` connections to targets at most wait for the next request. `ca_file` is any file of certificates: pingora reads one although
+    /// Starts a thread, which ends as `ends` says. `kept` connections to targets at most wait for the next request. `ca_file` is any file of certificates: pingora reads one although
     /// targets are never spoken to over TLS.
     pub fn start(
         number: usize,
         shared: Arc<Shared>,
         ca_file: &Path,
-        stop: watch::Receiver<bool>,
-        drain: Duration,
+        ends: Ends,
         kept: usize,
     ) -> io::Result<Self> {
         // Both ways keep some, within the same bound of open files.
@@ -134,7 +145,7 @@ impl Worker {
                     exchange: Exchange::new(shared.clone(), kept),
                     shared,
                 };
-                runtime.block_on(carry(ways, accepted, stop, drain));
+                runtime.block_on(carry(ways, accepted, ends));
                 // What is still there after the drain is cut off with the runtime.
                 runtime.shutdown_background();
                 let _ = ended.send(());
@@ -143,9 +154,10 @@ impl Worker {
     }
 
     /// Waits until it has ended.
-    pub async fn ended(self) {
-        drop(self.connections);
-        let _ = self.done.await;
+    pub async fn ended(&mut self) {
+        if !self.done.is_terminated() {
+            let _ = (&mut self.done).await;
+        }
     }
 }
 
@@ -168,35 +180,40 @@ struct Ways {
     shared: Arc<Shared>,
 }
 
-async fn carry(
-    ways: Ways,
-    mut accepted: mpsc::Receiver<Accepted>,
-    stop: watch::Receiver<bool>,
-    drain: Duration,
-) {
+async fn carry(ways: Ways, mut accepted: mpsc::Receiver<Accepted>, ends: Ends) {
+    let Ends {
+        retire,
+        mut stop,
+        drain,
+    } = ends;
     let tracker = TaskTracker::new();
     let exchange = ways.exchange.clone();
     let timekeeper = tokio::spawn(async move { exchange.keep_time().await });
-    let mut stopping = stop.clone();
+    let mut retiring = retire.clone();
     loop {
         tokio::select! {
             biased;
             next = accepted.recv() => match next {
                 Some(next) => {
-                    tracker.spawn(serve(ways.clone(), next, stop.clone()));
+                    tracker.spawn(serve(ways.clone(), next, retire.clone()));
                 }
                 None => break,
             },
-            _ = stopping.wait_for(|stop| *stop) => break,
+            _ = retiring.wait_for(|retire| *retire) => break,
         }
     }
-    // Accepted before the stop: these are served if they ask for something.
+    // Accepted before that: these are served if they ask for something.
     accepted.close();
     while let Some(next) = accepted.recv().await {
-        tracker.spawn(serve(ways.clone(), next, stop.clone()));
+        tracker.spawn(serve(ways.clone(), next, retire.clone()));
+    }
+    tracker.close();
+    tokio::select! {
+        biased;
+        _ = stop.wait_for(|stop| *stop) => {}
+        () = tracker.wait() => {}
     }
     ways.app.cleanup().await;
-    tracker.close();
     if tokio::time::timeout(drain, tracker.wait()).await.is_err() {
         tracing::warn!(
             connections = tracker.len(),
@@ -206,7 +223,7 @@ async fn carry(
     timekeeper.abort();
 }
 
-async fn serve(ways: Ways, accepted: Accepted, stop: ShutdownWatch) {
+async fn serve(ways: Ways, accepted: Accepted, retire: ShutdownWatch) {
     let Accepted {
         socket,
         peer,
@@ -280,7 +297,7 @@ async fn serve(ways: Ways, accepted: Accepted, stop: ShutdownWatch) {
             }
         }
     };
-    converse(&ways, Box::new(connection), &client, &stop).await;
+    converse(&ways, Box::new(connection), &client, &retire).await;
 }
 
 /// Answers a client's requests, each on its way, until it has no more.
@@ -288,7 +305,7 @@ async fn converse(
     ways: &Ways,
     mut connection: Box<Connection>,
     client: &Client,
-    stop: &ShutdownWatch,
+    retire: &ShutdownWatch,
 ) {
     while !connection.is_h2() {
         let next = ways.exchange.serve(&mut connection, client).await;
@@ -305,9 +322,9 @@ async fn converse(
         }
         let mut session = ServerSession::new_http1(connection);
         // What comes behind a request whose end is not known here is not read by anybody.
-        let goes_on = next == Next::OneOtherWay && !*stop.borrow();
+        let goes_on = next == Next::OneOtherWay && !*retire.borrow();
         session.set_keepalive(goes_on.then_some(KEEP_ALIVE.as_secs()));
-        let Some(reused) = ways.app.process_new_http(session, stop).await else {
+        let Some(reused) = ways.app.process_new_http(session, retire).await else {
             return;
         };
         let Ok(back) = reused.consume().0.into_any().downcast::<Connection>() else {
@@ -317,6 +334,6 @@ async fn converse(
     }
     let mut next: Option<Stream> = Some(connection);
     while let Some(stream) = next {
-        next = ways.app.process_new(stream, stop).await;
+        next = ways.app.process_new(stream, retire).await;
     }
 }

@@ -283,8 +283,6 @@ impl FakeProxy {
                 .map(|(environment, traffic)| EnvironmentTraffic {
                     environment: environment.clone(),
                     traffic: *traffic,
-                    retries_denied: 0,
-                    over_capacity: 0,
                 })
                 .collect(),
             releases: self

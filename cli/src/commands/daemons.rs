@@ -1,16 +1,20 @@
 //! The daemons on their own: what `up` starts, and what runs on hosts.
 
+use crate::client::find;
+use crate::context::Context;
 use crate::local::children;
 use crate::output::errors::Failure;
 use crate::output::warn;
 use beanpole_agent::AgentConfig;
 use beanpole_controller::{ControllerConfig, ControllerError, Tls};
+use beanpole_daemon::http::CallError;
 use beanpole_daemon::supervise::{self, Supervised};
 use beanpole_daemon::{logs, stop};
 use beanpole_proxy::{
-    LONGEST_HEADER_TIMEOUT, LogFormat, LogOptions, Network, ProxyConfig, Tracing,
+    KeeperConfig, LINGER, LONGEST_HEADER_TIMEOUT, LogFormat, LogOptions, Network, PATIENCE,
+    Program, ProxyConfig, Successor, Tracing,
 };
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::fs::File;
 use std::future::Future;
@@ -18,6 +22,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+
+/// The longest time that requests may go on after a reload, in seconds: a week.
+const LONGEST_LINGER: u64 = 7 * 24 * 60 * 60;
 
 /// Run the controller alone: what remembers and decides
 #[derive(Debug, Args)]
@@ -305,9 +312,47 @@ impl Telling {
 /// Run the proxy alone: what carries traffic
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  beanpole proxy --data /var/lib/beanpole/proxy --socket /run/beanpole/proxy.sock --http 0.0.0.0:80 --https 0.0.0.0:443"
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "Examples:\n  beanpole proxy --data /var/lib/beanpole/proxy --socket /run/beanpole/proxy.sock --http 0.0.0.0:80 --https 0.0.0.0:443\n  beanpole proxy reload --socket /run/beanpole/proxy.sock\n\nSIGHUP has it reload as well."
 )]
 pub struct Proxy {
+    /// What to have a running one do
+    #[command(subcommand)]
+    pub action: Option<ProxyAction>,
+    /// How it runs
+    #[command(flatten)]
+    pub runs: Option<ProxyRuns>,
+}
+
+/// What a running proxy is told.
+#[derive(Debug, Subcommand)]
+pub enum ProxyAction {
+    Reload(Reload),
+}
+
+/// Have the executable on disk take over, without a lost request: an upgrade, or a restart
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  beanpole proxy reload\n  beanpole proxy reload --socket /run/beanpole/proxy.sock\n\nWhat is started has to serve before what runs ends. Where it cannot, nothing changes and the exit code is 1."
+)]
+pub struct Reload {
+    /// The proxy's socket [default: that of `beanpole up`]
+    #[arg(long, value_name = "SOCKET")]
+    pub socket: Option<PathBuf>,
+}
+
+/// Started by the proxy that keeps the listeners: what carries its traffic.
+#[derive(Debug, Args)]
+pub struct ProxyProcess {
+    /// As the proxy runs.
+    #[command(flatten)]
+    pub runs: ProxyRuns,
+}
+
+/// How a proxy runs.
+#[derive(Debug, Args)]
+pub struct ProxyRuns {
     /// Where its table and certificates are kept
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
@@ -336,6 +381,9 @@ pub struct Proxy {
     /// request
     #[arg(long, value_name = "SECONDS", default_value_t = LONGEST_HEADER_TIMEOUT, value_parser = clap::value_parser!(u64).range(1..=LONGEST_HEADER_TIMEOUT))]
     pub header_timeout: u64,
+    /// How long requests and WebSockets that are under way at a reload may go on
+    #[arg(long, value_name = "SECONDS", default_value_t = LINGER.as_secs(), value_parser = clap::value_parser!(u64).range(..=LONGEST_LINGER))]
+    pub linger: u64,
     /// What stands in front
     #[command(flatten)]
     pub front: Front,
@@ -380,8 +428,104 @@ pub fn agent(command: Agent) -> Result<(), Failure> {
     )
 }
 
-/// Runs the proxy.
-pub fn proxy(command: Proxy) -> Result<(), Failure> {
+/// Runs the proxy, or has a running one do something.
+pub fn proxy(context: &Context, command: Proxy) -> Result<(), Failure> {
+    match (command.action, command.runs) {
+        (Some(ProxyAction::Reload(reload)), _) => have_reloaded(context, &reload),
+        (None, Some(runs)) => keep_proxy(runs),
+        (None, None) => {
+            Err(Failure::misuse("It needs --data and --socket.").hint("See: beanpole proxy --help"))
+        }
+    }
+}
+
+/// Keeps the listeners, and a process that serves.
+fn keep_proxy(runs: ProxyRuns) -> Result<(), Failure> {
+    let path =
+        own_path().map_err(|error| Failure::caused("This executable cannot be found.", &error))?;
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let config = ProxyConfig::new(&runs.data, &runs.socket);
+    let keeper = KeeperConfig {
+        socket: runs.socket,
+        http: runs.http,
+        https: runs.https,
+        program: Program {
+            path: path.clone(),
+            arguments: of_the_process(&arguments),
+        },
+        successor: Some(Successor { path, arguments }),
+        drain: config.drain,
+        patience: PATIENCE,
+    };
+    serve(
+        runs.die_with,
+        1,
+        "proxy",
+        |_| None,
+        move |stop| beanpole_proxy::keep(keeper, stop),
+    )
+}
+
+/// This executable by a path that stays the same over upgrades: a link by which it was started is followed anew.
+fn own_path() -> std::io::Result<PathBuf> {
+    let named = std::env::args_os().next().map(PathBuf::from);
+    match named.filter(|path| path.is_absolute()) {
+        Some(path) => Ok(path),
+        None => std::env::current_exe(),
+    }
+}
+
+/// A proxy's arguments as those of the process that serves for it.
+fn of_the_process(arguments: &[OsString]) -> Vec<OsString> {
+    let mut words = Vec::new();
+    let mut rest = arguments.iter();
+    let mut seen = false;
+    while let Some(word) = rest.next() {
+        if word == "--die-with" {
+            rest.next();
+        } else if word == "proxy" && !seen {
+            seen = true;
+            words.push("proxy-process".into());
+        } else if !word.as_encoded_bytes().starts_with(b"--die-with=") {
+            words.push(word.clone());
+        }
+    }
+    words
+}
+
+fn have_reloaded(context: &Context, command: &Reload) -> Result<(), Failure> {
+    let socket = command.socket.clone();
+    let socket = socket.unwrap_or_else(|| find::data_directory(None).join("proxy/proxy.sock"));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::caused("The runtime cannot be started.", &error))?;
+    match runtime.block_on(beanpole_proxy::reload(&socket)) {
+        Ok(reloaded) => {
+            let pid = reloaded.pid;
+            context
+                .output
+                .say(&format!("Reloaded: process {pid} serves. What the one before began, it finishes."));
+            Ok(())
+        }
+        Err(CallError::Refused(problem)) => Err(Failure::new(format!("{}.", problem.title))
+            .cause(problem.detail)
+            .hint("Its log says more. Nothing has changed for clients; mend it and type the same again")),
+        Err(error @ CallError::TimedOut(_)) => {
+            Err(Failure::caused("It is not known how the reload went.", &error)
+                .hint("Its log says how it went"))
+        }
+        Err(error) => Err(Failure::caused(
+            format!("No proxy can be reached by {}.", socket.display()),
+            &error,
+        )
+        .hint("Name the socket that it was started with: beanpole proxy reload --socket SOCKET")),
+    }
+}
+
+/// Carries traffic for a proxy that keeps the listeners.
+pub fn proxy_process(command: ProxyProcess) -> Result<(), Failure> {
+    let command = command.runs;
     let mut config = ProxyConfig::new(&command.data, &command.socket);
     config.http = command.http;
     if let Some(all) = command.front.trust.iter().find(|network| network.bits == 0) {
@@ -400,12 +544,13 @@ pub fn proxy(command: Proxy) -> Result<(), Failure> {
     config.threads = command.threads;
     config.header_timeout = Duration::from_secs(command.header_timeout);
     config.max_connections = usize::try_from(command.max_connections).unwrap_or(usize::MAX);
+    config.linger = Duration::from_secs(command.linger);
     serve(
-        command.die_with,
+        None,
         2,
         "proxy",
         |_| None,
-        move |stop| beanpole_proxy::run(config, stop),
+        move |stop| beanpole_proxy::serve_kept(config, stop),
     )
 }
 
@@ -467,4 +612,21 @@ where
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_process_that_serves_has_the_proxys_arguments() {
+        let words = |text: &str| text.split(' ').map(OsString::from).collect::<Vec<_>>();
+        for die_with in ["--die-with 7", "--die-with=7"] {
+            let given = words(&format!(
+                "proxy --data proxy --linger 5 {die_with} --socket s"
+            ));
+            let wanted = words("proxy-process --data proxy --linger 5 --socket s");
+            assert_eq!(of_the_process(&given), wanted);
+        }
+    }
 }

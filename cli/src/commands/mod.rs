@@ -126,7 +126,8 @@ fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         }
         Command::Controller(command) => daemons::controller(command),
         Command::Agent(command) => daemons::agent(command),
-        Command::Proxy(command) => daemons::proxy(command),
+        Command::Proxy(command) => daemons::proxy(context, command),
+        Command::ProxyProcess(command) => daemons::proxy_process(command),
         Command::Shim(_) => Err(Failure::misuse("The shim is started by the agent.")),
         Command::DemoApp(command) => demo_app::run(&command),
     }

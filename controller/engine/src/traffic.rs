@@ -133,21 +133,11 @@ pub(crate) fn of_environment(environment: &EnvironmentId, observed: &Observed) -
 pub(crate) fn sum(all: impl Iterator<Item = Traffic>) -> Traffic {
     let mut total = Traffic::default();
     for one in all {
-        total.requests += one.requests;
-        total.failed += one.failed;
-        total.errors += one.errors;
-        for (class, count) in total.by_class.iter_mut().zip(one.by_class) {
-            *class += count;
-        }
+        total.add(&one);
         total.p50_us = total.p50_us.max(one.p50_us);
         total.p90_us = total.p90_us.max(one.p90_us);
         total.p99_us = total.p99_us.max(one.p99_us);
         total.p999_us = total.p999_us.max(one.p999_us);
-        total.retried += one.retried;
-        total.held += one.held;
-        total.waiting += one.waiting;
-        total.limited += one.limited;
-        total.ejections += one.ejections;
     }
     total
 }

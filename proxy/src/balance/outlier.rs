@@ -119,6 +119,17 @@ impl Conduct {
         self.is_out.store(true, Relaxed);
     }
 
+    /// It goes on with what another process told of it.
+    pub fn resume(&self, told: &Ejection, now: Instant) {
+        *lock(&self.last) = Some(Out {
+            why: told.why.clone(),
+            times: told.times,
+            lasts: Duration::from_millis(told.lasts_ms),
+            until: now + Duration::from_millis(told.left_ms).min(LONGEST),
+        });
+        self.is_out.store(true, Relaxed);
+    }
+
     /// Whether its time without requests has just come to its end.
     pub fn comes_back(&self, now: Instant) -> bool {
         if !self.is_out() {

@@ -101,6 +101,8 @@ struct Going {
     sent: u64,
     /// No app answered it, or not to the end.
     failed: bool,
+    /// The client was told that the connection ends with this answer.
+    ends: bool,
     why: Option<&'static str>,
     /// Lines that the client gets with the head of the answer.
     told: Vec<u8>,
@@ -119,6 +121,7 @@ impl Going {
             answered: None,
             sent: 0,
             failed: false,
+            ends: false,
             why: None,
             told: Vec::new(),
             spoke: false,
@@ -320,10 +323,11 @@ impl Exchange {
                 }
             };
             self.end(client, &plain, &bytes, &going);
+            // Whoever was told that the connection ends sees it end, and nobody else does.
+            let ends = going.ends;
             drop(going);
             to.connection.state().end();
-            // Whoever was told that the connection ends sees it end.
-            if !keeps || plain.closes || to.connection.state().is_ending() {
+            if !keeps || ends || to.connection.state().is_finishing() {
                 return Next::End;
             }
         }
@@ -572,6 +576,7 @@ async fn read_head(
         loop {
             out.clear();
             let closes = plain.closes || to.connection.state().is_ending();
+            going.ends = closes;
             let read = answer::read(&piece[from..], plain.only_head, closes, &going.told, out);
             let Some(answer) = read.map_err(Trouble::Odd)? else {
                 break;

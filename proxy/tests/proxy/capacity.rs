@@ -72,7 +72,7 @@ async fn an_instance_gets_no_more_than_its_bound_and_the_next_ones_wait_or_are_r
             assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
         }
         let seen = proxy.report().await;
-        assert_eq!(seen.environments[0].over_capacity, 1);
+        assert_eq!(seen.environments[0].traffic.over_capacity, 1);
         assert_eq!(seen.environments[0].traffic.failed, 1);
     }
 }

@@ -13,6 +13,7 @@ mod floods;
 mod frames;
 mod grpc;
 mod h2app;
+mod handover;
 mod heads;
 mod health;
 mod hostnames;

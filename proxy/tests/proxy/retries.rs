@@ -149,7 +149,7 @@ async fn what_the_budget_has_no_room_for_fails_at_once() {
             assert_eq!(failed.count() as u64, wanted.1, "{answers:?}");
             let counts = seen(&proxy).await;
             assert_eq!(
-                (counts.traffic.retried, counts.retries_denied),
+                (counts.traffic.retried, counts.traffic.retries_denied),
                 wanted,
                 "{counts:?}"
             );

@@ -10,7 +10,7 @@ use beanpole_protocol::{
     ApplicationName, EnvironmentId, EnvironmentName, Generation, Incarnation, InstanceId,
     ReleaseNumber,
 };
-use beanpole_proxy::{ProxyConfig, ProxyError};
+use beanpole_proxy::ProxyConfig;
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
@@ -54,7 +54,7 @@ pub struct Proxy {
     pub http: SocketAddr,
     pub https: SocketAddr,
     stop: CancellationToken,
-    task: JoinHandle<Result<(), ProxyError>>,
+    task: JoinHandle<Result<(), String>>,
 }
 
 impl Proxy {
@@ -75,7 +75,20 @@ impl Proxy {
         config.drain = Duration::from_secs(5);
         change(&mut config);
         let stop = CancellationToken::new();
-        let task = tokio::spawn(beanpole_proxy::run(config, stop.clone()));
+        let running = beanpole_proxy::run(config, stop.clone());
+        Self::found(directory, stop, async {
+            running.await.map_err(|e| e.to_string())
+        })
+        .await
+    }
+
+    /// One that is run in some way, once it answers.
+    pub async fn found(
+        directory: Arc<tempfile::TempDir>,
+        stop: CancellationToken,
+        running: impl Future<Output = Result<(), String>> + Send + 'static,
+    ) -> Self {
+        let task = tokio::spawn(running);
         let report = until("the proxy answers", || async {
             assert!(!task.is_finished(), "the proxy ended");
             report(directory.path()).await
@@ -119,6 +132,30 @@ impl Proxy {
         connection
             .call(Method::PUT, "/v1/certificates", Some(set), LIMIT)
             .await
+    }
+
+    /// The same where it may not be heard.
+    pub async fn try_put(&self, table: &RoutingTable) -> Option<()> {
+        let path = self.directory.path().join("proxy.sock");
+        let stream = UnixStream::connect(path).await.ok()?;
+        let mut connection = Connection::open(stream).await.ok()?;
+        let put = connection.call(Method::PUT, "/v1/table", Some(table), LIMIT);
+        put.await.ok()
+    }
+
+    /// Its addresses, for clients that outlive a borrow.
+    pub fn seen(&self) -> Self {
+        Self {
+            directory: self.directory.clone(),
+            http: self.http,
+            https: self.https,
+            stop: CancellationToken::new(),
+            task: tokio::spawn(std::future::pending()),
+        }
+    }
+
+    pub async fn try_report(&self) -> Option<ProxyReport> {
+        report(self.directory.path()).await
     }
 
     pub async fn report(&self) -> ProxyReport {
@@ -436,6 +473,11 @@ impl Answer {
 pub struct Client(SendRequest<Full<Bytes>>);
 
 impl Client {
+    /// Whether the other side has ended it.
+    pub fn is_closed(&self) -> bool {
+        self.0.is_closed()
+    }
+
     pub async fn connect(address: SocketAddr) -> Self {
         let socket = TcpStream::connect(address).await.expect("connect");
         Self::over(socket).await

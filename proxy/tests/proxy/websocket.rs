@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-async fn upgraded(address: SocketAddr) -> TcpStream {
+pub async fn upgraded(address: SocketAddr) -> TcpStream {
     let mut socket = TcpStream::connect(address).await.expect("connect");
     socket
         .write_all(
@@ -24,7 +24,7 @@ async fn upgraded(address: SocketAddr) -> TcpStream {
     socket
 }
 
-async fn echoes(socket: &mut TcpStream, text: &[u8]) {
+pub async fn echoes(socket: &mut TcpStream, text: &[u8]) {
     socket.write_all(text).await.expect("write");
     let mut back = vec![0; text.len()];
     socket.read_exact(&mut back).await.expect("an echo");

@@ -79,8 +79,6 @@ fn seen(
                 p99_us: 9_000,
                 ..Traffic::default()
             },
-            retries_denied: 0,
-            over_capacity: 0,
         }],
         releases: releases.iter().map(of_release).collect(),
         listeners: Vec::new(),

@@ -1,0 +1,391 @@
+//! What others of this proxy's processes have counted: those before this one, and those that still finish
+//! what they began. Together with this one's own it is what the controller is told, so that a change of
+//! processes is nothing that it sees: no request under way is missing, and no count starts anew.
+
+use crate::keeper::words::{Told, Word};
+use crate::target::lock;
+use beanpole_protocol::proxy::{EnvironmentTraffic, ProxyReport, ReleaseTraffic, Traffic};
+use beanpole_protocol::{EnvironmentId, Generation, Incarnation, InstanceId, ReleaseNumber};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+/// How long a process that finishes may take to follow a table, before it is ended: as long as it has not, a
+/// request may still go where the table sends none.
+const FOLLOWS: Duration = Duration::from_secs(3);
+/// How long its end may take.
+const ENDS: Duration = Duration::from_secs(3);
+
+/// What one process has counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// By target: requests under way, and those that ended.
+    pub targets: Vec<TargetCounts>,
+    /// By environment.
+    pub environments: Vec<EnvironmentTraffic>,
+    /// By release.
+    pub releases: Vec<ReleaseTraffic>,
+}
+
+/// What one process has counted of one target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetCounts {
+    /// Which instance.
+    pub instance: InstanceId,
+    /// Which run of it.
+    pub incarnation: Incarnation,
+    /// Requests under way.
+    pub in_flight: u32,
+    /// Those that ended.
+    pub traffic: Traffic,
+}
+
+impl Counts {
+    /// Of a report.
+    pub fn of(report: &ProxyReport) -> Self {
+        Self {
+            targets: report
+                .targets
+                .iter()
+                .map(|target| TargetCounts {
+                    instance: target.instance.clone(),
+                    incarnation: target.incarnation,
+                    in_flight: target.in_flight,
+                    traffic: without_latency(target.traffic),
+                })
+                .collect(),
+            environments: report
+                .environments
+                .iter()
+                .map(|of| EnvironmentTraffic {
+                    environment: of.environment.clone(),
+                    traffic: without_latency(of.traffic),
+                })
+                .collect(),
+            releases: report.releases.clone(),
+        }
+    }
+}
+
+/// The latencies of the last minute are a process's own.
+fn without_latency(traffic: Traffic) -> Traffic {
+    Traffic {
+        p50_us: 0,
+        p90_us: 0,
+        p99_us: 0,
+        p999_us: 0,
+        ..traffic
+    }
+}
+
+/// Counts that can be found by what they are of.
+#[derive(Debug, Default)]
+struct Sums {
+    targets: BTreeMap<(InstanceId, Incarnation), (u32, Traffic)>,
+    environments: BTreeMap<EnvironmentId, Traffic>,
+    releases: BTreeMap<(EnvironmentId, ReleaseNumber), ReleaseTraffic>,
+}
+
+impl Sums {
+    fn add(&mut self, counts: &Counts) {
+        for one in &counts.targets {
+            let key = (one.instance.clone(), one.incarnation);
+            let (in_flight, traffic) = self.targets.entry(key).or_default();
+            *in_flight += one.in_flight;
+            traffic.add(&one.traffic);
+        }
+        for one in &counts.environments {
+            let traffic = self.environments.entry(one.environment.clone());
+            traffic.or_default().add(&one.traffic);
+        }
+        for one in &counts.releases {
+            let key = (one.environment.clone(), one.release);
+            match self.releases.get_mut(&key) {
+                Some(sum) => add_release(sum, one),
+                None => drop(self.releases.insert(key, one.clone())),
+            }
+        }
+    }
+
+    fn counts(self) -> Counts {
+        Counts {
+            targets: self
+                .targets
+                .into_iter()
+                .map(
+                    |((instance, incarnation), (in_flight, traffic))| TargetCounts {
+                        instance,
+                        incarnation,
+                        in_flight,
+                        traffic,
+                    },
+                )
+                .collect(),
+            environments: self
+                .environments
+                .into_iter()
+                .map(|(environment, traffic)| EnvironmentTraffic {
+                    environment,
+                    traffic,
+                })
+                .collect(),
+            releases: self.releases.into_values().collect(),
+        }
+    }
+}
+
+fn add_release(sum: &mut ReleaseTraffic, more: &ReleaseTraffic) {
+    sum.requests += more.requests;
+    sum.errors += more.errors;
+    sum.latency.add(&more.latency);
+}
+
+/// A process that finishes what it began.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Elder {
+    counts: Counts,
+    /// Whether what it counted belongs to this run of the proxy; else only what it has under way does.
+    counted: bool,
+    /// The table that it is known to follow.
+    follows: Generation,
+}
+
+impl Elder {
+    fn said(&self) -> Counts {
+        if self.counted {
+            self.counts.clone()
+        } else {
+            only_open(&self.counts)
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Of those that are gone.
+    past: Counts,
+    elders: BTreeMap<u32, Elder>,
+}
+
+/// What others have counted.
+#[derive(Debug)]
+pub struct Carried {
+    state: Mutex<State>,
+    changed: watch::Sender<u64>,
+    keeper: Option<mpsc::UnboundedSender<Word>>,
+}
+
+impl Default for Carried {
+    /// Nobody else has counted anything.
+    fn default() -> Self {
+        Self {
+            state: Mutex::default(),
+            changed: watch::Sender::new(0),
+            keeper: None,
+        }
+    }
+}
+
+impl Carried {
+    /// What a successor begins with: `told` is what its predecessor handed over, if it could, and `alive` are
+    /// the processes that finish what they began, with the last that they told since.
+    pub fn taken_over(
+        told: Option<&Told>,
+        alive: &BTreeMap<u32, Option<Counts>>,
+        keeper: mpsc::UnboundedSender<Word>,
+    ) -> Self {
+        let mut past = Sums::default();
+        let mut elders: BTreeMap<u32, Elder> = BTreeMap::new();
+        if let Some(told) = told {
+            past.add(&told.past);
+            let own = Elder {
+                counts: Counts::of(&told.report),
+                counted: true,
+                follows: told.report.generation,
+            };
+            for (pid, elder) in told.elders.iter().chain([&(told.pid, own)]) {
+                if alive.contains_key(pid) {
+                    elders.insert(*pid, elder.clone());
+                } else {
+                    past.add(&ended(&elder.said()));
+                }
+            }
+        }
+        for (pid, counts) in alive {
+            let elder = elders.entry(*pid).or_default();
+            if let Some(counts) = counts {
+                elder.counts = counts.clone();
+            }
+        }
+        Self {
+            state: Mutex::new(State {
+                past: past.counts(),
+                elders,
+            }),
+            changed: watch::Sender::new(0),
+            keeper: Some(keeper),
+        }
+    }
+
+    /// What a successor is to know of it.
+    pub fn hand_over(&self) -> (Counts, Vec<(u32, Elder)>) {
+        let state = lock(&self.state);
+        let elders = state.elders.iter();
+        let elders = elders.map(|(pid, elder)| (*pid, elder.clone()));
+        (state.past.clone(), elders.collect())
+    }
+
+    /// Whether some process still finishes what it began.
+    pub fn has_elders(&self) -> bool {
+        !lock(&self.state).elders.is_empty()
+    }
+
+    /// Takes what one of them tells, and which table it follows if it says so.
+    pub fn tells(&self, pid: u32, counts: Counts, follows: Option<Generation>) {
+        let mut state = lock(&self.state);
+        if let Some(elder) = state.elders.get_mut(&pid) {
+            elder.counts = counts;
+            elder.follows = follows.unwrap_or(elder.follows).max(elder.follows);
+        }
+        drop(state);
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// One of them has ended.
+    pub fn ended(&self, pid: u32) {
+        let mut state = lock(&self.state);
+        if let Some(elder) = state.elders.remove(&pid) {
+            let mut past = Sums::default();
+            past.add(&state.past);
+            past.add(&ended(&elder.said()));
+            state.past = past.counts();
+        }
+        drop(state);
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Adds what they counted to a report.
+    pub fn add_to(&self, report: &mut ProxyReport) {
+        let state = lock(&self.state);
+        if state.elders.is_empty() && state.past == Counts::default() {
+            return;
+        }
+        let mut sums = Sums::default();
+        sums.add(&state.past);
+        for elder in state.elders.values() {
+            sums.add(&elder.said());
+        }
+        drop(state);
+        for target in &mut report.targets {
+            let key = (target.instance.clone(), target.incarnation);
+            if let Some((in_flight, traffic)) = sums.targets.get(&key) {
+                target.in_flight += in_flight;
+                target.traffic.add(traffic);
+            }
+        }
+        for of in &mut report.environments {
+            if let Some(traffic) = sums.environments.get(&of.environment) {
+                of.traffic.add(traffic);
+            }
+        }
+        for of in &mut report.releases {
+            let key = (of.environment.clone(), of.release);
+            if let Some(more) = sums.releases.get(&key) {
+                add_release(of, more);
+            }
+        }
+    }
+
+    /// Forgets what the next table does not have: what comes back later begins at zero, as in one process.
+    pub fn keep_only(&self, next: &ProxyReport) {
+        let mut state = lock(&self.state);
+        if state.past == Counts::default() {
+            return;
+        }
+        let targets: BTreeSet<_> = next
+            .targets
+            .iter()
+            .map(|one| (&one.instance, one.incarnation))
+            .collect();
+        let environments: BTreeSet<_> =
+            next.environments.iter().map(|of| &of.environment).collect();
+        let releases: BTreeSet<_> = next
+            .releases
+            .iter()
+            .map(|of| (&of.environment, of.release))
+            .collect();
+        let past = &mut state.past;
+        past.targets
+            .retain(|one| targets.contains(&(&one.instance, one.incarnation)));
+        past.environments
+            .retain(|of| environments.contains(&of.environment));
+        past.releases
+            .retain(|of| releases.contains(&(&of.environment, of.release)));
+    }
+
+    /// Done when every process that finishes what it began follows the table on disk, which has that
+    /// generation: none gives a request to a target any more that this table takes out. One that does not is
+    /// ended.
+    pub async fn follow(&self, generation: Generation) {
+        let Some(keeper) = self.keeper.as_ref().filter(|_| self.has_elders()) else {
+            return;
+        };
+        let mut changed = self.changed.subscribe();
+        let _ = keeper.send(Word::Follow { generation });
+        let late = |state: &State| -> Vec<u32> {
+            let late = |(pid, elder): (&u32, &Elder)| (elder.follows < generation).then_some(*pid);
+            state.elders.iter().filter_map(late).collect()
+        };
+        let all = async |changed: &mut watch::Receiver<u64>| {
+            while !late(&lock(&self.state)).is_empty() && changed.changed().await.is_ok() {}
+        };
+        if timeout(FOLLOWS, all(&mut changed)).await.is_ok() {
+            return;
+        }
+        let pids = late(&lock(&self.state));
+        tracing::warn!(
+            ?pids,
+            "an earlier process of this load balancer does not follow the table: it is ended"
+        );
+        let _ = keeper.send(Word::Stuck { pids: pids.clone() });
+        if timeout(ENDS, all(&mut changed)).await.is_err() {
+            // The keeper is gone as well: nobody is left who could say more.
+            pids.into_iter().for_each(|pid| self.ended(pid));
+        }
+    }
+}
+
+/// Counts of a process that is gone: nothing of it is under way.
+fn ended(counts: &Counts) -> Counts {
+    let mut counts = counts.clone();
+    for target in &mut counts.targets {
+        target.in_flight = 0;
+    }
+    for of in &mut counts.environments {
+        of.traffic.waiting = 0;
+    }
+    counts
+}
+
+/// What is under way, and nothing that ended.
+fn only_open(counts: &Counts) -> Counts {
+    let targets = counts.targets.iter().map(|one| TargetCounts {
+        traffic: Traffic::default(),
+        ..one.clone()
+    });
+    let environments = counts.environments.iter().map(|one| EnvironmentTraffic {
+        environment: one.environment.clone(),
+        traffic: Traffic {
+            waiting: one.traffic.waiting,
+            ..Traffic::default()
+        },
+    });
+    Counts {
+        targets: targets.collect(),
+        environments: environments.collect(),
+        releases: Vec::new(),
+    }
+}
