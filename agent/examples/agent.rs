@@ -1,4 +1,4 @@
-//! An agent alone, for tests that kill it: `agent --data DIR --socket PATH [--reserve BYTES]`, and
+//! An agent alone, for tests that kill it: `agent --data DIR --socket PATH [--reserve BYTES] [--edge PROGRAM]`, and
 //! `agent shim SPEC` for the shims that it starts.
 
 use beanpole_agent::AgentConfig;
@@ -23,6 +23,7 @@ fn main() -> ExitCode {
     if let Some(reserve) = value("--reserve").and_then(|text| text.parse().ok()) {
         config.disk_reserve_bytes = reserve;
     }
+    config.edge_program = value("--edge").map(Into::into);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -7,15 +7,16 @@ use crate::uninstall::{self, Installation};
 use crate::upgrade;
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, patch, post, put};
-use beanpole_daemon::http::problem_response;
+use beanpole_daemon::http::{hand_over, problem_response};
 use beanpole_daemon::pace::Pace;
 use beanpole_protocol::agent::{
     Claim, HostOrders, HostReport, InstancePhase, Uninstalled, UpgradeOrder,
 };
+use beanpole_protocol::edge::CONTROL_UPGRADE;
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{ControllerId, Digest, InstanceId};
 use futures::future::{BoxFuture, Shared};
@@ -98,6 +99,8 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/owner", put(take_claim))
         .route("/v1/blobs/{digest}", get(blob_status).merge(patch(append)))
         .route("/v1/instances/{id}/logs", get(instance_logs))
+        .route("/v1/edge/control", get(edge_control))
+        .route("/v1/edge/logs", get(edge_logs))
         .route("/v1/upgrade", post(take_upgrade))
         .route("/v1/uninstall", post(take_uninstall))
         .fallback(async || -> Refusal { Problem::not_found("call", "of that name").into() })
@@ -270,6 +273,33 @@ async fn instance_logs(
         )
     };
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], body).into_response())
+}
+
+/// The way to the load balancer's control socket: this socket is the only one that the controller's key opens.
+async fn edge_control(
+    State(agent): Access,
+    Query(caller): Query<Caller>,
+    request: Request,
+) -> Answer {
+    agent.host.admit(caller.controller.as_ref())?;
+    let to = agent.host.edge.connect().await.map_err(|error| {
+        Problem::new(
+            503,
+            "edge-not-running",
+            "There is no load balancer to speak to",
+            format!("The load balancer of this host does not answer: {error}."),
+        )
+    })?;
+    Ok(hand_over(request, to, CONTROL_UPGRADE, agent.stop.clone()))
+}
+
+async fn edge_logs(State(agent): Access, Query(query): Query<LogQuery>) -> Answer {
+    let tail = query.tail.unwrap_or(DEFAULT_TAIL).min(logs::MOST_LINES);
+    let text = logs::tail(agent.host.edge.logs(tail)).await;
+    let text = text.map_err(|error| {
+        Problem::internal(format!("The load balancer's log cannot be read: {error}."))
+    })?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response())
 }
 
 async fn take_upgrade(State(agent): Access, Query(caller): Query<Caller>, body: Bytes) -> Answer {

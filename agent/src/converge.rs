@@ -11,6 +11,7 @@ mod report;
 mod work;
 
 use crate::blobs::Blobs;
+use crate::edge::Edge;
 use crate::facts::Facts;
 use crate::layout::Layout;
 use crate::orders;
@@ -43,6 +44,8 @@ pub struct Host {
     pub workshop: Workshop,
     /// What runs.
     pub runtime: Arc<dyn Runtime>,
+    /// The load balancer of this host.
+    pub edge: Arc<Edge>,
     /// The machine.
     pub facts: Facts,
     /// SHA-256 of the agent's own executable, once known.
@@ -52,6 +55,14 @@ pub struct Host {
     wake: Notify,
     changed: watch::Sender<u64>,
     sequence: AtomicU64,
+}
+
+/// What runs on this host.
+pub struct Runs {
+    /// Instances.
+    pub instances: Arc<dyn Runtime>,
+    /// The load balancer.
+    pub edge: Arc<Edge>,
 }
 
 /// Which agent this is, and whose host.
@@ -173,7 +184,7 @@ impl Host {
         layout: Layout,
         blobs: Blobs,
         workshop: Workshop,
-        runtime: Arc<dyn Runtime>,
+        runs: Runs,
         facts: Facts,
         orders: HostOrders,
         whose: Whose,
@@ -182,7 +193,8 @@ impl Host {
             layout,
             blobs,
             workshop,
-            runtime,
+            runtime: runs.instances,
+            edge: runs.edge,
             facts,
             digest: OnceLock::new(),
             id: whose.agent,
@@ -295,8 +307,12 @@ impl Host {
         let mut changes = self.changed.subscribe();
         let mut seen = self.runtime.changes();
         self.wake();
+        self.touch();
         let gone = async {
-            while !self.runtime.observe().is_empty() || !self.state().releases.is_empty() {
+            while !self.runtime.observe().is_empty()
+                || !self.state().releases.is_empty()
+                || !self.edge.is_gone()
+            {
                 tokio::select! {
                     _ = changes.changed() => {}
                     _ = seen.changed() => {}
@@ -317,7 +333,8 @@ impl Host {
         self.changed.subscribe()
     }
 
-    fn touch(&self) {
+    /// Has a report go out.
+    pub(crate) fn touch(&self) {
         self.changed.send_modify(|count| *count += 1);
     }
 }

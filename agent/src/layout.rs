@@ -81,9 +81,17 @@ impl Layout {
         self.root.join("instances")
     }
 
+    /// The load balancer.
+    pub fn edge(&self) -> PathBuf {
+        self.root.join("edge")
+    }
+
     /// Whether the owner of a cgroup is here.
     pub fn holds(&self, owner: &Owner) -> bool {
         let path = match owner {
+            Owner::Instance(id) if *id == crate::edge::id_in(&self.edge()) => {
+                self.edge().join(id.as_str())
+            }
             Owner::Instance(id) => self.instances().join(id.as_str()),
             Owner::Build(name) => self.builds().join(format!("{name}.pid")),
         };

@@ -8,6 +8,7 @@
 pub mod api;
 pub mod blobs;
 pub mod converge;
+pub mod edge;
 pub mod facts;
 pub mod fences;
 pub mod layout;
@@ -23,11 +24,12 @@ pub mod uninstall;
 pub mod upgrade;
 
 use crate::api::{Agent, Ending};
-use crate::converge::{Host, Whose};
+use crate::converge::{Host, Runs, Whose};
 use crate::layout::Layout;
 use crate::release::Workshop;
 use crate::runtime::Runtime;
 use crate::runtime::process::{ProcessRuntime, ProcessSettings, ShimProgram};
+use crate::shim::spec::Backoff;
 use beanpole_daemon::connections::raise_open_files;
 use beanpole_daemon::{files, socket};
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -44,6 +46,10 @@ use tokio_util::sync::CancellationToken;
 const DISK_RESERVE_BYTES: u64 = 64 << 20;
 /// How long calls in flight may take to end once the agent is told to stop.
 const LAST_CALLS: Duration = Duration::from_secs(5);
+
+/// The first and the longest pause before a load balancer that ended is started again, in milliseconds: clients wait
+/// for it, or are sent elsewhere as long as it is away.
+const EDGE_PAUSES_MS: (u64, u64) = (100, 10_000);
 
 /// How long a lock or socket of an agent that was just killed may linger.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -63,6 +69,9 @@ pub struct AgentConfig {
     pub limits: release::unpack::UnpackLimits,
     /// Bytes that stay free on the disk.
     pub disk_reserve_bytes: u64,
+    /// The executable whose subcommand `proxy` is the load balancer of this host; if absent, the agent's own, by the
+    /// name by which upgrades are found.
+    pub edge_program: Option<PathBuf>,
 }
 
 impl AgentConfig {
@@ -75,6 +84,7 @@ impl AgentConfig {
             shim: ShimProgram::current(),
             limits: release::unpack::UnpackLimits::default(),
             disk_reserve_bytes: DISK_RESERVE_BYTES,
+            edge_program: None,
         }
     }
 }
@@ -171,6 +181,13 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
     )?);
     end_ownerless(&fences, &layout).await;
     let adopted = runtime.adopt().await?;
+    let edge_runtime = edge_runtime(&layout, &shim, &fences)?;
+    edge_runtime.adopt().await?;
+    let program = config
+        .edge_program
+        .clone()
+        .unwrap_or_else(|| installation.program(&executable));
+    let edge = Arc::new(edge::Edge::new(edge_runtime, layout.edge(), program));
     let workshop = Workshop {
         layout: layout.clone(),
         limits: config.limits,
@@ -186,7 +203,10 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
         layout.clone(),
         blobs,
         workshop,
-        runtime,
+        Runs {
+            instances: runtime,
+            edge: Arc::clone(&edge),
+        },
         facts::Facts::new(layout.root(), fences, installation.clone()),
         orders,
         Whose { agent: id, owner },
@@ -213,6 +233,9 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
     });
     let stop = agent.stop.clone();
     let serving = socket::serve(listener, api::router(Arc::clone(&agent)), stop.clone());
+    let keeper = Arc::clone(&host);
+    let edge_stop = stop.clone();
+    let keeping = tokio::spawn(async move { edge.keep(keeper, edge_stop).await });
     let converging = tokio::spawn(host.converge(stop.clone()));
     let serving = tokio::spawn(serving);
     stop.cancelled().await;
@@ -220,6 +243,7 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
         tracing::debug!("calls in flight were cut off");
     }
     let _ = converging.await;
+    let _ = keeping.await;
     let ending = agent
         .ending
         .lock()
@@ -243,6 +267,26 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
             })
         }
     }
+}
+
+/// What runs the load balancer.
+fn edge_runtime(
+    layout: &Layout,
+    shim: &ShimProgram,
+    fences: &fences::Fences,
+) -> Result<Arc<dyn Runtime>, AgentError> {
+    let settings = ProcessSettings {
+        shim: shim.clone(),
+        backoff: Backoff {
+            first_ms: EDGE_PAUSES_MS.0,
+            longest_ms: EDGE_PAUSES_MS.1,
+            ..Backoff::default()
+        },
+        ..ProcessSettings::new(layout.edge())
+    };
+    let runtime = ProcessRuntime::new(settings, fences.clone())?;
+    edge::make(&layout.edge()).map_err(io_error("clean up", &layout.edge()))?;
+    Ok(Arc::new(runtime))
 }
 
 /// Ends what an earlier agent on this data left in cgroups when it was killed: instances and builds

@@ -155,7 +155,12 @@ pub(crate) struct ChildFence {
     pub open_files: Option<u64>,
     /// Whether the kernel, when the whole machine is out of memory, shall end this before others.
     pub first_to_go: bool,
+    /// Whether it keeps root's right to listen on ports below 1024, whoever it becomes.
+    pub low_ports: bool,
 }
+
+/// What lets a process listen on ports below 1024 (capability.h).
+const CAP_NET_BIND_SERVICE: libc::c_int = 10;
 
 /// Makes `command` put up `fence` around itself before it becomes the program.
 pub(crate) fn fence(command: &mut Command, fence: ChildFence) {
@@ -212,19 +217,76 @@ fn apply(fence: &ChildFence) -> io::Result<()> {
         if fence.root {
             // Up to the first capability that this kernel does not know.
             for capability in 0..64 {
+                if fence.low_ports && capability == CAP_NET_BIND_SERVICE {
+                    continue;
+                }
                 if libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) != 0 {
                     break;
                 }
             }
+        }
+        let keeps_one = fence.root && fence.low_ports;
+        if keeps_one {
+            // Else the change of user below gives up all that is permitted.
+            check(libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0))?;
         }
         if let Some((user, group)) = fence.user {
             check(libc::setgroups(0, std::ptr::null()))?;
             check(libc::setresgid(group, group, group))?;
             check(libc::setresuid(user, user, user))?;
         }
+        if keeps_one {
+            keep_one_capability(CAP_NET_BIND_SERVICE)?;
+        }
         check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
     }
     Ok(())
+}
+
+/// The header of capset(2), version 3: of this thread.
+#[repr(C)]
+struct CapHeader {
+    version: u32,
+    pid: libc::c_int,
+}
+
+/// One half of what capset(2) takes, 32 capabilities each.
+#[repr(C)]
+struct CapData {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Gives up all capabilities but this one (below 32), and has it survive the program that comes next: as an ambient
+/// one, since no file grants it.
+fn keep_one_capability(capability: libc::c_int) -> io::Result<()> {
+    let one = 1_u32 << capability;
+    let header = CapHeader {
+        version: 0x2008_0522,
+        pid: 0,
+    };
+    let data = [
+        CapData {
+            effective: one,
+            permitted: one,
+            inheritable: one,
+        },
+        CapData {
+            effective: 0,
+            permitted: 0,
+            inheritable: 0,
+        },
+    ];
+    // SAFETY: both pointers are to live locals of the layout that version 3 has: two halves.
+    unsafe {
+        let done = libc::syscall(libc::SYS_capset, &raw const header, &raw const data);
+        check(libc::c_int::try_from(done).unwrap_or(-1))?;
+        let (raise, none) = (libc::PR_CAP_AMBIENT_RAISE, 0 as libc::c_ulong);
+        let number = libc::c_ulong::from(capability.unsigned_abs());
+        let raised = libc::prctl(libc::PR_CAP_AMBIENT, raise, number, none, none);
+        check(raised).map(|_| ())
+    }
 }
 
 /// Without CAP_SYS_RESOURCE the hard limit cannot be raised: then what is allowed is taken.

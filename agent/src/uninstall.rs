@@ -91,6 +91,15 @@ impl Installation {
         }
     }
 
+    /// The executable that is the newest one here from now on; `executable` where none is installed.
+    pub fn program(&self, executable: &Path) -> PathBuf {
+        let installed = self.programs.as_ref();
+        installed
+            .map(|programs| programs.join("current").join("beanpole"))
+            .filter(|program| program.exists())
+            .unwrap_or_else(|| executable.to_owned())
+    }
+
     /// What starts the agent after a reboot, as of now: `systemd`, `cron`.
     pub fn started_at_boot_by(&self) -> Option<&'static str> {
         let there = |path: &Option<PathBuf>| path.as_deref().is_some_and(Path::exists);

@@ -2,9 +2,9 @@
 
 use crate::commands::{
     abort, acme, apps, attach, backup, ca, cert, completions, config, create, cut, daemons, demo,
-    demo_app, deploy, domain, events, health, host, init, list, logs, open, printenv, promote,
-    releases, restart, restore, rollback, scale, setenv, show, status, swap, terminate, up,
-    version, versions, why,
+    demo_app, deploy, domain, edge, events, health, host, init, list, logs, open, printenv,
+    promote, releases, restart, restore, rollback, scale, setenv, show, status, swap, terminate,
+    up, version, versions, why,
 };
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -98,6 +98,7 @@ pub enum Command {
     Demo(demo::Demo),
     Up(up::Up),
     Host(host::Host),
+    Edge(edge::Edge),
     Init(init::Init),
     Create(create::Create),
     Deploy(deploy::Deploy),

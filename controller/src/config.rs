@@ -4,7 +4,7 @@ use beanpole_fleet::ssh::KeyError;
 use beanpole_store::StoreError;
 use beanpole_store::blobs::{BlobError, DEFAULT_LIMIT_BYTES};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -43,6 +43,8 @@ pub struct ControllerConfig {
     pub insecure: bool,
     /// The socket of the agent on this machine, if there is one: registered as the host `local`.
     pub local_agent: Option<PathBuf>,
+    /// Where load balancers meet the instances of the host `local`.
+    pub instance_address: IpAddr,
     /// The sockets of the proxies on this machine.
     pub local_proxies: Vec<PathBuf>,
     /// Environments answer at `CNAME.domain`.
@@ -71,6 +73,7 @@ impl ControllerConfig {
             tls: Tls::Off,
             insecure: false,
             local_agent: None,
+            instance_address: Ipv4Addr::LOCALHOST.into(),
             local_proxies: Vec::new(),
             domain: "localhost".to_owned(),
             http_port: None,

@@ -1,7 +1,7 @@
 //! The connections to agents and proxies: orders and tables go out, reports come in.
 
 use crate::app::App;
-use crate::services::{certificates, hosts};
+use crate::services::{certificates, edges, hosts};
 use beanpole_engine::Observed;
 use beanpole_fleet::{
     AgentClient, BundleSource, Changeover, Dialer, HostLink, HostLinkConfig, LinkEvent, LinkNews,
@@ -24,6 +24,14 @@ pub(crate) fn local_proxy(number: usize) -> String {
         0 => "local".to_owned(),
         number => format!("local-{}", number + 1),
     }
+}
+
+/// Whether a load balancer on this machine may have that name.
+pub(crate) fn is_local_proxy(name: &str) -> bool {
+    name == "local"
+        || name
+            .strip_prefix("local-")
+            .is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// Events of links that wait to be taken in.
@@ -56,6 +64,8 @@ pub(crate) type Whose = (Option<AgentId>, Option<Owner>);
 struct Host {
     orders: watch::Sender<HostOrders>,
     link: Option<HostLink>,
+    /// Its load balancer, by name, and the link to it.
+    edge: Option<(String, ProxyLink)>,
     state: LinkState,
 }
 
@@ -64,6 +74,7 @@ impl Default for Host {
         Self {
             orders: watch::Sender::new(HostOrders::default()),
             link: None,
+            edge: None,
             state: LinkState::default(),
         }
     }
@@ -185,7 +196,7 @@ impl Links {
         host.state.refused = None;
         host.state.not_taken = None;
         host.state.noted = None;
-        host.link = Some(HostLink::spawn(
+        let link = HostLink::spawn(
             HostLinkConfig {
                 host: id.clone(),
                 controller: app.identity.id.clone(),
@@ -196,24 +207,69 @@ impl Links {
                 events: self.host_events.clone(),
             },
             &app.stop,
-        ));
+        );
+        // What led through the link before ends with that.
+        if let Some((name, _ended)) = host.edge.take() {
+            host.edge = Some(self.edge_link(app, name, &link));
+        }
+        host.link = Some(link);
+    }
+
+    /// Starts the link to a host's load balancer, or ends it.
+    pub(crate) async fn set_edge(&self, app: &App, id: &HostId, name: Option<&str>) {
+        let ended = {
+            let mut hosts = self.hosts();
+            let Some(host) = hosts.get_mut(id) else {
+                return;
+            };
+            match (name, &host.link, host.edge.take()) {
+                (Some(name), Some(link), None) => {
+                    host.edge = Some(self.edge_link(app, name.to_owned(), link));
+                    None
+                }
+                (Some(_), _, there) => {
+                    host.edge = there;
+                    None
+                }
+                (None, _, there) => there,
+            }
+        };
+        if let Some((_, link)) = ended {
+            link.stop().await;
+        }
+    }
+
+    fn edge_link(&self, app: &App, name: String, host: &HostLink) -> (String, ProxyLink) {
+        let agent = host.client();
+        let link = self.proxy_link(app, &name, Dialer::Edge { agent });
+        (name, link)
     }
 
     /// Ends the link to a host and forgets it.
     pub(crate) async fn forget_host(&self, id: &HostId) {
         let host = self.hosts().remove(id);
-        if let Some(link) = host.and_then(|host| host.link) {
+        let (edge, link) = host.map(|host| (host.edge, host.link)).unwrap_or_default();
+        if let Some((_, edge)) = edge {
+            edge.stop().await;
+        }
+        if let Some(link) = link {
             link.stop().await;
         }
     }
 
     /// Starts the link to a proxy.
     pub(crate) fn start_proxy(&self, app: &App, name: &str, dialer: Dialer) {
+        let link = self.proxy_link(app, name, dialer);
+        let mut proxies = self.proxies.lock().unwrap_or_else(PoisonError::into_inner);
+        proxies.push(link);
+    }
+
+    fn proxy_link(&self, app: &App, name: &str, dialer: Dialer) -> ProxyLink {
         self.dialers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(name.to_owned(), dialer.clone());
-        let link = ProxyLink::spawn(
+        ProxyLink::spawn(
             ProxyLinkConfig {
                 proxy: name.to_owned(),
                 dialer,
@@ -223,9 +279,7 @@ impl Links {
                 events: self.proxy_events.clone(),
             },
             &app.stop,
-        );
-        let mut proxies = self.proxies.lock().unwrap_or_else(PoisonError::into_inner);
-        proxies.push(link);
+        )
     }
 
     /// How each proxy is reached, by name.
@@ -274,8 +328,13 @@ impl Links {
     /// Ends all links.
     pub(crate) async fn stop(&self) {
         let hosts = std::mem::take(&mut *self.hosts());
-        for link in hosts.into_values().filter_map(|host| host.link) {
-            link.stop().await;
+        for host in hosts.into_values() {
+            if let Some((_, edge)) = host.edge {
+                edge.stop().await;
+            }
+            if let Some(link) = host.link {
+                link.stop().await;
+            }
         }
         let proxies = {
             let mut all = self.proxies.lock().unwrap_or_else(PoisonError::into_inner);
@@ -477,24 +536,44 @@ fn note_whose(app: &App, host: &HostId, report: &HostReport) {
     }
 }
 
+/// Notes what was seen of a proxy, unless it was removed in the meantime.
+fn see_proxy(app: &App, proxy: &str, change: impl FnOnce(&mut Observed)) {
+    app.observations.change(|seen| {
+        if seen.proxies.contains_key(proxy) {
+            change(seen);
+        }
+    });
+}
+
+fn is_connected(app: &App, proxy: &str) -> bool {
+    let observed = app.observations.snapshot();
+    let seen = observed.proxies.get(proxy);
+    seen.is_some_and(|seen| seen.connected)
+}
+
 fn from_proxy(app: &App, event: ProxyEvent) {
     let ProxyEvent { proxy, news, .. } = event;
     match news {
         ProxyNews::Connected => {
             tracing::info!(proxy, "proxy connected");
-            app.observations
-                .change(|seen| seen.proxy_connected(&proxy, true));
+            if !is_connected(app, &proxy) {
+                edges::note_connection(app, &proxy, None);
+            }
+            see_proxy(app, &proxy, |seen| seen.proxy_connected(&proxy, true));
         }
         ProxyNews::Unreachable { reason, .. } => {
             tracing::debug!(proxy, reason, "proxy not reached");
-            app.observations
-                .change(|seen| seen.proxy_connected(&proxy, false));
-            app.certificates.note(None);
+            if is_connected(app, &proxy) {
+                tracing::warn!(proxy, reason, "proxy disconnected");
+                edges::note_connection(app, &proxy, Some(reason));
+            }
+            see_proxy(app, &proxy, |seen| seen.proxy_connected(&proxy, false));
+            app.certificates.note(&proxy, None);
         }
         ProxyNews::Report(report) => {
             let report = Arc::unwrap_or_clone(report);
-            app.observations
-                .change(|seen| seen.proxy_report(&proxy, report, app.time.now()));
+            let at = app.time.now();
+            see_proxy(app, &proxy, |seen| seen.proxy_report(&proxy, report, at));
         }
         // Only a report counts for the engine: it pairs the generation with what is in flight.
         ProxyNews::TableConfirmed { generation } => {
@@ -510,7 +589,7 @@ fn from_proxy(app: &App, event: ProxyEvent) {
         ProxyNews::Certificates(report) => {
             let generation = report.generation;
             tracing::debug!(proxy, %generation, "certificates in force");
-            app.certificates.note(Some(*report));
+            app.certificates.note(&proxy, Some(*report));
             // It may hold newer ones than these records know of.
             certificates::publish_later(app);
             app.certificates.due.notify_one();

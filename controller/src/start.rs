@@ -169,7 +169,7 @@ fn assemble(
         .map_err(|error| ControllerError::Engine(error.to_string()))?;
     let observations = Observations::default();
     if config.local_agent.is_some() {
-        hosts::register_local(&store)?;
+        hosts::register_local(&store, config.instance_address)?;
     }
     hosts::end_removals(&store)?;
     let hosts: Vec<HostRecord> = store.list()?;
@@ -180,9 +180,12 @@ fn assemble(
             if host.taken.is_some() {
                 seen.host_taken(&host.id, time.now());
             }
+            if host.edge.is_some() {
+                seen.register_proxy(host.name.as_str(), time.now());
+            }
         }
         for number in 0..config.local_proxies.len() {
-            seen.register_proxy(&local_proxy(number));
+            seen.register_proxy(&local_proxy(number), time.now());
         }
     });
     let (links, incoming) = Links::new(Arc::clone(&blobs), config.push_bytes_per_second);

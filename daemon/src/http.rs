@@ -3,15 +3,17 @@
 use beanpole_protocol::problem::Problem;
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt, stream};
-use http::{Method, Request, StatusCode, header};
+use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, combinators::BoxBody};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::sync::CancellationToken;
 
 /// Longest answer that [`Connection::call`] reads whole, in bytes.
 const LONGEST_ANSWER: usize = 64 * 1024 * 1024;
@@ -80,6 +82,20 @@ impl Connection {
         Ok(Self { sender })
     }
 
+    /// The same, for [`Connection::through`].
+    pub async fn open_upgradable<I>(io: I) -> Result<Self, CallError>
+    where
+        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let (sender, driver) = http1::handshake(TokioIo::new(io)).await.map_err(broken)?;
+        tokio::spawn(async move {
+            if let Err(error) = driver.with_upgrades().await {
+                tracing::debug!(%error, "connection ended");
+            }
+        });
+        Ok(Self { sender })
+    }
+
     /// Whether the other side has closed it.
     pub fn is_closed(&self) -> bool {
         self.sender.is_closed()
@@ -96,6 +112,37 @@ impl Connection {
         }
         let body = collect(response.into_body()).await?;
         Err(CallError::Refused(Box::new(problem_of(status, &body))))
+    }
+
+    /// Turns the connection to one daemon into that to another behind it: `path` is asked for with an upgrade to
+    /// `protocol` (RFC 9110, section 7.8), and what comes after the answer is the other's. Only for a connection
+    /// that [`Connection::open_upgradable`] made.
+    pub async fn through(
+        mut self,
+        path: &str,
+        protocol: &str,
+        limit: Duration,
+    ) -> Result<TokioIo<Upgraded>, CallError> {
+        let mut request = request(Method::GET, path, None::<&()>)?;
+        let headers = request.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        let protocol = HeaderValue::from_str(protocol)
+            .map_err(|error| CallError::Garbled(error.to_string()))?;
+        headers.insert(header::UPGRADE, protocol);
+        let upgrading = async {
+            self.sender.ready().await.map_err(broken)?;
+            let response = self.sender.send_request(request).await.map_err(broken)?;
+            let status = response.status();
+            if status != StatusCode::SWITCHING_PROTOCOLS {
+                let body = collect(response.into_body()).await?;
+                return Err(CallError::Refused(Box::new(problem_of(status, &body))));
+            }
+            hyper::upgrade::on(response).await.map_err(broken)
+        };
+        let upgraded = tokio::time::timeout(limit, upgrading)
+            .await
+            .map_err(|_| CallError::TimedOut(limit))??;
+        Ok(TokioIo::new(upgraded))
     }
 
     /// Asks and reads a JSON answer, within `limit`.
@@ -209,6 +256,46 @@ fn problem_of(status: StatusCode, body: &[u8]) -> Problem {
     })
 }
 
+/// The answer to a request that asks for another daemon's connection ([`Connection::through`]): what comes after it
+/// is carried between the two until one of them ends, or `stop`.
+pub fn hand_over<I>(
+    request: axum::extract::Request,
+    to: I,
+    protocol: &'static str,
+    stop: CancellationToken,
+) -> axum::response::Response
+where
+    I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    use axum::response::IntoResponse;
+    let asked = request.headers().get(header::UPGRADE);
+    if asked.is_none_or(|asked| asked.as_bytes() != protocol.as_bytes()) {
+        let detail = format!("This call is for connections that become `{protocol}`.");
+        return problem_response(&Problem::new(
+            426,
+            "upgrade-required",
+            "An upgrade is needed",
+            detail,
+        ));
+    }
+    let upgrade = hyper::upgrade::on(request);
+    tokio::spawn(stop.run_until_cancelled_owned(async move {
+        match upgrade.await {
+            Ok(upgraded) => {
+                let (mut from, mut to) = (TokioIo::new(upgraded), to);
+                // Its end is an end like any other.
+                let _ = tokio::io::copy_bidirectional(&mut from, &mut to).await;
+            }
+            Err(error) => tracing::debug!(%error, "a connection was not handed over"),
+        }
+    }));
+    (
+        StatusCode::SWITCHING_PROTOCOLS,
+        [(header::CONNECTION, "upgrade"), (header::UPGRADE, protocol)],
+    )
+        .into_response()
+}
+
 /// A problem as an axum response: its status, `application/problem+json`.
 pub fn problem_response(problem: &Problem) -> axum::response::Response {
     use axum::response::IntoResponse;
@@ -228,7 +315,6 @@ mod tests {
     use axum::Router;
     use axum::routing::get;
     use tokio::net::UnixStream;
-    use tokio_util::sync::CancellationToken;
 
     async fn serve(router: Router) -> (tempfile::TempDir, Connection) {
         let directory = tempfile::tempdir().expect("temporary directory");
@@ -262,6 +348,40 @@ mod tests {
             matches!(&error, CallError::Refused(p) if p.code == "stale-generation"),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn one_daemon_is_reached_through_another() {
+        let behind = Router::new().route("/who", get(|| async { "\"behind\"" }));
+        let (directory, _) = serve(behind).await;
+        let path = directory.path().join("test.sock");
+        let front = Router::new().route(
+            "/through",
+            get(async move |request: axum::extract::Request| {
+                let to = UnixStream::connect(&path).await.expect("it listens");
+                hand_over(request, to, "test", CancellationToken::new())
+            }),
+        );
+        let (directory, mut plain) = serve(front).await;
+        let limit = Duration::from_secs(5);
+        let refused = plain
+            .get::<u8>("/through", limit)
+            .await
+            .expect_err("no upgrade");
+        assert!(refused.to_string().contains("upgrade"), "{refused}");
+        let stream = UnixStream::connect(directory.path().join("test.sock")).await;
+        let open = Connection::open_upgradable(stream.expect("connect"))
+            .await
+            .expect("handshake");
+        let through = open
+            .through("/through", "test", limit)
+            .await
+            .expect("an upgrade");
+        let mut connection = Connection::open(through).await.expect("handshake");
+        for _ in 0..2 {
+            let who: String = connection.get("/who", limit).await.expect("an answer");
+            assert_eq!(who, "behind");
+        }
     }
 
     #[tokio::test]

@@ -196,6 +196,7 @@ mod tests {
             ..HostFacts::default()
         };
         let report = HostReport {
+            edge: None,
             sequence: 1,
             agent_version: String::new(),
             agent_digest: None,
@@ -219,6 +220,7 @@ mod tests {
             cannot: None,
         };
         let world = World {
+            left_out: Vec::new(),
             environment: EnvironmentId::from_bits(1),
             operation: None,
             instances: BTreeMap::new(),

@@ -217,6 +217,7 @@ mod tests {
 
     fn agent() -> HostReport {
         HostReport {
+            edge: None,
             sequence: 1,
             agent_version: String::new(),
             agent_digest: None,
@@ -257,6 +258,7 @@ mod tests {
             cannot: None,
         };
         World {
+            left_out: Vec::new(),
             environment: EnvironmentId::from_bits(1),
             operation: None,
             instances: (0..instances)

@@ -25,6 +25,8 @@ pub struct World<'a> {
     pub hosts: BTreeMap<HostId, HostState<'a>>,
     /// All proxies. With none, an environment with traffic can do nothing but wait.
     pub proxies: Vec<ProxyState<'a>>,
+    /// Names of proxies besides these that nothing was heard of for long: nobody waits for them.
+    pub left_out: Vec<String>,
     /// Whether the environment gets requests through the proxies.
     pub web: bool,
     /// How long a lost host is waited for before others take the place of what ran there.
@@ -292,6 +294,7 @@ mod tests {
         };
         for web in [true, false] {
             let world = World {
+                left_out: Vec::new(),
                 environment: EnvironmentId::from_bits(1),
                 operation: None,
                 instances: [(id.clone(), instance.clone())].into(),

@@ -197,6 +197,7 @@ impl Still {
             startup: None,
         });
         let host = HostReport {
+            edge: None,
             sequence: 1,
             agent_version: String::new(),
             agent_digest: None,
@@ -283,6 +284,7 @@ impl Still {
     fn asked(&self, now: Timestamp) -> Decision {
         let (host_report, proxy_report) = self.reports();
         let world = World {
+            left_out: Vec::new(),
             environment: EnvironmentId::from_bits(1),
             operation: Some(operation()),
             instances: [

@@ -75,6 +75,7 @@ impl About {
             ReleasePhase::Unpacking
         };
         HostReport {
+            edge: None,
             sequence: 1,
             agent_version: String::new(),
             agent_digest: None,
@@ -159,6 +160,7 @@ fn world<'r, const N: usize>(
         cannot: None,
     };
     World {
+        left_out: Vec::new(),
         environment: EnvironmentId::from_bits(1),
         operation: Some(OperationId::from_bits(1)),
         instances: BTreeMap::new(),

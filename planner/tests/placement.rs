@@ -38,6 +38,7 @@ fn host(n: u128) -> HostId {
 /// first `instances`.
 fn world<'a>(report: &'a HostReport, hosts: &[&[(&str, &str)]], instances: u128) -> World<'a> {
     World {
+        left_out: Vec::new(),
         environment: EnvironmentId::from_bits(1),
         operation: None,
         instances: (1..=instances)
@@ -82,6 +83,7 @@ fn world<'a>(report: &'a HostReport, hosts: &[&[(&str, &str)]], instances: u128)
 
 fn report() -> HostReport {
     HostReport {
+        edge: None,
         sequence: 1,
         agent_version: String::new(),
         agent_digest: None,

@@ -219,6 +219,7 @@ impl Fake {
             *counts.entry(&instance.host).or_default() += 1;
         }
         World {
+            left_out: Vec::new(),
             environment: self.environment.clone(),
             operation: None,
             instances: self.instances.clone(),
@@ -673,6 +674,7 @@ impl Fake {
 
 fn empty_report() -> HostReport {
     HostReport {
+        edge: None,
         sequence: 1,
         agent_version: String::new(),
         agent_digest: None,

@@ -10,6 +10,7 @@
 //! | `GET /v1/blobs/{digest}` | a [`BlobStatus`] |
 //! | `PATCH /v1/blobs/{digest}?offset=N&size=TOTAL` | appends raw bytes at `offset`; 409 `wrong-offset` when that is not what the agent holds; the last one verifies the digest (422 `digest-mismatch` drops the blob) |
 //! | `GET /v1/instances/{id}/logs?tail=N&process=P&follow=true` | plain text, lines `TIME PROCESS STREAM LINE` |
+//! | `GET /v1/edge/control`, `GET /v1/edge/logs` | the host's load balancer, see [`crate::edge`] |
 //! | `POST /v1/upgrade?controller=ID` | [`UpgradeOrder`]: installs an executable sent as a blob and restarts the agent, not the apps |
 //! | `POST /v1/uninstall?controller=ID` | stops every app, removes everything this host got from Beanpole, answers [`Uninstalled`], ends the agent |
 //!
@@ -17,6 +18,7 @@
 //! uninstalls are refused like orders (409 `foreign-controller`) when they come from another, or do not
 //! say from which.
 
+use crate::edge::{EdgeOrders, EdgeReport};
 use crate::{
     AgentId, ApplicationName, ControllerId, Digest, EnvironmentId, EnvironmentName, Generation,
     Incarnation, InstanceId, OperationId, ReleaseNumber, Timestamp, VersionLabel,
@@ -73,6 +75,9 @@ pub struct HostOrders {
     pub releases: Vec<ReleaseOrder>,
     /// Instances to hold.
     pub instances: Vec<InstanceOrder>,
+    /// The load balancer to run; none unless there is one here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edge: Option<EdgeOrders>,
 }
 
 /// A release of an environment.
@@ -261,6 +266,9 @@ pub struct HostReport {
     pub releases: Vec<ReleaseReport>,
     /// Instances, one entry per instance ordered or not yet gone.
     pub instances: Vec<InstanceReport>,
+    /// Its load balancer, where one is ordered or not yet gone. Agents of before know none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edge: Option<EdgeReport>,
 }
 
 impl HostReport {

@@ -9,6 +9,7 @@
 pub mod agent;
 pub mod api;
 pub mod domain;
+pub mod edge;
 pub mod event;
 pub mod ids;
 pub mod latency;

@@ -23,6 +23,30 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
+/// What the names in session cookies are made with: 32 hexadecimal digits. Prints as `***`.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SessionKey(pub String);
+
+impl SessionKey {
+    /// Of 128 random bits.
+    pub fn from_bits(bits: u128) -> Self {
+        Self(format!("{bits:032x}"))
+    }
+
+    /// Its bits; none if it is no key.
+    pub fn bits(&self) -> Option<u128> {
+        let is_key = self.0.len() == 32 && self.0.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_key.then(|| u128::from_str_radix(&self.0, 16).ok())?
+    }
+}
+
+impl fmt::Debug for SessionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
 /// Every certificate that a proxy shows. An immutable value, replaced as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CertificateSet {
@@ -38,6 +62,11 @@ pub struct CertificateSet {
     /// What is shown to an authority that asks by TLS-ALPN.
     #[serde(default)]
     pub alpn_challenges: Vec<AlpnChallenge>,
+    /// What names in session cookies are made with, the same for all proxies of a controller. It comes with the
+    /// certificates because these are kept as a secret already. Absent from controllers of before: then each
+    /// proxy has one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_key: Option<SessionKey>,
 }
 
 /// A certificate as a proxy shows it.
@@ -238,6 +267,12 @@ mod tests {
     fn a_key_is_printed_nowhere() {
         let key = PrivateKey("secret".to_owned());
         assert_eq!(format!("{key:?}"), "***");
+        let key = SessionKey::from_bits(7);
+        assert_eq!(format!("{key:?}"), "***");
+        assert_eq!(key.bits(), Some(7));
+        for odd in ["7", "+0000000000000000000000000000007"] {
+            assert_eq!(SessionKey(odd.to_owned()).bits(), None, "{odd}");
+        }
     }
 
     #[test]

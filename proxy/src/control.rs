@@ -263,7 +263,21 @@ impl Control {
         let (path, kept) = (self.kept.certificates.clone(), set.clone());
         on_disk(move || files::write_json(&path, &kept, 0o600)).await?;
         held.enforce(set);
+        if self.shared.names.take(held.session_key()) {
+            self.rename();
+        }
         Ok(())
+    }
+
+    /// Has clients known by the names that targets have by now, and by those of before.
+    fn rename(&self) {
+        let table = self.shared.table.load_full();
+        for target in table.targets() {
+            target.rename(&self.shared.names);
+        }
+        if let Some(source) = &table.source {
+            enforce(&self.shared, &table, source.clone(), Known::Nothing);
+        }
     }
 
     fn report(&self) -> ProxyReport {

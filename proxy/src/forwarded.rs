@@ -70,17 +70,9 @@ impl std::str::FromStr for Network {
 
     /// An address, or one with the number of its leading bits that count.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let read = || {
-            let (address, bits) = match text.split_once('/') {
-                Some((address, bits)) => (address, Some(bits)),
-                None => (text, None),
-            };
-            let address: IpAddr = address.parse().ok()?;
-            let most = if address.is_ipv4() { 32 } else { 128 };
-            let bits = bits.map_or(Some(most), |bits| bits.parse().ok())?;
-            (bits <= most).then_some(Self { address, bits })
-        };
-        read().ok_or_else(|| {
+        let read = beanpole_protocol::edge::network(text);
+        let read = read.map(|(address, bits)| Self { address, bits });
+        read.ok_or_else(|| {
             "it must be an address or a network, such as 10.0.0.7 or 10.0.0.0/8".to_owned()
         })
     }

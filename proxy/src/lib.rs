@@ -144,6 +144,9 @@ pub struct ProxyConfig {
     pub max_connections: usize,
     /// Proxies in front whose `X-Forwarded-*` headers are believed.
     pub trusted: Vec<Network>,
+    /// How long it waits at its start to be told the newest table, before it takes requests. Unless told: half a
+    /// second where it has one of its last run, else not at all.
+    pub table_wait: Option<Duration>,
 }
 
 impl ProxyConfig {
@@ -166,6 +169,7 @@ impl ProxyConfig {
             linger: LINGER,
             max_connections: MAX_CONNECTIONS,
             trusted: Vec::new(),
+            table_wait: None,
         }
     }
 }
@@ -231,8 +235,14 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
     );
     let router = control.clone().router();
     let mut serving = tokio::spawn(socket::serve(control_socket, router, stop.clone()));
-    if server.has_table() {
-        control.told_within(NEWEST_TABLE).await;
+    match config.table_wait {
+        // Whoever stops it meanwhile does not wait for that.
+        Some(limit) => {
+            let told = control.told_within(limit);
+            stop.run_until_cancelled(told).await;
+        }
+        None if server.has_table() => control.told_within(NEWEST_TABLE).await,
+        None => {}
     }
     server.accept();
     // Without a way in for the controller there is no point in going on.

@@ -93,12 +93,14 @@ impl Server {
         }
         let (access_log, log_writer) = open_log(config)?;
         let names = Names::kept_at(&directory.join("session-key.json"));
+        let names = names.map_err(|source| ProxyError::DataDir {
+            path: directory.clone(),
+            source,
+        })?;
+        names.take(certificates.session_key());
         let shared = Arc::new(Shared {
             table: ArcSwap::default(),
-            names: names.map_err(|source| ProxyError::DataDir {
-                path: directory.clone(),
-                source,
-            })?,
+            names,
             changes: Changes::default(),
             retired: CancellationToken::new(),
             access_log,

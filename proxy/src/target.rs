@@ -78,8 +78,9 @@ impl Changes {
 pub struct TargetState {
     /// No other target of this proxy has, or had, the same.
     pub number: u64,
-    /// What clients know it by that stay at it.
-    pub name: u64,
+    /// What clients know it by that stay at it, and what those of before may know it by.
+    name: AtomicU64,
+    name_before: u64,
     /// As the table says; its `mode`, `check` and `release` may be out of date.
     pub target: Target,
     /// Requests given to it and how they went.
@@ -136,6 +137,22 @@ struct Health {
 }
 
 impl TargetState {
+    /// What clients are told that stay at it.
+    pub fn name(&self) -> u64 {
+        self.name.load(Relaxed)
+    }
+
+    /// Every name that a client may know it by.
+    pub fn names(&self) -> impl Iterator<Item = u64> {
+        [self.name_before, self.name()].into_iter()
+    }
+
+    /// Gives it the name that it has by now.
+    pub fn rename(&self, names: &Names) {
+        self.name
+            .store(names.of(&self.target.instance).name, Relaxed);
+    }
+
     /// A target of which nothing is known yet. `assumed`: it served when the proxy last ran, so it
     /// may have requests until a check says otherwise.
     pub fn new(
@@ -167,9 +184,11 @@ impl TargetState {
         upgrade_peer.options.read_timeout = None;
         upgrade_peer.options.write_timeout = None;
         let assumed = assumed && target.mode == TargetMode::Serve;
+        let named = names.of(&target.instance);
         Arc::new(Self {
             number,
-            name: names.of(&target.instance),
+            name: AtomicU64::new(named.name),
+            name_before: named.before,
             target: target.clone(),
             counters: Counters::default(),
             release,

@@ -9,6 +9,7 @@ mod certificates;
 mod changes;
 mod crashes;
 mod demo;
+mod edges;
 mod examples;
 mod failures;
 mod fleet;

@@ -19,6 +19,8 @@ use std::time::Duration;
 
 /// Looks in a row, four a second, at an instance that lingers past its bound.
 const MOST_OVERDUE: u32 = 40;
+/// As the engine has it, in milliseconds.
+const UNREACHABLE_AFTER_MS: u64 = 30_000;
 
 #[derive(Default)]
 pub struct Checks {
@@ -84,6 +86,13 @@ impl Checks {
         at: Timestamp,
     ) -> Result<(), String> {
         let now = instances(store);
+        // What nobody hears of for long may go on by its last table, and is not waited for.
+        let left_out = observed.left_out(at, UNREACHABLE_AFTER_MS);
+        let proxies: Vec<&FakeProxy> = proxies
+            .iter()
+            .filter(|proxy| !left_out.contains(&proxy.name))
+            .collect();
+        let proxies = proxies.as_slice();
         let environments: BTreeMap<EnvironmentId, EnvironmentRecord> = store
             .list::<EnvironmentRecord>()
             .expect("memory")
@@ -91,7 +100,7 @@ impl Checks {
             .map(|record| (record.id.clone(), record))
             .collect();
         self.never_stopped_while_routed(store, &now, hosts, proxies, &environments)?;
-        self.no_traffic_before_healthy(store, &now, hosts, proxies, observed, &environments)?;
+        self.no_traffic_before_healthy(store, &now, hosts, proxies, observed, &environments, at)?;
         self.capacity_never_below_floor(store, &now, observed, &environments, at)?;
         self.generations_only_rise(store)?;
         self.events_are_in_order(store, &environments)?;
@@ -221,7 +230,7 @@ impl Checks {
         store: &Store,
         now: &BTreeMap<InstanceId, InstanceRecord>,
         hosts: &[FakeHost],
-        proxies: &[FakeProxy],
+        proxies: &[&FakeProxy],
         environments: &BTreeMap<EnvironmentId, EnvironmentRecord>,
     ) -> Result<(), String> {
         for (id, old) in &self.instances {
@@ -336,14 +345,16 @@ impl Checks {
     }
 
     /// Nothing is put into service but what really was found well.
+    #[expect(clippy::too_many_arguments, reason = "all that there is to look at")]
     fn no_traffic_before_healthy(
         &self,
         store: &Store,
         now: &BTreeMap<InstanceId, InstanceRecord>,
         hosts: &[FakeHost],
-        proxies: &[FakeProxy],
+        proxies: &[&FakeProxy],
         observed: &Observed,
         environments: &BTreeMap<EnvironmentId, EnvironmentRecord>,
+        at: Timestamp,
     ) -> Result<(), String> {
         for (id, new) in now {
             let served = self.instances.get(id).is_some_and(|old| {
@@ -367,7 +378,7 @@ impl Checks {
                     other.environment != new.environment
                         || other.release == new.release
                         || other.mode != Some(TargetMode::Serve)
-                        || !is_well(other, observed)
+                        || !is_well(other, observed, at)
                 })
             };
             let flaps = matches!(behaviour, Behaviour::Flaps(_));
@@ -416,7 +427,7 @@ impl Checks {
             if environment.tier == Tier::Worker {
                 continue;
             }
-            let well = |record: &InstanceRecord| is_well(record, observed);
+            let well = |record: &InstanceRecord| is_well(record, observed, at);
             let serves = |record: &&InstanceRecord| {
                 record.environment == *id && record.mode == Some(TargetMode::Serve) && well(record)
             };
@@ -467,7 +478,7 @@ impl Checks {
             // On the way back, what is lost with its host does not count.
             let is_lost = |record: &&InstanceRecord| {
                 let key = HostRecord::key_of(&record.host);
-                let reach = observed.reach(&record.host, at, 30_000);
+                let reach = observed.reach(&record.host, at, UNREACHABLE_AFTER_MS);
                 record.environment == *id
                     && record.mode == Some(TargetMode::Serve)
                     && !well(record)
@@ -897,16 +908,16 @@ fn splits_are_whole(
 
 /// Whether every load balancer finds an instance well, and its host does not say that it failed: another
 /// program's good answers make nothing well.
-fn is_well(record: &InstanceRecord, observed: &Observed) -> bool {
+fn is_well(record: &InstanceRecord, observed: &Observed, at: Timestamp) -> bool {
     let report = observed.hosts.get(&record.host);
     let report = report.and_then(|host| host.report.as_ref());
     let failed = report.is_some_and(|report| {
         let mut instances = report.instances.iter();
         instances.any(|seen| seen.id == record.id && matches!(seen.phase, InstancePhase::Failed(_)))
     });
-    let mut proxies = observed.proxies.values();
+    let mut proxies = observed.counting(at, UNREACHABLE_AFTER_MS);
     !failed
-        && proxies.all(|proxy| {
+        && proxies.all(|(_, proxy)| {
             proxy.report.as_ref().is_some_and(|report| {
                 report.targets.iter().any(|target| {
                     target.instance == record.id

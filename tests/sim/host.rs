@@ -618,6 +618,7 @@ impl FakeHost {
         let clock = |at: u64| Timestamp::from_millis(at + ahead);
         let now = clock(now);
         HostReport {
+            edge: None,
             sequence: self.sequence,
             agent_version: "0".to_owned(),
             agent_digest: None,

@@ -164,6 +164,7 @@ impl World {
                         labels: [("zone".to_owned(), zone.to_owned())].into(),
                         draining: false,
                         removing: false,
+                        edge: None,
                         agent: None,
                         taken: None,
                         added_at: Timestamp::from_millis(START_MS),
@@ -222,7 +223,7 @@ impl World {
             self.observed.register_host(&host.id, now);
         }
         for proxy in &self.proxies {
-            self.observed.register_proxy(&proxy.name);
+            self.observed.register_proxy(&proxy.name, now);
         }
     }
 

@@ -519,7 +519,7 @@ impl Drop for Bed {
         let mark = format!("bp-{}-", users::tag_of(&agent));
         let end = Instant::now() + wait::seconds(5);
         loop {
-            fences.keep_users(&BTreeSet::new());
+            fences.keep_users(&BTreeSet::new(), false);
             let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
             if Instant::now() > end || !passwd.lines().any(|line| line.starts_with(&mark)) {
                 break;

@@ -304,7 +304,8 @@ impl Host {
         // While a file of theirs is left, users stay: the next one with the same number would own it.
         removed?;
         if let Some(applications) = self.applications() {
-            self.workshop.fences.keep_users(&applications);
+            let edge = self.orders().edge.is_some() || !self.edge.is_gone();
+            self.workshop.fences.keep_users(&applications, edge);
         }
         Ok(())
     }

@@ -20,6 +20,7 @@ impl Host {
             .into_iter()
             .map(|report| (report.id.clone(), report))
             .collect();
+        let edge = self.edge.report(self.orders().edge.as_ref());
         let mut state = self.state();
         let orders = state.orders.clone();
         let releases = orders
@@ -69,6 +70,7 @@ impl Host {
             facts,
             releases,
             instances,
+            edge,
         }
     }
 }

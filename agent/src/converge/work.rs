@@ -2,7 +2,7 @@
 
 use super::{Host, Release, Trouble, pause_after};
 use crate::release::{Fault, Prepared};
-use crate::runtime::{InstanceSpec, RuntimeError, Workload};
+use crate::runtime::{InstanceSpec, RunsAs, RuntimeError, Workload};
 use crate::shim::spec::GateSpec;
 use beanpole_daemon::clock;
 use beanpole_protocol::agent::{
@@ -355,5 +355,6 @@ fn spec(
             hooks: prepared.postdeploy.clone(),
             hook_timeout_ms: release.prepare_timeout_ms,
         },
+        runs_as: RunsAs::Application,
     }
 }

@@ -151,16 +151,27 @@ impl Fences {
         }
     }
 
+    /// The user of the load balancer, made if it is not there; none where it runs as the agent's own user.
+    pub fn edge_user(&self) -> Result<Option<User>, FenceError> {
+        match self.users {
+            Ok(()) => users::ensure_edge(&self.tag).map(Some),
+            Err(_) => Ok(None),
+        }
+    }
+
     /// Removes the users that this agent made for applications other than these, once none of their
     /// processes lives; whether none of them is left. Call it only while nothing is started or
     /// prepared for others.
-    pub fn keep_users(&self, applications: &BTreeSet<ApplicationName>) -> bool {
+    ///
+    /// The load balancer's stays with `edge`.
+    pub fn keep_users(&self, applications: &BTreeSet<ApplicationName>, edge: bool) -> bool {
         if self.users.is_err() {
             return true;
         }
         let needed = applications
             .iter()
             .map(|application| users::name_for(&self.tag, application))
+            .chain(edge.then(|| users::edge_name(&self.tag)))
             .collect();
         match users::remove_others(&self.tag, &needed) {
             Ok(users) => {

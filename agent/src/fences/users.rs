@@ -46,6 +46,16 @@ pub fn name_for(tag: &str, application: &ApplicationName) -> String {
     format!("{PREFIX}{tag}-{}", hex::encode(&hash[..6]))
 }
 
+/// The name of the load balancer's user. Never that of an application, which ends in more digits.
+pub fn edge_name(tag: &str) -> String {
+    format!("{PREFIX}{tag}-edge")
+}
+
+/// Finds the load balancer's user, or makes it. Needs root.
+pub fn ensure_edge(tag: &str) -> Result<User, FenceError> {
+    ensure_in(Path::new("/etc"), &edge_name(tag), true)
+}
+
 /// As earlier builds named it. Where it is there, releases on disk are readable for it alone.
 fn earlier_name_for(application: &ApplicationName) -> String {
     let hash = Sha256::digest(application.as_str().as_bytes());

@@ -45,6 +45,18 @@ pub struct InstanceSpec {
     pub stop_grace: Duration,
     /// What has to succeed before it counts as started.
     pub gate: GateSpec,
+    /// As whom it runs, and what that one may.
+    pub runs_as: RunsAs,
+}
+
+/// As whom an instance runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RunsAs {
+    /// Its application's user, without any rights.
+    #[default]
+    Application,
+    /// The load balancer's user, who may listen on ports below 1024.
+    Edge,
 }
 
 /// The two faces of an instance.

@@ -8,7 +8,7 @@ mod guard;
 
 use super::client::Client;
 use super::recover::{self, MARK};
-use super::{InstanceSpec, Runtime, RuntimeError, Workload, port, tail};
+use super::{InstanceSpec, RunsAs, Runtime, RuntimeError, Workload, port, tail};
 use crate::fences::Fences;
 use crate::fences::users::User;
 use crate::remove;
@@ -318,6 +318,7 @@ impl ProcessRuntime {
             logs: self.inner.settings.logs,
             backoff: self.inner.settings.backoff,
             gate: spec.gate,
+            low_ports: spec.runs_as == RunsAs::Edge,
         };
         prepare(&instance.directory, &shim_spec)?;
         if let Err(error) = self.launch(&instance).await {
@@ -337,7 +338,12 @@ impl ProcessRuntime {
 
     async fn user(&self, spec: &InstanceSpec) -> Result<Option<User>, RuntimeError> {
         let (fences, application) = (self.inner.fences.clone(), spec.application.clone());
-        let made = tokio::task::spawn_blocking(move || fences.user(&application)).await;
+        let runs_as = spec.runs_as;
+        let making = move || match runs_as {
+            RunsAs::Application => fences.user(&application),
+            RunsAs::Edge => fences.edge_user(),
+        };
+        let made = tokio::task::spawn_blocking(making).await;
         let made = made.map_err(|error| RuntimeError::Shim {
             id: spec.id.clone(),
             why: error.to_string(),

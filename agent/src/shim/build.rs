@@ -171,6 +171,7 @@ fn start(spec: &BuildSpec) -> Result<i32, String> {
         root: rustix::process::geteuid().is_root(),
         open_files: spec.limits.open_files,
         first_to_go: true,
+        low_ports: false,
     };
     sys::fence(&mut command, fence);
     let child = command.spawn().map_err(|error| error.to_string())?;

@@ -49,6 +49,7 @@ pub(super) fn start(spec: &ShimSpec, run: Run<'_>, doors: &[Arc<OwnedFd>]) -> io
         root: rustix::process::geteuid().is_root(),
         open_files: spec.limits.open_files,
         first_to_go: false,
+        low_ports: spec.low_ports,
     };
     sys::fence(&mut command, fence);
     let child = command.spawn()?;

@@ -74,6 +74,9 @@ pub struct ShimSpec {
     /// What has to succeed before the instance counts as started.
     #[serde(default)]
     pub gate: GateSpec,
+    /// Whether they may listen on ports below 1024, as root may.
+    #[serde(default)]
+    pub low_ports: bool,
 }
 
 /// What has to succeed in an instance before it counts as started.

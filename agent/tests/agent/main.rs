@@ -1,6 +1,7 @@
 //! A whole agent as a process of its own: orders, bundles, builds, and SIGKILL at any time.
 
 mod builds;
+mod edge;
 mod inherited;
 mod once;
 mod world;

@@ -7,6 +7,7 @@ use beanpole_protocol::agent::{
     BlobStatus, HostOrders, HostReport, InstanceOrder, InstancePhase, Limits, Platform, Properties,
     ReleaseKey, ReleaseOrder, ReleasePhase,
 };
+use beanpole_protocol::edge::EdgeOrders;
 use beanpole_protocol::{
     ApplicationName, Digest, EnvironmentId, EnvironmentName, Generation, Incarnation, InstanceId,
     ReleaseNumber, VersionLabel,
@@ -77,6 +78,8 @@ impl World {
             .arg("--socket")
             .arg(self.socket())
             .args(["--reserve", "1048576"])
+            .arg("--edge")
+            .arg(self.tools().join("edge"))
             .env("PATH", format!("{}:{}", self.tools().display(), path))
             .stdin(Stdio::null());
         command
@@ -144,6 +147,17 @@ impl World {
             controller: None,
             releases: releases.to_vec(),
             instances: instances.to_vec(),
+            edge: None,
+        };
+        self.put(&orders).await.expect("orders");
+    }
+
+    pub async fn order_edge(&mut self, edge: Option<EdgeOrders>) {
+        self.generation += 1;
+        let orders = HostOrders {
+            generation: Generation(self.generation),
+            edge,
+            ..HostOrders::default()
         };
         self.put(&orders).await.expect("orders");
     }
@@ -234,6 +248,7 @@ impl Drop for World {
                             if let Ok(report) =
                                 connection.get::<HostReport>("/v1/report", LIMIT).await
                                 && report.instances.is_empty()
+                                && report.edge.is_none()
                             {
                                 return;
                             }
@@ -251,7 +266,7 @@ impl Drop for World {
         }
         // A user stays while a process of its own is ending: a build's, killed with the agent.
         let deadline = Instant::now() + ENDING;
-        while !fences.keep_users(&Default::default()) && Instant::now() < deadline {
+        while !fences.keep_users(&Default::default(), false) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(20));
             if let Some(trees) = fences.cgroups() {
                 trees.end_ownerless(|_| false);

@@ -118,6 +118,7 @@ impl World {
             limits: Limits::default(),
             stop_grace: GRACE,
             gate: Default::default(),
+            runs_as: Default::default(),
         }
     }
 
@@ -184,7 +185,7 @@ impl Drop for World {
         }
         // The user of its own that this directory had; one with a process stays until that is gone.
         let end = Instant::now() + ENDING;
-        while !fences.keep_users(&BTreeSet::new()) && Instant::now() < end {
+        while !fences.keep_users(&BTreeSet::new(), false) && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(20));
             if let Some(trees) = fences.cgroups() {
                 trees.end_ownerless(|_| false);

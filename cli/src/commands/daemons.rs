@@ -18,7 +18,8 @@ use clap::{Args, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::fs::File;
 use std::future::Future;
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -41,6 +42,10 @@ pub struct Controller {
     /// The agent on this machine
     #[arg(long, value_name = "SOCKET")]
     pub local_agent: Option<PathBuf>,
+    /// The address at which load balancers on other hosts reach instances on this machine; without it there are none
+    /// here while such load balancers exist
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    pub instance_address: IpAddr,
     /// A proxy on this machine; may be given several times
     #[arg(long, value_name = "SOCKET")]
     pub local_proxy: Vec<PathBuf>,
@@ -314,7 +319,7 @@ impl Telling {
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
-    after_help = "Examples:\n  beanpole proxy --data /var/lib/beanpole/proxy --socket /run/beanpole/proxy.sock --http 0.0.0.0:80 --https 0.0.0.0:443\n  beanpole proxy reload --socket /run/beanpole/proxy.sock\n\nSIGHUP has it reload as well."
+    after_help = "Examples:\n  beanpole proxy --data /var/lib/beanpole/proxy --socket /run/beanpole/proxy.sock --http 0.0.0.0:80 --https 0.0.0.0:443\n  beanpole proxy reload --socket /run/beanpole/proxy.sock\n  beanpole proxy check 127.0.0.1:80       exit 0 if one answers there, for the check script of keepalived\n\nSIGHUP has it reload as well."
 )]
 pub struct Proxy {
     /// What to have a running one do
@@ -329,6 +334,7 @@ pub struct Proxy {
 #[derive(Debug, Subcommand)]
 pub enum ProxyAction {
     Reload(Reload),
+    Check(CheckProxy),
 }
 
 /// Have the executable on disk take over, without a lost request: an upgrade, or a restart
@@ -340,6 +346,20 @@ pub struct Reload {
     /// The proxy's socket [default: that of `beanpole up`]
     #[arg(long, value_name = "SOCKET")]
     pub socket: Option<PathBuf>,
+}
+
+/// Ask whether a load balancer answers by HTTP at an address, within a second
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  beanpole proxy check 127.0.0.1:80\n\nExit code 0: it answers; 1: it does not."
+)]
+pub struct CheckProxy {
+    /// Where
+    #[arg(value_name = "ADDR", value_parser = listen_address)]
+    pub address: SocketAddr,
+    /// It is one with --proxy-protocol
+    #[arg(long)]
+    pub proxy_protocol: bool,
 }
 
 /// Started by the proxy that keeps the listeners: what carries its traffic.
@@ -359,6 +379,10 @@ pub struct ProxyRuns {
     /// Where the controller reaches it
     #[arg(long, value_name = "SOCKET")]
     pub socket: PathBuf,
+    /// How long it waits at its start to be told the newest routing table before it takes requests [default: half a
+    /// second where it has one of its last run]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=600))]
+    pub table_wait: Option<u64>,
     /// Where it answers by HTTP; may be given several times
     #[arg(long, value_name = "ADDR", value_parser = listen_address)]
     pub http: Vec<SocketAddr>,
@@ -432,6 +456,7 @@ pub fn agent(command: Agent) -> Result<(), Failure> {
 pub fn proxy(context: &Context, command: Proxy) -> Result<(), Failure> {
     match (command.action, command.runs) {
         (Some(ProxyAction::Reload(reload)), _) => have_reloaded(context, &reload),
+        (Some(ProxyAction::Check(asked)), _) => check(asked.address, asked.proxy_protocol),
         (None, Some(runs)) => keep_proxy(runs),
         (None, None) => {
             Err(Failure::misuse("It needs --data and --socket.").hint("See: beanpole proxy --help"))
@@ -456,6 +481,7 @@ fn keep_proxy(runs: ProxyRuns) -> Result<(), Failure> {
         successor: Some(Successor { path, arguments }),
         drain: config.drain,
         patience: PATIENCE,
+        table_wait: runs.table_wait.map(Duration::from_secs),
     };
     serve(
         runs.die_with,
@@ -527,6 +553,7 @@ fn have_reloaded(context: &Context, command: &Reload) -> Result<(), Failure> {
 pub fn proxy_process(command: ProxyProcess) -> Result<(), Failure> {
     let command = command.runs;
     let mut config = ProxyConfig::new(&command.data, &command.socket);
+    config.table_wait = command.table_wait.map(Duration::from_secs);
     config.http = command.http;
     if let Some(all) = command.front.trust.iter().find(|network| network.bits == 0) {
         warn(&format!(
@@ -554,6 +581,39 @@ pub fn proxy_process(command: ProxyProcess) -> Result<(), Failure> {
     )
 }
 
+/// How long a load balancer may take to answer a check.
+const CHECK_LIMIT: Duration = Duration::from_secs(1);
+
+/// Whether a load balancer answers at an address, on the way that requests take. One that does not take requests yet,
+/// because it waits for the newest table, does not answer. Any answer is good: it asks for no host that there is.
+fn check(address: SocketAddr, announced: bool) -> Result<(), Failure> {
+    let asking = || -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect_timeout(&address, CHECK_LIMIT)?;
+        stream.set_read_timeout(Some(CHECK_LIMIT))?;
+        stream.set_write_timeout(Some(CHECK_LIMIT))?;
+        if announced {
+            stream.write_all(b"PROXY UNKNOWN\r\n")?;
+        }
+        stream.write_all(
+            b"GET / HTTP/1.1\r\nHost: beanpole-check.invalid\r\nConnection: close\r\n\r\n",
+        )?;
+        let mut begins = [0; 5];
+        stream.read_exact(&mut begins)?;
+        Ok(begins == *b"HTTP/")
+    };
+    let why = match asking() {
+        Ok(true) => return Ok(()),
+        Ok(false) => "what answers does not speak HTTP".to_owned(),
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+            format!("no answer within {} s", CHECK_LIMIT.as_secs())
+        }
+        Err(error) => error.to_string(),
+    };
+    Err(Failure::new(format!(
+        "No load balancer answers at {address}: {why}."
+    )))
+}
+
 /// Runs the controller.
 pub fn controller(command: Controller) -> Result<(), Failure> {
     command.offer.check(command.api)?;
@@ -561,6 +621,7 @@ pub fn controller(command: Controller) -> Result<(), Failure> {
     config.tls = command.offer.tls();
     config.insecure = command.offer.insecure;
     config.local_agent = command.local_agent;
+    config.instance_address = command.instance_address;
     config.local_proxies = command.local_proxy;
     config.domain = command.domain;
     config.http_port = command.http_port;

@@ -16,6 +16,7 @@ pub mod demo;
 pub mod demo_app;
 pub mod deploy;
 pub mod domain;
+pub mod edge;
 pub mod events;
 pub mod health;
 pub mod host;
@@ -86,6 +87,7 @@ fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Demo(command) => demo::run(context, &command),
         Command::Up(command) => up::run(context, &command),
         Command::Host(command) => host::run(context, command),
+        Command::Edge(command) => edge::run(context, command),
         Command::Init(command) => init::run(context, &command),
         Command::Create(command) => create::run(context, &command),
         Command::Deploy(command) => deploy::run(context, &command),

@@ -42,6 +42,10 @@ pub struct Up {
     /// The domain below which environments get their hostnames
     #[arg(long, default_value = "localhost")]
     pub domain: String,
+    /// The address at which load balancers on other hosts reach instances on this machine; without it there are none
+    /// here while such load balancers exist
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    pub instance_address: IpAddr,
     /// A further load balancer on this machine, started on its own (`beanpole proxy`), by its socket; may be given
     /// several times
     #[arg(long, value_name = "SOCKET")]
@@ -277,6 +281,8 @@ fn daemons(command: &Up, data: &Path) -> Vec<Daemon> {
         &command.domain,
         &"--http-port",
         &command.http.port().to_string(),
+        &"--instance-address",
+        &command.instance_address.to_string(),
     ]);
     for socket in &command.local_proxy {
         controller.extend(words(&[&"--local-proxy", socket]));

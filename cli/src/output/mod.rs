@@ -103,11 +103,11 @@ impl Paint {
     pub fn of(word: &str) -> Self {
         match word {
             "Green" | "Healthy" | "Ready" | "succeeded" | "done" | "launched" | "replaced"
-            | "restarted" => Self::Good,
+            | "restarted" | "Serving" => Self::Good,
             "Yellow" | "Warning" | "Updating" | "Launching" | "Draining" | "Pending"
-            | "Aborting" | "Connecting" | "WARN" => Self::Warn,
-            "Red" | "Unhealthy" | "Unreachable" | "KeyChanged" | "TakenOver" | "failed"
-            | "ERROR" | "FATAL" => Self::Bad,
+            | "Aborting" | "Connecting" | "Starting" | "Behind" | "WARN" => Self::Warn,
+            "Red" | "Unhealthy" | "Unreachable" | "KeyChanged" | "TakenOver" | "Failing"
+            | "failed" | "ERROR" | "FATAL" => Self::Bad,
             _ => Self::Dim,
         }
     }

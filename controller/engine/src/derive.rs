@@ -153,6 +153,9 @@ impl Engine {
             let mut fresh = records.orders(id);
             fresh.generation = stored.generation;
             fresh.controller.clone_from(&self.config.controller);
+            if let Some(edge) = &mut fresh.edge {
+                edge.domain.clone_from(&self.config.domain);
+            }
             let seen = observed.hosts.get(id);
             let held = seen
                 .and_then(|seen| seen.report.as_ref())
@@ -201,7 +204,8 @@ impl Engine {
         // After a restore: what the proxies hold is newer than the records, and right, until they and the
         // hosts have said what they do. A table of the records alone would name incarnations that are gone.
         let restored = stored.generation.0 == 0 && !stored.pools.is_empty();
-        let told = observed.proxies.values().all(|seen| seen.report.is_some());
+        let mut waited = observed.counting(now, self.config.unreachable_after_ms);
+        let told = waited.all(|(_, seen)| seen.report.is_some());
         if restored && (!told || self.unheard(records, observed, now)) {
             return Ok((stored, false));
         }
@@ -412,6 +416,7 @@ impl Records {
             controller: None,
             releases,
             instances,
+            edge: self.hosts.get(host).and_then(|host| host.edge.clone()),
         }
     }
 
@@ -619,6 +624,7 @@ pub(crate) mod tests {
             labels: BTreeMap::new(),
             draining: false,
             removing: false,
+            edge: None,
             agent: None,
             taken: None,
             added_at: Timestamp::EPOCH,
@@ -677,6 +683,7 @@ pub(crate) mod tests {
     /// What a host says that has nothing.
     pub(crate) fn reported() -> HostReport {
         HostReport {
+            edge: None,
             sequence: 1,
             agent_version: String::new(),
             agent_digest: None,

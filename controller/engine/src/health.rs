@@ -420,6 +420,7 @@ mod tests {
             listeners: Vec::new(),
         };
         let world = World {
+            left_out: Vec::new(),
             environment: environment.id.clone(),
             operation: None,
             instances: BTreeMap::new(),

@@ -373,7 +373,7 @@ mod tests {
                 .expect("memory");
             let mut observed = Observed::default();
             observed.register_host(&host, at(0));
-            observed.register_proxy("edge");
+            observed.register_proxy("edge", at(0));
             let mut scene = Self {
                 engine: Engine::new(store, EngineConfig::default()),
                 observed,

@@ -68,6 +68,16 @@ pub struct ProxyObserved {
     pub last_seen: Option<Timestamp>,
     /// What it said last.
     pub report: Option<ProxyReport>,
+    /// Since when it is known in this run of the controller.
+    pub since: Option<Timestamp>,
+}
+
+impl ProxyObserved {
+    /// Whether nothing was heard of it for long.
+    fn is_quiet(&self, now: Timestamp, unreachable_after_ms: u64) -> bool {
+        let heard = self.last_seen.max(self.since);
+        heard.is_some_and(|at| now.since(at) >= Duration::from_millis(unreachable_after_ms))
+    }
 }
 
 impl Observed {
@@ -77,9 +87,40 @@ impl Observed {
         seen.last_seen.get_or_insert(now);
     }
 
-    /// Makes a proxy known.
-    pub fn register_proxy(&mut self, proxy: &str) {
-        self.proxies.entry(proxy.to_owned()).or_default();
+    /// Makes a proxy known. Time for it to be heard of counts from now.
+    pub fn register_proxy(&mut self, proxy: &str, now: Timestamp) {
+        let seen = self.proxies.entry(proxy.to_owned()).or_default();
+        seen.since.get_or_insert(now);
+    }
+
+    /// Forgets a proxy that is no more.
+    pub fn forget_proxy(&mut self, proxy: &str) {
+        self.proxies.remove(proxy);
+    }
+
+    /// The proxies that are waited for, by name: one that nothing was heard of for long is not, as long as another
+    /// one is. It may serve on by its last table, and nobody can tell it anything: a deployment that waited for
+    /// it would not end before somebody had repaired a machine. With all of them quiet, all are waited for.
+    pub fn counting(
+        &self,
+        now: Timestamp,
+        unreachable_after_ms: u64,
+    ) -> impl Iterator<Item = (&String, &ProxyObserved)> {
+        let quiet = move |seen: &ProxyObserved| seen.is_quiet(now, unreachable_after_ms);
+        let all = self.proxies.values().all(quiet);
+        self.proxies
+            .iter()
+            .filter(move |(_, seen)| all || !quiet(seen))
+    }
+
+    /// The names of those that are not waited for.
+    pub fn left_out(&self, now: Timestamp, unreachable_after_ms: u64) -> Vec<String> {
+        let counting: Vec<&String> = self
+            .counting(now, unreachable_after_ms)
+            .map(|(name, _)| name)
+            .collect();
+        let others = self.proxies.keys().filter(|name| !counting.contains(name));
+        others.cloned().collect()
     }
 
     /// Takes a host's report in.
@@ -178,6 +219,29 @@ impl Observed {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_proxy_that_is_cut_off_is_waited_for_a_while_and_then_only_where_no_other_is_heard() {
+        let at = Timestamp::from_millis;
+        let mut observed = Observed::default();
+        let counting = |observed: &Observed, now| -> Vec<String> {
+            let counting = observed.counting(at(now), 30_000);
+            counting.map(|(name, _)| name.clone()).collect()
+        };
+        observed.register_proxy("one", at(1));
+        observed.register_proxy("other", at(1));
+        assert_eq!(counting(&observed, 30_000), ["one", "other"]);
+        observed.proxies.get_mut("one").expect("there").last_seen = Some(at(20_000));
+        assert_eq!(counting(&observed, 31_000), ["one"]);
+        assert_eq!(observed.left_out(at(31_000), 30_000), ["other"]);
+        assert_eq!(
+            counting(&observed, 50_000),
+            ["one", "other"],
+            "nobody is heard"
+        );
+        observed.forget_proxy("other");
+        assert_eq!(counting(&observed, 50_000), ["one"]);
+    }
 
     #[test]
     fn a_host_of_another_controller_is_lost_whatever_it_reports() {

@@ -271,7 +271,8 @@ impl Observed {
             .hosts
             .values_mut()
             .flat_map(|host| [&mut host.last_seen, &mut host.taken]);
-        let proxies = self.proxies.values_mut().map(|proxy| &mut proxy.last_seen);
+        let proxies = self.proxies.values_mut();
+        let proxies = proxies.flat_map(|proxy| [&mut proxy.last_seen, &mut proxy.since]);
         for at in hosts.chain(proxies).flatten() {
             *at = moved(*at, before, now);
         }
@@ -283,7 +284,8 @@ impl Observed {
     /// ([`Pace::without`]): who was heard of when it went on was heard of that much earlier.
     pub fn stood_still(&mut self, since: Timestamp, for_so_long: Duration) {
         let hosts = self.hosts.values_mut().map(|host| &mut host.last_seen);
-        let proxies = self.proxies.values_mut().map(|proxy| &mut proxy.last_seen);
+        let proxies = self.proxies.values_mut();
+        let proxies = proxies.flat_map(|proxy| [&mut proxy.last_seen, &mut proxy.since]);
         for at in hosts.chain(proxies).flatten().filter(|at| **at > since) {
             *at = since.after(at.since(since).saturating_sub(for_so_long));
         }

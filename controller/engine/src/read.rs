@@ -171,8 +171,14 @@ impl Engine {
         whole: bool,
     ) -> Result<World<'o>, StoreError> {
         let mut hosts: BTreeMap<HostId, HostState<'o>> = BTreeMap::new();
-        for host in reader.all::<HostRecord>()? {
-            hosts.insert(host.id.clone(), self.host_state(&host, observed, now));
+        let records = reader.all::<HostRecord>()?;
+        let edges = records.iter().any(|host| host.edge.is_some());
+        for host in records {
+            let mut state = self.host_state(&host, observed, now);
+            // Load balancers on other machines would meet themselves there.
+            state.draining |=
+                edges && environment.tier == Tier::Web && host.is_reached_from_itself_alone();
+            hosts.insert(host.id.clone(), state);
         }
         if whole {
             let mut limits: BTreeMap<(EnvironmentId, ReleaseNumber), u64> = BTreeMap::new();
@@ -229,12 +235,12 @@ impl Engine {
             instances,
             hosts,
             proxies: observed
-                .proxies
-                .iter()
+                .counting(now, self.config.unreachable_after_ms)
                 .map(|(name, seen)| {
                     ProxyState::new(name.clone(), seen.last_seen, seen.report.as_ref())
                 })
                 .collect(),
+            left_out: observed.left_out(now, self.config.unreachable_after_ms),
             web: environment.tier == Tier::Web,
             replace_after: Duration::from_millis(self.config.replace_after_ms),
             evidence,

@@ -241,6 +241,10 @@ impl Engine {
         let failed = self.failed(environment)?;
         let (colour, mut causes) = colour(environment, &instances, size, failed.as_ref());
         causes.extend(next_mending(environment, &instances, size, now));
+        let left_out = observed.left_out(now, self.config.unreachable_after_ms);
+        causes.extend(left_out.iter().map(|name| {
+            format!("The load balancer {name} was not heard of for long: where it runs, it serves by an older table.")
+        }));
         let operation = match &environment.operation {
             Some(id) => self
                 .store
@@ -265,7 +269,7 @@ impl Engine {
                 .cname
                 .as_ref()
                 .map(|cname| self.url_of(&format!("{cname}.{}", self.config.domain), "")),
-            domains: self.view_domains(environment, observed),
+            domains: self.view_domains(environment, observed, now),
             status: environment.status,
             health: colour,
             causes,
@@ -302,9 +306,11 @@ impl Engine {
         &self,
         environment: &EnvironmentRecord,
         observed: &Observed,
+        now: Timestamp,
     ) -> Vec<api::DomainView> {
         let in_force = environment.routed.is_some_and(|routed| {
-            let mut reports = observed.proxies.values().map(|seen| seen.report.as_ref());
+            let counting = observed.counting(now, self.config.unreachable_after_ms);
+            let mut reports = counting.map(|(_, seen)| seen.report.as_ref());
             !observed.proxies.is_empty()
                 && reports.all(|report| report.is_some_and(|report| report.generation >= routed))
         });

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::Stream;
 use http::Method;
 use http_body_util::BodyExt;
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
@@ -85,6 +86,12 @@ pub struct AgentClient {
     pub(crate) controller: ControllerId,
 }
 
+impl fmt::Debug for AgentClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AgentClient").finish_non_exhaustive()
+    }
+}
+
 impl AgentClient {
     /// Whether the host is connected now.
     pub fn is_connected(&self) -> bool {
@@ -98,6 +105,14 @@ impl AgentClient {
         matches!(tokio::time::timeout(limit, connected).await, Ok(Ok(_)))
     }
 
+    /// The connection to the host, waited for at most `limit`.
+    pub(crate) async fn transport_within(&self, limit: Duration) -> Option<Transport> {
+        let mut transport = self.transport.clone();
+        let connected = transport.wait_for(Option::is_some);
+        let connected = tokio::time::timeout(limit, connected).await.ok()?.ok()?;
+        connected.clone()
+    }
+
     fn transport(&self) -> Result<Transport, ClientError> {
         self.transport
             .borrow()
@@ -109,6 +124,26 @@ impl AgentClient {
     pub async fn report(&self) -> Result<HostReport, ClientError> {
         let mut connection = self.transport()?.open().await?;
         Ok(connection.get("/v1/report", CALL_LIMIT).await?)
+    }
+
+    /// The last lines of the load balancer's log, `TIME PROCESS STREAM LINE` each.
+    pub async fn edge_log(&self, tail: u64) -> Result<String, ClientError> {
+        let mut connection = self.transport()?.open().await?;
+        let path = format!("/v1/edge/logs?tail={tail}");
+        let request = request(Method::GET, &path, None::<&()>)?;
+        let reading = async {
+            let body = connection.send(request).await?;
+            let text = body
+                .collect()
+                .await
+                .map_err(|error| CallError::Broken(Box::new(error)));
+            Ok(text?.to_bytes())
+        };
+        let text = tokio::time::timeout(CALL_LIMIT, reading)
+            .await
+            .map_err(|_| CallError::TimedOut(CALL_LIMIT))
+            .and_then(|read| read)?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
     /// Streams an instance's logs: pieces of text, lines `TIME PROCESS STREAM LINE`. With `follow`

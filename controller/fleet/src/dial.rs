@@ -1,12 +1,16 @@
 //! The way to a daemon's Unix socket: through SSH, or directly on this machine. What comes after is
 //! the same for both.
 
+use crate::client::AgentClient;
 use crate::ssh::{self, HostKey, Session, SshError, Target};
 use beanpole_daemon::http::{CallError, Connection};
-use std::path::PathBuf;
+use beanpole_protocol::edge::CONTROL_UPGRADE;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::UnixStream;
 
+/// How long a host may take to be connected before its load balancer counts as unreachable.
+const HOST_BACK: Duration = Duration::from_secs(5);
 /// How long a channel may take to open.
 const OPEN_LIMIT: Duration = Duration::from_secs(10);
 
@@ -26,6 +30,11 @@ pub enum Dialer {
     Local {
         /// Its path.
         socket: PathBuf,
+    },
+    /// The load balancer of a host, by way of its agent: over the connection that its link holds.
+    Edge {
+        /// The agent.
+        agent: AgentClient,
     },
 }
 
@@ -57,6 +66,13 @@ impl Dialer {
                 socket: socket.clone(),
             }),
             Self::Local { socket } => Ok(Transport::Local(socket.clone())),
+            Self::Edge { agent } => {
+                let transport = agent.transport_within(HOST_BACK).await;
+                Ok(Transport::Edge {
+                    agent: Box::new(transport.ok_or(DialError::NoHost)?),
+                    path: format!("/v1/edge/control?controller={}", agent.controller),
+                })
+            }
         }
     }
 }
@@ -78,6 +94,9 @@ pub enum DialError {
     /// The daemon behind the socket does not speak as it should.
     #[error("the daemon does not answer")]
     Call(#[from] CallError),
+    /// There is no connection to the host that it is on.
+    #[error("its host is not connected")]
+    NoHost,
     /// The channel did not open in time.
     #[error("the daemon's socket did not answer within {} s", .0.as_secs())]
     TimedOut(Duration),
@@ -96,8 +115,16 @@ impl DialError {
 /// An open way to a daemon, over which any number of connections run.
 #[derive(Clone, Debug)]
 pub(crate) enum Transport {
-    Ssh { session: Session, socket: String },
+    Ssh {
+        session: Session,
+        socket: String,
+    },
     Local(PathBuf),
+    /// Through an agent to the load balancer beside it.
+    Edge {
+        agent: Box<Transport>,
+        path: String,
+    },
 }
 
 impl Transport {
@@ -108,15 +135,11 @@ impl Transport {
                 Self::Ssh { session, socket } => {
                     Ok(Connection::open(session.open_socket(socket).await?).await?)
                 }
-                Self::Local(path) => {
-                    let stream =
-                        UnixStream::connect(path)
-                            .await
-                            .map_err(|source| DialError::Local {
-                                path: path.clone(),
-                                source,
-                            })?;
-                    Ok(Connection::open(stream).await?)
+                Self::Local(path) => Ok(Connection::open(local(path).await?).await?),
+                Self::Edge { agent, path } => {
+                    let agent = agent.open_upgradable().await?;
+                    let through = agent.through(path, CONTROL_UPGRADE, OPEN_LIMIT).await?;
+                    Ok(Connection::open(through).await?)
                 }
             }
         };
@@ -125,10 +148,31 @@ impl Transport {
             .unwrap_or(Err(DialError::TimedOut(OPEN_LIMIT)))
     }
 
+    /// A connection that leads on from the daemon at its end.
+    async fn open_upgradable(&self) -> Result<Connection, DialError> {
+        match self {
+            Self::Ssh { session, socket } => {
+                Ok(Connection::open_upgradable(session.open_socket(socket).await?).await?)
+            }
+            Self::Local(path) => Ok(Connection::open_upgradable(local(path).await?).await?),
+            // Nothing is behind a load balancer.
+            Self::Edge { .. } => Err(DialError::NoHost),
+        }
+    }
+
     /// Ends the connection to the host, if there is one.
     pub(crate) async fn close(&self) {
         if let Self::Ssh { session, .. } = self {
             session.close().await;
         }
     }
+}
+
+async fn local(path: &Path) -> Result<UnixStream, DialError> {
+    UnixStream::connect(path)
+        .await
+        .map_err(|source| DialError::Local {
+            path: path.to_owned(),
+            source,
+        })
 }

@@ -319,7 +319,7 @@ impl Link {
         };
         let host_key = match transport {
             Transport::Ssh { session, .. } => Some(session.host_key().clone()),
-            Transport::Local(_) => None,
+            Transport::Local(_) | Transport::Edge { .. } => None,
         };
         if self.emit(LinkNews::Connected { host_key }).await.is_err() {
             return End::Unheard;

@@ -382,7 +382,7 @@ async fn domains(
     let found = app
         .blocking(move |app| {
             let observed = app.observations.snapshot();
-            app.engine.domains(&name, &observed)
+            app.engine.domains(&name, &observed, app.time.now())
         })
         .await?;
     Ok(axum::Json(found))

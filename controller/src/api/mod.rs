@@ -2,6 +2,7 @@
 
 mod applications;
 mod certificates;
+mod edges;
 mod environments;
 mod events;
 mod explain;
@@ -40,6 +41,7 @@ fn paths() -> OpenApiRouter<App> {
     .merge(system::router())
     .merge(applications::router())
     .merge(certificates::router())
+    .merge(edges::router())
     .merge(environments::router())
     .merge(events::router())
     .merge(explain::router())

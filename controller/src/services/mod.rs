@@ -5,6 +5,7 @@ pub(crate) mod applications;
 pub(crate) mod bundles;
 pub(crate) mod certificates;
 pub(crate) mod deployments;
+pub(crate) mod edges;
 pub(crate) mod events;
 pub(crate) mod explain;
 pub(crate) mod hosts;

@@ -106,6 +106,27 @@ impl Record for CertificateSetRecord {
     }
 }
 
+/// What the names in session cookies are made with, at all load balancers; there is one at most.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionKeyRecord {
+    /// The key, sealed.
+    pub key: String,
+}
+
+impl SessionKeyRecord {
+    /// Its key.
+    pub fn the_key() -> Vec<u8> {
+        key::join(&[b"key"])
+    }
+}
+
+impl Record for SessionKeyRecord {
+    const TABLE: &'static str = "session_key";
+    fn key(&self) -> Vec<u8> {
+        Self::the_key()
+    }
+}
+
 /// The authority of one's own; there is one at most.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuthorityRecord {

@@ -13,6 +13,7 @@ use beanpole_protocol::api::{
     Deploy, EnvironmentStatus, Leftover, OperationFailure, OperationKind, OperationStatus, Receipt,
     ReceiptTraffic, ReleaseDeployment, Rollback, Scale, SshAddress, Tier, UpdateSettings,
 };
+use beanpole_protocol::edge::EdgeOrders;
 use beanpole_protocol::event::Event;
 use beanpole_protocol::options::OptionSettings;
 use beanpole_protocol::proxy::{RoutingTable, TargetMode};
@@ -24,6 +25,7 @@ use beanpole_protocol::{
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 /// An application.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -751,6 +753,9 @@ pub struct HostRecord {
     /// It is being removed.
     #[serde(default)]
     pub removing: bool,
+    /// The load balancer that it shall run.
+    #[serde(default)]
+    pub edge: Option<EdgeOrders>,
     /// Its agent's own id, once known: the same by every address.
     #[serde(default)]
     pub agent: Option<AgentId>,
@@ -762,6 +767,12 @@ pub struct HostRecord {
 }
 
 impl HostRecord {
+    /// Whether its instances have an address by which no other machine reaches them.
+    pub fn is_reached_from_itself_alone(&self) -> bool {
+        let address: Result<IpAddr, _> = self.instance_address.parse();
+        address.is_ok_and(|address| address.is_loopback())
+    }
+
     /// Its key.
     pub fn key_of(id: &HostId) -> Vec<u8> {
         key::join(&[id.as_str().as_bytes()])

@@ -32,6 +32,17 @@ impl Turn<'_, '_> {
     /// Whether every proxy has the environment's hostnames as they are, or will not for some time.
     pub(super) fn swap(&mut self) -> bool {
         let Some(who) = self.unconfirmed(self.world.routed) else {
+            // It is over without them, and people are told.
+            if !self.world.left_out.is_empty() {
+                let names: Vec<String> = self
+                    .world
+                    .left_out
+                    .iter()
+                    .map(|name| format!("proxy {name}"))
+                    .collect();
+                let who = names.join(", ");
+                self.entries.push(Happened::RoutesUnconfirmed { who });
+            }
             return true;
         };
         if self.late(self.stage_bound()) {

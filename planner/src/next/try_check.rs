@@ -199,6 +199,7 @@ mod tests {
             cannot: None,
         };
         let world = World {
+            left_out: Vec::new(),
             environment: EnvironmentId::from_bits(1),
             operation: None,
             instances: ids

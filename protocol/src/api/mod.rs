@@ -3,6 +3,7 @@
 
 mod applications;
 mod certificates;
+mod edges;
 mod environments;
 mod explain;
 mod hosts;
@@ -12,6 +13,7 @@ mod receipt;
 
 pub use applications::*;
 pub use certificates::*;
+pub use edges::*;
 pub use environments::*;
 pub use explain::*;
 pub use hosts::*;

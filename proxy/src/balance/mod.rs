@@ -185,7 +185,9 @@ impl Pool {
             by_name: match sticky {
                 Some(Stickiness::Cookie { .. }) => {
                     let numbered = (0..).zip(&serving);
-                    numbered.map(|(number, one)| (one.name, number)).collect()
+                    numbered
+                        .flat_map(|(number, one)| one.names().map(move |name| (name, number)))
+                        .collect()
                 }
                 _ => FnvHashMap::default(),
             },
@@ -251,7 +253,7 @@ impl Pool {
         let chosen = self.choose(&fits, except, asker)?;
         if let Some(Stickiness::Cookie { lasts_s }) = self.sticky {
             stay.came_to = Some(Session {
-                name: chosen.name,
+                name: chosen.name(),
                 lasts_s,
             });
         }

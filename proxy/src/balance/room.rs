@@ -127,7 +127,7 @@ impl Pool {
         let other = others.find(|one| one.enters(each))?.clone();
         if let Some(session) = &stay.came_to {
             stay.came_to = Some(Session {
-                name: other.name,
+                name: other.name(),
                 ..*session
             });
         }

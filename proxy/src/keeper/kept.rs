@@ -257,7 +257,7 @@ impl Life<'_> {
             self.bind().await?
         };
         let control = self.open(socket, since);
-        let wait = if self.server.has_table() {
+        let wait = if self.server.has_table() || self.config.table_wait.is_some() {
             newest
         } else {
             Duration::ZERO

@@ -90,6 +90,8 @@ pub struct KeeperConfig {
     pub drain: Duration,
     /// How long a process may take to be ready, and then to serve.
     pub patience: Duration,
+    /// [`crate::ProxyConfig::table_wait`], of the first process that serves.
+    pub table_wait: Option<Duration>,
 }
 
 /// Why a keeper cannot go on.
@@ -418,10 +420,10 @@ impl Keeper {
         let alive: Vec<_> = alive.map(|one| (one.pid, one.told.clone())).collect();
         let replaces = self.serving().is_some();
         // What was told a moment ago is the newest.
-        let newest = if told.is_some() {
-            Duration::ZERO
-        } else {
-            NEWEST_AFTER_A_CRASH
+        let newest = match self.config.table_wait {
+            _ if told.is_some() => Duration::ZERO,
+            Some(limit) if !self.ever_served => limit,
+            _ => NEWEST_AFTER_A_CRASH,
         };
         let order = Order::Take {
             told,

@@ -12,8 +12,8 @@ pub use own::{CertificateError, certificate_path, self_signed};
 use crate::connection::{Buffered, ConnState};
 use arc_swap::ArcSwap;
 use beanpole_protocol::tls::{
-    AlpnChallenge, CertificateSet, CertificatesReport, ServedCertificate, ShownCertificate,
-    TlsVersion, UnusableCertificate, covers,
+    AlpnChallenge, CertificateSet, CertificatesReport, ServedCertificate, SessionKey,
+    ShownCertificate, TlsVersion, UnusableCertificate, covers,
 };
 use beanpole_protocol::{Digest, Generation};
 use hello::{Alert, Hello};
@@ -256,6 +256,12 @@ impl Certificates {
     /// The digest of the set in force.
     pub fn digest(&self) -> Option<Digest> {
         self.held.load().set.digest.clone()
+    }
+
+    /// What names in session cookies are made with by the set in force.
+    pub fn session_key(&self) -> Option<u128> {
+        let held = self.held.load();
+        held.set.session_key.as_ref().and_then(SessionKey::bits)
     }
 
     /// A set as it is kept: with the keys that are in force, where the controller could not give them.

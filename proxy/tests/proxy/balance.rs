@@ -1,7 +1,9 @@
 //! Who gets the next request, with real requests.
 
 use crate::support::*;
+use beanpole_protocol::Generation;
 use beanpole_protocol::proxy::{Algorithm, HashBy, Outliers, Stickiness, Sticky, TargetMode};
+use beanpole_protocol::tls::{CertificateSet, SessionKey};
 use http::Method;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -156,6 +158,43 @@ async fn sessions_last_while_the_proxy_starts_again() {
         assert_eq!(client.send(asked).await.expect("an answer").status, 200);
     }
     assert_eq!(backends[home].hits(), 7);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_stay_at_any_load_balancer_with_the_key_of_all_and_so_do_those_of_before() {
+    let (backends, mut wanted) = serving_all(3).await;
+    wanted.pools[0].rules.sticky = Some(Stickiness::Cookie { lasts_s: 60 });
+    let [one, other] = [Proxy::start().await, Proxy::start().await];
+    one.serve(&wanted).await;
+    other.serve(&wanted).await;
+    let before = cookie(&one.get("/").await, "beanpole_session").expect("a cookie");
+    let home = backends.iter().position(|b| b.hits() == 1).expect("one");
+    let set = CertificateSet {
+        generation: Generation(1),
+        session_key: Some(SessionKey::from_bits(7)),
+        ..CertificateSet::default()
+    };
+    one.put_certificates(&set).await.expect("put");
+    other.put_certificates(&set).await.expect("put");
+    let asks = async |proxy: &Proxy, pair: &str| {
+        let mut client = Client::connect(proxy.http).await;
+        let asked = request(Method::GET, HOST, "/", &[("cookie", pair)]);
+        client.send(asked).await.expect("an answer")
+    };
+    // What it gave by its own key holds on.
+    assert!(cookie(&asks(&one, &before).await, "beanpole_session").is_none());
+    assert_eq!(backends[home].hits(), 2);
+    // What either gives from now on holds at both, also when one is started again.
+    let hits: Vec<usize> = backends.iter().map(Backend::hits).collect();
+    let given = cookie(&one.get("/").await, "beanpole_session").expect("a cookie");
+    let home = (0..3).find(|number| backends[*number].hits() > hits[*number]);
+    let home = home.expect("one");
+    let hits = backends[home].hits();
+    let other = Proxy::start_in(other.stopped().await, |_| {}).await;
+    for proxy in [&other, &one, &other] {
+        assert!(cookie(&asks(proxy, &given).await, "beanpole_session").is_none());
+    }
+    assert_eq!(backends[home].hits(), hits + 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -97,6 +97,7 @@ fn keeper(directory: &Path) -> KeeperConfig {
         successor: None,
         drain: Duration::from_secs(5),
         patience: Duration::from_secs(10),
+        table_wait: None,
     }
 }
 

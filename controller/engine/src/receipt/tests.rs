@@ -249,7 +249,7 @@ fn what_users_noticed_is_told_before_during_and_after() {
     // The release before has left the table, with what it was given.
     later.environments[0].traffic.requests += 140;
     scene.observed = Observed::default();
-    scene.observed.register_proxy("local");
+    scene.observed.register_proxy("local", at(65_000));
     scene.turn(at(66_000));
     assert!(!scene.stored().complete, "the proxy has not said anything");
     scene.observed.proxy_report("local", later, at(67_000));

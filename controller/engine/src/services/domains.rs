@@ -7,7 +7,7 @@ use crate::{Call, Engine, Fault, Observed};
 use beanpole_protocol::api::{DomainView, EnvironmentStatus, SetDomain, Tier};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::problem::Problem;
-use beanpole_protocol::{Domain, DomainName, EnvironmentName};
+use beanpole_protocol::{Domain, DomainName, EnvironmentName, Timestamp};
 use beanpole_store::model::{DomainRecord, EnvironmentRecord};
 
 /// The most domains of one environment.
@@ -51,7 +51,9 @@ impl Engine {
             Ok::<_, Fault>(environment)
         });
         let environment = environment.map_err(Problem::from)?;
-        let mut views = self.view_domains(&environment, call.observed).into_iter();
+        let mut views = self
+            .view_domains(&environment, call.observed, call.now)
+            .into_iter();
         views
             .find(|view| view.name == domain.name)
             .ok_or_else(|| Problem::not_found("domain", &domain.name))
@@ -196,9 +198,10 @@ impl Engine {
         &self,
         name: &EnvironmentName,
         observed: &Observed,
+        now: Timestamp,
     ) -> Result<Vec<DomainView>, Problem> {
         let environment = existing(&self.store, name).map_err(Problem::from)?;
-        Ok(self.view_domains(&environment, observed))
+        Ok(self.view_domains(&environment, observed, now))
     }
 }
 

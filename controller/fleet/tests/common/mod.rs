@@ -457,6 +457,7 @@ impl FakeAgent {
             generation: state.orders.generation,
             facts: HostFacts::default(),
             releases,
+            edge: None,
             instances: Vec::new(),
         }
     }

@@ -3,6 +3,7 @@
 //! anything is signed for it, and the authority is asked how its order stands.
 
 use super::give::{record_of, replace};
+use super::publish::InForce;
 use super::wanted::{connect, hook_path, note_url};
 use super::{authority, lifetime, publish};
 use crate::app::{App, Refused, store_problem};
@@ -15,7 +16,7 @@ use beanpole_engine::{Draft, emit};
 use beanpole_protocol::api::{CertificateOrigin, Proof};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::problem::Problem;
-use beanpole_protocol::tls::PrivateKey;
+use beanpole_protocol::tls::{CertificatesReport, PrivateKey};
 use beanpole_protocol::{CertificateName, Timestamp};
 use beanpole_store::certificates::{
     AcmeAccountRecord, CertificateRecord, CertificateSetRecord, CertificateSource, OrderRecord,
@@ -525,7 +526,7 @@ impl Ordering<'_> {
         })
     }
 
-    /// Publishes the proofs and waits until the load balancer shows them.
+    /// Publishes the proofs and waits until every load balancer that is connected shows them.
     async fn until_shown(&self) -> Result<(), Trouble> {
         self.app.blocking(publish).await?;
         let wanted: Option<CertificateSetRecord> = self
@@ -537,23 +538,23 @@ impl Ordering<'_> {
             })
             .await?;
         let generation = wanted.unwrap_or_default().generation;
+        let has_it = |held: &CertificatesReport| held.generation >= generation;
         let shown = async {
-            while self
-                .app
-                .certificates
-                .held()
-                .is_none_or(|held| held.generation < generation)
-            {
+            while !InForce::now(self.app).everywhere(has_it) {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
         let limit = SHOWN_LIMIT.as_secs();
+        // An authority comes to whichever it finds by the hostname.
         tokio::time::timeout(SHOWN_LIMIT, shown)
             .await
             .map_err(|_| {
-                own(format!(
-                    "the load balancer did not show the proof within {limit} s: is it connected?"
-                ))
+                own(match InForce::now(self.app).first_not(has_it) {
+                    Some(name) => {
+                        format!("the load balancer {name} did not show the proof within {limit} s")
+                    }
+                    None => "no load balancer is connected that could show the proof".to_owned(),
+                })
             })?;
         Ok(())
     }

@@ -6,18 +6,21 @@ use super::{in_order, key_of, terms_of};
 use crate::app::{App, store_problem};
 use beanpole_certs::SealingKey;
 use beanpole_daemon::clock;
-use beanpole_protocol::Digest;
 use beanpole_protocol::api::Proof;
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::tls::{
-    AlpnChallenge, CertificateSet, CertificatesReport, HttpChallenge, PrivateKey, ServedCertificate,
+    AlpnChallenge, CertificateSet, CertificatesReport, HttpChallenge, PrivateKey,
+    ServedCertificate, SessionKey,
 };
+use beanpole_protocol::{CertificateName, Digest};
 use beanpole_store::StoreError;
 use beanpole_store::certificates::{
-    CertificateRecord, CertificateSetRecord, CertificateSource, WantedCertificateRecord,
+    CertificateRecord, CertificateSetRecord, CertificateSource, SessionKeyRecord,
+    WantedCertificateRecord,
 };
 use sha2::{Digest as _, Sha256};
-use std::sync::{Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 /// What the controller knows of certificates besides the records.
@@ -28,8 +31,8 @@ pub(crate) struct Shown {
     pub(crate) due: Notify,
     /// Sets are derived one after the other.
     turn: Mutex<()>,
-    /// What the load balancer said last; none while it has said nothing.
-    held: Mutex<Option<CertificatesReport>>,
+    /// What each load balancer that is connected said last.
+    held: Mutex<BTreeMap<String, CertificatesReport>>,
 }
 
 impl Shown {
@@ -42,17 +45,58 @@ impl Shown {
         }
     }
 
-    /// What the load balancer said last.
-    pub(crate) fn held(&self) -> Option<CertificatesReport> {
-        self.held
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+    fn all_held(&self) -> MutexGuard<'_, BTreeMap<String, CertificatesReport>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes what the load balancer holds, or that it is gone.
-    pub(crate) fn note(&self, report: Option<CertificatesReport>) {
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = report;
+    /// Notes what a load balancer holds, or that it is gone.
+    pub(crate) fn note(&self, proxy: &str, report: Option<CertificatesReport>) {
+        let mut held = self.all_held();
+        match report {
+            Some(report) => held.insert(proxy.to_owned(), report),
+            None => held.remove(proxy),
+        };
+    }
+}
+
+/// What the load balancers that are connected have in force: all of them, as clients and authorities come to any.
+#[derive(Clone, Debug, Default)]
+pub(super) struct InForce(Vec<(String, Option<CertificatesReport>)>);
+
+impl InForce {
+    /// As of now.
+    pub(super) fn now(app: &App) -> Self {
+        let observed = app.observations.snapshot();
+        let held = app.certificates.all_held();
+        let connected = observed.proxies.iter().filter(|(_, seen)| seen.connected);
+        Self(
+            connected
+                .map(|(name, _)| (name.clone(), held.get(name).cloned()))
+                .collect(),
+        )
+    }
+
+    /// Whether there is one, and each is as `is` says.
+    pub(super) fn everywhere(&self, is: impl Fn(&CertificatesReport) -> bool) -> bool {
+        !self.0.is_empty() && self.first_not(is).is_none()
+    }
+
+    /// The first that is not as `is` says, or has not said.
+    pub(super) fn first_not(&self, is: impl Fn(&CertificatesReport) -> bool) -> Option<&str> {
+        let mut all = self.0.iter();
+        all.find(|(_, held)| !held.as_ref().is_some_and(&is))
+            .map(|(name, _)| name.as_str())
+    }
+
+    /// Why load balancers cannot show a certificate, each once.
+    pub(super) fn unusable(&self, certificate: &CertificateName) -> Vec<(&str, &str)> {
+        let all = self.0.iter().flat_map(|(name, held)| {
+            let unusable = held.iter().flat_map(|held| &held.unusable);
+            unusable.map(move |one| (name.as_str(), one))
+        });
+        all.filter(|(_, one)| one.name == *certificate)
+            .map(|(name, one)| (name, one.why.as_str()))
+            .collect()
     }
 }
 
@@ -84,18 +128,26 @@ fn derive(app: &App) -> Result<CertificateSet, StoreError> {
     for wanted in app.store.list::<WantedCertificateRecord>()? {
         add_proofs(app, &wanted, &mut set);
     }
+    set.session_key = Some(session_key(app)?);
     let digest = digest_of(&set);
     let stored: Option<CertificateSetRecord> = app.store.get(&CertificateSetRecord::the_key())?;
     let stored = stored.unwrap_or_default();
-    let held = app.certificates.held().unwrap_or_default();
-    // Newer than was ever given out, or other content by the same number: given by records that were
-    // restored since. Outrun it, or it would refuse everything.
-    let other = held.generation == stored.generation && held.digest.as_ref() != Some(&digest);
-    let behind = held.generation > stored.generation || (other && held.generation.0 > 0);
+    let (newest, behind) = {
+        let held = app.certificates.all_held();
+        // Newer than was ever given out, or other content by the same number: given by records that were
+        // restored since. Outrun it, or it would refuse everything.
+        let behind = held.values().any(|held| {
+            let other =
+                held.generation == stored.generation && held.digest.as_ref() != Some(&digest);
+            held.generation > stored.generation || (other && held.generation.0 > 0)
+        });
+        let newest = held.values().map(|held| held.generation).max();
+        (newest.unwrap_or_default(), behind)
+    };
     set.digest = Some(digest.clone());
     set.generation = stored.generation;
     if stored.digest.as_ref() != Some(&digest) || behind {
-        set.generation = stored.generation.max(held.generation).next();
+        set.generation = stored.generation.max(newest).next();
         let record = CertificateSetRecord {
             generation: set.generation,
             digest: Some(digest),
@@ -103,6 +155,26 @@ fn derive(app: &App) -> Result<CertificateSet, StoreError> {
         app.store.update(|tx| tx.put(&record))?;
     }
     Ok(set)
+}
+
+/// What a session key is sealed as.
+const SESSION_KEY: &str = "session key";
+
+/// The key of session cookies; made where there is none that can be read: then clients may move once.
+fn session_key(app: &App) -> Result<SessionKey, StoreError> {
+    let stored: Option<SessionKeyRecord> = app.store.get(&SessionKeyRecord::the_key())?;
+    let sealing = &app.certificates.sealing;
+    let kept = stored.and_then(|record| sealing.open(SESSION_KEY, &record.key).ok());
+    if let Some(kept) = kept {
+        return Ok(SessionKey(kept));
+    }
+    let made = SessionKey::from_bits(clock::random_bits());
+    match sealing.seal(SESSION_KEY, &made.0) {
+        Ok(key) => app.store.update(|tx| tx.put(&SessionKeyRecord { key }))?,
+        // The next run makes another: clients may move then.
+        Err(error) => tracing::error!(%error, "the key of session cookies cannot be kept"),
+    }
+    Ok(made)
 }
 
 fn served(app: &App, record: CertificateRecord) -> Result<ServedCertificate, StoreError> {

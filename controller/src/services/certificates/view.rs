@@ -1,6 +1,7 @@
 //! Certificates as callers see them.
 
 use super::order::due_at;
+use super::publish::InForce;
 use super::{in_order, key_of, lifetime, no_certificate, shown_for, terms_of};
 use crate::app::{App, store_problem};
 use beanpole_certs::lifetime::DAY;
@@ -20,10 +21,10 @@ pub(crate) fn list(app: &App) -> Result<Vec<Certificate>, Problem> {
     let now = clock::now();
     let records = in_order(&app.store, now).map_err(store_problem)?;
     let uses = uses(app, &records)?;
-    let held = app.certificates.held();
+    let held = InForce::now(app);
     let views = records
         .iter()
-        .map(|record| view(app, record, &uses, held.as_ref(), now));
+        .map(|record| view(app, record, &uses, &held, now));
     let mut views: Vec<Certificate> = views.collect::<Result<_, _>>()?;
     let wanted: Vec<WantedCertificateRecord> = app.store.list().map_err(store_problem)?;
     for record in wanted {
@@ -89,7 +90,7 @@ pub(crate) fn get(app: &App, name: &CertificateName) -> Result<Certificate, Prob
         return pending(app, &wanted);
     };
     let uses = uses(app, &records)?;
-    let mut view = view(app, record, &uses, app.certificates.held().as_ref(), now)?;
+    let mut view = view(app, record, &uses, &InForce::now(app), now)?;
     view.chain = Some(record.chain.clone());
     Ok(view)
 }
@@ -117,7 +118,7 @@ pub(crate) fn for_host(app: &App, host: &str) -> Result<Option<Certificate>, Pro
         return Ok(None);
     };
     let uses = uses(app, &records)?;
-    view(app, record, &uses, app.certificates.held().as_ref(), now).map(Some)
+    view(app, record, &uses, &InForce::now(app), now).map(Some)
 }
 
 /// What is to be said of the certificates of an environment, one line each.
@@ -180,12 +181,12 @@ fn view(
     app: &App,
     record: &CertificateRecord,
     uses: &Uses,
-    held: Option<&CertificatesReport>,
+    held: &InForce,
     now: Timestamp,
 ) -> Result<Certificate, Problem> {
     let terms = terms_of(&app.store, &record.name).map_err(store_problem)?;
     let (status, mut causes) = status(app, record, now);
-    let shown = |held: &&CertificatesReport| {
+    let shown = |held: &CertificatesReport| {
         let mut shown = held.in_force.iter();
         shown.any(|one| one.name == record.name && one.fingerprint == record.fingerprint)
     };
@@ -200,13 +201,9 @@ fn view(
         }
         None => None,
     };
-    let in_force = held.as_ref().is_some_and(shown);
-    let unusable = held.into_iter().flat_map(|held| &held.unusable);
-    for unusable in unusable.filter(|one| one.name == record.name) {
-        causes.push(format!(
-            "The load balancer cannot show it: {}.",
-            unusable.why
-        ));
+    let in_force = held.everywhere(shown);
+    for (proxy, why) in held.unusable(&record.name) {
+        causes.push(format!("The load balancer {proxy} cannot show it: {why}."));
     }
     let used_by: BTreeSet<EnvironmentName> = uses
         .get(&record.name)

@@ -86,6 +86,7 @@ pub(crate) async fn add(app: &App, request_id: RequestId, body: AddHost) -> Resu
         labels: body.labels,
         draining: false,
         removing: false,
+        edge: None,
         agent: added.report.agent.clone(),
         taken: None,
         added_at: clock::now(),
@@ -206,6 +207,7 @@ fn repaired(now: HostRecord, repair: HostRecord) -> HostRecord {
     HostRecord {
         draining: now.draining,
         removing: now.removing,
+        edge: now.edge,
         added_at: now.added_at,
         // A repair that names no labels keeps those it has.
         labels: if repair.labels.is_empty() {

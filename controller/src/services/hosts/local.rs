@@ -9,19 +9,30 @@ use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{HostId, HostName, Timestamp};
 use beanpole_store::model::HostRecord;
 use beanpole_store::{Store, StoreError};
+use std::net::IpAddr;
 
 /// The name of the controller's own machine.
 pub(super) const LOCAL: &str = "local";
 
-/// Registers this machine as the host `local`, once.
-pub(crate) fn register_local(store: &Store) -> Result<(), StoreError> {
+/// Registers this machine as the host `local`, once. Its instances are met at `address` from then on.
+pub(crate) fn register_local(store: &Store, address: IpAddr) -> Result<(), StoreError> {
     store.update(|tx| {
         let hosts: Vec<HostRecord> = tx.list()?;
-        if hosts.iter().any(|host| host.local) {
+        if let Some(known) = hosts.into_iter().find(|host| host.local) {
+            let instance_address = address.to_string();
+            if known.instance_address != instance_address {
+                tx.put(&HostRecord {
+                    instance_address,
+                    ..known
+                })?;
+            }
             return Ok(());
         }
         let now = clock::now();
-        let host = record(HostId::from_bits(clock::random_bits()), now);
+        let host = HostRecord {
+            instance_address: address.to_string(),
+            ..record(HostId::from_bits(clock::random_bits()), now)
+        };
         tx.put(&host)?;
         let draft = Draft::new(Severity::Info, "host-added", "Host local added.", now);
         emit(tx, draft.host(Some(&host.id)))?;
@@ -43,6 +54,7 @@ pub(super) fn record(id: HostId, added_at: Timestamp) -> HostRecord {
         labels: Default::default(),
         draining: false,
         removing: false,
+        edge: None,
         agent: None,
         taken: None,
         added_at,

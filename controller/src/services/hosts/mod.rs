@@ -45,20 +45,20 @@ pub(crate) fn get(app: &App, name: &HostName) -> Result<Host, Problem> {
     Ok(view(app, &record(app, name)?, &instances))
 }
 
-fn all(app: &App) -> Result<Vec<HostRecord>, Problem> {
+pub(super) fn all(app: &App) -> Result<Vec<HostRecord>, Problem> {
     let mut hosts: Vec<HostRecord> = app.store.list().map_err(store_problem)?;
     hosts.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(hosts)
 }
 
-fn record(app: &App, name: &HostName) -> Result<HostRecord, Problem> {
+pub(super) fn record(app: &App, name: &HostName) -> Result<HostRecord, Problem> {
     all(app)?
         .into_iter()
         .find(|host| host.name == *name)
         .ok_or_else(|| no_host(name))
 }
 
-fn record_in(tx: &Tx<'_>, name: &HostName) -> Result<HostRecord, Refused> {
+pub(super) fn record_in(tx: &Tx<'_>, name: &HostName) -> Result<HostRecord, Refused> {
     let hosts: Vec<HostRecord> = tx.list()?;
     let found = hosts.into_iter().find(|host| host.name == *name);
     found.ok_or_else(|| no_host(name).into())
@@ -72,7 +72,7 @@ fn same_place(one: Option<&SshAddress>, other: &SshAddress) -> bool {
     one.is_some_and(|one| one.address == other.address && one.port == other.port)
 }
 
-fn agent_problem(name: &HostName, error: &ClientError) -> Problem {
+pub(super) fn agent_problem(name: &HostName, error: &ClientError) -> Problem {
     if let ClientError::NotConnected = error {
         return Problem::new(
             503,

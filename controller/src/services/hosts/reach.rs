@@ -35,6 +35,8 @@ pub(crate) async fn start_links(
             Some(dialer) => app.links.start_host(app, &host.id, dialer),
             None => tracing::warn!(host = %host.name, "there is no way to this host"),
         }
+        let edge = host.edge.as_ref().map(|_| host.name.as_str());
+        app.links.set_edge(app, &host.id, edge).await;
     }
     for (number, socket) in config.local_proxies.iter().enumerate() {
         let name = local_proxy(number);

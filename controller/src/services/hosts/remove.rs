@@ -2,6 +2,7 @@
 
 use super::{agent_problem, record};
 use crate::app::{App, Refused, store_problem};
+use crate::services::edges;
 use beanpole_daemon::clock;
 use beanpole_engine::{Draft, HostObserved, emit, with_lingering};
 use beanpole_fleet::{ClientError, chain};
@@ -128,6 +129,9 @@ async fn remove_begun(
     };
     app.links.forget_host(&host.id).await;
     let id = host.id.clone();
+    if host.edge.is_some() {
+        edges::forget(app, name.as_str());
+    }
     let seen = app.observations.change(|seen| seen.hosts.remove(&id));
     let left = match uninstalled {
         Some(_) => Vec::new(),

@@ -2,6 +2,7 @@
 
 use super::local::LOCAL;
 use crate::app::App;
+use crate::services::edges;
 use beanpole_fleet::bootstrap::Paths;
 use beanpole_protocol::agent::HostFacts;
 use beanpole_protocol::api::{Host, HostStatus};
@@ -105,6 +106,7 @@ pub(super) fn view(app: &App, host: &HostRecord, instances: &[InstanceRecord]) -
             if skew > 0 { "ahead of" } else { "behind" }
         ));
     }
+    warnings.extend(edges::warnings(app, host, &observed));
     let agent_version = report.map(|report| report.agent_version.clone());
     if let Some(theirs) = &agent_version
         && *theirs != app.executables.version
