@@ -50,7 +50,7 @@ fn idle(setup: &Setup) -> Result<Vec<Figure>, Failed> {
             .into_iter()
             .filter_map(|pid| Some((role(pid)?, pid)))
             .collect();
-        (daemons.len() == 3).then_some(daemons)
+        (daemons.len() == 4).then_some(daemons)
     };
     let end = Instant::now() + Duration::from_secs(20);
     let daemons = loop {
@@ -117,12 +117,12 @@ impl Drop for Up {
     }
 }
 
-/// `controller`, `agent` or `proxy`, by the first argument.
+/// `controller`, `agent`, `proxy` or what serves for that, by the first argument.
 fn role(pid: u32) -> Option<String> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let word = line.split(|byte| *byte == 0).nth(1)?;
     let word = String::from_utf8_lossy(word).into_owned();
-    ["controller", "agent", "proxy"]
+    ["controller", "agent", "proxy", "proxy-process"]
         .contains(&word.as_str())
         .then_some(word)
 }

@@ -2,9 +2,9 @@
 
 use crate::commands::{
     abort, acme, apps, attach, backup, ca, cert, completions, config, create, cut, daemons, demo,
-    demo_app, deploy, domain, edge, events, health, host, init, list, logs, open, printenv,
-    promote, releases, restart, restore, rollback, scale, setenv, show, status, swap, terminate,
-    up, version, versions, why,
+    demo_app, deploy, domain, edge, events, health, host, init, list, logs, maintenance, open,
+    page, printenv, promote, releases, restart, restore, rollback, scale, setenv, show, status,
+    swap, terminate, up, version, versions, why,
 };
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -121,6 +121,8 @@ pub enum Command {
     Promote(promote::Promote),
     Swap(swap::Swap),
     Domain(domain::Domains),
+    Maintenance(maintenance::Maintenance),
+    Page(page::Pages),
     Cut(cut::Cut),
     Attach(attach::Attach),
     Terminate(terminate::Terminate),

@@ -5,13 +5,15 @@ use crate::services::{certificates, edges, hosts};
 use beanpole_engine::Observed;
 use beanpole_fleet::{
     AgentClient, BundleSource, Changeover, Dialer, HostLink, HostLinkConfig, LinkEvent, LinkNews,
-    OrdersTrouble, ProxyEvent, ProxyLink, ProxyLinkConfig, ProxyNews, Pushes,
+    OrdersTrouble, PageSource, ProxyEvent, ProxyLink, ProxyLinkConfig, ProxyNews, Pushes,
 };
 use beanpole_protocol::agent::{FOREIGN_CONTROLLER, HostOrders, HostReport, Owner};
 use beanpole_protocol::proxy::RoutingTable;
 use beanpole_protocol::tls::CertificateSet;
 use beanpole_protocol::{AgentId, Digest, HostId};
+use beanpole_store::Store;
 use beanpole_store::blobs::{BlobError, Blobs};
+use beanpole_store::model::PageRecord;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
@@ -90,6 +92,7 @@ pub(crate) struct Links {
     dialers: Mutex<BTreeMap<String, Dialer>>,
     changeover: Changeover,
     bundles: Arc<dyn BundleSource>,
+    pages: Arc<dyn PageSource>,
     pushes: Arc<Pushes>,
     host_events: mpsc::Sender<LinkEvent>,
     proxy_events: mpsc::Sender<ProxyEvent>,
@@ -115,9 +118,27 @@ impl BundleSource for Bundles {
     }
 }
 
+/// Pages for load balancers.
+struct Pages(Store);
+
+impl PageSource for Pages {
+    fn page(&self, digest: &Digest) -> Option<String> {
+        match self.0.get::<PageRecord>(&PageRecord::key_of(digest)) {
+            Ok(record) => record.map(|record| record.html),
+            Err(error) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "a page cannot be read"
+                );
+                None
+            }
+        }
+    }
+}
+
 impl Links {
     /// No links yet. `rate` bounds pushes over all hosts, in bytes per second.
-    pub(crate) fn new(blobs: Arc<Blobs>, rate: Option<u64>) -> (Self, Incoming) {
+    pub(crate) fn new(store: Store, blobs: Arc<Blobs>, rate: Option<u64>) -> (Self, Incoming) {
         let (host_events, hosts) = mpsc::channel(EVENTS_WAITING);
         let (proxy_events, proxies) = mpsc::channel(EVENTS_WAITING);
         let links = Self {
@@ -128,6 +149,7 @@ impl Links {
             dialers: Mutex::default(),
             changeover: Changeover::default(),
             bundles: Arc::new(Bundles(blobs)),
+            pages: Arc::new(Pages(store)),
             pushes: Pushes::new(rate, PUSHES_AT_ONCE),
             host_events,
             proxy_events,
@@ -274,6 +296,7 @@ impl Links {
                 proxy: name.to_owned(),
                 dialer,
                 table: self.table.subscribe(),
+                pages: Arc::clone(&self.pages),
                 changeover: self.changeover.clone(),
                 certificates: self.certificates.subscribe(),
                 events: self.proxy_events.clone(),

@@ -188,7 +188,11 @@ fn assemble(
             seen.register_proxy(&local_proxy(number), time.now());
         }
     });
-    let (links, incoming) = Links::new(Arc::clone(&blobs), config.push_bytes_per_second);
+    let (links, incoming) = Links::new(
+        store.clone(),
+        Arc::clone(&blobs),
+        config.push_bytes_per_second,
+    );
     let (wakes, woken) = sync_channel(1);
     let app = App::new(Shared {
         store,

@@ -684,6 +684,8 @@ fn the_description_has_every_path_of_the_api() {
         ("/v1/environments/{environment}/promote", "post"),
         ("/v1/environments/{environment}/swap", "post"),
         ("/v1/environments/{environment}/domains", "delete get post"),
+        ("/v1/environments/{environment}/maintenance", "delete post"),
+        ("/v1/environments/{environment}/pages", "delete get post"),
         ("/v1/environments/{environment}/releases", "get"),
         ("/v1/environments/{environment}/releases/{release}", "get"),
         ("/v1/environments/{environment}/health", "get"),

@@ -8,12 +8,14 @@
 
 pub mod agent;
 pub mod api;
+pub mod content;
 pub mod domain;
 pub mod edge;
 pub mod event;
 pub mod ids;
 pub mod latency;
 pub mod names;
+pub mod network;
 pub mod options;
 pub mod problem;
 pub mod proxy;
@@ -27,4 +29,5 @@ pub use ids::{
     InstanceId, OperationId, ReleaseNumber, RequestId,
 };
 pub use names::{ApplicationName, CertificateName, Cname, EnvironmentName, HostName, VersionLabel};
+pub use network::Network;
 pub use time::Timestamp;

@@ -5,6 +5,8 @@
 //! | `PUT /v1/table` | a [`RoutingTable`]; answered after it is in force for every new request and on disk. 409 `stale-generation`, 409 `generation-reused` as for an agent's orders, 422 `invalid-table` changes nothing |
 //! | `PUT /v1/table/next` | a [`RoutingTable`], refused as above; answered when it is on disk and can be put in force at once |
 //! | `POST /v1/table/next` | a [`Ready`]: puts that table in force; answered as `PUT /v1/table`. 409 `not-ready` where another one is, or none |
+//! | `GET /v1/pages` | the digests of the pages that are there |
+//! | `PUT /v1/pages/DIGEST` | a [`PageText`](crate::content::PageText); answered when it is on disk. It stays while a table that is in force, or ready, names it: pages come before their table. 422 `invalid-page` |
 //! | `GET /v1/report` | a [`ProxyReport`] |
 //! | `GET /v1/requests/ID` | a [`TracedRequest`], once that request is over; 404 `request-not-found` after a second |
 //! | `GET /v1/watch` | a stream of [`ProxyReport`]s as JSON lines: one at once, one after each change of a target's state (ten a second in the long run, twenty at once), one at least every 2 s |
@@ -19,12 +21,14 @@ pub use probe::{
 };
 pub use upstream::{ProxyProtocol, Upstream, UpstreamProtocol};
 
+use crate::content::PoolContent;
 use crate::latency::Latencies;
 use crate::{
-    ApplicationName, EnvironmentId, EnvironmentName, Generation, Incarnation, InstanceId,
+    ApplicationName, Digest, EnvironmentId, EnvironmentName, Generation, Incarnation, InstanceId,
     ReleaseNumber, Timestamp,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 /// Where every request goes. An immutable value, replaced as a whole.
@@ -36,6 +40,14 @@ pub struct RoutingTable {
     pub routes: Vec<Route>,
     /// The instances that share traffic.
     pub pools: Vec<TargetPool>,
+}
+
+impl RoutingTable {
+    /// The pages that it names.
+    pub fn pages(&self) -> BTreeSet<&Digest> {
+        let pools = self.pools.iter();
+        pools.flat_map(|pool| pool.content.all_pages()).collect()
+    }
 }
 
 /// Which table that was made ready is put in force.
@@ -123,6 +135,9 @@ pub struct TargetPool {
     /// What requests may take.
     #[serde(default)]
     pub limits: PoolLimits,
+    /// What is done to answers.
+    #[serde(default, skip_serializing_if = "PoolContent::is_nothing")]
+    pub content: PoolContent,
     /// The instances.
     pub targets: Vec<Target>,
 }

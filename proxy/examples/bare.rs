@@ -18,6 +18,7 @@ mod exchange {
 }
 
 use async_trait::async_trait;
+use beanpole_protocol::content::PoolContent;
 use beanpole_protocol::proxy::{
     Algorithm, HealthCheck, PoolLimits, PoolRules, Probe, Route, RoutingTable, Target, TargetMode,
     TargetPool, Upstream, WeightedPool,
@@ -132,6 +133,7 @@ fn table(upstream: SocketAddr) -> Result<RoutingTable, Box<dyn Error>> {
         algorithm: Algorithm::RoundRobin,
         hold: None,
         limits: PoolLimits::default(),
+        content: PoolContent::default(),
         rules: PoolRules::default(),
         targets: vec![Target {
             instance: InstanceId::from_bits(1),

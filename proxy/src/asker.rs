@@ -28,6 +28,11 @@ pub enum Headers<'a> {
 }
 
 impl Asker<'_> {
+    /// Its path as text; empty where it is none.
+    pub fn text_of_path(&self) -> &str {
+        std::str::from_utf8(self.path).unwrap_or_default()
+    }
+
     /// Whether it came over TLS, here or to a trusted proxy in front.
     pub fn is_secure(&self) -> bool {
         self.client.came_securely(self.headers)
@@ -79,7 +84,7 @@ impl<'a> Headers<'a> {
     }
 
     /// Shows every value of a header, in their order; `name` in lower case.
-    fn each(self, name: &str, mut show: impl FnMut(&'a [u8])) {
+    pub fn each(self, name: &str, mut show: impl FnMut(&'a [u8])) {
         match self {
             Self::Map(map) => {
                 for value in map.get_all(name) {

@@ -254,6 +254,18 @@ impl Carried {
         self.changed.send_modify(|count| *count += 1);
     }
 
+    /// Those are the processes that finish what they began, with the last that each told.
+    pub fn only(&self, alive: &BTreeMap<u32, Option<Counts>>) {
+        let known: Vec<u32> = lock(&self.state).elders.keys().copied().collect();
+        for pid in known {
+            match alive.get(&pid) {
+                None => self.ended(pid),
+                Some(Some(counts)) => self.tells(pid, counts.clone(), None),
+                Some(None) => {}
+            }
+        }
+    }
+
     /// One of them has ended.
     pub fn ended(&self, pid: u32) {
         let mut state = lock(&self.state);
@@ -330,6 +342,10 @@ impl Carried {
     /// generation: none gives a request to a target any more that this table takes out. One that does not is
     /// ended.
     pub async fn follow(&self, generation: Generation) {
+        self.follow_within(generation, FOLLOWS).await;
+    }
+
+    async fn follow_within(&self, generation: Generation, limit: Duration) {
         let Some(keeper) = self.keeper.as_ref().filter(|_| self.has_elders()) else {
             return;
         };
@@ -342,7 +358,7 @@ impl Carried {
         let all = async |changed: &mut watch::Receiver<u64>| {
             while !late(&lock(&self.state)).is_empty() && changed.changed().await.is_ok() {}
         };
-        if timeout(FOLLOWS, all(&mut changed)).await.is_ok() {
+        if timeout(limit, all(&mut changed)).await.is_ok() {
             return;
         }
         let pids = late(&lock(&self.state));
@@ -353,7 +369,9 @@ impl Carried {
         let _ = keeper.send(Word::Stuck { pids: pids.clone() });
         if timeout(ENDS, all(&mut changed)).await.is_err() {
             // The keeper is gone as well: nobody is left who could say more.
-            pids.into_iter().for_each(|pid| self.ended(pid));
+            for pid in pids {
+                self.ended(pid);
+            }
         }
     }
 }
@@ -387,5 +405,138 @@ fn only_open(counts: &Counts) -> Counts {
         targets: targets.collect(),
         environments: environments.collect(),
         releases: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use beanpole_protocol::Timestamp;
+    use beanpole_protocol::proxy::{TargetMode, TargetReport};
+
+    fn report(in_flight: u32, requests: u64) -> ProxyReport {
+        let traffic = Traffic {
+            requests,
+            ..Traffic::default()
+        };
+        ProxyReport {
+            sequence: 1,
+            run: "run".to_owned(),
+            version: String::new(),
+            generation: Generation(1),
+            now: Timestamp::from_millis(1),
+            targets: vec![TargetReport {
+                instance: InstanceId::from_bits(1),
+                incarnation: Incarnation(1),
+                mode: TargetMode::Serve,
+                healthy: true,
+                good_checks: 1,
+                good_for_ms: 0,
+                bad_checks: 0,
+                bad_for_ms: 0,
+                last_check: None,
+                in_flight,
+                traffic,
+                tried: None,
+                ejected: None,
+            }],
+            environments: vec![EnvironmentTraffic {
+                environment: EnvironmentId::from_bits(1),
+                traffic,
+            }],
+            releases: Vec::new(),
+            listeners: Vec::new(),
+        }
+    }
+
+    fn counts(in_flight: u32, requests: u64) -> Option<Counts> {
+        Some(Counts::of(&report(in_flight, requests)))
+    }
+
+    fn told(pid: u32, report: ProxyReport, before: &Carried) -> Told {
+        let (past, elders) = before.hand_over();
+        Told {
+            pid,
+            run: "run".to_owned(),
+            sequence: 1,
+            report,
+            past,
+            elders,
+        }
+    }
+
+    fn taken_over(told: Option<&Told>, alive: &[(u32, Option<Counts>)]) -> Carried {
+        let (keeper, _) = mpsc::unbounded_channel();
+        Carried::taken_over(told, &alive.iter().cloned().collect(), keeper)
+    }
+
+    /// Requests under way and ended, at the target and of the environment, of one that has none itself.
+    fn seen(carried: &Carried) -> (u32, u64, u64) {
+        let mut report = report(0, 0);
+        carried.add_to(&mut report);
+        let target = &report.targets[0];
+        let environment = report.environments[0].traffic.requests;
+        (target.in_flight, target.traffic.requests, environment)
+    }
+
+    #[test]
+    fn what_several_processes_counted_adds_up_however_they_end() {
+        let first = told(1, report(2, 10), &Carried::default());
+        let second = taken_over(Some(&first), &[(1, None)]);
+        assert_eq!(seen(&second), (2, 10, 10));
+        second.tells(1, counts(1, 11).expect("counts"), None);
+        assert_eq!(seen(&second), (1, 11, 11));
+
+        // The first one ends while the second hands over.
+        let handed = told(2, report(4, 100), &second);
+        let third = taken_over(Some(&handed), &[(2, None)]);
+        assert_eq!(seen(&third), (4, 111, 111));
+        third.ended(2);
+        assert_eq!(seen(&third), (0, 111, 111));
+    }
+
+    #[test]
+    fn after_a_crash_only_what_is_under_way_counts() {
+        let after = taken_over(None, &[(1, counts(1, 50))]);
+        assert_eq!(seen(&after), (1, 0, 0));
+        let handed = told(2, report(0, 3), &after);
+        let next = taken_over(Some(&handed), &[(1, counts(1, 50)), (2, None)]);
+        assert_eq!(seen(&next), (1, 3, 3));
+        next.only(&[(2, None)].into());
+        assert_eq!(seen(&next), (0, 3, 3));
+    }
+
+    #[test]
+    fn what_left_the_table_begins_at_zero_when_it_comes_back() {
+        let first = told(1, report(0, 10), &Carried::default());
+        let second = taken_over(Some(&first), &[]);
+        let without = ProxyReport {
+            targets: Vec::new(),
+            environments: Vec::new(),
+            ..report(0, 0)
+        };
+        second.keep_only(&without);
+        assert_eq!(seen(&second), (0, 0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_table_waits_for_every_process_and_ends_one_that_does_not_follow() {
+        let (keeper, mut said) = mpsc::unbounded_channel();
+        let alive = [(1, counts(0, 0)), (2, counts(1, 0))].into();
+        let carried = Carried::taken_over(None, &alive, keeper);
+        let keeper = async {
+            let Some(Word::Follow { generation }) = said.recv().await else {
+                panic!("all are asked");
+            };
+            carried.tells(1, Counts::default(), Some(generation));
+            let Some(Word::Stuck { pids }) = said.recv().await else {
+                panic!("one is stuck");
+            };
+            assert_eq!(pids, [2]);
+            carried.ended(2);
+        };
+        let limit = Duration::from_millis(50);
+        tokio::join!(carried.follow_within(Generation(5), limit), keeper);
+        assert_eq!(seen(&carried), (0, 0, 0));
     }
 }

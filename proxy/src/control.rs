@@ -3,6 +3,7 @@
 use crate::carried::Carried;
 use crate::check;
 use crate::keeper::words::Told;
+use crate::own_pages::NotAdded;
 use crate::shared::Shared;
 use crate::table::{Table, validate};
 use crate::tls::{self, Certificates};
@@ -16,10 +17,11 @@ use beanpole_daemon::clock;
 use beanpole_daemon::files::{self, ReadError};
 use beanpole_daemon::http::problem_response;
 use beanpole_daemon::pace::Pace;
-use beanpole_protocol::Generation;
+use beanpole_protocol::content::PageText;
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::proxy::{ProxyReport, Ready, RoutingTable, TargetReport};
 use beanpole_protocol::tls::CertificateSet;
+use beanpole_protocol::{Digest, Generation};
 use futures::stream;
 use serde::de::DeserializeOwned;
 use std::io;
@@ -138,6 +140,8 @@ impl Control {
             .route("/v1/table", put(put_table))
             .route("/v1/table/next", put(put_next).post(enforce_next))
             .route("/v1/certificates", put(put_certificates).get(certificates))
+            .route("/v1/pages", get(pages))
+            .route("/v1/pages/{digest}", put(put_page))
             .route("/v1/report", get(report))
             .route("/v1/requests/{id}", get(traced))
             .route("/v1/watch", get(watch_reports))
@@ -223,8 +227,12 @@ impl Control {
     async fn enforce(&self, table: RoutingTable) {
         self.carried.follow(table.generation).await;
         let held = self.shared.table.load_full();
+        let pages = table.pages().into_iter().cloned().collect();
         enforce(&self.shared, &held, table, Known::Nothing);
         self.carried.keep_only(&seen(&self.shared));
+        let shared = self.shared.clone();
+        // What is left over is found by the next table.
+        let _ = tokio::task::spawn_blocking(move || shared.own_pages.keep_only(&pages)).await;
     }
 
     /// What the next process has to know, once nobody is answered here any more.
@@ -238,6 +246,25 @@ impl Control {
             past,
             elders,
         }
+    }
+
+    /// Takes a page in, which the next table may name.
+    async fn take_page(&self, digest: Digest, page: PageText) -> Result<(), Problem> {
+        let _turn = self.next.lock().await;
+        let shared = self.shared.clone();
+        let added = tokio::task::spawn_blocking(move || shared.own_pages.add(digest, page.html));
+        let added = added
+            .await
+            .unwrap_or_else(|error| Err(NotAdded::Disk(io::Error::other(error))));
+        added.map_err(|error| match error {
+            NotAdded::Refused(why) => {
+                Problem::new(422, "invalid-page", "The page cannot be taken", why)
+            }
+            NotAdded::Disk(error) => {
+                tracing::error!(%error, "cannot keep a page");
+                Problem::internal("It could not be written to disk.")
+            }
+        })
     }
 
     fn next_path(&self) -> PathBuf {
@@ -458,6 +485,32 @@ fn answer(done: Result<(), Problem>) -> Response {
         Ok(()) => StatusCode::OK.into_response(),
         Err(problem) => problem_response(&problem),
     }
+}
+
+async fn put_page(
+    State(control): State<Arc<Control>>,
+    InPath(digest): InPath<String>,
+    body: Bytes,
+) -> Response {
+    let digest = Digest::new(digest).map_err(|error| error.to_string());
+    let read = digest.and_then(|digest| {
+        let page = serde_json::from_slice::<PageText>(&body);
+        let page = page.map_err(|error| error.to_string())?;
+        Ok((digest, page))
+    });
+    match read {
+        Ok((digest, page)) => answer(control.take_page(digest, page).await),
+        Err(why) => problem_response(&Problem::new(
+            422,
+            "invalid-page",
+            "The page cannot be read",
+            why,
+        )),
+    }
+}
+
+async fn pages(State(control): State<Arc<Control>>) -> Response {
+    axum::Json(control.shared.own_pages.digests()).into_response()
 }
 
 async fn put_certificates(State(control): State<Arc<Control>>, body: Bytes) -> Response {

@@ -8,6 +8,7 @@
 use crate::asker::Headers;
 use crate::host::Asked;
 use beanpole_daemon::clock;
+pub use beanpole_protocol::Network;
 use bytes::Bytes;
 use http::header::HeaderName;
 use http::request::Parts;
@@ -30,53 +31,6 @@ const ADDED: usize = 6;
 /// Up to how many headers of a request are moved into a map that has the others already. More would
 /// make that map grow: then the others are added to theirs.
 const FEW: usize = 4;
-
-/// A range of addresses: `10.0.0.0/8`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Network {
-    /// Any address of it.
-    pub address: IpAddr,
-    /// How many leading bits count.
-    pub bits: u8,
-}
-
-impl Network {
-    /// Whether `address` lies in it.
-    pub fn contains(&self, address: IpAddr) -> bool {
-        match (self.address, address) {
-            (IpAddr::V4(network), IpAddr::V4(address)) => {
-                let shift = 32u32.saturating_sub(u32::from(self.bits));
-                let differing = u32::from(network) ^ u32::from(address);
-                differing.checked_shr(shift).unwrap_or(0) == 0
-            }
-            (IpAddr::V6(network), IpAddr::V6(address)) => {
-                let shift = 128u32.saturating_sub(u32::from(self.bits));
-                let differing = u128::from(network) ^ u128::from(address);
-                differing.checked_shr(shift).unwrap_or(0) == 0
-            }
-            _ => false,
-        }
-    }
-}
-
-impl std::fmt::Display for Network {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.address, self.bits)
-    }
-}
-
-impl std::str::FromStr for Network {
-    type Err = String;
-
-    /// An address, or one with the number of its leading bits that count.
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let read = beanpole_protocol::edge::network(text);
-        let read = read.map(|(address, bits)| Self { address, bits });
-        read.ok_or_else(|| {
-            "it must be an address or a network, such as 10.0.0.7 or 10.0.0.0/8".to_owned()
-        })
-    }
-}
 
 /// A client, as the proxy sees it.
 pub struct Client {

@@ -25,7 +25,9 @@ fn status_of(page: &Page<'_>) -> u16 {
     match page {
         // Nobody has that method.
         Page::UnknownHost { .. } | Page::NoTunnel => 12,
-        Page::NoTarget { .. } | Page::Broken { .. } | Page::Crowded => 14,
+        Page::NoTarget { .. } | Page::Broken { .. } | Page::Maintenance { .. } | Page::Crowded => {
+            14
+        }
         Page::Late { .. } | Page::HeadTooLate | Page::BodyTooLate => 4,
         Page::HeadTooLarge
         | Page::TargetTooLong
@@ -33,7 +35,7 @@ fn status_of(page: &Page<'_>) -> u16 {
         | Page::Full { .. }
         | Page::TooManyRequests { .. } => 8,
         Page::NoClientCertificate => 7,
-        Page::Failed | Page::BadRequest { .. } => 13,
+        Page::Failed | Page::Replaced { .. } | Page::BadRequest { .. } => 13,
     }
 }
 

@@ -27,6 +27,8 @@
 //! | `fault` | whether a failure is this machine's own |
 //! | `control` | tables in, reports out |
 //! | `head`, `host` | what of a request's head goes on, and which host it asks for |
+//! | `compress` | answers that are compressed on their way |
+//! | `own_pages` | pages that environments have of their own |
 //! | `tls` | which certificate a client is shown |
 //! | `trace_context` | the traces that requests belong to |
 //! | `traced` | what became of requests that somebody asks about |
@@ -41,6 +43,7 @@ mod balance;
 mod calm;
 mod carried;
 mod check;
+mod compress;
 mod connection;
 mod control;
 mod cookies;
@@ -55,6 +58,7 @@ mod host;
 mod keeper;
 mod listen;
 mod names;
+mod own_pages;
 mod pages;
 mod rate;
 mod redirect;

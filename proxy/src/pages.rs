@@ -3,6 +3,7 @@
 //! Who asks on this machine is taken for its operator, and told which command shows more; the access
 //! log has the reason and the names for all others, by the request's id.
 
+use crate::asker::Headers;
 use beanpole_protocol::problem::Problem;
 use bytes::Bytes;
 use http::StatusCode;
@@ -55,6 +56,18 @@ pub enum Page<'a> {
     TooManyRequests {
         /// Seconds after which the next one may.
         wait_s: u32,
+    },
+    /// The environment is closed for a while.
+    Maintenance {
+        /// Its name.
+        environment: &'a str,
+        /// After how many seconds clients may try again.
+        retry_after_s: u32,
+    },
+    /// The application answered with this status, and its environment has a page for that.
+    Replaced {
+        /// From 500 on.
+        status: u16,
     },
     /// Something failed in here.
     Failed,
@@ -135,6 +148,23 @@ pub struct Rendered {
     pub retry_after_s: Option<u32>,
 }
 
+impl Rendered {
+    /// The environment's own page in its place, where it has one and the client does not ask for JSON.
+    pub fn or_own(self, own: Option<&str>, accept: &str, request_id: &str) -> Self {
+        let Some(own) = own.filter(|_| form(accept) != Form::Json) else {
+            return self;
+        };
+        let page = own
+            .replace("{{status}}", &self.status.to_string())
+            .replace("{{request_id}}", &escaped(request_id));
+        Self {
+            content_type: "text/html; charset=utf-8",
+            body: page.into(),
+            ..self
+        }
+    }
+}
+
 impl Page<'_> {
     /// Renders it as `accept` (the header's value) asks, for the operator or for others.
     pub fn render(&self, accept: &str, request_id: &str, operator: bool) -> Rendered {
@@ -171,9 +201,15 @@ impl Page<'_> {
             body: body.into(),
             retry_after_s: match self {
                 Self::TooManyRequests { wait_s } => Some(*wait_s),
+                Self::Maintenance { retry_after_s, .. } => Some(*retry_after_s),
                 _ => (status == 503).then_some(RETRY_AFTER_S),
             },
         }
+    }
+
+    /// Its status of HTTP.
+    pub fn status(&self) -> u16 {
+        self.problem().status
     }
 
     /// The reason in one word, for programs.
@@ -191,6 +227,8 @@ impl Page<'_> {
             Self::BodyTooLate => "body-too-late",
             Self::BodyTooLarge => "body-too-large",
             Self::TooManyRequests { .. } => "too-many-requests",
+            Self::Maintenance { .. } => "maintenance",
+            Self::Replaced { .. } => "error-of-the-application",
             Self::Failed => "proxy-failed",
             Self::NoClientCertificate => "no-client-certificate",
             Self::NoTunnel => "no-tunnel",
@@ -201,11 +239,6 @@ impl Page<'_> {
     /// What happened, in a sentence.
     pub fn detail(&self) -> String {
         self.problem().detail
-    }
-
-    /// The status of HTTP.
-    pub fn status(&self) -> u16 {
-        self.problem().status
     }
 
     fn problem(&self) -> Problem {
@@ -280,6 +313,18 @@ impl Page<'_> {
                 "The body of the request is larger than this application takes.",
                 Some("Send less at a time."),
             ),
+            Self::Maintenance { .. } => (
+                503,
+                "Closed for maintenance",
+                "The application is being worked on.",
+                Some("Try again later."),
+            ),
+            Self::Replaced { status } => (
+                status,
+                "The application failed",
+                "The application answered with an error.",
+                None,
+            ),
             Self::Failed => (
                 500,
                 "Something went wrong in the load balancer",
@@ -334,6 +379,9 @@ impl Page<'_> {
             Self::Broken { environment } | Self::Late { environment } => format!(
                 "It was an instance of the environment `{environment}`. `beanpole logs {environment}` shows what it says."
             ),
+            Self::Maintenance { environment, .. } => {
+                format!("`beanpole maintenance off {environment}` opens it again.")
+            }
             Self::Failed => "The log of `beanpole proxy` says more.".to_owned(),
             _ => return None,
         })
@@ -343,6 +391,13 @@ impl Page<'_> {
 /// A hostname can have 253 characters (RFC 1035): more is no hostname and need not be repeated.
 fn shortened(host: &str) -> &str {
     host.get(..253).unwrap_or(host)
+}
+
+/// Whether a client asks for HTML, as browsers do for pages.
+pub fn takes_html(headers: Headers<'_>) -> bool {
+    let accept = headers.get(http::header::ACCEPT.as_str());
+    let accept = std::str::from_utf8(accept.unwrap_or_default());
+    form(accept.unwrap_or_default()) == Form::Html
 }
 
 fn form(accept: &str) -> Form {
@@ -460,5 +515,18 @@ mod tests {
                 assert!(operator.contains("beanpole "), "{operator}");
             }
         }
+    }
+
+    #[test]
+    fn an_environments_own_page_is_for_all_but_those_who_ask_for_json() {
+        let own = Some("<p>{{status}} {{request_id}} {{x}}");
+        let shown = |accept: &str, id: &str| {
+            let page = Page::Replaced { status: 502 };
+            let rendered = page.render(accept, id, false).or_own(own, accept, id);
+            String::from_utf8_lossy(&rendered.body).into_owned()
+        };
+        assert_eq!(shown("text/html", "r-1"), "<p>502 r-1 {{x}}");
+        assert_eq!(shown("*/*", "<b>"), "<p>502 &lt;b&gt; {{x}}");
+        assert!(shown("application/json", "r-1").contains("error-of-the-application"));
     }
 }

@@ -5,6 +5,7 @@ use crate::connection::ConnState;
 use crate::control::{self, Kept};
 use crate::listen::{self, Scheme};
 use crate::names::Names;
+use crate::own_pages::OwnPages;
 use crate::shared::Shared;
 use crate::target::Changes;
 use crate::traced::Traced;
@@ -93,14 +94,16 @@ impl Server {
         }
         let (access_log, log_writer) = open_log(config)?;
         let names = Names::kept_at(&directory.join("session-key.json"));
-        let names = names.map_err(|source| ProxyError::DataDir {
+        let cannot_be_used = |source| ProxyError::DataDir {
             path: directory.clone(),
             source,
-        })?;
+        };
+        let names = names.map_err(cannot_be_used)?;
         names.take(certificates.session_key());
         let shared = Arc::new(Shared {
             table: ArcSwap::default(),
             names,
+            own_pages: OwnPages::restore(directory.join("pages")).map_err(cannot_be_used)?,
             changes: Changes::default(),
             retired: CancellationToken::new(),
             access_log,

@@ -8,13 +8,14 @@ use crate::alarm::Alarm;
 use crate::announcing::Ends;
 use crate::asker::{Asker, Headers};
 use crate::balance::{End, Pool};
+use crate::compress::{self, Encoder};
 use crate::connection::{ConnState, Connection, OnStream, Refuse};
 use crate::exchange::{FAILED, has_bare_line_ends};
 use crate::forwarded::{self, Client};
 use crate::grpc;
 use crate::head::{self, Seen};
 use crate::host::{Asked, host_of, port_of};
-use crate::pages::{self, Page, Rendered};
+use crate::pages::{self, Page, Rendered, takes_html};
 use crate::redirect::{self, Came};
 use crate::shared::{Shared, Way, count};
 use crate::sticky::Stay;
@@ -28,7 +29,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use pingora_core::modules::http::HttpModules;
 use pingora_core::protocols::{Digest, SocketDigest};
 use pingora_core::upstreams::peer::HttpPeer;
-use pingora_error::{Error, ErrorSource, ErrorType, Result};
+use pingora_error::{Error, ErrorSource, ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use std::net::{IpAddr, SocketAddr};
@@ -142,6 +143,10 @@ pub struct Request {
     late: bool,
     /// The trace that it belongs to.
     traced: Traced,
+    /// What compresses its answer.
+    encoder: Option<Encoder>,
+    /// The status of the app's answer, where a page takes its place.
+    replaced: Option<u16>,
 }
 
 impl Request {
@@ -368,7 +373,12 @@ impl Service {
             session.write_response_header(Box::new(head), true).await?;
             return Ok(page.status());
         }
-        let rendered = page.render(accept, id.to_str().unwrap_or_default(), here);
+        let pool = request.pool.as_deref();
+        let own = pool.and_then(|pool| self.0.own_page(pool, page));
+        let text = id.to_str().unwrap_or_default();
+        let rendered = page
+            .render(accept, text, here)
+            .or_own(own.as_deref(), accept, text);
         let status = rendered.status;
         let head = page_head(&rendered, id.clone())?;
         leave_body(session, TAKE_BODY).await;
@@ -382,6 +392,17 @@ impl Service {
                 .await?;
         }
         Ok(status)
+    }
+
+    /// Whether a page of the environment takes the place of an error that its app answers with.
+    fn replaces(&self, session: &Session, request: &Request, status: u16) -> bool {
+        let pool = request.pool.as_deref();
+        let replaces = pool.filter(|pool| pool.content.replaces_errors);
+        replaces.is_some_and(|pool| {
+            let page = Page::Replaced { status };
+            takes_html(Headers::Map(&session.req_header().headers))
+                && self.0.own_page(pool, &page).is_some()
+        })
     }
 
     /// Sends the client to where its route says; false where that says so no more.
@@ -694,6 +715,8 @@ impl ProxyHttp for Service {
             alarm: None,
             late: false,
             traced: Traced::default(),
+            encoder: None,
+            replaced: None,
         }
     }
 
@@ -818,6 +841,18 @@ impl ProxyHttp for Service {
                     let page = Page::NoTarget { environment: None };
                     self.answer(session, request, &page).await?;
                 }
+                Ok(true)
+            }
+            Way::Closed(pool) => {
+                let closed = pool.content.maintenance.as_ref();
+                let retry_after_s = closed.map_or(pages::RETRY_AFTER_S, |one| one.retry_after_s);
+                let name = pool.environment_name.clone();
+                request.pool = Some(pool);
+                let page = Page::Maintenance {
+                    environment: name.as_str(),
+                    retry_after_s,
+                };
+                self.answer(session, request, &page).await?;
                 Ok(true)
             }
             Way::ClientLeft => Err(Error::new_down(ErrorType::ConnectionClosed)),
@@ -1056,6 +1091,13 @@ impl ProxyHttp for Service {
             let alarm = request.alarm.take();
             request.alarm = alarm.zip(end).map(|(alarm, end)| alarm.moved(end));
         }
+        if status.is_server_error() && self.replaces(session, request, status.as_u16()) {
+            request.replaced = Some(status.as_u16());
+            return Error::e_explain(
+                ErrorType::HTTPStatus(status.as_u16()),
+                "a page takes the place of the app's answer",
+            );
+        }
         Ok(())
     }
 
@@ -1073,8 +1115,12 @@ impl ProxyHttp for Service {
         &self,
         session: &mut Session,
         response: &mut ResponseHeader,
-        _request: &mut Request,
+        request: &mut Request,
     ) -> Result<()> {
+        let pool = request.pool.as_ref();
+        if let Some(wanted) = pool.and_then(|pool| pool.content.compression.as_ref()) {
+            request.encoder = compress::begin(session.req_header(), response, wanted)?;
+        }
         if session.req_header().version < Version::HTTP_11
             && response.headers.contains_key(header::TRANSFER_ENCODING)
         {
@@ -1084,6 +1130,25 @@ impl ProxyHttp for Service {
             session.as_downstream_mut().set_keepalive(None);
         }
         Ok(())
+    }
+
+    /// Compresses what comes of an answer, and gives all of it at once.
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        request: &mut Request,
+    ) -> Result<Option<Duration>> {
+        if let Some(encoder) = &mut request.encoder {
+            let piece = body.take().unwrap_or_default();
+            let sent = encoder
+                .take(&piece, end_of_stream)
+                .or_err(ErrorType::InternalError, "an answer cannot be compressed")?;
+            // Nothing would be taken for the last chunk.
+            *body = Some(sent).filter(|sent| !sent.is_empty());
+        }
+        Ok(None)
     }
 
     fn fail_to_connect(
@@ -1158,6 +1223,7 @@ impl ProxyHttp for Service {
             && !client_reused
             && !unwanted
             && !request.upgraded
+            && request.replaced.is_none()
             && let Some(at) = &request.at
         {
             at.target().broke();
@@ -1209,6 +1275,7 @@ impl ProxyHttp for Service {
             let environment = name.as_ref().map(|name| name.as_str());
             let page = match (code, environment) {
                 (503, Some(environment)) if request.full => Page::Full { environment },
+                (status, _) if request.replaced == Some(status) => Page::Replaced { status },
                 (503, _) => Page::NoTarget { environment },
                 (502, Some(environment)) => Page::Broken { environment },
                 (504, Some(environment)) => Page::Late { environment },
@@ -1243,6 +1310,7 @@ impl ProxyHttp for Service {
             )
         });
         // The end of a WebSocket, however it comes, is no failure.
+        let by_app = by_app && request.replaced.is_none();
         let failed = request.unanswered || (by_app && !request.upgraded);
         // A client that left before there was an answer was neither answered nor failed.
         if status.is_some() || failed {

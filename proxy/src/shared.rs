@@ -5,8 +5,10 @@ use crate::asker::Asker;
 use crate::balance::Pool;
 use crate::forwarded::{Client, Network};
 use crate::names::Names;
+use crate::own_pages::OwnPages;
+use crate::pages::Page;
 use crate::sticky::Stay;
-use crate::table::Table;
+use crate::table::{Route, Table};
 use crate::target::{Changes, InFlight, TargetState};
 use crate::tls::Certificates;
 use crate::trace_context::Tracing;
@@ -21,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 pub struct Shared {
     /// The table in force.
     pub table: ArcSwap<Table>,
+    /// Pages that environments have of their own.
+    pub own_pages: OwnPages,
     /// What targets are called towards clients.
     pub names: Names,
     /// Wakes the watchers of reports.
@@ -68,6 +72,18 @@ impl Shared {
         }
     }
 
+    /// The environment's own page for an answer of ours, if it has one and it is here.
+    pub fn own_page(&self, pool: &Pool, page: &Page<'_>) -> Option<Arc<str>> {
+        let content = &pool.content;
+        let closed = content.maintenance.as_ref();
+        let digest = match page {
+            Page::Maintenance { .. } => closed.and_then(|closed| closed.page.as_ref()),
+            _ => None,
+        };
+        self.own_pages
+            .get(digest.or_else(|| content.page(page.status()))?)
+    }
+
     /// Chooses a target. On return the request counts as in flight there under the table in force:
     /// once a newer table is confirmed, no request can still be on its way to a target that this
     /// table took out.
@@ -82,25 +98,61 @@ impl Shared {
     ) -> Way {
         loop {
             let table = self.table.load();
-            let path = std::str::from_utf8(asker.path).unwrap_or_default();
-            let Some(route) = table.route(host, path) else {
+            let Some(route) = table.route(host, asker.text_of_path()) else {
                 return Way::UnknownHost;
             };
-            if route.leads_elsewhere(asker.is_secure(), self.https_port.is_some()) {
-                return Way::Elsewhere;
-            }
-            let (pool, target) = match route.pick(except, asker, stay) {
-                None => return Way::NoTarget(None),
-                Some((pool, None)) => return Way::NoTarget(Some(pool.clone())),
-                Some((pool, Some(target))) => (pool.clone(), target),
-            };
-            let Some(in_flight) = pool.enter(target, except, asker, stay) else {
-                return Way::Full(pool);
-            };
-            if Arc::ptr_eq(&table, &self.table.load()) {
-                return Way::To(pool, in_flight);
+            if let Some(way) = self.turn(&table, route, asker, except, stay) {
+                return way;
             }
         }
+    }
+
+    /// The same for a request on the short way: none where it has to take the long one, and then it has had nobody's
+    /// turn.
+    pub fn choose_short(
+        &self,
+        host: &str,
+        asker: &Asker<'_>,
+        stay: &mut Stay,
+    ) -> Option<(Arc<Pool>, InFlight)> {
+        loop {
+            let table = self.table.load();
+            let route = table.route(host, asker.text_of_path())?;
+            if route.changes_answers(asker.headers) {
+                return None;
+            }
+            match self.turn(&table, route, asker, None, stay) {
+                None => {}
+                Some(Way::To(pool, at)) => return Some((pool, at)),
+                Some(_) => return None,
+            }
+        }
+    }
+
+    /// Takes the next turn of a route; none where its table is in force no more.
+    fn turn(
+        &self,
+        table: &Arc<Table>,
+        route: &Route,
+        asker: &Asker<'_>,
+        except: Option<&Arc<TargetState>>,
+        stay: &mut Stay,
+    ) -> Option<Way> {
+        if route.leads_elsewhere(asker.is_secure(), self.https_port.is_some()) {
+            return Some(Way::Elsewhere);
+        }
+        if let Some(pool) = route.closed_to(asker) {
+            return Some(Way::Closed(pool.clone()));
+        }
+        let (pool, target) = match route.pick(except, asker, stay) {
+            None => return Some(Way::NoTarget(None)),
+            Some((pool, None)) => return Some(Way::NoTarget(Some(pool.clone()))),
+            Some((pool, Some(target))) => (pool.clone(), target),
+        };
+        let Some(in_flight) = pool.enter(target, except, asker, stay) else {
+            return Some(Way::Full(pool));
+        };
+        Arc::ptr_eq(table, &self.table.load()).then(|| Way::To(pool, in_flight))
     }
 }
 
@@ -110,6 +162,8 @@ pub enum Way {
     UnknownHost,
     /// Its route sends clients elsewhere.
     Elsewhere,
+    /// Its environment is closed for a while.
+    Closed(Arc<Pool>),
     /// Its route has no target that is fit.
     NoTarget(Option<Arc<Pool>>),
     /// Its route has targets that are fit, and no room for one more request there.

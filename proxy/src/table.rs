@@ -1,12 +1,15 @@
 //! The routing table in force: an immutable value made for lookups, and whose turn it is of a route's pools.
 
-use crate::asker::Asker;
+use crate::asker::{Asker, Headers};
 use crate::balance::{Budget, OfEnvironment, Pool, Used};
+use crate::compress::asked_for;
 use crate::names::Names;
+use crate::pages::takes_html;
 use crate::rate::Rates;
 use crate::sticky::{Sides, Stay};
 use crate::target::{Changes, TargetState};
 use crate::traffic::{Counters, ReleaseCounters};
+use beanpole_protocol::content::PoolContent;
 use beanpole_protocol::proxy::{
     EnvironmentTraffic, HealthCheck, Probe, Redirect, ReleaseTraffic, RoutingTable, Target,
     TargetMode, TargetPool, Traffic, WeightedPool,
@@ -45,6 +48,8 @@ pub struct Route {
     pub redirect: Option<Redirect>,
     /// Clients that come without TLS are sent to where it is.
     pub only_https: bool,
+    /// What is done to answers.
+    content: PoolContent,
     pools: Vec<Arc<Pool>>,
     turns: Box<[u16]>,
     next: Arc<AtomicUsize>,
@@ -181,7 +186,7 @@ impl Table {
         }
         for route in &source.routes {
             let host = normal_host(&route.host).into_owned();
-            let pools = route
+            let pools: Vec<Arc<Pool>> = route
                 .pools
                 .iter()
                 .filter_map(|weighted| next.pools.get(&weighted.pool).cloned())
@@ -191,6 +196,10 @@ impl Table {
             let made = Arc::new(Route {
                 redirect: route.redirect.clone(),
                 only_https: route.only_https,
+                content: pools
+                    .first()
+                    .map(|pool| pool.content.clone())
+                    .unwrap_or_default(),
                 pools,
                 turns: turns(&route.pools),
                 next: cursor.clone(),
@@ -324,6 +333,22 @@ impl Route {
     /// Whether a client is sent elsewhere that came with or without TLS, where there is an `https` to be sent to.
     pub fn leads_elsewhere(&self, tls: bool, https: bool) -> bool {
         self.redirect.is_some() || (self.only_https && !tls && https)
+    }
+
+    /// Whether answers to a request with these headers may be changed, which takes the long way.
+    pub fn changes_answers(&self, headers: Headers<'_>) -> bool {
+        let content = &self.content;
+        let compression = content.compression.as_ref();
+        compression.is_some_and(|wanted| asked_for(headers, &wanted.encodings).is_some())
+            || content.replaces_errors && takes_html(headers)
+    }
+
+    /// A pool of the environment, where that is closed to the client.
+    pub fn closed_to(&self, asker: &Asker<'_>) -> Option<&Arc<Pool>> {
+        let closed = self.content.maintenance.as_ref()?;
+        let address = asker.address();
+        let may_come = closed.allow.iter().any(|one| one.contains(address));
+        self.pools.first().filter(|_| !may_come)
     }
 
     /// Who gets the next request, other than `except`. The pool without a target when no target is fit for

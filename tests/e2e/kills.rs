@@ -77,6 +77,35 @@ fn a_killed_proxy_is_back_with_its_table_before_the_controller_says_anything() {
     assert_live(&bed, "shop-prod", "v2", 2);
 }
 
+#[test]
+fn a_load_balancer_is_reloaded_in_mid_deployment_and_killed_without_being_missed() {
+    let bed = Bed::up();
+    let load = slow_deployment(&bed);
+    let keeper = bed.daemon("proxy");
+    let socket = bed.data().join("proxy/proxy.sock");
+    let socket = socket.to_str().expect("plain text");
+    for _ in 0..3 {
+        bed.run(&["proxy", "reload", "--socket", socket])
+            .ok()
+            .says("serves");
+    }
+    until_true("the deployment ends", seconds(90), || {
+        bed.status("shop-prod")["status"] == "Ready"
+    });
+    assert_none_failed(&load.stop());
+    assert_live(&bed, "shop-prod", "v2", 3);
+    for serving in bed.daemons("proxy-process") {
+        signal(serving, Signal::KILL);
+    }
+    let killed = std::time::Instant::now();
+    assert_eq!(bed.get("shop-prod", "/").status, 200);
+    assert!(killed.elapsed() < seconds(1), "{:?}", killed.elapsed());
+    assert_eq!(bed.daemon("proxy"), keeper, "it is the same process");
+    bed.run(&["proxy", "reload", "--socket", "/nowhere/proxy.sock"])
+        .exits(1)
+        .says("--socket SOCKET");
+}
+
 /// It goes on with what is in flight while its successor serves, and takes nothing from it at its end.
 #[test]
 fn a_proxy_that_outlives_its_successors_start_leaves_it_reachable() {

@@ -7,6 +7,7 @@ mod aborts;
 mod builds;
 mod certificates;
 mod changes;
+mod content;
 mod crashes;
 mod demo;
 mod edges;

@@ -57,6 +57,7 @@ fn values(kind: Kind) -> String {
         Kind::Sticky => "`none`, `cookie`, `header:NAME`".to_owned(),
         Kind::StickyBy => "`cookie`, `address`, `header:NAME`".to_owned(),
         Kind::HashBy => "`address`, `path`, `header:NAME`, `cookie:NAME`".to_owned(),
+        Kind::Encodings => "`none`, or some of `zstd`, `br`, `gzip`".to_owned(),
         Kind::Duration(low, high) => format!("a duration such as `PT5M`, {low} to {high} s"),
         Kind::Headers => "headers: `Host: shop.example.org`".to_owned(),
         Kind::BodyMatch => "`contains:TEXT`, `matches:REGEX`".to_owned(),

@@ -5,6 +5,7 @@ use super::rows::{Plan, SMALL};
 use super::{Identity, PROXY_CORE, Stage};
 use crate::process::pinned;
 use crate::{Failed, Setup};
+use beanpole_protocol::content::PoolContent;
 use beanpole_protocol::proxy::{
     Algorithm, HealthCheck, HttpDetails, PoolLimits, PoolRules, Probe, ProxyReport, Route,
     RoutingTable, Target, TargetMode, TargetPool, Upstream, WeightedPool,
@@ -150,6 +151,7 @@ pub fn table(
             algorithm: Algorithm::RoundRobin,
             hold: None,
             limits: PoolLimits::default(),
+            content: PoolContent::default(),
             rules: PoolRules::default(),
             targets: instances
                 .map(|(address, instance)| Target {

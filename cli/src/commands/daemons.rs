@@ -528,19 +528,22 @@ fn have_reloaded(context: &Context, command: &Reload) -> Result<(), Failure> {
         .map_err(|error| Failure::caused("The runtime cannot be started.", &error))?;
     match runtime.block_on(beanpole_proxy::reload(&socket)) {
         Ok(reloaded) => {
-            let pid = reloaded.pid;
-            context
-                .output
-                .say(&format!("Reloaded: process {pid} serves. What the one before began, it finishes."));
+            context.output.say(format!(
+                "Reloaded: process {} serves. What the one before began, it finishes.",
+                reloaded.pid
+            ));
             Ok(())
         }
         Err(CallError::Refused(problem)) => Err(Failure::new(format!("{}.", problem.title))
             .cause(problem.detail)
-            .hint("Its log says more. Nothing has changed for clients; mend it and type the same again")),
-        Err(error @ CallError::TimedOut(_)) => {
-            Err(Failure::caused("It is not known how the reload went.", &error)
-                .hint("Its log says how it went"))
-        }
+            .hint(
+                "Its log says more. Nothing has changed for clients: mend it, then reload again",
+            )),
+        Err(error @ CallError::TimedOut(_)) => Err(Failure::caused(
+            "It is not known how the reload went.",
+            &error,
+        )
+        .hint("Its log says how it went")),
         Err(error) => Err(Failure::caused(
             format!("No proxy can be reached by {}.", socket.display()),
             &error,

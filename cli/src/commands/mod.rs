@@ -24,7 +24,9 @@ pub mod host_add;
 pub mod init;
 pub mod list;
 pub mod logs;
+pub mod maintenance;
 pub mod open;
+pub mod page;
 pub mod printenv;
 pub mod promote;
 pub mod releases;
@@ -110,6 +112,8 @@ fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Promote(command) => promote::run(context, &command),
         Command::Swap(command) => swap::run(context, &command),
         Command::Domain(command) => domain::run(context, command),
+        Command::Maintenance(command) => maintenance::run(context, command),
+        Command::Page(command) => page::run(context, command),
         Command::Cut(command) => cut::run(context, &command),
         Command::Attach(command) => attach::run(context, &command),
         Command::Terminate(command) => terminate::run(context, &command),

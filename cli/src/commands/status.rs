@@ -1,11 +1,12 @@
 //! `beanpole status`: an environment at a glance.
 
+use super::maintenance::allowed;
 use super::{domain, source};
 use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::output::{Output, table};
 use beanpole_protocol::EnvironmentName;
-use beanpole_protocol::api::{Environment, Instance, LingeringInstance};
+use beanpole_protocol::api::{Environment, Instance, LingeringInstance, MaintenanceView};
 use clap::Args;
 
 /// Show an environment: status, health, version, URL, instances
@@ -73,6 +74,13 @@ fn render(output: Output, environment: &Environment) -> String {
         ("platform", environment.platform.to_string()),
         ("url", environment.url.clone().unwrap_or_default()),
         ("domains", domains.join("; ")),
+        (
+            "maintenance",
+            environment
+                .maintenance
+                .as_ref()
+                .map_or_else(String::new, closed),
+        ),
     ]);
     for waiting in environment.operation.iter().flat_map(|one| &one.waiting) {
         text.push_str(&format!("\n  {waiting}"));
@@ -101,6 +109,17 @@ fn render(output: Output, environment: &Environment) -> String {
             "\n  Left, and finishing what is open there. To cut that now: beanpole cut {}",
             environment.name
         ));
+    }
+    text
+}
+
+fn closed(maintenance: &MaintenanceView) -> String {
+    let mut text = format!("since {}", maintenance.since);
+    if !maintenance.allow.is_empty() {
+        text.push_str(&format!(", not for {}", allowed(maintenance)));
+    }
+    if !maintenance.in_force {
+        text.push_str(", not everywhere yet");
     }
     text
 }

@@ -6,6 +6,7 @@ use crate::{Engine, EngineError, Observed, kept};
 use beanpole_planner::{Change, Reach, Stage};
 use beanpole_protocol::agent::{HostOrders, InstanceOrder, OnceOrder, ReleaseKey, ReleaseOrder};
 use beanpole_protocol::api::{EnvironmentStatus, OperationKind, Tier};
+use beanpole_protocol::content::{Maintenance, PoolContent};
 use beanpole_protocol::options::OptionSettings;
 use beanpole_protocol::proxy::{
     HealthCheck, Hold, Redirect, Route, RoutingTable, Target, TargetMode, TargetPool, WeightedPool,
@@ -13,8 +14,8 @@ use beanpole_protocol::proxy::{
 use beanpole_protocol::{EnvironmentId, Generation, HostId, OperationId, ReleaseNumber, Timestamp};
 use beanpole_store::StoreError;
 use beanpole_store::model::{
-    DomainRecord, EnvironmentRecord, HostOrdersRecord, HostRecord, InstanceRecord, LingererRecord,
-    OperationRecord, ReleaseRecord, TableRecord,
+    ContentRecord, DomainRecord, EnvironmentRecord, HostOrdersRecord, HostRecord, InstanceRecord,
+    LingererRecord, OperationRecord, ReleaseRecord, TableRecord,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -539,6 +540,7 @@ impl Records {
                     hold: self.hold(environment),
                     rules: environment.settings.pool_rules(),
                     limits: environment.settings.pool_limits(),
+                    content: content(environment),
                     targets,
                 });
             }
@@ -553,6 +555,23 @@ impl Records {
             table.routes.extend(routes(whole, &environment.domains));
         }
         table
+    }
+}
+
+/// What is done to an environment's answers, and given in place of them.
+fn content(environment: &EnvironmentRecord) -> PoolContent {
+    let ContentRecord { maintenance, pages } = &environment.content;
+    let pages = pages.iter();
+    PoolContent {
+        maintenance: maintenance.as_ref().map(|closed| Maintenance {
+            page: closed.page.clone(),
+            allow: closed.allow.clone(),
+            retry_after_s: closed.retry_after_s,
+        }),
+        pages: pages
+            .map(|(page, used)| (page.clone(), used.digest.clone()))
+            .collect(),
+        ..environment.settings.pool_content()
     }
 }
 
@@ -641,6 +660,7 @@ pub(crate) mod tests {
             platform: Platform::Auto,
             cname: None,
             domains: Vec::new(),
+            content: Default::default(),
             routed: None,
             status: EnvironmentStatus::Ready,
             settings: OptionSettings::default(),

@@ -39,7 +39,7 @@ pub use linger::with_lingering;
 pub use observed::{HostObserved, Observed, ProxyObserved};
 pub use pace::{Kept, Pace, Reading};
 pub use read::Reader;
-pub use services::Target;
+pub use services::{Closing, OwnPage, Target};
 pub use turn::Turn;
 
 use beanpole_planner::IllegalTransition;

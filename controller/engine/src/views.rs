@@ -3,7 +3,7 @@
 
 use crate::health::{colour, health, seen};
 use crate::read::{self, Reader};
-use crate::services::{existing, no_release};
+use crate::services::{content, existing, no_release};
 use crate::turn::decide;
 use crate::{Engine, Fault, Observed, linger, traffic};
 use beanpole_planner::guard::Sample;
@@ -245,6 +245,7 @@ impl Engine {
         causes.extend(left_out.iter().map(|name| {
             format!("The load balancer {name} was not heard of for long: where it runs, it serves by an older table.")
         }));
+        causes.extend(content::closed(environment));
         let operation = match &environment.operation {
             Some(id) => self
                 .store
@@ -270,6 +271,10 @@ impl Engine {
                 .as_ref()
                 .map(|cname| self.url_of(&format!("{cname}.{}", self.config.domain), "")),
             domains: self.view_domains(environment, observed, now),
+            maintenance: content::view_maintenance(
+                environment,
+                self.is_routed(environment, observed, now),
+            ),
             status: environment.status,
             health: colour,
             causes,
@@ -301,6 +306,21 @@ impl Engine {
         format!("http://{host}{port}{path}")
     }
 
+    /// Whether every load balancer that is connected has an environment's routes as they are.
+    pub(crate) fn is_routed(
+        &self,
+        environment: &EnvironmentRecord,
+        observed: &Observed,
+        now: Timestamp,
+    ) -> bool {
+        environment.routed.is_some_and(|routed| {
+            let counting = observed.counting(now, self.config.unreachable_after_ms);
+            let mut reports = counting.map(|(_, seen)| seen.report.as_ref());
+            !observed.proxies.is_empty()
+                && reports.all(|report| report.is_some_and(|report| report.generation >= routed))
+        })
+    }
+
     /// The domains of an environment.
     pub(crate) fn view_domains(
         &self,
@@ -308,12 +328,7 @@ impl Engine {
         observed: &Observed,
         now: Timestamp,
     ) -> Vec<api::DomainView> {
-        let in_force = environment.routed.is_some_and(|routed| {
-            let counting = observed.counting(now, self.config.unreachable_after_ms);
-            let mut reports = counting.map(|(_, seen)| seen.report.as_ref());
-            !observed.proxies.is_empty()
-                && reports.all(|report| report.is_some_and(|report| report.generation >= routed))
-        });
+        let in_force = self.is_routed(environment, observed, now);
         let records = environment.domains.iter();
         records
             .map(|DomainRecord { domain, since }| {

@@ -22,7 +22,7 @@ pub use changeover::Changeover;
 pub use client::{AgentClient, ClientError, Executable, LogQuery};
 pub use dial::{DialError, Dialer};
 pub use host::{HostLink, HostLinkConfig, LinkEvent, LinkNews, OrdersTrouble};
-pub use proxy::{ProxyEvent, ProxyLink, ProxyLinkConfig, ProxyNews};
+pub use proxy::{PageSource, ProxyEvent, ProxyLink, ProxyLinkConfig, ProxyNews};
 pub use push::{BundleSource, PushError, Pushes};
 
 /// An error with all its causes, for people: `cannot connect to x: connection refused`.

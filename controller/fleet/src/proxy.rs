@@ -1,4 +1,4 @@
-//! The link to one proxy: the routing table and certificates down, what the proxy sees up.
+//! The link to one proxy: the routing table with its pages, and certificates, down; what the proxy sees up.
 
 use crate::backoff::Backoff;
 use crate::chain;
@@ -7,17 +7,20 @@ use crate::dial::{Dialer, Transport};
 use crate::host::{Failed, put, send};
 use beanpole_daemon::clock;
 use beanpole_daemon::http::{CallError, Connection};
+use beanpole_protocol::content::PageText;
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::proxy::{ProxyReport, Ready, RoutingTable};
 use beanpole_protocol::tls::{CertificateSet, CertificatesReport};
-use beanpole_protocol::{Generation, Timestamp};
+use beanpole_protocol::{Digest, Generation, Timestamp};
 use futures::StreamExt;
 use http::Method;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// The first pause between two attempts to connect. The proxy is usually on this machine.
@@ -33,9 +36,23 @@ const CERTIFICATES: &str = "/v1/certificates";
 /// Proxies report every 2 s: after three missed ones the connection is given up.
 const SILENCE_LIMIT: Duration = Duration::from_secs(7);
 
+/// How long pages may hold up the table that names them, altogether. It goes without those that are not there by
+/// then: clients get the usual ones, until the link has tried again.
+const PAGES_LIMIT: Duration = Duration::from_secs(3);
+/// From one try to the next.
+const PAGES_AGAIN: Duration = Duration::from_secs(2);
+/// Where they are.
+const PAGES: &str = "/v1/pages";
+
 /// Where a table is put, at once or to be put in force with others.
 const TABLE: &str = "/v1/table";
 const NEXT_TABLE: &str = "/v1/table/next";
+
+/// Where pages come from.
+pub trait PageSource: Send + Sync + 'static {
+    /// The text of a page, if it is there. May block for as long as reading a record takes.
+    fn page(&self, digest: &Digest) -> Option<String>;
+}
 
 /// What a link needs to know.
 pub struct ProxyLinkConfig {
@@ -45,6 +62,8 @@ pub struct ProxyLinkConfig {
     pub dialer: Dialer,
     /// The table. Generation 0 means that nothing is known yet: it is not pushed.
     pub table: watch::Receiver<RoutingTable>,
+    /// Where the pages come from that it names.
+    pub pages: Arc<dyn PageSource>,
     /// The load balancers that it changes over with.
     pub changeover: Changeover,
     /// The certificates. Generation 0 means that nothing is known yet: they are not pushed.
@@ -146,6 +165,37 @@ impl Drop for ProxyLink {
 /// Nobody receives events any more.
 struct Unheard;
 
+/// The pages that a proxy has.
+#[derive(Default)]
+struct Pages {
+    /// Which; none while it was not asked.
+    held: Option<BTreeSet<Digest>>,
+    /// When it is tried again to give it those that it lacks; none where it lacks none.
+    again_at: Option<Instant>,
+}
+
+impl Pages {
+    fn are_due(&self) -> bool {
+        self.again_at.is_some_and(|at| at <= Instant::now())
+    }
+
+    /// Returns when they are.
+    async fn due(&self) {
+        match self.again_at {
+            Some(at) => tokio::time::sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// A proxy forgets the pages that the table in force does not name.
+    fn only_of(&mut self, table: &RoutingTable) {
+        let named = table.pages();
+        if let Some(held) = &mut self.held {
+            held.retain(|digest| named.contains(digest));
+        }
+    }
+}
+
 struct Link {
     config: ProxyLinkConfig,
 }
@@ -240,6 +290,7 @@ impl Link {
         let mut connection: Option<Connection> = None;
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
         let mut settled: Option<(RoutingTable, bool)> = None;
+        let mut pages = Pages::default();
         loop {
             let wanted = tables.borrow_and_update().clone();
             let differs = settled.as_ref().map(|(table, _)| table) != Some(&wanted);
@@ -249,10 +300,18 @@ impl Link {
                 && held
                     .borrow_and_update()
                     .is_some_and(|held| held < wanted.generation);
+            if wanted.generation != Generation(0) && (lost || differs || pages.are_due()) {
+                if lost {
+                    pages.held = None;
+                }
+                self.give_pages(transport, &mut connection, &mut pages, &wanted)
+                    .await;
+            }
             if wanted.generation != Generation(0) && (lost || differs) {
                 let generation = wanted.generation;
                 match give(transport, &mut connection, member, &wanted).await {
                     Ok(()) => {
+                        pages.only_of(&wanted);
                         settled = Some((wanted, true));
                         self.emit(ProxyNews::TableConfirmed { generation }).await?;
                         // A report that was on its way may still carry the generation before.
@@ -286,9 +345,76 @@ impl Link {
             tokio::select! {
                 Ok(()) = tables.changed() => {}
                 Ok(()) = held.changed() => {}
+                () = pages.due() => {}
                 else => std::future::pending().await,
             }
         }
+    }
+
+    /// Sees to it that the proxy has the pages that a table names, as far as that goes within [`PAGES_LIMIT`].
+    async fn give_pages(
+        &self,
+        transport: &Transport,
+        connection: &mut Option<Connection>,
+        pages: &mut Pages,
+        table: &RoutingTable,
+    ) {
+        let wanted = table.pages();
+        let given = self.give_each(transport, connection, pages, &wanted);
+        let given = tokio::time::timeout(PAGES_LIMIT, given).await;
+        let given = given.unwrap_or_else(|_| Err("it took too long".to_owned()));
+        pages.again_at = given.err().map(|reason| {
+            tracing::debug!(proxy = self.config.proxy, reason, "pages not given");
+            Instant::now() + PAGES_AGAIN
+        });
+    }
+
+    async fn give_each(
+        &self,
+        transport: &Transport,
+        connection: &mut Option<Connection>,
+        pages: &mut Pages,
+        wanted: &BTreeSet<&Digest>,
+    ) -> Result<(), String> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let held = match &mut pages.held {
+            Some(held) => held,
+            None => {
+                let asked: Result<Vec<Digest>, Failed> =
+                    send(transport, connection, Method::GET, PAGES, &(), PAGES_LIMIT).await;
+                match asked {
+                    Ok(there) => pages.held.insert(there.into_iter().collect()),
+                    // It knows no pages.
+                    Err(Failed::Refused(_)) => return Ok(()),
+                    Err(Failed::Again { reason, .. }) => return Err(reason),
+                }
+            }
+        };
+        for digest in wanted {
+            if held.contains(*digest) {
+                continue;
+            }
+            let (source, wanted) = (Arc::clone(&self.config.pages), (*digest).clone());
+            let read = tokio::task::spawn_blocking(move || source.page(&wanted));
+            let Ok(Some(html)) = read.await else {
+                // A newer table names it no more.
+                continue;
+            };
+            let path = format!("{PAGES}/{digest}");
+            let page = PageText { html };
+            match put::<Value>(transport, connection, &path, &page, PAGES_LIMIT).await {
+                Ok(_) => {
+                    held.insert((*digest).clone());
+                }
+                Err(Failed::Refused(problem)) => {
+                    tracing::warn!(proxy = self.config.proxy, %problem, "a page is refused");
+                }
+                Err(Failed::Again { reason, .. }) => return Err(reason),
+            }
+        }
+        Ok(())
     }
 
     /// Sees to it that the proxy has the certificates that it should. It loses none but by an end of the

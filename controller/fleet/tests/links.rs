@@ -2,18 +2,33 @@
 
 mod common;
 
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path as UrlPath, State};
+use axum::routing::{get, put};
+use beanpole_daemon::socket;
 use beanpole_fleet::{
-    Dialer, Executable, HostLink, HostLinkConfig, LinkEvent, LinkNews, LogQuery, OrdersTrouble,
-    Pushes,
+    Changeover, Dialer, Executable, HostLink, HostLinkConfig, LinkEvent, LinkNews, LogQuery,
+    OrdersTrouble, PageSource, ProxyLink, ProxyLinkConfig, Pushes,
 };
 use beanpole_protocol::agent::{ControllerIdentity, FOREIGN_CONTROLLER, HostOrders, Owner};
+use beanpole_protocol::content::{PageFor, PageText, PoolContent};
 use beanpole_protocol::problem::Problem;
-use beanpole_protocol::{ControllerId, Digest, Generation, HostId, InstanceId, Timestamp};
+use beanpole_protocol::proxy::{
+    Algorithm, PoolLimits, PoolRules, ProxyReport, RoutingTable, TargetPool,
+};
+use beanpole_protocol::tls::CertificateSet;
+use beanpole_protocol::{
+    ApplicationName, ControllerId, Digest, EnvironmentId, EnvironmentName, Generation, HostId,
+    InstanceId, Timestamp,
+};
 use common::{Blobs, FakeAgent, PATIENCE, Sshd, eventually, noise, sshd_available};
 use futures::StreamExt;
 use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -470,4 +485,160 @@ async fn a_host_that_is_not_there_is_told_with_the_cause() {
         "{reason}"
     );
     assert!((250..=500).contains(&retry_in_ms), "{retry_in_ms}");
+}
+
+/// A stand-in for a proxy: what it was called for, in order, and the pages that it has.
+#[derive(Clone, Default)]
+struct FakeProxy {
+    calls: Arc<Mutex<Vec<String>>>,
+    pages: Arc<Mutex<Vec<Digest>>>,
+    generation: Arc<Mutex<Generation>>,
+    /// It answers no call for pages.
+    stalls: Arc<AtomicBool>,
+}
+
+impl FakeProxy {
+    async fn start(&self, socket: &Path) {
+        let listener = socket::bind(socket, 0o600, None).await.expect("bind");
+        let router = Router::new()
+            .route("/v1/watch", get(proxy_reports))
+            .route("/v1/table", put(take_table))
+            .route("/v1/pages", get(list_pages))
+            .route("/v1/pages/{digest}", put(take_page))
+            .with_state(self.clone());
+        tokio::spawn(socket::serve(listener, router, CancellationToken::new()));
+    }
+
+    fn note(&self, call: String) {
+        self.calls.lock().expect("lock").push(call);
+    }
+
+    fn calls(&self) -> Vec<String> {
+        self.calls.lock().expect("lock").clone()
+    }
+
+    fn report(&self) -> ProxyReport {
+        ProxyReport {
+            sequence: 1,
+            run: String::new(),
+            version: String::new(),
+            generation: *self.generation.lock().expect("lock"),
+            now: Timestamp::EPOCH,
+            targets: Vec::new(),
+            environments: Vec::new(),
+            releases: Vec::new(),
+            listeners: Vec::new(),
+        }
+    }
+}
+
+async fn proxy_reports(State(proxy): State<FakeProxy>) -> Body {
+    let lines = futures::stream::unfold((proxy, Duration::ZERO), |(proxy, pause)| async move {
+        tokio::time::sleep(pause).await;
+        let mut line = serde_json::to_vec(&proxy.report()).expect("JSON");
+        line.push(b'\n');
+        let next = (proxy, Duration::from_millis(500));
+        Some((Ok::<_, std::io::Error>(line), next))
+    });
+    Body::from_stream(lines)
+}
+
+async fn take_table(State(proxy): State<FakeProxy>, axum::Json(wanted): axum::Json<RoutingTable>) {
+    *proxy.generation.lock().expect("lock") = wanted.generation;
+    proxy.note(format!("table {}", wanted.generation));
+}
+
+async fn list_pages(State(proxy): State<FakeProxy>) -> axum::Json<Vec<Digest>> {
+    axum::Json(proxy.pages.lock().expect("lock").clone())
+}
+
+async fn take_page(
+    State(proxy): State<FakeProxy>,
+    UrlPath(digest): UrlPath<Digest>,
+    axum::Json(page): axum::Json<PageText>,
+) {
+    if proxy.stalls.load(Ordering::SeqCst) {
+        std::future::pending::<()>().await;
+    }
+    proxy.pages.lock().expect("lock").push(digest);
+    proxy.note(format!("page {}", page.html));
+}
+
+/// Each page is called by one letter, and is that letter.
+struct Letters;
+
+impl PageSource for Letters {
+    fn page(&self, digest: &Digest) -> Option<String> {
+        Some(digest.as_str()[..1].to_owned())
+    }
+}
+
+fn naming(generation: u64, letters: &[&str]) -> RoutingTable {
+    let pages = letters.iter().zip(500u16..).map(|(letter, status)| {
+        let page = PageFor::new(status.to_string()).expect("a page");
+        (page, Digest::new(letter.repeat(64)).expect("a digest"))
+    });
+    RoutingTable {
+        generation: Generation(generation),
+        pools: vec![TargetPool {
+            name: "main".to_owned(),
+            environment: EnvironmentId::from_bits(1),
+            environment_name: EnvironmentName::new("prod").expect("a name"),
+            application: ApplicationName::new("shop").expect("a name"),
+            algorithm: Algorithm::default(),
+            hold: None,
+            rules: PoolRules::default(),
+            limits: PoolLimits::default(),
+            content: PoolContent {
+                pages: pages.collect(),
+                ..PoolContent::default()
+            },
+            targets: Vec::new(),
+        }],
+        ..RoutingTable::default()
+    }
+}
+
+#[tokio::test]
+async fn pages_go_before_the_table_that_names_them_and_do_not_hold_it_up_for_long() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let socket = directory.path().join("proxy.sock");
+    let proxy = FakeProxy::default();
+    let known = Digest::new("a".repeat(64)).expect("a digest");
+    proxy.pages.lock().expect("lock").push(known);
+    proxy.start(&socket).await;
+    let (table, tables) = watch::channel(naming(1, &["a", "b"]));
+    let (_certificates, certificates) = watch::channel(CertificateSet::default());
+    let (events, mut heard) = mpsc::channel(64);
+    tokio::spawn(async move { while heard.recv().await.is_some() {} });
+    let link = ProxyLink::spawn(
+        ProxyLinkConfig {
+            proxy: "edge".to_owned(),
+            dialer: Dialer::local(&socket),
+            table: tables,
+            pages: Arc::new(Letters),
+            changeover: Changeover::default(),
+            certificates,
+            events,
+        },
+        &CancellationToken::new(),
+    );
+    eventually("the first table", || proxy.calls() == ["page b", "table 1"]).await;
+    table.send_replace(naming(2, &["b"]));
+    eventually("no page anew", || {
+        proxy.calls().get(2..) == Some(&["table 2".to_owned()][..])
+    })
+    .await;
+    proxy.stalls.store(true, Ordering::SeqCst);
+    table.send_replace(naming(3, &["b", "c"]));
+    eventually("the table without its page", || {
+        proxy.calls().get(3..) == Some(&["table 3".to_owned()][..])
+    })
+    .await;
+    proxy.stalls.store(false, Ordering::SeqCst);
+    eventually("the page that was late", || {
+        proxy.calls().get(4..) == Some(&["page c".to_owned()][..])
+    })
+    .await;
+    link.stop().await;
 }

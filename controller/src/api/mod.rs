@@ -2,6 +2,7 @@
 
 mod applications;
 mod certificates;
+mod content;
 mod edges;
 mod environments;
 mod events;
@@ -42,6 +43,7 @@ fn paths() -> OpenApiRouter<App> {
     .merge(applications::router())
     .merge(certificates::router())
     .merge(edges::router())
+    .merge(content::router())
     .merge(environments::router())
     .merge(events::router())
     .merge(explain::router())

@@ -4,6 +4,7 @@
 pub(crate) mod applications;
 pub(crate) mod bundles;
 pub(crate) mod certificates;
+pub(crate) mod content;
 pub(crate) mod deployments;
 pub(crate) mod edges;
 pub(crate) mod events;

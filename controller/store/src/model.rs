@@ -13,14 +13,15 @@ use beanpole_protocol::api::{
     Deploy, EnvironmentStatus, Leftover, OperationFailure, OperationKind, OperationStatus, Receipt,
     ReceiptTraffic, ReleaseDeployment, Rollback, Scale, SshAddress, Tier, UpdateSettings,
 };
+use beanpole_protocol::content::PageFor;
 use beanpole_protocol::edge::EdgeOrders;
 use beanpole_protocol::event::Event;
 use beanpole_protocol::options::OptionSettings;
 use beanpole_protocol::proxy::{RoutingTable, TargetMode};
 use beanpole_protocol::{
     AgentId, ApplicationName, Cname, ControllerId, Digest, Domain, EnvironmentId, EnvironmentName,
-    EventId, Generation, HostId, HostName, Incarnation, InstanceId, OperationId, ReleaseNumber,
-    RequestId, Timestamp, VersionLabel,
+    EventId, Generation, HostId, HostName, Incarnation, InstanceId, Network, OperationId,
+    ReleaseNumber, RequestId, Timestamp, VersionLabel,
 };
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -130,6 +131,9 @@ pub struct EnvironmentRecord {
     /// Its other hostnames, and what is said of the one below the default domain. They stay with the CNAME.
     #[serde(default)]
     pub domains: Vec<DomainRecord>,
+    /// What clients get in place of its answers.
+    #[serde(default)]
+    pub content: ContentRecord,
     /// The first table that has its hostnames as they are; absent while none was made.
     #[serde(default)]
     pub routed: Option<Generation>,
@@ -182,6 +186,72 @@ pub struct DomainRecord {
     pub domain: Domain,
     /// When it was added or last changed.
     pub since: Timestamp,
+}
+
+/// What clients get in place of an environment's answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContentRecord {
+    /// It is closed for a while.
+    #[serde(default)]
+    pub maintenance: Option<MaintenanceRecord>,
+    /// Its own pages for what load balancers answer themselves.
+    #[serde(default)]
+    pub pages: BTreeMap<PageFor, PageUseRecord>,
+}
+
+impl ContentRecord {
+    /// The pages that it names.
+    pub fn all_pages(&self) -> impl Iterator<Item = &Digest> {
+        let closed = self.maintenance.iter().filter_map(|one| one.page.as_ref());
+        self.pages.values().map(|one| &one.digest).chain(closed)
+    }
+}
+
+/// That an environment is closed for a while.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MaintenanceRecord {
+    /// The page that clients get, where it is not that for a 503.
+    pub page: Option<Digest>,
+    /// Clients that get to the application all the same.
+    pub allow: Vec<Network>,
+    /// After how many seconds clients may try again.
+    pub retry_after_s: u32,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// What an environment has a page for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageUseRecord {
+    /// Which one.
+    pub digest: Digest,
+    /// How large it is, in bytes.
+    pub size: u64,
+    /// When it was set.
+    pub since: Timestamp,
+}
+
+/// A page: as long as an environment names it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageRecord {
+    /// The SHA-256 of its text.
+    pub digest: Digest,
+    /// Its text.
+    pub html: String,
+}
+
+impl PageRecord {
+    /// Its key.
+    pub fn key_of(digest: &Digest) -> Vec<u8> {
+        key::join(&[digest.as_str().as_bytes()])
+    }
+}
+
+impl Record for PageRecord {
+    const TABLE: &'static str = "pages";
+    fn key(&self) -> Vec<u8> {
+        Self::key_of(&self.digest)
+    }
 }
 
 /// A share of an environment's requests.

@@ -58,6 +58,7 @@ fn environment(number: u128, status: EnvironmentStatus) -> EnvironmentRecord {
         cname: None,
         status,
         domains: Vec::new(),
+        content: Default::default(),
         routed: None,
         settings: Default::default(),
         live: None,

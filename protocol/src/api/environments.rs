@@ -1,6 +1,6 @@
 //! Environments, their instances and health, and what can be asked of them.
 
-use super::{Operation, OperationStatus};
+use super::{MaintenanceView, Operation, OperationStatus};
 use crate::agent::{Platform, ProcessReport};
 use crate::options::{BatchSize, DeploymentPolicy, OptionSettings, SplitSteps};
 use crate::proxy::{CheckResult, Traffic};
@@ -191,6 +191,9 @@ pub struct Environment {
     /// Its other hostnames, and what is said of the one below the default domain.
     #[serde(default)]
     pub domains: Vec<DomainView>,
+    /// That it is closed for a while.
+    #[serde(default)]
+    pub maintenance: Option<MaintenanceView>,
     /// Where it stands.
     pub status: EnvironmentStatus,
     /// How it is.

@@ -3,6 +3,7 @@
 
 mod applications;
 mod certificates;
+mod content;
 mod edges;
 mod environments;
 mod explain;
@@ -13,6 +14,7 @@ mod receipt;
 
 pub use applications::*;
 pub use certificates::*;
+pub use content::*;
 pub use edges::*;
 pub use environments::*;
 pub use explain::*;

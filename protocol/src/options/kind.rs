@@ -2,6 +2,7 @@
 
 use super::balance::{parse_hash_by, parse_sticky_by};
 use super::check::{parse_body, parse_grpc_codes, parse_headers};
+use super::content::parse_encodings;
 use super::split::{SplitSteps, parse_sticky};
 use super::update::parse_duration;
 use crate::proxy::{LAST_GRPC_CODE, LONGEST_PATTERN};
@@ -40,6 +41,8 @@ pub enum Kind {
     GrpcCodes,
     /// The name of a gRPC service: `shop.v1.Cart`.
     GrpcService,
+    /// `none`, `gzip`, `zstd,br,gzip`.
+    Encodings,
     /// A line for `/bin/sh`.
     Command,
     /// An ISO 8601 duration within bounds in seconds, both included: `PT5M`.
@@ -71,6 +74,9 @@ impl Kind {
             Self::HashBy => format!(
                 "`address`, `path`, `cookie:NAME` or `header:NAME`, {NOT_COOKIE}"
             ),
+            Self::Encodings => {
+                "`none`, or some of `zstd`, `br` and `gzip`, the best liked first, such as `zstd,br,gzip`".to_owned()
+            }
             Self::Command => {
                 format!("a command in one line of at most {LONGEST_COMMAND} bytes, or nothing")
             }
@@ -118,6 +124,7 @@ impl Kind {
                 let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"._-/".contains(&byte);
                 value.len() <= 256 && value.bytes().all(fits)
             }
+            Self::Encodings => parse_encodings(value).is_some(),
             Self::Duration(low, high) => {
                 value.is_empty()
                     || parse_duration(value)

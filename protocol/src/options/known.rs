@@ -644,6 +644,33 @@ pub const KNOWN: &[OptionSpec] = &[
         Change::Nothing,
         "How many of these may come at once. 0: as many as in a second.",
     ),
+    // EB's platforms have their nginx compress text unless told otherwise. Here it has to be asked for: it costs
+    // the load balancer's time, and a page that holds a secret beside what a client chose may give it away by its
+    // length (BREACH).
+    option(
+        PROXY,
+        "Compression",
+        "none",
+        Kind::Encodings,
+        Change::Nothing,
+        "How the load balancer compresses text that the application sends uncompressed, for clients that take it: the encodings there are, the best liked first. `none`: answers go as they are.",
+    ),
+    option(
+        PROXY,
+        "CompressionMinSize",
+        "1024",
+        Kind::Number(0, 1_048_576),
+        Change::Nothing,
+        "Answers that are known to have fewer bytes than that are not compressed.",
+    ),
+    option(
+        PROXY,
+        "ReplaceErrors",
+        "false",
+        Kind::Bool,
+        Change::Nothing,
+        "Whether the environment's own error pages (`beanpole page set`) also take the place of the application's answers from status 500 on, for clients that take HTML.",
+    ),
     option(
         PROXY,
         "HoldTimeout",

@@ -4,10 +4,11 @@
 //! reference page and `deploy.toml.example` all come from it.
 //!
 //! A map of texts is here; what options there are is in `known`, what values they take in `kind`, how
-//! they are read as values in `typed`, `balance`, `check`, `split` and `update`.
+//! they are read as values in `typed`, `balance`, `check`, `content`, `split` and `update`.
 
 mod balance;
 mod check;
+mod content;
 mod error;
 mod kind;
 mod known;

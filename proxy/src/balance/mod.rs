@@ -23,6 +23,7 @@ use crate::target::{Changes, InFlight, TargetState, lock};
 use crate::traffic::Counters;
 use arc_swap::{ArcSwap, Guard};
 use beanpole_protocol::EnvironmentName;
+use beanpole_protocol::content::PoolContent;
 use beanpole_protocol::proxy::{
     Algorithm, HashBy, Hold, Outliers, Retries, Stickiness, TargetPool,
 };
@@ -63,6 +64,8 @@ pub struct Pool {
     pub times: Times,
     /// The largest body of a request, in bytes, where there is one.
     pub largest_body: Option<u64>,
+    /// What is done to answers.
+    pub content: PoolContent,
     algorithm: Algorithm,
     hash_by: HashBy,
     sticky: Option<Stickiness>,
@@ -180,6 +183,7 @@ impl Pool {
                 whole: limit(given.limits.whole_ms),
             },
             largest_body: (given.limits.body_bytes > 0).then_some(given.limits.body_bytes),
+            content: given.content.clone(),
             algorithm: given.algorithm,
             hash_by: given.rules.hash_by.clone(),
             by_name: match sticky {

@@ -5,6 +5,7 @@ use crate::asker::Headers;
 use crate::forwarded::Client;
 use crate::names::Names;
 use crate::table::Table;
+use beanpole_protocol::content::PoolContent;
 use beanpole_protocol::proxy::{
     CheckResult, HealthCheck, PoolLimits, PoolRules, Route, RoutingTable, Target, TargetMode,
     Upstream, WeightedPool,
@@ -38,6 +39,7 @@ fn given(numbers: impl IntoIterator<Item = u32>, algorithm: Algorithm) -> Target
         algorithm,
         hold: None,
         limits: PoolLimits::default(),
+        content: PoolContent::default(),
         rules: PoolRules {
             hash_by: HashBy::Path,
             ..PoolRules::default()

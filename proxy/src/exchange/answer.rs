@@ -181,11 +181,15 @@ pub fn add(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     if given {
         return;
     }
+    append(out, &[name.as_bytes(), b": ", value, b"\r\n"].concat());
+}
+
+/// Adds a line to the head of an answer, which is all of `out`.
+pub fn append(out: &mut Vec<u8>, line: &[u8]) {
     // Before the empty line at its end.
     out.truncate(out.len() - 2);
-    for part in [name.as_bytes(), b": ", value, b"\r\n\r\n"] {
-        out.extend_from_slice(part);
-    }
+    out.extend_from_slice(line);
+    out.extend_from_slice(b"\r\n");
 }
 
 /// The length that a header says, which may say it several times, as long as it is the same as before.

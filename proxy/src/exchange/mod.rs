@@ -15,12 +15,13 @@ mod request;
 use crate::access_log::Entry;
 use crate::asker::{Asker, Headers};
 use crate::balance::{End, Pool};
+use crate::compress;
 use crate::connection::{Connection, Rest};
 use crate::fault;
 use crate::forwarded::Client;
 use crate::pages::{self, Page};
 use crate::service::{BROKEN_OFF, CLOSED_BEFORE};
-use crate::shared::{Shared, Way, count};
+use crate::shared::{Shared, count};
 use crate::sticky::Stay;
 use crate::target::{CONNECT_TIMEOUT, InFlight, KEPT_IDLE};
 use crate::tls::Spoken;
@@ -86,6 +87,15 @@ enum Trouble {
     Odd(&'static str),
     /// The app says that it cannot answer, and another one may be asked.
     Unwanted,
+}
+
+/// Where it was that no connection to a target came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unmade {
+    /// This machine is short of something.
+    Here,
+    /// The target gave none.
+    There,
 }
 
 /// How a request went, as far as it has.
@@ -246,10 +256,10 @@ impl Exchange {
                 headers: Headers::Raw(&bytes),
             };
             let mut stay = Stay::default();
-            let way = self
+            let chosen = self
                 .shared
-                .choose(&plain.asked.name, &asker, None, &mut stay);
-            let Way::To(pool, at) = way else {
+                .choose_short(&plain.asked.name, &asker, &mut stay);
+            let Some((pool, at)) = chosen else {
                 return other_way(to.connection, bytes, Known::Length(plain.length));
             };
             if at.target().takes_the_long_way() {
@@ -262,15 +272,20 @@ impl Exchange {
             to.patience.end = pool.times.end(begun, false);
             to.patience.renew(begun, pool.idle);
             let connected = self.connect(&at).await;
-            if connected.is_none() && pool.may_retry() {
+            // Want of descriptors, for example, is for the long way to tell, and no target's fault.
+            if connected
+                .as_ref()
+                .is_err_and(|why| *why == Unmade::Here || pool.may_retry())
+            {
                 to.connection.state().admitted.store(true, Relaxed);
                 return other_way(to.connection, bytes, Known::Length(plain.length));
             }
             let mut going = Going::new(begun, pool, at);
-            let Some((mut app, reused)) = connected else {
+            let Ok((mut app, reused)) = connected else {
                 self.fail(&mut to, &plain, &bytes, &Trouble::Broken, &mut going)
                     .await;
                 self.end(client, &plain, &bytes, &going);
+                to.connection.state().end();
                 return Next::End;
             };
             for cookie in stay.cookies(client.is_tls()) {
@@ -333,26 +348,27 @@ impl Exchange {
         }
     }
 
-    /// A connection to a target, and whether it had a request before; none where there is none to be had.
-    async fn connect(&self, at: &InFlight) -> Option<(TcpStream, bool)> {
+    /// A connection to a target, and whether it had a request before.
+    async fn connect(&self, at: &InFlight) -> Result<(TcpStream, bool), Unmade> {
         let target = at.target();
         if let Some(kept) = self.kept.take(target.number, KEPT_IDLE) {
-            return Some((kept, true));
+            return Ok((kept, true));
         }
         let connecting = TcpStream::connect(target.target.address);
         let made = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await;
         let error = match made {
             Ok(Ok(stream)) => {
                 let ready = stream.set_nodelay(true);
-                return ready.ok().map(|()| (stream, false));
+                return ready.map(|()| (stream, false)).map_err(|_| Unmade::There);
             }
             Ok(Err(error)) => error,
             Err(_) => io::ErrorKind::TimedOut.into(),
         };
-        if !fault::is_ours(&error) {
-            target.eject(fault::of_connecting(&error).to_owned());
+        if fault::is_ours(&error) {
+            return Err(Unmade::Here);
         }
-        None
+        target.eject(fault::of_connecting(&error).to_owned());
+        Err(Unmade::There)
     }
 
     /// Sends the request and carries the answer; whether the app's connection may be used again.
@@ -445,7 +461,10 @@ impl Exchange {
             .client
             .is_here(|name| headers.get(name.as_str()).is_some());
         let id = plain.id.to_str().unwrap_or_default();
-        let rendered = page.render(accept, id, here);
+        let own = self.shared.own_page(&going.pool, &page);
+        let rendered = page
+            .render(accept, id, here)
+            .or_own(own.as_deref(), accept, id);
         going.status = Some(rendered.status);
         going.sent = if plain.only_head {
             0
@@ -599,6 +618,12 @@ async fn read_head(
                     if let Some(hsts) = spoken.and_then(|spoken| spoken.hsts.as_ref()) {
                         let name = header::STRICT_TRANSPORT_SECURITY;
                         answer::add(out, name.as_str(), hsts.as_bytes());
+                    }
+                    let compression = going.pool.content.compression.as_ref();
+                    let warning = compression
+                        .and_then(|wanted| compress::warning(out, answer.status, wanted));
+                    if let Some(line) = warning {
+                        answer::append(out, line.as_bytes());
                     }
                     return Ok((answer, from));
                 }

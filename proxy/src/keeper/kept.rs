@@ -195,7 +195,8 @@ impl Life<'_> {
                         self.say(Word::Told(Box::new(told.clone())));
                     }
                 }
-                Order::Resume => {
+                Order::Resume { alive } => {
+                    self.carried.only(&alive.into_iter().collect());
                     if let Some(told) = self.handed.take() {
                         let since = Since {
                             run: told.run,
@@ -237,6 +238,7 @@ impl Life<'_> {
         // Both may have changed since this process was made ready.
         control::restore_certificates(&shared.certificates, &kept.certificates)
             .map_err(ProxyError::Kept)?;
+        shared.own_pages.follow();
         let known = told.map_or(Known::Served, |told| Known::Seen(&told.report));
         control::restore(shared, &kept.table, known).map_err(ProxyError::Kept)?;
         let since = Since {

@@ -24,6 +24,8 @@ pub use again::Successor;
 pub use kept::serve_kept;
 pub use process::Program;
 
+use crate::NEWEST_TABLE;
+use crate::carried::Counts;
 use crate::listen::{self, ListenError, Scheme};
 use axum::Router;
 use axum::extract::State;
@@ -33,6 +35,7 @@ use axum::routing::post;
 use beanpole_daemon::http::{CallError, Connection, problem_response};
 use beanpole_daemon::notify;
 use beanpole_daemon::socket::{self, BindError};
+use beanpole_protocol::Generation;
 use beanpole_protocol::problem::Problem;
 use http::Method;
 use process::{Process, Role};
@@ -210,6 +213,13 @@ pub async fn keep(config: KeeperConfig, stop: CancellationToken) -> Result<(), K
             Keeper::with(config, first, listeners, BTreeMap::new(), events)
         }
     };
+    for process in keeper.processes.values() {
+        if process.role == Role::Drains {
+            // It tells what it has counted, which went with the executable before.
+            let generation = Generation::default();
+            process.order(&Order::Follow { generation }).await;
+        }
+    }
     let mut door = Door::open(&keeper).await?;
     if keeper.serving().is_none() {
         keeper.start_at = Some(Instant::now());
@@ -349,6 +359,11 @@ impl Keeper {
                 .await;
             }
             Word::Follows { generation, counts } => {
+                if let Some(process) = self.processes.get_mut(&pid)
+                    && process.role == Role::Drains
+                {
+                    process.told = Some(counts.clone());
+                }
                 let follows = Some(generation);
                 self.pass_on(
                     pid,
@@ -411,19 +426,22 @@ impl Keeper {
         }
     }
 
+    /// Those in one of these roles, and the last that each told.
+    fn alive(&self, roles: &[Role]) -> Vec<(u32, Option<Counts>)> {
+        let of = |one: &&Process| roles.contains(&one.role);
+        let alive = self.processes.values().filter(of);
+        alive.map(|one| (one.pid, one.told.clone())).collect()
+    }
+
     /// Has the process that comes take over.
     async fn hand(&mut self, told: Option<Box<Told>>) {
-        let alive = self
-            .processes
-            .values()
-            .filter(|one| one.role != Role::Comes);
-        let alive: Vec<_> = alive.map(|one| (one.pid, one.told.clone())).collect();
+        let alive = self.alive(&[Role::Serves, Role::Drains]);
         let replaces = self.serving().is_some();
         // What was told a moment ago is the newest.
-        let newest = match self.config.table_wait {
-            _ if told.is_some() => Duration::ZERO,
-            Some(limit) if !self.ever_served => limit,
-            _ => NEWEST_AFTER_A_CRASH,
+        let newest = match (&told, self.ever_served) {
+            (Some(_), _) => Duration::ZERO,
+            (None, true) => NEWEST_AFTER_A_CRASH,
+            (None, false) => self.config.table_wait.unwrap_or(NEWEST_TABLE),
         };
         let order = Order::Take {
             told,
@@ -524,7 +542,8 @@ impl Keeper {
                     "a reload failed: the process that serves goes on"
                 );
                 if change.stage != Stage::Prepares {
-                    serving.order(&Order::Resume).await;
+                    let alive = self.alive(&[Role::Drains]);
+                    serving.order(&Order::Resume { alive }).await;
                 }
             }
             None if self.ever_served => {
@@ -631,7 +650,9 @@ impl Keeper {
         while let Ok(event) = happens.try_recv() {
             self.take(event).await?;
         }
+        // A part of a word waits for the rest of it, which comes.
         if self.may_become_another()
+            && !self.processes.values().any(Process::is_speaking)
             && let Some(successor) = &self.config.successor
         {
             tracing::info!(path = %successor.path.display(), "the keeper becomes the executable on disk");

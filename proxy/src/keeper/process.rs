@@ -158,6 +158,11 @@ impl Process {
         self.hearing = tokio::spawn(hear(self.pid, socket, ahead, events.clone()));
     }
 
+    /// Whether a part of its next word has come.
+    pub fn is_speaking(&self) -> bool {
+        !lock(&self.ahead).is_empty()
+    }
+
     /// For whoever takes it over: its socket, and what was read of its next word.
     pub fn hand_on(&self) -> io::Result<(OwnedFd, Vec<u8>)> {
         let socket = self.socket.as_fd().try_clone_to_owned()?;

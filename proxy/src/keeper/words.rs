@@ -18,9 +18,13 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 /// The longest first word, in bytes.
 const LONGEST_FIRST: usize = 64 * 1024;
+
+/// How long the first word, which nobody reads yet, may take to fit into the socket.
+const FIRST_FITS: Duration = Duration::from_secs(1);
 
 /// What the keeper says first, together with the listeners: which of them speaks what, in their order.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -51,7 +55,11 @@ pub enum Order {
     /// Take no more from the controller, and tell what the next one has to know. Clients are served on.
     HandOver,
     /// The next one is not fit: take from the controller again.
-    Resume,
+    Resume {
+        /// Processes that finish what they began, and the last that each told: it may have told the other one.
+        #[serde(default)]
+        alive: Vec<(u32, Option<Counts>)>,
+    },
     /// The next one serves: accept nothing more, finish what there is, and end.
     Drain,
     /// Follow the table on disk, which has this generation.
@@ -153,6 +161,11 @@ pub fn send_first<T: Serialize>(
     let text = serde_json::to_vec(word)?;
     let length = u32::try_from(text.len()).map_err(io::Error::other)?;
     let count = u32::try_from(handed.len()).map_err(io::Error::other)?;
+    if text.len() > LONGEST_FIRST {
+        return Err(odd("the first word is too long"));
+    }
+    // Nobody may be there yet to read it: what does not fit must not be waited for.
+    socket.set_write_timeout(Some(FIRST_FITS))?;
     let mut socket_ref = socket;
     socket_ref.write_all(&length.to_be_bytes())?;
     socket_ref.write_all(&count.to_be_bytes())?;
@@ -173,9 +186,12 @@ pub fn send_first<T: Serialize>(
     Ok(())
 }
 
+fn odd(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
+}
+
 /// Receives what [`send_first`] sent.
 pub fn receive_first<T: DeserializeOwned>(socket: &UnixStream) -> io::Result<(T, Vec<OwnedFd>)> {
-    let odd = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
     let number = || {
         let mut bytes = [0; 4];
         let mut socket = socket;

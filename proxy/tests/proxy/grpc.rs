@@ -196,6 +196,24 @@ async fn a_call_that_no_app_answers_ends_with_a_status_and_no_page() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_breaks_off_in_the_middle_ends_with_a_status() {
+    let app = H2App::start().await;
+    let proxy = Proxy::start().await;
+    proxy.serve(&over_h2(1, &[app.address])).await;
+    let mut sender = plain(&proxy).await;
+    let answer = sender.send_request(call("Half", message("x"))).await;
+    let (messages, trailers) = heard(answer.expect("an answer")).await;
+    assert_eq!(messages, [&b"half"[..]]);
+    assert_eq!(trailers["grpc-status"], "14");
+    let counts = until("it is counted", || async {
+        let counts = proxy.report().await.environments[0].traffic;
+        (counts.requests == 1).then_some(counts)
+    })
+    .await;
+    assert_eq!((counts.failed, counts.by_class[4]), (1, 1), "{counts:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn calls_that_an_app_fails_count_as_errors_and_others_do_not() {
     let app = H2App::start().await;
     let proxy = Proxy::start().await;

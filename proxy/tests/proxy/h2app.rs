@@ -15,10 +15,11 @@ use std::sync::{Arc, Mutex};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-pub type Body = BoxBody<Bytes, hyper::Error>;
+pub type Body = BoxBody<Bytes, std::io::Error>;
 
 /// `/grpc.health.v1.Health/Check` says `health` of the service `shop`; `/up` answers `ready`; `/test/Echo` sends
-/// every message back as it comes; `/test/Silent` never answers; `/test/Break` resets the stream; `/test/Status` ends
+/// every message back as it comes; `/test/Silent` never answers; `/test/Break` resets the stream,
+/// `/test/Half` after a message; `/test/Status` ends
 /// the call with the status of the header `wanted`.
 pub struct H2App {
     pub address: SocketAddr,
@@ -158,11 +159,25 @@ async fn answer(request: Request<Incoming>, health: u8) -> Result<Response<Body>
         }
         "/test/Echo" => {
             let pieces = request.into_body().into_data_stream();
-            let pieces = pieces.map(|piece| piece.map(Frame::data));
+            let pieces = pieces.map(|piece| piece.map(Frame::data).map_err(std::io::Error::other));
             let end = futures::stream::iter([Ok(Frame::trailers(trailers("0")))]);
             grpc(BodyExt::boxed(StreamBody::new(SyncStream(
                 pieces.chain(end),
             ))))
+        }
+        "/test/Half" => {
+            let pieces = [
+                Ok(Frame::data(framed(b"half"))),
+                Err(std::io::Error::other("as asked")),
+            ];
+            // Apart, so that the first one is on its way before the stream is reset.
+            let pieces = futures::stream::iter(pieces).then(|piece| async {
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                piece
+            });
+            grpc(BodyExt::boxed(StreamBody::new(SyncStream(Box::pin(
+                pieces,
+            )))))
         }
         "/test/Silent" => std::future::pending().await,
         "/test/Break" => Err(std::io::Error::other("as asked")),

@@ -5,6 +5,7 @@ mod answers;
 mod balance;
 mod capacity;
 mod checks;
+mod content;
 mod control;
 mod corpus;
 mod crowd;

@@ -1,6 +1,7 @@
 //! A proxy, backends and clients for the tests.
 
 use beanpole_daemon::http::{CallError, Connection};
+use beanpole_protocol::content::PoolContent;
 use beanpole_protocol::proxy::{
     Algorithm, HealthCheck, HttpDetails, PoolLimits, PoolRules, Probe, ProxyReport, Route,
     RoutingTable, Target, TargetMode, TargetPool, TargetReport, Upstream, WeightedPool,
@@ -261,6 +262,7 @@ pub fn pool(name: &str, targets: Vec<Target>) -> TargetPool {
         algorithm: Algorithm::RoundRobin,
         hold: None,
         limits: PoolLimits::default(),
+        content: PoolContent::default(),
         rules: PoolRules::default(),
         targets,
     }
@@ -473,11 +475,6 @@ impl Answer {
 pub struct Client(SendRequest<Full<Bytes>>);
 
 impl Client {
-    /// Whether the other side has ended it.
-    pub fn is_closed(&self) -> bool {
-        self.0.is_closed()
-    }
-
     pub async fn connect(address: SocketAddr) -> Self {
         let socket = TcpStream::connect(address).await.expect("connect");
         Self::over(socket).await

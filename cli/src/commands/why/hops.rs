@@ -76,6 +76,7 @@ pub enum State {
 }
 
 /// A hop, and what shows how it is.
+#[expect(clippy::struct_field_names, reason = "it is a word of the JSON")]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Hop {
     /// Which one.
@@ -677,7 +678,7 @@ impl<'a> Known<'a> {
                     Name::App,
                     format!("the load balancer answered {status} ({why}) in {took} itself"),
                 );
-                if self.is_of_another_hop(why) {
+                if is_of_another_hop(why) {
                     return hop;
                 }
                 Hop {
@@ -710,20 +711,6 @@ impl<'a> Known<'a> {
         }
     }
 
-    /// Whether another hop says why the load balancer answered itself.
-    fn is_of_another_hop(&self, why: &str) -> bool {
-        matches!(
-            why,
-            "unknown-host"
-                | "no-healthy-instance"
-                | "too-many-requests"
-                | "body-too-large"
-                | "too-many-connections"
-                | "no-client-certificate"
-                | "redirect"
-        )
-    }
-
     fn with_logs(&self, hop: Hop) -> Hop {
         match self.explained().and_then(|told| told.environment.as_ref()) {
             Some(one) => hop.hint(format!("See what it says: beanpole logs {}", one.name)),
@@ -737,6 +724,20 @@ impl Hop {
         line.clone_into(&mut self.evidence[0]);
         self
     }
+}
+
+/// Whether another hop says why the load balancer answered itself.
+fn is_of_another_hop(why: &str) -> bool {
+    matches!(
+        why,
+        "unknown-host"
+            | "no-healthy-instance"
+            | "too-many-requests"
+            | "body-too-large"
+            | "too-many-connections"
+            | "no-client-certificate"
+            | "redirect"
+    )
 }
 
 /// The first hop that fails.

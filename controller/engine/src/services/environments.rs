@@ -43,6 +43,7 @@ impl Engine {
                 platform: body.platform,
                 cname,
                 domains: Vec::new(),
+                content: Default::default(),
                 routed: None,
                 status: EnvironmentStatus::Launching,
                 settings: body.settings.clone(),

@@ -1,6 +1,7 @@
 //! What callers may ask for. Each service checks the call, writes the operation with its first event
 //! in one transaction and answers with it; the next turn carries it on.
 
+pub(crate) mod content;
 mod deploy;
 mod domains;
 mod environments;
@@ -18,6 +19,7 @@ use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{ApplicationName, EnvironmentName, VersionLabel};
 use beanpole_store::model::{ApplicationRecord, EnvironmentRecord, OperationRecord, VersionRecord};
 
+pub use content::{Closing, OwnPage};
 pub use deploy::Target;
 pub(crate) use operation::NewOperation;
 pub(crate) use problems::no_release;

@@ -347,6 +347,7 @@ fn without_the_controller_only_what_is_seen_from_outside_counts() {
 fn a_load_balancer_that_is_down_is_told_apart_from_a_wrong_port() {
     let mut down = explained(None);
     down.balancers[0].connected = false;
+    down.pools[0].taking = 0;
     let all = hops(HTTP, &refused(), Ok(&down));
     assert!(
         all[1].evidence[1].contains("not connected to the controller"),
