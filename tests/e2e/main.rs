@@ -4,6 +4,7 @@
 //! Requests that fail are counted, never retried.
 
 mod aborts;
+mod alone;
 mod builds;
 mod certificates;
 mod changes;
@@ -24,6 +25,7 @@ mod over_ssh;
 mod policies;
 mod receipts;
 mod sessions;
+mod sleeping;
 mod splits;
 mod starts;
 mod state;

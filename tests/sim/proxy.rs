@@ -23,6 +23,8 @@ pub struct FakeProxy {
     sequence: u64,
     seen: BTreeMap<(InstanceId, Incarnation), Seen>,
     traffic: BTreeMap<EnvironmentId, Traffic>,
+    /// Requests that wait, by pool.
+    waiting: BTreeMap<String, u32>,
     /// Requests and errors by release.
     releases: BTreeMap<(EnvironmentId, ReleaseNumber), (u64, u64)>,
 }
@@ -60,6 +62,7 @@ impl FakeProxy {
             sequence: 0,
             seen: BTreeMap::new(),
             traffic: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             releases: BTreeMap::new(),
         }
     }
@@ -93,6 +96,7 @@ impl FakeProxy {
         self.sequence = 0;
         self.seen.clear();
         self.traffic.clear();
+        self.waiting.clear();
         self.releases.clear();
         self.up = true;
     }
@@ -106,8 +110,8 @@ impl FakeProxy {
             .map(|target| target.mode)
     }
 
-    /// Checks what is due and answers some requests; true when something changed.
-    pub fn step(&mut self, now: u64, hosts: &[FakeHost], rng: &mut Rng) -> bool {
+    /// Checks what is due and answers some requests, if somebody asks; true when something changed.
+    pub fn step(&mut self, now: u64, hosts: &[FakeHost], rng: &mut Rng, asked: bool) -> bool {
         if !self.up {
             return false;
         }
@@ -206,7 +210,7 @@ impl FakeProxy {
                     seen.long -= 1;
                 }
                 match target.mode {
-                    TargetMode::Serve if seen.healthy => {
+                    TargetMode::Serve if seen.healthy && asked => {
                         served = true;
                         traffic.requests += 1;
                         let key = (pool.environment.clone(), target.release);
@@ -235,12 +239,20 @@ impl FakeProxy {
                     _ => {}
                 }
             }
-            if !served && !pool.targets.is_empty() {
+            let waits = u32::from(!served && asked && pool.hold.is_some());
+            changed |= self.waiting.insert(pool.name.clone(), waits) != Some(waits);
+            if !served && asked && waits == 0 && !pool.targets.is_empty() {
                 traffic.requests += 1;
                 traffic.failed += 1;
             }
         }
         changed
+    }
+
+    fn waiting_for(&self, environment: &EnvironmentId) -> u32 {
+        let pools = self.table.pools.iter();
+        let pools = pools.filter(|pool| pool.environment == *environment);
+        pools.filter_map(|pool| self.waiting.get(&pool.name)).sum()
     }
 
     pub fn report(&mut self, now: Timestamp) -> ProxyReport {
@@ -282,7 +294,10 @@ impl FakeProxy {
                 .iter()
                 .map(|(environment, traffic)| EnvironmentTraffic {
                     environment: environment.clone(),
-                    traffic: *traffic,
+                    traffic: Traffic {
+                        waiting: self.waiting_for(environment),
+                        ..*traffic
+                    },
                 })
                 .collect(),
             releases: self

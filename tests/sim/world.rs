@@ -460,6 +460,10 @@ impl World {
             settings.set(options::PROCESS, "DeregistrationDelay", "5");
             settings.set(options::CONNECTIONS, "LingerLimit", limit);
             settings.set(options::ASG, "MinSize", sizes.to_string());
+            if !worker && bits.is_multiple_of(5) {
+                settings.set(options::ASG, "MinSize", "0");
+                settings.set(options::PROXY, "IdleTime", "20");
+            }
             settings.set(options::INSTANCE, "ReadyCommand", ready);
             let mut check = OptionSettings::default();
             let path = if own_check { label.as_str() } else { "" };
@@ -646,8 +650,10 @@ impl World {
                 self.send(Message::HostReport(n, Box::new(report)));
             }
         }
+        // Nobody asks for anything for a minute, now and then.
+        let asked = !self.faulty || (now / 60_000).is_multiple_of(2);
         for n in 0..self.proxies.len() {
-            let changed = self.proxies[n].step(now, &self.hosts, &mut self.rng);
+            let changed = self.proxies[n].step(now, &self.hosts, &mut self.rng, asked);
             if let Some(what) = self.proxies[n].astray.take() {
                 return Err(format!("at {} ms: {what}", now - START_MS));
             }

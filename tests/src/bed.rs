@@ -201,6 +201,36 @@ impl Bed {
     /// When it cannot be started.
     #[track_caller]
     pub fn up_with_second_proxy() -> (Self, SocketAddr) {
+        Self::up_with_second(&[])
+    }
+
+    /// The same, with a second load balancer whose clocks are ahead by what the file says that is given back:
+    /// `+600` for ten minutes.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[track_caller]
+    pub fn up_with_second_proxy_of_another_time() -> (Self, SocketAddr, PathBuf) {
+        let (made, path) = tempfile::NamedTempFile::new()
+            .and_then(|file| Ok(file.keep()?))
+            .expect("a file can be made");
+        writeln!(&made, "+0").expect("it can be written");
+        let library = format!(
+            "/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1",
+            std::env::consts::ARCH
+        );
+        assert!(Path::new(&library).exists(), "{library}: install faketime");
+        let path_text = path.display().to_string();
+        let (bed, address) = Self::up_with_second(&[
+            ("LD_PRELOAD", &library),
+            ("FAKETIME_TIMESTAMP_FILE", &path_text),
+            ("FAKETIME_NO_CACHE", "1"),
+        ]);
+        (bed, address, path)
+    }
+
+    #[track_caller]
+    fn up_with_second(variables: &[(&str, &str)]) -> (Self, SocketAddr) {
         let mut bed = Self::prepared();
         let port = ports::reserve();
         let directory = bed.home().join("second");
@@ -214,6 +244,7 @@ impl Bed {
             .arg(&socket)
             .args(["--http", &port.address.to_string()])
             .args(["--https", "127.0.0.1:0"])
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -450,6 +481,17 @@ impl Bed {
     }
 
     /// Every process whose command line or working directory lies in this bed's data.
+    /// The processes of test applications that run here.
+    pub fn processes_of_apps(&self) -> Vec<u32> {
+        let all = self.processes().into_iter();
+        let apps = all.filter(|(_, words)| {
+            words
+                .first()
+                .is_some_and(|first| first.ends_with("testapp"))
+        });
+        apps.map(|(pid, _)| pid).collect()
+    }
+
     fn processes(&self) -> Vec<(u32, Vec<String>)> {
         let data = self.data();
         let data = data.to_string_lossy();

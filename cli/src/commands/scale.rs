@@ -12,7 +12,7 @@ use clap::Args;
 /// Change the number of an environment's instances
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  beanpole scale shop-prod 5\n  beanpole scale 5                 the environment of deploy.toml\n  beanpole scale shop-prod 5 --plan    show what would happen"
+    after_help = "Examples:\n  beanpole scale shop-prod 5\n  beanpole scale 5                 the environment of deploy.toml\n  beanpole scale shop-prod 5 --plan    show what would happen\n  beanpole scale shop-demo 0       none while nobody asks: the first request after IdleTime wakes it"
 )]
 pub struct Scale {
     /// The environment [default: `environment` of deploy.toml], then how many instances
@@ -45,10 +45,10 @@ pub fn run(context: &Context, command: &Scale) -> Result<(), Failure> {
     let instances: u32 = number
         .parse()
         .ok()
-        .filter(|number| (1..=10_000).contains(number))
+        .filter(|number| (0..=10_000).contains(number))
         .ok_or_else(|| {
             Failure::misuse(format!("`{number}` is not a number of instances."))
-                .hint("Give 1 to 10000: beanpole scale ENVIRONMENT 3")
+                .hint("Give 0 to 10000: beanpole scale ENVIRONMENT 3")
         })?;
     let named = named
         .map(EnvironmentName::new)

@@ -362,6 +362,7 @@ impl Records {
         let present: BTreeSet<&EnvironmentId> = own
             .filter_map(|instance| self.environments.get(&instance.environment))
             .map(|environment| &environment.id)
+            .chain(self.sleepers_at(host))
             .collect();
         for operation in &self.operations {
             let (plan, progress) = operation.under_way();
@@ -421,6 +422,15 @@ impl Records {
         }
     }
 
+    /// The environments that sleep and had instances on a host.
+    fn sleepers_at<'a>(&'a self, host: &'a HostId) -> impl Iterator<Item = &'a EnvironmentId> {
+        let slept = |environment: &&EnvironmentRecord| {
+            let asleep = environment.asleep.as_ref();
+            asleep.is_some_and(|asleep| asleep.hosts.contains(host))
+        };
+        self.environments.values().filter(slept).map(|one| &one.id)
+    }
+
     fn release_order(
         &self,
         key: &(EnvironmentId, ReleaseNumber),
@@ -473,8 +483,17 @@ impl Records {
     }
 
     /// How requests wait while no instance of an environment can take them: as long as an operation is on its way
-    /// from something that ran.
-    fn hold(&self, environment: &EnvironmentRecord) -> Option<Hold> {
+    /// from something that ran, or the environment sleeps, falls asleep or wakes.
+    fn hold(&self, environment: &EnvironmentRecord, targets: &[Target]) -> Option<Hold> {
+        let settings = &environment.settings;
+        if environment.live.is_some()
+            && settings.sleeps_after_ms().is_some()
+            && targets
+                .iter()
+                .all(|target| target.mode != TargetMode::Serve)
+        {
+            return Some(settings.wakes());
+        }
         let comes_back = |operation: &OperationRecord| {
             operation.environment == environment.id
                 && operation.from.is_some()
@@ -515,6 +534,7 @@ impl Records {
                 })
                 .collect();
             let name = environment.name.to_string();
+            let hold = self.hold(environment, &targets);
             let sides = match environment.split {
                 None => vec![(name, 1, targets)],
                 Some(split) => {
@@ -537,7 +557,7 @@ impl Records {
                     environment_name: environment.name.clone(),
                     application: environment.application.clone(),
                     algorithm: environment.settings.algorithm(),
-                    hold: self.hold(environment),
+                    hold,
                     rules: environment.settings.pool_rules(),
                     limits: environment.settings.pool_limits(),
                     content: content(environment),
@@ -673,6 +693,7 @@ pub(crate) mod tests {
             split: None,
             mend_after: None,
             mend_failures: 0,
+            asleep: None,
             created_at: Timestamp::EPOCH,
             updated_at: Timestamp::EPOCH,
             terminated_at: None,

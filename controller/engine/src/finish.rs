@@ -142,6 +142,9 @@ impl Engine {
                     "Successfully deployed new configuration to environment.".to_owned()
                 }
                 K::Restart => "restartAppServer completed successfully.".to_owned(),
+                K::Replace if scene.environment.asleep.is_some() => {
+                    "The environment sleeps until somebody asks for it.".to_owned()
+                }
                 K::Replace => "The environment's instances are complete again.".to_owned(),
                 K::Swap => format!(
                     "Completed swapping CNAMEs for environments '{name}' and '{}'.",

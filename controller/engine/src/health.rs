@@ -197,6 +197,13 @@ pub(crate) fn colour(
     } else if environment.live.is_none() && instances.is_empty() {
         return (Colour::Grey, vec!["No version is deployed yet.".to_owned()]);
     }
+    if let Some(asleep) = &environment.asleep
+        && instances.is_empty()
+    {
+        let since = asleep.since;
+        let text = format!("It sleeps since {since}, and wakes with the next request.");
+        return (Colour::Grey, vec![text]);
+    }
     for instance in instances {
         let on_purpose = busy
             && matches!(

@@ -27,6 +27,7 @@ mod pace;
 mod read;
 mod receipt;
 mod services;
+mod sleep;
 mod traffic;
 mod turn;
 mod views;

@@ -6,6 +6,7 @@ use crate::events::{Draft, emit_for};
 use crate::finish::pause_mending;
 use crate::read::Repute;
 use crate::services::NewOperation;
+use crate::sleep::wanted_size;
 use crate::turn::Turn;
 use crate::{Call, Engine, EngineError, Observed, read};
 use beanpole_planner::{Goal, Place, Reach, Refusal, World, plan};
@@ -31,7 +32,7 @@ impl Engine {
             return Ok(());
         };
         let world = self.world(&self.store, environment, observed, now, false)?;
-        let size = environment.settings.instance_count();
+        let size = wanted_size(environment);
         let needs = read::rules(
             &environment.settings,
             &environment.settings,
@@ -72,7 +73,7 @@ impl Engine {
             let goal = Goal::Mend {
                 release: live,
                 tree: release.tree,
-                size: environment.settings.instance_count(),
+                size: wanted_size(&environment),
                 away,
                 policy: DeploymentPolicy::Rolling,
                 batch: BatchSize::Fixed(1),

@@ -3,7 +3,7 @@
 use beanpole_planner::Reach;
 use beanpole_protocol::agent::HostReport;
 use beanpole_protocol::proxy::ProxyReport;
-use beanpole_protocol::{Digest, Generation, HostId, Timestamp};
+use beanpole_protocol::{Digest, EnvironmentId, Generation, HostId, Timestamp};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -26,6 +26,9 @@ pub struct Observed {
     pub proxies: BTreeMap<String, ProxyObserved>,
     /// Differs for every run of the controller: what is counted here starts at zero in each.
     pub run: String,
+    /// When each environment was last asked for, as far as load balancers have told; since when nothing else is
+    /// known, at the least.
+    pub asked: BTreeMap<EnvironmentId, Timestamp>,
 }
 
 /// What was last seen of a host.
@@ -181,6 +184,16 @@ impl Observed {
             && report.sequence < last.sequence
         {
             return;
+        }
+        let last = seen.report.as_ref().filter(|last| last.run == report.run);
+        for of in &report.environments {
+            let mut before = last.iter().flat_map(|last| &last.environments);
+            let before = before.find(|before| before.environment == of.environment);
+            if of.traffic.waiting > 0
+                || before.is_none_or(|before| before.traffic.requests != of.traffic.requests)
+            {
+                self.asked.insert(of.environment.clone(), now);
+            }
         }
         seen.connected = true;
         seen.last_seen = Some(now);

@@ -73,7 +73,9 @@ impl Engine {
             } else if environment.next.is_some() {
                 self.begin_queued(&environment, observed, now, bits(), &mut turn)?;
             } else if environment.status == EnvironmentStatus::Ready {
-                self.mend(&environment, observed, now, bits, &mut turn)?;
+                let changed = self.sleep_or_wake(&environment, observed, now, &mut turn)?;
+                let environment = changed.as_ref().unwrap_or(&environment);
+                self.mend(environment, observed, now, bits, &mut turn)?;
             }
             // Last: what an operation has just returned to service may have ended meanwhile.
             self.withdraw(&environment, observed, &mut turn)?;

@@ -4,6 +4,7 @@
 use crate::health::{colour, health, seen};
 use crate::read::{self, Reader};
 use crate::services::{content, existing, no_release};
+use crate::sleep::wanted_size;
 use crate::turn::decide;
 use crate::{Engine, Fault, Observed, linger, traffic};
 use beanpole_planner::guard::Sample;
@@ -237,7 +238,7 @@ impl Engine {
                 }
             })
             .collect();
-        let size = environment.settings.instance_count();
+        let size = wanted_size(environment);
         let failed = self.failed(environment)?;
         let (colour, mut causes) = colour(environment, &instances, size, failed.as_ref());
         causes.extend(next_mending(environment, &instances, size, now));

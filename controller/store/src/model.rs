@@ -167,6 +167,9 @@ pub struct EnvironmentRecord {
     /// How often in a row mending failed.
     #[serde(default)]
     pub mend_failures: u32,
+    /// It shall have no instances until somebody asks for it.
+    #[serde(default)]
+    pub asleep: Option<SleepRecord>,
     /// When it was created.
     pub created_at: Timestamp,
     /// When it last changed.
@@ -177,6 +180,15 @@ pub struct EnvironmentRecord {
     /// The time of its newest event: the next one is later.
     #[serde(default)]
     pub last_event_at: Timestamp,
+}
+
+/// An environment that nobody asks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SleepRecord {
+    /// Since when.
+    pub since: Timestamp,
+    /// Where its instances were: its releases stay there, so that it wakes soon.
+    pub hosts: Vec<HostId>,
 }
 
 /// A domain of an environment.

@@ -190,9 +190,9 @@ pub const KNOWN: &[OptionSpec] = &[
         ASG,
         "MinSize",
         "1",
-        Kind::Number(1, 10_000),
+        Kind::Number(0, 10_000),
         Change::Nothing,
-        "The number of instances.",
+        "The number of instances. 0: one, and none after a time without requests (`IdleTime` of `beanpole:proxy`), until the next one.",
     ),
     // EB: false, which interrupts the service; its console and its command line set true.
     option(
@@ -686,6 +686,14 @@ pub const KNOWN: &[OptionSpec] = &[
         Kind::Number(1, 100_000),
         Change::Nothing,
         "How many requests wait so at a time, in each load balancer.",
+    ),
+    option(
+        PROXY,
+        "IdleTime",
+        "900",
+        Kind::Number(1, 2_592_000),
+        Change::Nothing,
+        "After how long without a request an environment falls asleep whose `MinSize` is 0, in seconds. The next request waits for an instance, for `HoldTimeout` at most (30 s where that is 0).",
     ),
     // EB has nothing like it, nor has the ALB.
     option(

@@ -199,7 +199,23 @@ impl OptionSettings {
         self.number(INSTANCE, "StopGrace").unwrap_or(10) * 1_000
     }
 
-    /// How many instances the environment shall have.
+    /// After how long without a request the environment needs no instance, in milliseconds; absent where it always
+    /// does.
+    pub fn sleeps_after_ms(&self) -> Option<u64> {
+        let sleeps = self.number(ASG, "MinSize") == Some(0);
+        let seconds = || self.number(PROXY, "IdleTime").unwrap_or(900);
+        sleeps.then(|| seconds() * 1_000)
+    }
+
+    /// How requests wait for the first instance of an environment that sleeps.
+    pub fn wakes(&self) -> Hold {
+        self.hold().unwrap_or(Hold {
+            for_ms: 30_000,
+            most: 1_000,
+        })
+    }
+
+    /// How many instances the environment shall have, while it does not sleep.
     pub fn instance_count(&self) -> u32 {
         if self.effective(ENVIRONMENT, "EnvironmentType") == "SingleInstance" {
             return 1;
@@ -207,6 +223,7 @@ impl OptionSettings {
         self.number(ASG, "MinSize")
             .and_then(|n| u32::try_from(n).ok())
             .unwrap_or(1)
+            .max(1)
     }
 
     /// Options of the platform, for the agent: name to value in force.

@@ -228,7 +228,12 @@ impl Pool {
     pub fn place(&self) -> Option<Place> {
         let most = self.hold?.most as usize;
         let place = Place(self.lasting.clone());
-        (self.lasting.waiting.fetch_add(1, Relaxed) < most).then_some(place)
+        let before = self.lasting.waiting.fetch_add(1, Relaxed);
+        if before == 0 {
+            // Whoever starts instances hears of it at once.
+            self.changes.tell();
+        }
+        (before < most).then_some(place)
     }
 
     /// Who gets the next request, other than `except`; none where no other is fit for it. What a client is to

@@ -142,7 +142,19 @@ impl NewOperation {
             OperationKind::Terminate => EnvironmentStatus::Terminating,
             _ => EnvironmentStatus::Updating,
         };
-        let text = starting(kind);
+        // Whatever else is done with it is done to its instances.
+        if !matches!(
+            kind,
+            OperationKind::Swap | OperationKind::Terminate | OperationKind::Replace
+        ) {
+            environment.asleep = None;
+        }
+        let text = match environment.asleep {
+            Some(_) if kind == OperationKind::Replace => {
+                "Its instances end until somebody asks for it."
+            }
+            _ => starting(kind),
+        };
         let draft =
             Draft::new(Severity::Info, "operation-starting", text, now).operation(&operation);
         emit_for(tx, environment, draft)?;

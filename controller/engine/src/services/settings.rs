@@ -120,6 +120,12 @@ impl Engine {
             let Some(live) = environment.live else {
                 return Err(nothing_deployed(&environment).into());
             };
+            if environment.asleep.is_some() {
+                let text = format!("`{name}` sleeps: nothing of it runs.");
+                return Err(Problem::conflict("asleep", text)
+                    .hint("It starts afresh with the next request.")
+                    .into());
+            }
             let release = read::release(tx, &environment.id, live)?;
             let instances = InstanceRecord::prefix(&environment.id);
             let instances = tx.list_prefix::<InstanceRecord>(&instances)?;
@@ -311,15 +317,15 @@ pub(super) fn scaled(
     environment: &EnvironmentRecord,
     instances: u32,
 ) -> Result<OptionSettings, Problem> {
-    if !(1..=10_000).contains(&instances) {
+    if instances > 10_000 {
         return Err(Problem::invalid(
             "instances-out-of-range",
-            format!("{instances} is not a number of instances: it must be 1 to 10,000."),
+            format!("{instances} is not a number of instances: it must be 0 to 10,000."),
         ));
     }
     let mut settings = environment.settings.clone();
     settings.set(options::ASG, "MinSize", instances.to_string());
-    if settings.instance_count() != instances {
+    if settings.instance_count() != instances.max(1) {
         return Err(Problem::conflict(
             "single-instance",
             format!("`{}` is a single-instance environment.", environment.name),
@@ -368,6 +374,13 @@ pub(super) fn check_tier(tier: Tier, settings: &OptionSettings) -> Result<(), Pr
             "A worker has no requests that a new release could get a share of.",
         )
         .hint("Set DeploymentPolicy to Immutable, Rolling or another one."));
+    }
+    if tier == Tier::Worker && settings.sleeps_after_ms().is_some() {
+        return Err(Problem::invalid(
+            "nothing-wakes-it",
+            "A worker with no instances would sleep for ever: it has no requests that could wake it.",
+        )
+        .hint("Give it 1 instance at the least."));
     }
     Ok(())
 }
