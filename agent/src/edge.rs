@@ -192,6 +192,13 @@ impl Edge {
         {
             return Ok(());
         }
+        if let (Some(held), Some(report)) = (&held, &runs)
+            && held.incarnation == report.incarnation
+            && only_restarts(&held.orders, &orders)
+            && let Some(pid) = report.processes.first().and_then(|process| process.pid)
+        {
+            return self.reload(pid, orders, held.incarnation);
+        }
         let last = runs.as_ref().map_or(Incarnation(0), |one| one.incarnation);
         let last = held.map_or(last, |held| held.incarnation.max(last));
         let held = Held {
@@ -204,6 +211,29 @@ impl Edge {
         *self.held() = Some(held.clone());
         tracing::info!(http = ?held.orders.http, https = ?held.orders.https, "the load balancer of this host is started");
         self.runtime.start(self.spec(&held)).await
+    }
+
+    /// Has the executable that is there now take over, without a lost request. One that cannot is told of in the
+    /// log, and what runs goes on.
+    fn reload(
+        &self,
+        pid: u32,
+        orders: EdgeOrders,
+        incarnation: Incarnation,
+    ) -> Result<(), RuntimeError> {
+        if let Ok(pid) = i32::try_from(pid) {
+            crate::fences::signal(pid, rustix::process::Signal::HUP);
+        }
+        // Afterwards: one more reload does no harm.
+        let held = Held {
+            orders,
+            incarnation,
+        };
+        write_json(&self.directory.join(HELD), &held, 0o600)
+            .map_err(|error| self.failed("write", error))?;
+        *self.held() = Some(held);
+        tracing::info!("the load balancer of this host is reloaded");
+        Ok(())
     }
 
     fn failed(&self, action: &'static str, source: io::Error) -> RuntimeError {
@@ -302,6 +332,15 @@ impl Edge {
             process: Some(PROCESS.to_owned()),
         }
     }
+}
+
+/// Whether nothing is wanted but that it starts by the executable that is there now.
+fn only_restarts(held: &EdgeOrders, wanted: &EdgeOrders) -> bool {
+    let same = EdgeOrders {
+        restart: wanted.restart,
+        ..held.clone()
+    };
+    held.restart != wanted.restart && same == *wanted
 }
 
 /// What it is to its runtime. No instance has the same, nor has the load balancer of another agent on this machine:

@@ -9,6 +9,9 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// Longest announcement that is read: an address with room for what else may stand in it.
 const LONGEST: usize = 1_024;
+/// How version 1 begins, and how long it is at most.
+const BEGIN: &[u8] = b"PROXY ";
+const LONGEST_LINE: usize = 107;
 /// How long it may take.
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -28,6 +31,9 @@ pub async fn read(io: &mut (impl AsyncRead + Unpin)) -> io::Result<Announced> {
             if io.read_buf(&mut bytes).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
+            if is_half_a_line(&bytes) {
+                continue;
+            }
             let found = HeaderResult::parse(&bytes);
             if found.is_complete() {
                 let (length, client) = understood(&found)?;
@@ -43,6 +49,12 @@ pub async fn read(io: &mut (impl AsyncRead + Unpin)) -> io::Result<Announced> {
     };
     let read = tokio::time::timeout(LIMIT, reading).await;
     read.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Whether the line of version 1 has begun and is not over: half an address would be read as none.
+fn is_half_a_line(bytes: &[u8]) -> bool {
+    let begun = bytes.len().min(BEGIN.len());
+    bytes[..begun] == BEGIN[..begun] && bytes.len() < LONGEST_LINE && !bytes.contains(&b'\n')
 }
 
 /// How long an announcement is, and of whom it is.
@@ -100,6 +112,23 @@ mod tests {
         let (client, rest) = heard(v2).await.expect("an announcement");
         assert_eq!(client.as_deref(), Some("192.0.2.7:4711"));
         assert_eq!(rest, b"rest");
+    }
+
+    #[tokio::test]
+    async fn an_announcement_may_come_in_pieces() {
+        for whole in [
+            &b"PROXY TCP4 192.0.2.7 198.51.100.1 4711 80\r\nrest"[..],
+            b"PROXY TCP6 2001:db8::7 2001:db8::1 4711 80\r\nrest",
+            b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x07\xc6\x33\x64\x01\x12\x67\0\x50rest",
+        ] {
+            for at in 1..whole.len() - 4 {
+                let (first, second) = whole.split_at(at);
+                let announced = read(&mut first.chain(second)).await;
+                let announced = announced.unwrap_or_else(|why| panic!("{at}: {why}"));
+                assert_eq!(announced.client.map(|client| client.port()), Some(4711));
+                assert_eq!(announced.rest, b"rest", "{at}");
+            }
+        }
     }
 
     #[tokio::test]

@@ -110,6 +110,8 @@ pub struct ConnState {
     failed_at: Mutex<Option<Arc<dyn Any + Send + Sync>>>,
     /// The request that comes next has been counted by the limits of its environment.
     pub admitted: AtomicBool,
+    /// The request that comes next is the last: where it ends is not known.
+    pub last: AtomicBool,
     /// The body that was coming is not chunked as its head says.
     pub broken: AtomicBool,
     /// What a service wants to remember of the client from one request to the next.

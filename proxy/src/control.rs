@@ -84,6 +84,8 @@ pub struct Since {
     pub sequence: u64,
     /// What others have counted.
     pub carried: Arc<Carried>,
+    /// What the first table has in service is taken for well until a check says otherwise.
+    pub trusts_first: bool,
 }
 
 impl Default for Since {
@@ -93,6 +95,7 @@ impl Default for Since {
             run: format!("{:016x}", clock::random_bits() as u64),
             sequence: 0,
             carried: Arc::default(),
+            trusts_first: false,
         }
     }
 }
@@ -107,6 +110,8 @@ pub struct Control {
     sequence: AtomicU64,
     carried: Arc<Carried>,
     listeners: Vec<String>,
+    /// What the first table has in service is taken for well until a check says otherwise.
+    trusts_first: bool,
     /// Cancelled when the controller has said which table is the newest.
     told: CancellationToken,
     stop: CancellationToken,
@@ -129,6 +134,7 @@ impl Control {
             sequence: AtomicU64::new(since.sequence),
             carried: since.carried,
             listeners,
+            trusts_first: since.trusts_first,
             told: CancellationToken::new(),
             stop,
         })
@@ -192,7 +198,10 @@ impl Control {
                 self.told.cancel();
                 Ok(())
             }
-            None if held == Some(wanted.generation) => Ok(()),
+            None if held == Some(wanted.generation) => {
+                self.told.cancel();
+                Ok(())
+            }
             None => Err(Problem::conflict(
                 "not-ready",
                 format!("Generation {} was not made ready.", wanted.generation),
@@ -228,7 +237,13 @@ impl Control {
         self.carried.follow(table.generation).await;
         let held = self.shared.table.load_full();
         let pages = table.pages().into_iter().cloned().collect();
-        enforce(&self.shared, &held, table, Known::Nothing);
+        let known = if self.trusts_first && held.source.is_none() {
+            // Others have found it well, or it would not be in service.
+            Known::Served
+        } else {
+            Known::Nothing
+        };
+        enforce(&self.shared, &held, table, known);
         self.carried.keep_only(&seen(&self.shared));
         let shared = self.shared.clone();
         // What is left over is found by the next table.

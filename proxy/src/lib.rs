@@ -149,7 +149,8 @@ pub struct ProxyConfig {
     /// Proxies in front whose `X-Forwarded-*` headers are believed.
     pub trusted: Vec<Network>,
     /// How long it waits at its start to be told the newest table, before it takes requests. Unless told: half a
-    /// second where it has one of its last run, else not at all.
+    /// second where it has one of its last run, else not at all. One that is told is one of several: what its first
+    /// table has in service was found well by others, and gets requests before it has passed checks here.
     pub table_wait: Option<Duration>,
 }
 
@@ -234,7 +235,10 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
         server.shared.clone(),
         server.kept.clone(),
         server.addresses.clone(),
-        Since::default(),
+        Since {
+            trusts_first: config.table_wait.is_some(),
+            ..Since::default()
+        },
         stop.clone(),
     );
     let router = control.clone().router();

@@ -747,6 +747,10 @@ impl ProxyHttp for Service {
         let downstream = session.as_downstream_mut();
         // Else a request that came with the one before it would be dropped.
         downstream.set_pipelining_enabled(true);
+        let connection = request.connection.as_ref();
+        if connection.is_some_and(|one| one.last.load(Relaxed)) {
+            downstream.set_keepalive(None);
+        }
         downstream.set_write_timeout(Some(CLIENT_PATIENCE));
         downstream.set_total_drain_timeout(Some(DRAIN_BODY));
         Ok(())

@@ -20,6 +20,7 @@ use pingora_proxy::{HttpProxy, http_proxy};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -320,13 +321,17 @@ async fn converse(
             Next::OtherWay if connection.may_be_h2() => break,
             Next::OtherWay | Next::OneOtherWay => {}
         }
-        let mut session = ServerSession::new_http1(connection);
         // What comes behind a request whose end is not known here is not read by anybody.
-        let goes_on = next == Next::OneOtherWay && !*retire.borrow();
-        session.set_keepalive(goes_on.then_some(KEEP_ALIVE.as_secs()));
+        let is_last = next == Next::OtherWay;
+        connection.state().last.store(is_last, Relaxed);
+        let mut session = ServerSession::new_http1(connection);
+        session.set_keepalive((!*retire.borrow()).then_some(KEEP_ALIVE.as_secs()));
         let Some(reused) = ways.app.process_new_http(session, retire).await else {
             return;
         };
+        if is_last {
+            return;
+        }
         let Ok(back) = reused.consume().0.into_any().downcast::<Connection>() else {
             return;
         };

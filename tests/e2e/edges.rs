@@ -6,7 +6,7 @@ use beanpole_tests::bed::Bed;
 use beanpole_tests::hosts::Hosts;
 use beanpole_tests::http::{Answer, Connection};
 use beanpole_tests::load::Load;
-use beanpole_tests::wait::{seconds, until, until_true};
+use beanpole_tests::wait::{pause, seconds, until, until_true};
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::thread::JoinHandle;
@@ -84,6 +84,11 @@ fn process(bed: &Bed, name: &str) -> u64 {
     )
 }
 
+/// The process of a host's load balancer that keeps the listeners, and the one that serves.
+fn both_of(name: &str, keeper: u64) -> String {
+    Hosts::on(name, &format!("echo {keeper} $(pgrep -P {keeper})"))
+}
+
 #[test]
 fn two_load_balancers_on_hosts_change_as_one_whatever_ends() {
     let Some((_hosts, bed)) = two_edges("two_edges") else {
@@ -113,13 +118,25 @@ fn two_load_balancers_on_hosts_change_as_one_whatever_ends() {
     // A swap reaches both at once, and costs nobody a request.
     let loads = BOTH.map(|name| Load::start(edge(name), "shop-blue.localhost", RATE, 10));
     let told = BOTH.map(|name| first_answer_by(edge(name), "v2"));
+    pause(Duration::from_millis(300));
     bed.run(&["swap", "shop-blue", "shop-green"]).ok();
     let [one, other] = told.map(|told| told.join().expect("no panic"));
     let apart = one.max(other) - one.min(other);
     assert!(apart < Duration::from_millis(100), "{apart:?}");
+    pause(Duration::from_millis(300));
     for load in loads {
         assert_none_failed(&load.stop());
     }
+
+    // A restart costs nobody a request: another process takes over from the one that keeps the listeners.
+    let load = Load::start(edge("h1"), "shop-blue.localhost", RATE, 10);
+    let before = both_of("h1", process(&bed, "h1"));
+    bed.run(&["edge", "restart", "h1"]).ok();
+    until_true("another process serves", seconds(20), || {
+        both_of("h1", process(&bed, "h1")) != before
+    });
+    pause(Duration::from_millis(500));
+    assert_none_failed(&load.stop());
 
     // One that is killed comes back; one whose agent is killed goes on.
     let [first, second] = BOTH.map(|name| process(&bed, name));
@@ -128,18 +145,28 @@ fn two_load_balancers_on_hosts_change_as_one_whatever_ends() {
         process(&bed, "h1") != first
     });
     asked(edge("h1"), &[]).expect("an answer");
-    Hosts::on("h2", "systemctl kill -s KILL beanpole-agent.service");
+    let main = "systemctl show -p MainPID --value beanpole-agent.service";
+    let agent = Hosts::on("h2", main);
+    Hosts::on("h2", &format!("kill -9 {agent}"));
     asked(edge("h2"), &[]).expect("an answer");
-    until_host_is(&bed, "h2", "Ready", 20);
+    until_true("systemd starts another agent", seconds(20), || {
+        let now = Hosts::on("h2", main);
+        now != agent && now != "0"
+    });
+    let before = seen(&bed, "h2")["last_seen"].clone();
+    until_true("it is heard of by the new one", seconds(30), || {
+        seen(&bed, "h2")["last_seen"] != before
+    });
     assert_eq!(process(&bed, "h2"), second);
 
     // One that hangs during a swap, and is started again, gives no answer by the table of before.
-    Hosts::on("h2", &format!("kill -STOP {second}"));
+    let hanging = both_of("h2", second);
+    Hosts::on("h2", &format!("kill -STOP {hanging}"));
     let swap = ["swap", "shop-blue", "shop-green", "--quiet"];
     let mut swapping = bed.command(bed.home(), &swap).spawn().expect("it starts");
     let told = first_answer_by(edge("h1"), "v1");
     told.join().expect("no panic");
-    Hosts::on("h2", &format!("kill -9 {second}"));
+    Hosts::on("h2", &format!("kill -9 {hanging}"));
     let first = until("it answers again", seconds(20), || asked(edge("h2"), &[]));
     assert!(first.text().starts_with("v1"), "{}", first.text());
     assert!(swapping.wait().expect("it ends").success());
@@ -156,7 +183,7 @@ fn two_load_balancers_on_hosts_change_as_one_whatever_ends() {
         Connection::open(edge("h1"), seconds(1)).is_ok()
     });
     bed.run(&["edge", "add", "h1"])
-        .ok()
+        .exits(1)
         .says("Failing")
         .says("0.0.0.0:80");
     bed.run(&["host", "show", "h1"])
@@ -194,7 +221,7 @@ fn an_address_that_two_load_balancers_share_moves_when_one_hangs() {
         }
     }
     asked(at(SHARED), &[]).expect("an answer at the shared address");
-    let first = process(&bed, "h1");
+    let first = both_of("h1", process(&bed, "h1"));
     Hosts::on("h1", &format!("kill -STOP {first}"));
     let hangs = Instant::now();
     until("the shared address answers", seconds(15), || {
@@ -207,6 +234,7 @@ fn an_address_that_two_load_balancers_share_moves_when_one_hangs() {
     let load = Load::start(at(SHARED), "shop-blue.localhost", RATE, 10);
     Hosts::on("h1", &format!("kill -CONT {first}"));
     process(&bed, "h1");
+    pause(Duration::from_millis(500));
     assert_none_failed(&load.stop());
     assert!(has_shared("h2"));
 }

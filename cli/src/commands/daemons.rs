@@ -248,18 +248,18 @@ pub struct Telling {
 /// How requests are logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Format {
-    /// A JSON object each.
+    // A JSON object each.
     Json,
-    /// As Apache and NCSA do.
+    // As Apache and NCSA do.
     Combined,
 }
 
 /// What is done about requests that belong to no trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Traceparent {
-    /// They go on as they are.
+    // They go on as they are.
     Pass,
-    /// They get a new one.
+    // They get a new one.
     Create,
 }
 
@@ -327,7 +327,7 @@ pub struct Proxy {
     pub action: Option<ProxyAction>,
     /// How it runs
     #[command(flatten)]
-    pub runs: Option<ProxyRuns>,
+    pub runs: ProxyRuns,
 }
 
 /// What a running proxy is told.
@@ -374,11 +374,11 @@ pub struct ProxyProcess {
 #[derive(Debug, Args)]
 pub struct ProxyRuns {
     /// Where its table and certificates are kept
-    #[arg(long, value_name = "DIR")]
-    pub data: PathBuf,
+    #[arg(long, value_name = "DIR", required = true)]
+    pub data: Option<PathBuf>,
     /// Where the controller reaches it
-    #[arg(long, value_name = "SOCKET")]
-    pub socket: PathBuf,
+    #[arg(long, value_name = "SOCKET", required = true)]
+    pub socket: Option<PathBuf>,
     /// How long it waits at its start to be told the newest routing table before it takes requests [default: half a
     /// second where it has one of its last run]
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=600))]
@@ -419,6 +419,19 @@ pub struct ProxyRuns {
     pub die_with: Option<u32>,
 }
 
+impl ProxyRuns {
+    /// Its data directory and its socket, which only a subcommand does without.
+    fn places(&self) -> Result<(PathBuf, PathBuf), Failure> {
+        match (&self.data, &self.socket) {
+            (Some(data), Some(socket)) => Ok((data.clone(), socket.clone())),
+            _ => {
+                Err(Failure::misuse("It needs --data and --socket.")
+                    .hint("See: beanpole proxy --help"))
+            }
+        }
+    }
+}
+
 /// Started by the agent; `main` dispatches it before anything else runs.
 #[derive(Debug, Args)]
 pub struct Shim {
@@ -454,13 +467,10 @@ pub fn agent(command: Agent) -> Result<(), Failure> {
 
 /// Runs the proxy, or has a running one do something.
 pub fn proxy(context: &Context, command: Proxy) -> Result<(), Failure> {
-    match (command.action, command.runs) {
-        (Some(ProxyAction::Reload(reload)), _) => have_reloaded(context, &reload),
-        (Some(ProxyAction::Check(asked)), _) => check(asked.address, asked.proxy_protocol),
-        (None, Some(runs)) => keep_proxy(runs),
-        (None, None) => {
-            Err(Failure::misuse("It needs --data and --socket.").hint("See: beanpole proxy --help"))
-        }
+    match command.action {
+        Some(ProxyAction::Reload(reload)) => have_reloaded(context, &reload),
+        Some(ProxyAction::Check(asked)) => check(asked.address, asked.proxy_protocol),
+        None => keep_proxy(command.runs),
     }
 }
 
@@ -469,9 +479,10 @@ fn keep_proxy(runs: ProxyRuns) -> Result<(), Failure> {
     let path =
         own_path().map_err(|error| Failure::caused("This executable cannot be found.", &error))?;
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let config = ProxyConfig::new(&runs.data, &runs.socket);
+    let (data, socket) = runs.places()?;
+    let config = ProxyConfig::new(data, &socket);
     let keeper = KeeperConfig {
-        socket: runs.socket,
+        socket,
         http: runs.http,
         https: runs.https,
         program: Program {
@@ -555,7 +566,8 @@ fn have_reloaded(context: &Context, command: &Reload) -> Result<(), Failure> {
 /// Carries traffic for a proxy that keeps the listeners.
 pub fn proxy_process(command: ProxyProcess) -> Result<(), Failure> {
     let command = command.runs;
-    let mut config = ProxyConfig::new(&command.data, &command.socket);
+    let (data, socket) = command.places()?;
+    let mut config = ProxyConfig::new(data, socket);
     config.table_wait = command.table_wait.map(Duration::from_secs);
     config.http = command.http;
     if let Some(all) = command.front.trust.iter().find(|network| network.bits == 0) {
@@ -659,7 +671,8 @@ where
     {
         return Err(Failure::new("The process that started this one is gone."));
     }
-    logs::init("info");
+    // What a client writes into its greeting is no news, and would fill the log.
+    logs::init("info,rustls=error");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
         .enable_all()

@@ -67,7 +67,7 @@ enum EdgeCommand {
     },
     /// Start a host's load balancer afresh, by the host's newest executable
     #[command(
-        after_help = "Example:\n  beanpole host upgrade web-1 && beanpole edge restart web-1\n\nIts requests get 30 s to end first; until it is back, clients need another one."
+        after_help = "Examples:\n  beanpole host upgrade web-1\n  beanpole edge restart web-1\n\nIt takes over without a lost request, as by `beanpole proxy reload`."
     )]
     Restart {
         /// Its host
@@ -117,7 +117,7 @@ pub fn run(context: &Context, command: Edge) -> Result<(), Failure> {
             context.output.result(
                 &view,
                 format!(
-                    "The load balancer of {host} is started afresh once its requests have ended.\nSee it: beanpole edge list"
+                    "The load balancer of {host} is started afresh, and takes over without a lost request.\nSee it: beanpole edge list"
                 ),
             )
         }
@@ -132,6 +132,20 @@ fn comes_up(context: &Context, host: &HostName, mut view: View) -> Result<(), Fa
     while !is_as_wanted(&view) && view.status != EdgeStatus::Failing && Instant::now() < end {
         std::thread::sleep(LOOK);
         view = context.client()?.get(&path(host))?;
+    }
+    if view.status == EdgeStatus::Failing {
+        if context.output.json {
+            context.output.json(&view)?;
+        }
+        let mut failure = Failure::new(format!(
+            "{host} is to have a load balancer, and it is Failing."
+        ));
+        for cause in &view.causes {
+            failure = failure.cause(cause.trim_end_matches('.'));
+        }
+        return Err(failure.hint(format!(
+            "See what it says: beanpole edge logs {host}. Other addresses: beanpole edge add {host} --http ADDR"
+        )));
     }
     let text = match view.status {
         EdgeStatus::Serving => {

@@ -101,9 +101,10 @@ fn nothing_there(
         return Ok("There are no lines.".to_owned());
     };
     if environment.instances.is_empty() {
-        return Ok(format!(
-            "{name} has no instances. Deploy to it: beanpole deploy {name}"
-        ));
+        return Ok(match environment.version {
+            Some(_) => format!("{name} has no instances now. See why: beanpole status {name}"),
+            None => format!("{name} has no instances. Deploy to it: beanpole deploy {name}"),
+        });
     }
     let known: BTreeSet<&str> = environment
         .instances

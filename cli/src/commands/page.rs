@@ -110,7 +110,7 @@ pub fn read(path: &Path) -> Result<String, Failure> {
     let read = File::open(path).and_then(|file| file.take(most + 1).read_to_end(&mut html));
     read.map_err(|error| Failure::caused(format!("The page {shown} cannot be read."), &error))?;
     if html.len() > LARGEST_PAGE {
-        let most = bytes(most);
+        let most = format!("{} KiB", LARGEST_PAGE / 1_024);
         return Err(
             Failure::new(format!("The page {shown} is larger than {most}."))
                 .hint("Have it load its images and styles from somewhere else."),
@@ -211,7 +211,7 @@ mod tests {
         assert_eq!(read_as(b"<p>hi").as_deref(), Ok("<p>hi"));
         assert!(read_as(&vec![b'x'; LARGEST_PAGE]).is_ok());
         let large = read_as(&vec![b'x'; LARGEST_PAGE + 1]).expect_err("too large");
-        assert!(large.contains("is larger than 64"), "{large}");
+        assert!(large.contains("is larger than 64 KiB"), "{large}");
         let odd = read_as(&[0xff]).expect_err("no text");
         assert!(odd.contains("UTF-8"), "{odd}");
     }

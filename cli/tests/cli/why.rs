@@ -2,11 +2,12 @@
 
 use crate::beanpole;
 use crate::script::{Script, problem};
+use beanpole_protocol::api::Explained;
 use serde_json::{Value, json};
 
 /// What the controller says of a URL that leads to one instance, and of the request that was sent.
 fn explained(listener: &str, traced: &Value) -> Value {
-    json!({"host": "shop.localhost", "path": "/", "generation": 3, "default_domain": true,
+    let said = json!({"host": "shop.localhost", "path": "/", "generation": 3, "default_domain": true,
         "balancers": [{"name": "local", "connected": true, "last_seen": null, "version": "0.1.0",
             "generation": 3, "listeners": [listener]}],
         "route": {"host": "shop.localhost", "paths": [], "redirect_to": null, "only_https": false},
@@ -20,7 +21,9 @@ fn explained(listener: &str, traced: &Value) -> Value {
             "taking": true, "why": null, "health": "Healthy", "in_flight": 0,
             "last_check": {"at": "2026-01-02T03:04:05.678Z", "asked": "GET /", "good": true,
                 "connected": true, "answer": "200 in 1 ms"}}],
-        "request": {"asked": ["local"], "balancer": "local", "traced": traced}})
+        "request": {"asked": ["local"], "balancer": "local", "traced": traced}});
+    serde_json::from_value::<Explained>(said.clone()).expect("as a controller says it");
+    said
 }
 
 fn traced(status: u16, why: Option<&str>) -> Value {

@@ -642,6 +642,7 @@ pub(crate) mod tests {
         ReleasePhase, ReleaseReport,
     };
     use beanpole_protocol::api::OperationKind;
+    use beanpole_protocol::edge::EdgeOrders;
     use beanpole_protocol::options::{PROCESS, PROXY};
     use beanpole_protocol::proxy::{Algorithm, HashBy, PoolRules, Stickiness};
     use beanpole_protocol::{
@@ -963,5 +964,39 @@ pub(crate) mod tests {
         let second = turn(&observed);
         assert!(second.generation > first.generation);
         assert_eq!(turn(&observed).generation, second.generation);
+    }
+
+    #[test]
+    fn orders_have_the_load_balancer_of_their_host_and_the_domain_of_the_controller() {
+        let store = Store::in_memory();
+        let id = HostId::from_bits(1);
+        let edge = EdgeOrders {
+            http: vec!["0.0.0.0:80".parse().expect("an address")],
+            ..EdgeOrders::default()
+        };
+        let put = |edge: Option<EdgeOrders>| {
+            let host = HostRecord { edge, ..host(&id) };
+            store.update(|tx| tx.put(&host)).expect("memory");
+        };
+        let engine = Engine::new(store.clone(), EngineConfig::default());
+        let orders = || {
+            let mut bits = || 1;
+            engine
+                .turn(&Observed::default(), Timestamp::EPOCH, &mut bits)
+                .expect("a turn");
+            engine.host_orders(&id).expect("orders")
+        };
+        put(Some(edge.clone()));
+        let first = orders();
+        let ordered = first.edge.expect("a load balancer");
+        assert_eq!(ordered.domain, EngineConfig::default().domain);
+        assert_eq!((ordered.http, ordered.restart), (edge.http.clone(), 0));
+        assert_eq!(orders().generation, first.generation, "nothing has changed");
+        put(Some(EdgeOrders { restart: 1, ..edge }));
+        let again = orders();
+        assert!(again.generation > first.generation);
+        put(None);
+        let none = orders();
+        assert!(none.edge.is_none() && none.generation > again.generation);
     }
 }

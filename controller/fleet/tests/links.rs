@@ -17,7 +17,7 @@ use beanpole_protocol::problem::Problem;
 use beanpole_protocol::proxy::{
     Algorithm, PoolLimits, PoolRules, ProxyReport, RoutingTable, TargetPool,
 };
-use beanpole_protocol::tls::CertificateSet;
+use beanpole_protocol::tls::{CertificateSet, CertificatesReport};
 use beanpole_protocol::{
     ApplicationName, ControllerId, Digest, EnvironmentId, EnvironmentName, Generation, HostId,
     InstanceId, Timestamp,
@@ -503,14 +503,19 @@ impl FakeProxy {
         let router = Router::new()
             .route("/v1/watch", get(proxy_reports))
             .route("/v1/table", put(take_table))
+            .route("/v1/certificates", get(no_certificates))
             .route("/v1/pages", get(list_pages))
             .route("/v1/pages/{digest}", put(take_page))
             .with_state(self.clone());
         tokio::spawn(socket::serve(listener, router, CancellationToken::new()));
     }
 
+    /// A table comes again where a report of before it was on its way: that is one call.
     fn note(&self, call: String) {
-        self.calls.lock().expect("lock").push(call);
+        let mut calls = self.calls.lock().expect("lock");
+        if calls.last() != Some(&call) {
+            calls.push(call);
+        }
     }
 
     fn calls(&self) -> Vec<String> {
@@ -546,6 +551,10 @@ async fn proxy_reports(State(proxy): State<FakeProxy>) -> Body {
 async fn take_table(State(proxy): State<FakeProxy>, axum::Json(wanted): axum::Json<RoutingTable>) {
     *proxy.generation.lock().expect("lock") = wanted.generation;
     proxy.note(format!("table {}", wanted.generation));
+}
+
+async fn no_certificates() -> axum::Json<CertificatesReport> {
+    axum::Json(CertificatesReport::default())
 }
 
 async fn list_pages(State(proxy): State<FakeProxy>) -> axum::Json<Vec<Digest>> {

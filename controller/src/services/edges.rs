@@ -26,6 +26,8 @@ const MOST_NETWORKS: usize = 64;
 const GONE_LIMIT: Duration = Duration::from_secs(45);
 /// How often it is looked whether it has.
 const LOOK: Duration = Duration::from_millis(100);
+/// One that is not reached and ended within that time counts as failing.
+const LATELY: Duration = Duration::from_mins(1);
 /// Lines of its log that tell why it does not come up.
 const LAST_WORDS: usize = 4;
 /// A load balancer not heard of for that long is not waited for while others are, in milliseconds; as the engine
@@ -60,7 +62,13 @@ pub(crate) fn get(app: &App, name: &HostName) -> Result<Edge, Problem> {
 }
 
 fn no_edge(name: &HostName) -> Problem {
-    Problem::not_found("load balancer", name).hint(format!(
+    let problem = Problem::not_found("load balancer", name);
+    if is_local_proxy(name.as_str()) {
+        return problem.hint(
+            "It runs on the controller's machine, and is nobody's but yours: beanpole proxy --help",
+        );
+    }
+    problem.hint(format!(
         "See which there are: beanpole edge list\nGive the host one: beanpole edge add {name}"
     ))
 }
@@ -254,7 +262,7 @@ fn all_can_be_reached(tx: &Tx<'_>) -> Result<(), Refused> {
                     ),
                 )
                 .hint(format!(
-                    "Move them elsewhere: beanpole host drain {name}\nOr name an address of this machine: beanpole up --instance-address IP"
+                    "Move them elsewhere: beanpole host drain {name}\nOr name an address of this machine: beanpole up --instance-address 192.168.1.10"
                 )),
             ));
         }
@@ -492,11 +500,18 @@ fn on_host(app: &App, host: &HostRecord, observed: &Observed, newest: Generation
     let agent_report = agent.and_then(|seen| seen.report.as_ref());
     let said = agent_report.and_then(|report| report.edge.as_ref());
     let connected = proxy.is_some_and(|seen| seen.connected);
+    let now = agent_report.map(|report| report.now);
     let fails = said.is_some_and(|said| {
-        matches!(
-            said.phase,
-            InstancePhase::Restarting | InstancePhase::Failed(_)
-        )
+        // Between two attempts it runs for a moment.
+        let ended = said.last_exit.as_ref().map(|exit| exit.at);
+        let lately = now
+            .zip(ended)
+            .is_some_and(|(now, at)| now.since(at) < LATELY);
+        lately
+            || matches!(
+                said.phase,
+                InstancePhase::Restarting | InstancePhase::Failed(_)
+            )
     });
     let status = match report {
         Some(report) if connected => by_table(report.generation, newest),

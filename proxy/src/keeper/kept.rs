@@ -202,6 +202,7 @@ impl Life<'_> {
                             run: told.run,
                             sequence: told.sequence + SUCCESSORS_REPORTS,
                             carried: self.carried.clone(),
+                            trusts_first: false,
                         };
                         self.open(self.bind().await?, since);
                     }
@@ -243,6 +244,7 @@ impl Life<'_> {
         control::restore(shared, &kept.table, known).map_err(ProxyError::Kept)?;
         let since = Since {
             carried: self.carried.clone(),
+            trusts_first: self.config.table_wait.is_some(),
             ..Since::default()
         };
         let since = match told {

@@ -2,9 +2,10 @@
 
 use crate::support::*;
 use beanpole_daemon::http::CallError;
-use beanpole_protocol::proxy::{ProxyReport, TargetMode};
+use beanpole_protocol::proxy::{ProxyReport, Ready, TargetMode};
 use beanpole_proxy::{ProxyConfig, ProxyError};
 use futures::StreamExt;
+use http::Method;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -181,4 +182,38 @@ async fn an_address_in_use_is_explained() {
         text.contains(&format!("process {}", std::process::id())),
         "{text}"
     );
+}
+
+/// As one of several, on a host of its own, is started.
+fn one_of_several(config: &mut ProxyConfig) {
+    config.table_wait = Some(Duration::from_mins(10));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_several_takes_no_request_before_it_is_told_that_its_table_is_the_newest() {
+    let backend = Backend::start().await;
+    let directory = Arc::new(tempfile::tempdir().expect("a directory"));
+    let proxy = Proxy::start_in(directory, one_of_several).await;
+    let mut wanted = table(5, vec![serving(1, &backend)]);
+    check_all(&mut wanted, |check| check.healthy_threshold = 1_000);
+    proxy.put(&wanted).await.expect("put");
+    // Others have found its targets well: they get requests at once.
+    assert_eq!(proxy.get("/").await.status, 200);
+    let proxy = Proxy::start_in(proxy.stopped().await, one_of_several).await;
+    let address = proxy.http;
+    let waits = tokio::spawn(async move { get(address, HOST, "/").await.status });
+    let held = proxy.report().await;
+    assert_eq!(held.generation.0, 5);
+    assert!(!waits.is_finished());
+    // The way in two steps, with the table that it has.
+    let mut connection = proxy.connect().await;
+    let path = "/v1/table/next";
+    let put = connection.call::<()>(Method::PUT, path, Some(&wanted), LIMIT);
+    put.await.expect("it is ready");
+    let ready = Ready {
+        generation: wanted.generation,
+    };
+    let post = connection.call::<()>(Method::POST, path, Some(&ready), LIMIT);
+    post.await.expect("it is in force");
+    assert_eq!(waits.await.expect("no panic"), 200);
 }

@@ -32,7 +32,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub const HOST: &str = "app.localhost";
-const LIMIT: Duration = Duration::from_secs(20);
+pub const LIMIT: Duration = Duration::from_secs(20);
 
 /// Waits until `condition` gives something.
 pub async fn until<T, F: Future<Output = Option<T>>>(

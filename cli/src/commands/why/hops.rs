@@ -524,7 +524,9 @@ impl<'a> Known<'a> {
 
     fn pool(&self) -> Hop {
         if self.told.is_err()
-            && let Some(code @ ("too-many-requests" | "body-too-large")) = self.why()
+            && let Some(
+                code @ ("too-many-requests" | "body-too-large" | "over-capacity" | "maintenance"),
+            ) = self.why()
         {
             return Hop::failed(Name::Pool, format!("the load balancer refuses it: {code}"));
         }
@@ -551,13 +553,25 @@ impl<'a> Known<'a> {
         if self.is_answered() {
             return hop;
         }
-        if self.why() == Some("too-many-requests") {
+        let refused = match self.why() {
+            Some("too-many-requests") => Some((
+                "more requests come than it takes (status 429)",
+                format!("See its limits: beanpole config {name}"),
+            )),
+            Some("over-capacity") => Some((
+                "more requests are in flight than it takes at a time (status 503)",
+                format!("See MaxRequests and MaxRequestsPerInstance: beanpole config {name}"),
+            )),
+            Some("maintenance") => Some((
+                "it is closed for maintenance (status 503)",
+                format!("Open it again: beanpole maintenance off {name}"),
+            )),
+            _ => None,
+        };
+        if let Some((what, hint)) = refused {
             hop.state = State::Failed;
-            hop.evidence.insert(
-                0,
-                "more requests come than it takes (status 429)".to_owned(),
-            );
-            return hop.hint(format!("See its limits: beanpole config {name}"));
+            hop.evidence.insert(0, what.to_owned());
+            return hop.hint(hint);
         }
         if told.targets.is_empty() {
             hop.state = State::Failed;
@@ -598,8 +612,9 @@ impl<'a> Known<'a> {
         let serving: u32 = told.pools.iter().map(|pool| pool.serving).sum();
         let taking: u32 = told.pools.iter().map(|pool| pool.taking).sum();
         let text = format!(
-            "{taking} of {} takes requests",
-            plural(u64::from(serving), "instance")
+            "{taking} of {} {} requests",
+            plural(u64::from(serving), "instance"),
+            if serving == 1 { "takes" } else { "take" }
         );
         // What is odd comes first, and is not lost behind what is not.
         let mut targets: Vec<&ExplainedTarget> = told.targets.iter().collect();
@@ -733,6 +748,8 @@ fn is_of_another_hop(why: &str) -> bool {
         "unknown-host"
             | "no-healthy-instance"
             | "too-many-requests"
+            | "over-capacity"
+            | "maintenance"
             | "body-too-large"
             | "too-many-connections"
             | "no-client-certificate"
@@ -844,11 +861,12 @@ fn releases(all: &[ReleaseNumber]) -> String {
 
 fn pooled(pool: &ExplainedPool) -> String {
     let mut text = format!(
-        "{} gets {} % of the requests: {} of {} takes them",
+        "{} gets {} % of the requests: {} of {} {} them",
         releases(&pool.releases),
         pool.percent,
         pool.taking,
-        plural(u64::from(pool.serving), "instance")
+        plural(u64::from(pool.serving), "instance"),
+        if pool.serving == 1 { "takes" } else { "take" }
     );
     for (count, what) in [
         (pool.ejected, "left out for a while"),

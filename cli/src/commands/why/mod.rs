@@ -28,14 +28,16 @@ const WAIT_S: u64 = 65;
 /// The exit code where redirects have no end.
 const ENDLESS: u8 = 18;
 
-/// Say why a URL does not work: which hop fails, from DNS to the application, and what shows it
+/// Say why a URL does not work: which hop fails, and what shows it
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Asks for the URL once, by GET, with whatever query it has.\n\nExamples:\n  beanpole why https://shop.example.org/cart\n  beanpole why http://shop.localhost:8080 --json\n  beanpole why https://shop.example.org --at 192.0.2.7\n\nExit codes: 0 the application answers, with a status below 500; what fails is 11 DNS, 12 the way to a load\nbalancer, 13 TLS, 14 the route, 15 the pool, 16 all instances, 17 the application; 18 redirects without end."
+    after_help = "Asks for the URL once, by GET, with whatever query it has.\n\nExamples:\n  beanpole why https://shop.example.org/cart\n  beanpole why http://shop.localhost:8080 --json\n  beanpole why https://shop.example.org --at 192.0.2.7\n\nExit codes: 0 the application answers, with a status below 500; what fails is 11 DNS, 12 the way to a load balancer, 13 TLS, 14 the route, 15 the pool, 16 all instances, 17 the application; 18 redirects without end."
 )]
 pub struct Why {
     /// The URL, as a client would ask for it; http:// if it begins with none
-    url: String,
+    // Not `url`, which is the controller's.
+    #[arg(value_name = "URL")]
+    asked: String,
     /// Go to this address instead of where the DNS leads
     #[arg(long, value_name = "ADDRESS[:PORT]", value_parser = at)]
     at: Option<(IpAddr, Option<u16>)>,
@@ -93,10 +95,10 @@ struct Visited {
 
 /// Looks, and says what was found.
 pub fn run(context: &Context, command: &Why) -> Result<(), Failure> {
-    let url = Url::read(&command.url).map_err(|why| {
+    let url = Url::read(&command.asked).map_err(|why| {
         let text = format!(
             "`{}` is no URL that can be asked for: {why}.",
-            without_query(&command.url)
+            without_query(&command.asked)
         );
         Failure::misuse(text)
             .hint("Give it as a browser shows it: beanpole why https://shop.example.org/cart")

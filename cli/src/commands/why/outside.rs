@@ -496,7 +496,12 @@ fn judge(
         };
         match verifier.verify_server_cert(leaf, others, name, &[], now) {
             Ok(_) => return (trusted, None),
-            Err(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {}
+            // Also where an authority of the same name has another key.
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::UnknownIssuer
+                | CertificateError::BadSignature
+                | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. },
+            )) => {}
             Err(error) => return (trusted, Some(told(&error))),
         }
     }

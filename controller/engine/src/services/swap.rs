@@ -89,6 +89,7 @@ mod tests {
     use beanpole_protocol::proxy::ProxyReport;
     use beanpole_protocol::{Cname, DomainName, EnvironmentId, Generation, RequestId, Timestamp};
     use beanpole_store::Store;
+    use beanpole_store::model::EventRecord;
     use std::time::Duration;
 
     fn name(text: &str) -> EnvironmentName {
@@ -209,5 +210,34 @@ mod tests {
             .operation(&id, &observed, later)
             .expect("it is there");
         assert_eq!(ended.status, OperationStatus::Succeeded);
+    }
+
+    #[test]
+    fn one_that_nothing_was_heard_of_for_long_is_named_at_once() {
+        let engine = blue_and_green();
+        let now = Timestamp::from_millis(60_000);
+        let heard = |generation| {
+            let mut observed = reports(generation);
+            observed.register_proxy("cut-off", Timestamp::EPOCH);
+            let edge = observed.proxies.get_mut("edge").expect("there");
+            edge.last_seen = Some(now);
+            observed
+        };
+        let observed = heard(Generation(0));
+        turn(&engine, &observed, now);
+        let swapped = engine.swap(&call(2, &observed), &name("blue"), &name("green"));
+        let id = swapped.expect("swapped").operation.id;
+        turn(&engine, &observed, now);
+        let table = engine.routing_table().expect("a table");
+        let observed = heard(table.generation);
+        turn(&engine, &observed, now);
+        let ended = engine.operation(&id, &observed, now).expect("it is there");
+        assert_eq!(ended.status, OperationStatus::Succeeded);
+        let events = engine.store.list::<EventRecord>().expect("memory");
+        let mut told = events
+            .iter()
+            .filter(|event| event.0.code == "routes-unconfirmed");
+        let told = told.next().expect("it is told");
+        assert!(told.0.message.contains("proxy cut-off"), "{told:?}");
     }
 }

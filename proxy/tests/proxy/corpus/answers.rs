@@ -426,3 +426,105 @@ async fn an_answer_is_read_in_one_way_and_reaches_who_asked_for_it() {
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
+
+/// An app that answers as soon as it has a head, and reads on as it should.
+async fn hasty(seen: Arc<Mutex<Vec<Result<Came, String>>>>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let address = listener.local_addr().expect("address");
+    tokio::spawn(async move {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let seen = seen.clone();
+            tokio::spawn(async move {
+                let mut bytes: Vec<u8> = Vec::new();
+                let mut answered = false;
+                loop {
+                    if !answered && bytes.windows(4).any(|four| four == b"\r\n\r\n") {
+                        let mut words = bytes.split(|byte| *byte == b' ');
+                        let path =
+                            String::from_utf8_lossy(words.nth(1).expect("a path")).into_owned();
+                        let length = path.len();
+                        let answer =
+                            format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{path}");
+                        if socket.write_all(answer.as_bytes()).await.is_err() {
+                            return;
+                        }
+                        answered = true;
+                    }
+                    match split(&bytes) {
+                        Ok(Some((came, length))) => {
+                            bytes.drain(..length);
+                            answered = false;
+                            seen.lock().expect("no panic").push(Ok(came));
+                            continue;
+                        }
+                        Ok(None) => {}
+                        Err(why) => {
+                            let odd = format!("{why}: {}", bytes.escape_ascii());
+                            seen.lock().expect("no panic").push(Err(odd));
+                            return;
+                        }
+                    }
+                    if !matches!(socket.read_buf(&mut bytes).await, Ok(1..)) {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_was_answered_before_its_end_is_followed_by_no_other() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let proxy = proxy_for(hasty(seen.clone()).await).await;
+    let chunked = "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n";
+    for lines in [
+        "Content-Length: 400\r\n\r\nhello",
+        "Expect: 100-continue\r\nContent-Length: 400\r\n\r\n",
+        "Upgrade: websocket\r\nConnection: Upgrade\r\nContent-Length: 400\r\n\r\n",
+        chunked,
+        "Transfer-Encoding: chunked\r\n\r\nffff\r\nhello",
+    ] {
+        for way in [Way::Plain, Way::Tls] {
+            let early = format!("POST /early HTTP/1.1\r\nHost: {HOST}\r\n{lines}");
+            // It stays for as long as the proxy lets it, and leaves with its body unsent.
+            let first = answers(&way.send(&proxy, early.as_bytes()).await, &["POST"]);
+            assert_eq!(
+                first.first().map(|one| one.0),
+                Some(200),
+                "{lines}: {first:?}"
+            );
+            for _ in 0..3 {
+                let other = get(proxy.http, HOST, "/other").await;
+                assert_eq!(other.text(), "/other", "{lines}");
+            }
+        }
+    }
+    let mut talk = Talk::begin(connect(&proxy).await, &[]).await;
+    let block = frames::block(&[
+        (b":method", b"POST"),
+        (b":scheme", b"http"),
+        (b":authority", b"app.localhost"),
+        (b":path", b"/early"),
+    ]);
+    for stream in [1u32, 3, 5] {
+        talk.send(&frames::frame(HEADERS, END_HEADERS, stream, &block))
+            .await;
+        talk.send(&frames::frame(DATA, 0, stream, b"hello")).await;
+        let answer = talk.next_of(stream).await.expect("an answer");
+        assert_eq!(answer.status(), Some(200), "{answer:?}");
+        let cancel = 8u32.to_be_bytes();
+        talk.send(&frames::frame(RST_STREAM, 0, stream, &cancel))
+            .await;
+        assert_eq!(get(proxy.http, HOST, "/other").await.text(), "/other");
+    }
+    for one in seen.lock().expect("no panic").iter() {
+        let came = one.as_ref().unwrap_or_else(|odd| panic!("{odd}"));
+        assert_eq!(
+            (came.target.as_str(), came.body.len()),
+            ("/other", 0),
+            "{came:?}"
+        );
+    }
+}
