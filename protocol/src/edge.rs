@@ -8,7 +8,7 @@
 use crate::Timestamp;
 use crate::agent::{ExitReport, InstancePhase};
 use serde::{Deserialize, Serialize};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 /// What a connection to an agent is turned into.
 pub const CONTROL_UPGRADE: &str = "beanpole-control";
@@ -60,16 +60,4 @@ pub struct EdgeReport {
     /// The last lines that it logged, oldest first; at most 20. Only while it is not well.
     #[serde(default)]
     pub log: Vec<String>,
-}
-
-/// Reads a network: an address, or one with the number of its leading bits that count.
-pub fn network(text: &str) -> Option<(IpAddr, u8)> {
-    let (address, bits) = match text.split_once('/') {
-        Some((address, bits)) => (address, Some(bits)),
-        None => (text, None),
-    };
-    let address: IpAddr = address.parse().ok()?;
-    let most = if address.is_ipv4() { 32 } else { 128 };
-    let bits = bits.map_or(Some(most), |bits| bits.parse().ok())?;
-    (bits <= most).then_some((address, bits))
 }

@@ -7,9 +7,10 @@ use crate::links::is_local_proxy;
 use beanpole_daemon::clock;
 use beanpole_engine::{Draft, Observed, ProxyObserved, emit, with_lingering};
 use beanpole_fleet::ClientError;
+use beanpole_protocol::Network;
 use beanpole_protocol::agent::{INSTANCE_PORTS, InstancePhase};
 use beanpole_protocol::api::{Edge, EdgeRemoved, EdgeStatus, PutEdge};
-use beanpole_protocol::edge::{EdgeOrders, EdgeReport, network};
+use beanpole_protocol::edge::{EdgeOrders, EdgeReport};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{Generation, HostId, HostName, RequestId};
@@ -151,7 +152,11 @@ fn checked(name: &HostName, mut body: PutEdge) -> Result<PutEdge, Problem> {
         let detail = format!("At most {MOST_NETWORKS} networks can be trusted.");
         return wrong(detail, "Name a greater one that holds several: 10.0.0.0/8");
     }
-    if let Some(odd) = body.trust.iter().find(|one| network(one).is_none()) {
+    if let Some(odd) = body
+        .trust
+        .iter()
+        .find(|one| one.parse::<Network>().is_err())
+    {
         return wrong(
             format!("`{}` is no network.", beanpole_protocol::ids::shown(odd)),
             "Write an address, or one with the number of its leading bits: 10.0.0.0/8",

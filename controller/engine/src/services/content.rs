@@ -1,9 +1,9 @@
 //! What clients get in place of an environment's answers: a page while it is closed, its own pages for errors.
 
-use super::existing;
+use super::{existing, gets_requests};
 use crate::events::{Draft, emit_for};
 use crate::{Call, Engine, Fault, Observed};
-use beanpole_protocol::api::{EnvironmentStatus, MaintenanceView, PageView, Tier};
+use beanpole_protocol::api::{EnvironmentStatus, MaintenanceView, PageView};
 use beanpole_protocol::content::PageFor;
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::problem::Problem;
@@ -164,7 +164,7 @@ impl Engine {
     ) -> Result<EnvironmentRecord, Problem> {
         let changed = self.store.update(|tx| {
             let before = existing(tx, name)?;
-            check(&before)?;
+            gets_requests(&before)?;
             let mut environment = before.clone();
             let Some((code, text)) = change(&mut environment, tx)? else {
                 return Ok(before);
@@ -202,20 +202,6 @@ fn forget_unnamed(tx: &mut Tx<'_>) -> Result<(), Fault> {
         if !named.contains(&page.digest) {
             tx.delete::<PageRecord>(&PageRecord::key_of(&page.digest))?;
         }
-    }
-    Ok(())
-}
-
-/// Refuses an environment that gets no requests.
-fn check(environment: &EnvironmentRecord) -> Result<(), Problem> {
-    let name = &environment.name;
-    if environment.tier == Tier::Worker {
-        let text = format!("`{name}` is a worker: it gets no requests from outside.");
-        return Err(Problem::conflict("no-hostname", text));
-    }
-    if environment.status == EnvironmentStatus::Terminating {
-        let text = format!("`{name}` is being taken down.");
-        return Err(Problem::conflict("not-ready", text));
     }
     Ok(())
 }
@@ -268,6 +254,7 @@ mod tests {
     use super::*;
     use crate::EngineConfig;
     use crate::derive::tests::environment;
+    use beanpole_protocol::api::Tier;
     use beanpole_protocol::content::PoolContent;
     use beanpole_protocol::{Cname, RequestId, Timestamp};
     use beanpole_store::Store;

@@ -1,10 +1,10 @@
 //! Hostnames that environments have besides their CNAMEs.
 
-use super::existing;
+use super::{existing, gets_requests};
 use crate::events::{Draft, emit_for};
 use crate::read::Reader;
 use crate::{Call, Engine, Fault, Observed};
-use beanpole_protocol::api::{DomainView, EnvironmentStatus, SetDomain, Tier};
+use beanpole_protocol::api::{DomainView, EnvironmentStatus, SetDomain};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{Domain, DomainName, EnvironmentName, Timestamp};
@@ -117,14 +117,7 @@ impl Engine {
         domain: &Domain,
     ) -> Result<(), Problem> {
         let name = &environment.name;
-        if environment.tier == Tier::Worker {
-            let text = format!("`{name}` is a worker: it gets no requests from outside.");
-            return Err(Problem::conflict("no-hostname", text));
-        }
-        if environment.status == EnvironmentStatus::Terminating {
-            let text = format!("`{name}` is being taken down.");
-            return Err(Problem::conflict("not-ready", text));
-        }
+        gets_requests(environment)?;
         let others = all
             .iter()
             .filter(|other| other.status != EnvironmentStatus::Terminated);

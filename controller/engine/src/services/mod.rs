@@ -14,7 +14,7 @@ mod swap;
 
 use crate::read::{Reader, find_environment};
 use crate::{Call, Engine, Fault};
-use beanpole_protocol::api;
+use beanpole_protocol::api::{self, EnvironmentStatus, Tier};
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{ApplicationName, EnvironmentName, VersionLabel};
 use beanpole_store::model::{ApplicationRecord, EnvironmentRecord, OperationRecord, VersionRecord};
@@ -45,6 +45,20 @@ pub(crate) fn existing(
             .hint("`beanpole list` shows the environments there are.")
             .into()
     })
+}
+
+/// Refuses an environment that gets no requests from outside, or is on its way out.
+fn gets_requests(environment: &EnvironmentRecord) -> Result<(), Problem> {
+    let name = &environment.name;
+    if environment.tier == Tier::Worker {
+        let text = format!("`{name}` is a worker: it gets no requests from outside.");
+        return Err(Problem::conflict("no-hostname", text));
+    }
+    if environment.status == EnvironmentStatus::Terminating {
+        let text = format!("`{name}` is being taken down.");
+        return Err(Problem::conflict("not-ready", text));
+    }
+    Ok(())
 }
 
 /// The environment, when no operation runs on it or is about to.
