@@ -33,7 +33,7 @@ pub struct EdgeOrders {
     pub proxy_protocol: bool,
     /// The domain below which environments get their hostnames.
     pub domain: String,
-    /// Rises to have it started afresh.
+    /// Rises to have the executable that is there now take over.
     #[serde(default)]
     pub restart: u64,
 }

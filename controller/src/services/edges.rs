@@ -275,14 +275,16 @@ fn all_can_be_reached(tx: &Tx<'_>) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Has the load balancer of a host started afresh, by the executable that the host has now.
+/// Has the executable that a host has now take over its load balancer.
 pub(crate) fn restart(app: &App, request_id: &RequestId, name: &HostName) -> Result<Edge, Problem> {
     app.store.update(|tx| {
         let mut host = record_in(tx, name)?;
         let edge = host.edge.as_mut().ok_or_else(|| no_edge(name))?;
         edge.restart += 1;
         tx.put(&host)?;
-        let message = format!("The load balancer of host {name} is started afresh.");
+        let message = format!(
+            "The load balancer of host {name} is reloaded by the executable that is there now."
+        );
         let draft = Draft::new(Severity::Info, "edge-restarted", message, clock::now());
         emit(tx, draft.request(request_id).host(Some(&host.id)))?;
         Ok::<_, Refused>(())
