@@ -66,7 +66,7 @@ fn no_edge(name: &HostName) -> Problem {
     let problem = Problem::not_found("load balancer", name);
     if is_local_proxy(name.as_str()) {
         return problem.hint(
-            "It runs on the controller's machine, and is nobody's but yours: beanpole proxy --help",
+            "It runs on the controller's machine, not on a host. To have its new executable take over there: beanpole proxy reload",
         );
     }
     problem.hint(format!(
