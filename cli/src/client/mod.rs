@@ -12,11 +12,14 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use ureq::http::{HeaderValue, Method, Request, Response, Uri};
-use ureq::{Agent, Body, SendBody};
+use ureq::{Agent, Body, SendBody, Timeout};
 
 /// A call that says nothing for so long is given up. The controller answers every call at once;
 /// only bundles and event streams take longer, and those are bounded per read.
 const SILENCE: Duration = Duration::from_mins(1);
+/// A question whose answer does not begin within this time is given up: what is asked for is read from memory or
+/// disk, or from load balancers that have seconds to say it.
+const QUESTION: Duration = Duration::from_secs(20);
 /// For the TCP connection itself.
 const CONNECT: Duration = Duration::from_secs(10);
 /// Longest JSON answer that is read, in bytes.
@@ -93,7 +96,7 @@ impl Client {
         if let Some(why) = wrong_url(&base) {
             return Err(Failure::misuse(format!(
                 "`{}` is not a controller's URL{why}.",
-                shown(&access.url)
+                shown(&without_user(&access.url))
             ))
             .hint("Write it as http://127.0.0.1:7700 or https://beanpole.example.com"));
         }
@@ -124,7 +127,15 @@ impl Client {
 
     /// `GET path`.
     pub fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, Failure> {
-        read(self.send(Method::GET, path, &[], SendBody::none())?)
+        let request = self.request(Method::GET, path, &[], SendBody::none())?;
+        let bounded = self.agent.configure_request(request);
+        let bounded = bounded.timeout_recv_response(Some(QUESTION)).build();
+        let response = self.answered(self.agent.run(bounded))?;
+        if response.status().is_success() {
+            read(response)
+        } else {
+            Err(self.refusal(response))
+        }
     }
 
     /// `POST path` with a JSON body.
@@ -276,6 +287,17 @@ impl Client {
         headers: &[(&str, String)],
         body: SendBody<'_>,
     ) -> Result<Response<Body>, Failure> {
+        let request = self.request(method, path, headers, body)?;
+        self.answered(self.agent.run(request))
+    }
+
+    fn request<'a>(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, String)],
+        body: SendBody<'a>,
+    ) -> Result<Request<SendBody<'a>>, Failure> {
         let mut request = Request::builder()
             .method(method)
             .uri(format!("{}{path}", self.base))
@@ -291,12 +313,16 @@ impl Client {
         for (name, value) in headers {
             request = request.header(*name, value);
         }
-        let request = request
+        request
             .body(body)
-            .map_err(|error| Failure::caused(format!("`{path}` is no valid request."), &error))?;
-        self.agent
-            .run(request)
-            .map_err(|error| self.unreachable(&error))
+            .map_err(|error| Failure::caused(format!("`{path}` is no valid request."), &error))
+    }
+
+    fn answered(
+        &self,
+        answer: Result<Response<Body>, ureq::Error>,
+    ) -> Result<Response<Body>, Failure> {
+        answer.map_err(|error| self.unreachable(&error))
     }
 
     fn unreachable(&self, error: &ureq::Error) -> Failure {
@@ -312,6 +338,19 @@ impl Client {
         failure.causes.dedup();
         let says = |word: &str| failure.causes.iter().any(|cause| cause.contains(word));
         let (scheme, rest) = self.base.split_once("://").unwrap_or_default();
+        if let ureq::Error::Timeout(after) = error
+            && !matches!(after, Timeout::Connect | Timeout::Resolve)
+        {
+            failure.message = format!("The controller at {} does not answer.", self.base);
+            let waited = match after {
+                Timeout::RecvResponse => QUESTION,
+                _ => SILENCE,
+            };
+            failure.causes = vec![format!("It said nothing for {} s.", waited.as_secs())];
+            return failure.hint(
+                "See whether it runs and has a disk that it can write to: its log says what it waits for",
+            );
+        }
         if says("invalid peer certificate") {
             return self.not_trusted(failure);
         }
@@ -358,6 +397,18 @@ impl Client {
         );
         failure.code = Some(UNTRUSTED.to_owned());
         failure.hint(hint)
+    }
+}
+
+/// A URL, or what was given for one, without its user and password.
+pub fn without_user(url: &str) -> String {
+    let (scheme, rest) = match url.split_once("://") {
+        Some((scheme, rest)) => (format!("{scheme}://"), rest),
+        None => (String::new(), url),
+    };
+    match rest.split_once('@') {
+        Some((_, rest)) => format!("{scheme}…@{rest}"),
+        None => url.to_owned(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! From what was seen of a URL and what the controller says of it to the hops of its way, and the first that fails.
 //! No network, no clock.
 
-use super::outside::{Answer, Attempt, Found, Handshake, Seen, Trusted, Url};
+use super::outside::{Answer, Attempt, Found, Handshake, SPEAKS_TLS, Seen, Trusted, Url};
 use crate::output::{duration, plural};
 use beanpole_protocol::api::{
     CertificateStatus, Explained, ExplainedBalancer, ExplainedPool, ExplainedTarget,
@@ -357,7 +357,13 @@ impl<'a> Known<'a> {
 
     fn tls(&self) -> Hop {
         if !self.url.tls {
-            return Hop::skipped(Name::Tls, "plain HTTP");
+            return match self.is_for_tls() {
+                Some(why) => Hop::failed(Name::Tls, why).hint(format!(
+                    "Ask by HTTPS: beanpole why {}",
+                    self.url.with_tls().shown()
+                )),
+                None => Hop::skipped(Name::Tls, "plain HTTP"),
+            };
         }
         let host = &self.url.host;
         let done = match &self.seen.tls {
@@ -397,6 +403,18 @@ impl<'a> Known<'a> {
                 hop.hint("Get one by ACME (beanpole cert request), give one (beanpole cert add), or make an authority of your own: beanpole ca init")
             }
         }
+    }
+
+    /// Why plain HTTP gets no answer where it went, if that is because TLS is spoken there.
+    fn is_for_tls(&self) -> Option<String> {
+        let failed = self.seen.answer.as_ref()?.as_ref().err()?;
+        if failed == SPEAKS_TLS {
+            return Some(SPEAKS_TLS.to_owned());
+        }
+        let port = self.seen.attempts.last()?.address.port();
+        let listening = at_port(port, &self.explained()?.balancers)?;
+        let by_tls = listening.contains("https://");
+        by_tls.then(|| format!("{listening}: it takes HTTPS alone, and was asked by plain HTTP"))
     }
 
     /// The certificate that the controller wants shown, where another one is, or something is to be said of it.
@@ -660,6 +678,9 @@ impl<'a> Known<'a> {
     fn app(&self) -> Hop {
         let answer = match &self.seen.answer {
             None => return Hop::skipped(Name::App, "nothing was asked"),
+            Some(Err(_)) if self.is_for_tls().is_some() => {
+                return Hop::skipped(Name::App, "nothing was asked of it");
+            }
             Some(Err(why)) => {
                 let hop = Hop::failed(Name::App, format!("no answer: {why}"));
                 return self.with_logs(hop.and_if(self.traced().map(traced)));

@@ -5,7 +5,7 @@
 mod hops;
 mod outside;
 
-use crate::client::escape;
+use crate::client::{escape, without_user};
 use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::output::{Output, Paint};
@@ -38,9 +38,10 @@ pub struct Why {
     // Not `url`, which is the controller's.
     #[arg(value_name = "URL")]
     asked: String,
-    /// Go to this address instead of where the DNS leads
+    /// Go to this address instead of where the DNS leads; a port counts for the URL's own scheme and port, not for
+    /// where a redirect leads to another
     #[arg(long, value_name = "ADDRESS[:PORT]", value_parser = at)]
-    at: Option<(IpAddr, Option<u16>)>,
+    at: Option<At>,
     /// Follow so many redirects at most
     #[arg(long, value_name = "COUNT", default_value_t = REDIRECTS)]
     redirects: u8,
@@ -49,7 +50,10 @@ pub struct Why {
     wait: u64,
 }
 
-fn at(text: &str) -> Result<(IpAddr, Option<u16>), String> {
+/// An address to go to, and a port where it is not the URL's.
+type At = (IpAddr, Option<u16>);
+
+fn at(text: &str) -> Result<At, String> {
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok((address, None));
     }
@@ -98,7 +102,7 @@ pub fn run(context: &Context, command: &Why) -> Result<(), Failure> {
     let url = Url::read(&command.asked).map_err(|why| {
         let text = format!(
             "`{}` is no URL that can be asked for: {why}.",
-            without_query(&command.asked)
+            without_secrets(&command.asked)
         );
         Failure::misuse(text)
             .hint("Give it as a browser shows it: beanpole why https://shop.example.org/cart")
@@ -116,12 +120,18 @@ pub fn run(context: &Context, command: &Why) -> Result<(), Failure> {
     }
 }
 
+/// What of a text that is no URL may be repeated: no query, and nobody's password.
+fn without_secrets(url: &str) -> String {
+    without_user(without_query(url))
+}
+
 fn without_query(url: &str) -> &str {
     url.split('?').next().unwrap_or_default()
 }
 
 fn find(context: &Context, command: &Why, first: Url) -> Found {
     let authority = OnceCell::new();
+    let given = (first.tls, first.port);
     let mut urls: Vec<Visited> = Vec::new();
     let mut next = first;
     loop {
@@ -130,7 +140,10 @@ fn find(context: &Context, command: &Why, first: Url) -> Found {
             .tls
             .then(|| authority.get_or_init(|| own_authority(context)));
         let own = own.and_then(|own| own.as_deref());
-        let (visited, follows) = visit(context, command, &next, own);
+        let at = command
+            .at
+            .map(|(address, port)| (address, port.filter(|_| (next.tls, next.port) == given)));
+        let (visited, follows) = visit(context, command, at, &next, own);
         let failed = failing(&visited.hops).cloned();
         urls.push(visited);
         match (failed, follows) {
@@ -200,12 +213,13 @@ fn own_authority(context: &Context) -> Option<String> {
 fn visit(
     context: &Context,
     command: &Why,
+    at: Option<At>,
     url: &Url,
     authority: Option<&str>,
 ) -> (Visited, Option<Url>) {
     let request = format!("{TRACED}{:032x}", clock::random_bits());
     let how = Look {
-        at: command.at,
+        at,
         authority,
         wait: Duration::from_secs(command.wait),
         request: &request,
@@ -300,6 +314,13 @@ mod tests {
         assert_eq!(at("192.0.2.7:81"), Ok((ip, Some(81))));
         assert_eq!(at("[::1]:81").map(|(_, port)| port), Ok(Some(81)));
         assert!(at("shop").is_err());
+    }
+
+    #[test]
+    fn what_is_repeated_of_a_url_has_no_password_and_no_query() {
+        let shown = without_secrets("https://me:secret@shop.example.org/cart?token=secret");
+        assert_eq!(shown, "https://…@shop.example.org/cart");
+        assert_eq!(without_secrets("me:se/cret@shop/@x"), "…@shop/@x");
     }
 
     #[test]

@@ -28,6 +28,11 @@ const MOST_ADDRESSES: usize = 6;
 const LONGEST_HEAD: usize = 64 * 1024;
 const BODY_READ: usize = 16 * 1024;
 
+/// How an answer begins where TLS is spoken and none was: an alert (RFC 8446, section 5.1).
+const TLS_ALERT: &[u8] = &[0x15, 3];
+/// What is said of such an answer.
+pub const SPEAKS_TLS: &str = "it speaks TLS there, and was asked by plain HTTP";
+
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Url {
@@ -111,6 +116,14 @@ impl Url {
     pub fn shown(&self) -> String {
         let query = if self.query.is_some() { "?…" } else { "" };
         format!("{}{query}", self.plain())
+    }
+
+    /// The same by HTTPS, at the port that it has.
+    pub fn with_tls(&self) -> Self {
+        Self {
+            tls: true,
+            ..self.clone()
+        }
     }
 
     /// What a request asks for.
@@ -606,6 +619,9 @@ fn ask(mut stream: impl Bounded, url: &Url, how: &Look<'_>) -> Result<Answer, St
         }
         if bytes.len() > LONGEST_HEAD {
             return Err("its head is longer than 64 KiB".to_owned());
+        }
+        if bytes.starts_with(TLS_ALERT) {
+            return Err(SPEAKS_TLS.to_owned());
         }
         more(&mut stream, &mut bytes, begun, how.wait)?;
     };
