@@ -74,7 +74,7 @@ fn a_swap_exchanges_all_hostnames_at_once_without_a_lost_request_and_back() {
         .ok()
         .says("http://shop-green.localhost")
         .says("Completed swapping CNAMEs for environments 'shop-blue' and 'shop-green'.")
-        .says("'shop-blue' now points to 'shop-green'.");
+        .says("The hostname 'shop-blue' now leads to the environment 'shop-green'.");
     for (host, version) in [
         ("shop-blue.localhost", "v2"),
         ("shop.example", "v2"),

@@ -124,13 +124,14 @@ fn in_force(settings: &OptionSettings, spec: &OptionSpec) -> String {
 
 /// Reads `[NAMESPACE:]NAME=VALUE`.
 pub fn parse_option(text: &str) -> Result<(String, String, String), Failure> {
-    let (option, value) = text.split_once('=').ok_or_else(|| {
-        Failure::misuse(format!(
-            "`{}` is not an option: write [NAMESPACE:]NAME=VALUE",
-            beanpole_protocol::ids::shown(text)
-        ))
-        .hint("List them: beanpole config ENV")
-    })?;
+    let Some((option, value)) = text.split_once('=') else {
+        // A name that there is not is told as such.
+        let (_, name) = locate(text)?;
+        return Err(
+            Failure::misuse(format!("The option `{name}` is given without a value."))
+                .hint(format!("Write {name}=VALUE; to go back to its default: beanpole config ENV --remove {name}")),
+        );
+    };
     let (namespace, name) = locate(option)?;
     Ok((namespace, name, value.to_owned()))
 }

@@ -89,6 +89,7 @@ fn close(
         closed
     } else {
         page::in_force(
+            context,
             closed,
             |closed| closed.in_force,
             || {

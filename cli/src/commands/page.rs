@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 /// How long it is waited for the load balancers.
 const LIMIT: Duration = Duration::from_secs(30);
+/// After how long it is said that it is waited for them.
+const SAID_AFTER: Duration = Duration::from_secs(1);
 /// From one look to the next.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -65,6 +67,15 @@ pub fn run(context: &Context, command: Pages) -> Result<(), Failure> {
         }
         PageCommand::Set { what, detach } => {
             let (file, rest) = what.split_last().ok_or_else(nothing_given)?;
+            if let ([environment], Ok(page)) = (rest, PageFor::new(file.to_lowercase())) {
+                return Err(Failure::misuse(format!(
+                    "Which page shall {} get for {page}?",
+                    beanpole_protocol::ids::shown(environment)
+                ))
+                .hint(format!(
+                    "Name its file: beanpole page set {environment} {page} sorry.html"
+                )));
+            }
             let (name, page) = which(context, rest)?;
             let html = read(Path::new(file))?;
             set(context, &name, &SetPage { page, html }, detach)
@@ -133,6 +144,7 @@ fn set(
     let mut set: PageView = client.post(&path, wanted)?;
     if !detach {
         set = in_force(
+            context,
             set,
             |set| set.in_force,
             || {
@@ -153,13 +165,22 @@ fn set(
 
 /// Waits until something is in force, or its time is up.
 pub fn in_force<T>(
+    context: &Context,
     first: T,
     is_in_force: impl Fn(&T) -> bool,
     look: impl Fn() -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     let begun = Instant::now();
     let mut seen = first;
+    let mut told = false;
     while !is_in_force(&seen) && begun.elapsed() < LIMIT {
+        if !told && begun.elapsed() > SAID_AFTER {
+            told = true;
+            context.output.say(format!(
+                "It is written down. Waiting for the load balancers to have it, for {} s at most ...",
+                LIMIT.as_secs()
+            ));
+        }
         std::thread::sleep(LOOK);
         seen = look()?;
     }

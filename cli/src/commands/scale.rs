@@ -16,7 +16,7 @@ use clap::Args;
 )]
 pub struct Scale {
     /// The environment [default: `environment` of deploy.toml], then how many instances
-    #[arg(value_name = "[ENVIRONMENT] INSTANCES", num_args = 1..=2, required = true)]
+    #[arg(value_name = "[ENVIRONMENT] INSTANCES", num_args = 1..=2, required = true, allow_negative_numbers = true)]
     what: Vec<String>,
     /// Show what would happen, and stop
     #[arg(long, conflicts_with_all = ["detach", "queue"])]

@@ -191,7 +191,12 @@ async fn supervise(context: &Context, command: &Up, data: &Path) -> Result<(), F
         });
         kept.push((stop, task));
     }
-    let ready = tokio::spawn(announce(context.output, record, data.to_owned()));
+    let ready = tokio::spawn(announce(
+        context.output,
+        record,
+        data.to_owned(),
+        command.domain.clone(),
+    ));
     let result = tokio::select! {
         () = stopping.cancelled() => Ok(()),
         Some(gave_up) = gave_up.recv() => Err(gave_up.failure),
@@ -296,7 +301,7 @@ fn daemons(command: &Up, data: &Path) -> Vec<Daemon> {
 }
 
 /// Waits until everything serves, then says where and what to type next.
-async fn announce(output: crate::output::Output, record: UpRecord, data: PathBuf) {
+async fn announce(output: crate::output::Output, record: UpRecord, data: PathBuf, domain: String) {
     let url = record.url.clone();
     let serves =
         tokio::task::spawn_blocking(move || wait_until_healthy(&url, Duration::from_hours(1)));
@@ -329,7 +334,7 @@ async fn announce(output: crate::output::Output, record: UpRecord, data: PathBuf
         "Beanpole {} is up.\n\
          \n\
          API           {}\n\
-         applications  http://NAME.localhost:{}/ and https://NAME.localhost:{}/\n\
+         applications  http://NAME.{domain}:{}/ and https://NAME.{domain}:{}/\n\
          token         {}\n\
          logs          {}\n\
          {certificate}{unfenced}{how}\n\

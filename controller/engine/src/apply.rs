@@ -455,7 +455,7 @@ impl Scene<'_, '_> {
         let domains = self.environment.domains.iter();
         let domains = domains.map(|record| record.domain.name.to_string());
         for host in cname.chain(domains).collect::<Vec<_>>() {
-            let text = format!("'{host}' now points to '{name}'.");
+            let text = format!("The hostname '{host}' now leads to the environment '{name}'.");
             self.say(Severity::Info, "points-to", text)?;
         }
         Ok(())

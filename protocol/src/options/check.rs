@@ -57,6 +57,18 @@ pub(super) fn parse_body(value: &str) -> Option<BodyMatch> {
     (fits && body.regex().is_ok()).then_some(body)
 }
 
+/// Why a pattern is no regular expression.
+pub(super) fn body_fault(value: &str) -> Option<String> {
+    let pattern = value.strip_prefix("matches:")?;
+    let error = BodyMatch::Matches(pattern.to_owned()).regex().err()?;
+    // The lines before the last draw where in the pattern it is.
+    let last = error.lines().last()?.trim();
+    Some(format!(
+        "That is no regular expression: {}",
+        last.strip_prefix("error: ").unwrap_or(last)
+    ))
+}
+
 /// `0`, `0,12`, `0-16`.
 pub(super) fn parse_grpc_codes(value: &str) -> Option<Vec<(u16, u16)>> {
     parse_ranges(value, 0, LAST_GRPC_CODE)
@@ -193,6 +205,17 @@ mod tests {
         assert_eq!(settings.upstream().announce, Some(ProxyProtocol::V2));
         settings.set(PROXY, "ProxyProtocol", "v3");
         assert!(settings.validate().is_err());
+    }
+
+    #[test]
+    fn a_pattern_that_is_none_is_told_with_what_is_wrong_with_it() {
+        let mut settings = OptionSettings::default();
+        settings.set(PROXY, "MatcherBody", "matches:(ready");
+        let error = settings.validate().expect_err("no regex").to_string();
+        assert!(
+            error.ends_with("That is no regular expression: unclosed group"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What values options take, and how they are read.
 
 use super::balance::{parse_hash_by, parse_sticky_by};
-use super::check::{parse_body, parse_grpc_codes, parse_headers};
+use super::check::{body_fault, parse_body, parse_grpc_codes, parse_headers};
 use super::content::parse_encodings;
 use super::split::{SplitSteps, parse_sticky};
 use super::update::parse_duration;
@@ -94,6 +94,14 @@ impl Kind {
             }
             Self::GrpcService => "the name of a service such as `shop.v1.Cart`, or nothing".to_owned(),
             Self::Statuses => "statuses or ranges such as `200`, `200-399` or `200,204`".to_owned(),
+        }
+    }
+
+    /// What is wrong with a value that is not taken, where that can be said more exactly than by the rule.
+    pub(super) fn fault(self, value: &str) -> Option<String> {
+        match self {
+            Self::BodyMatch => body_fault(value),
+            _ => None,
         }
     }
 

@@ -187,7 +187,10 @@ impl OptionSettings {
                         namespace: namespace.clone(),
                         name: name.clone(),
                         value: value.clone(),
-                        rule: spec.kind.rule(),
+                        rule: match spec.kind.fault(value) {
+                            Some(fault) => format!("{}. {fault}", spec.kind.rule()),
+                            None => spec.kind.rule(),
+                        },
                     });
                 }
             }
