@@ -293,9 +293,22 @@ async fn edge_control(
     Ok(hand_over(request, to, CONTROL_UPGRADE, agent.stop.clone()))
 }
 
-async fn edge_logs(State(agent): Access, Query(query): Query<LogQuery>) -> Answer {
+#[derive(Deserialize)]
+struct EdgeLogQuery {
+    tail: Option<usize>,
+    #[serde(default)]
+    access: bool,
+}
+
+async fn edge_logs(State(agent): Access, Query(query): Query<EdgeLogQuery>) -> Answer {
     let tail = query.tail.unwrap_or(DEFAULT_TAIL).min(logs::MOST_LINES);
-    let text = logs::tail(agent.host.edge.logs(tail)).await;
+    let text = if query.access {
+        let read = tokio::task::spawn_blocking(move || agent.host.edge.access_log(tail)).await;
+        read.unwrap_or_else(|error| Err(std::io::Error::other(error)))
+            .map(Bytes::from)
+    } else {
+        logs::tail(agent.host.edge.logs(tail)).await
+    };
     let text = text.map_err(|error| {
         Problem::internal(format!("The load balancer's log cannot be read: {error}."))
     })?;

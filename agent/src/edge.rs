@@ -11,15 +11,18 @@ use crate::runtime::{InstanceSpec, ProcessSpec, RunsAs, Runtime, RuntimeError, W
 use crate::shim::spec::GateSpec;
 use crate::shim::spec::files;
 use beanpole_daemon::files::{read_json, write_json};
+use beanpole_daemon::http::{CallError, Connection};
 use beanpole_daemon::{clock, files as daemon_files};
 use beanpole_protocol::agent::{Failure, InstancePhase, InstanceReport, Limits, Properties};
 use beanpole_protocol::edge::{EdgeOrders, EdgeReport};
 use beanpole_protocol::{ApplicationName, Incarnation, InstanceId, ReleaseNumber, Timestamp};
+use http::Method;
+use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::fs;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -33,6 +36,16 @@ const GRACE: Duration = Duration::from_secs(35);
 const TABLE_WAIT: Duration = Duration::from_secs(10);
 /// Its control socket, in its home directory.
 const SOCKET: &str = "control.sock";
+/// The socket of the process that keeps its listeners, beside that.
+const KEEPER: &str = "control.keep";
+/// What that process is asked to have a newer one take over.
+const RELOAD_PATH: &str = "/v1/reload";
+/// How long that may take: twice what it gives one that is to take over.
+const RELOAD: Duration = Duration::from_secs(45);
+/// What it is told besides its addresses, where its user can read it and not write.
+const TERMS: &str = "terms.json";
+/// Its access log, in its home directory.
+const ACCESS_LOG: &str = "access.log";
 /// How long its control socket may take to answer.
 const CONNECT: Duration = Duration::from_secs(5);
 /// Its process, and so its log.
@@ -48,6 +61,9 @@ struct Held {
     orders: EdgeOrders,
     /// Rises with every start; what runs has the same.
     incarnation: Incarnation,
+    /// It reads its terms from a file. Those that earlier agents started have them as arguments.
+    #[serde(default)]
+    terms_in_file: bool,
 }
 
 /// The load balancer of this host, if it has one.
@@ -169,13 +185,14 @@ impl Edge {
             }
             self.runtime.stop(&self.id, GRACE).await?;
             self.runtime.remove(&self.id).await?;
-            let gone = fs::remove_file(self.directory.join(HELD));
-            tracing::info!("the load balancer of this host is gone");
-            if let Err(error) = gone
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                return Err(self.failed("remove", error));
+            for name in [TERMS, HELD] {
+                if let Err(error) = fs::remove_file(self.directory.join(name))
+                    && error.kind() != io::ErrorKind::NotFound
+                {
+                    return Err(self.failed("remove", error));
+                }
             }
+            tracing::info!("the load balancer of this host is gone");
             self.held().take();
             return Ok(());
         };
@@ -194,46 +211,78 @@ impl Edge {
         }
         if let (Some(held), Some(report)) = (&held, &runs)
             && held.incarnation == report.incarnation
-            && only_restarts(&held.orders, &orders)
-            && let Some(pid) = report.processes.first().and_then(|process| process.pid)
+            && report.phase == InstancePhase::Running
+            && can_take_over(held, &orders)
         {
-            return self.reload(pid, orders, held.incarnation);
+            return self.reload(held, orders).await;
         }
         let last = runs.as_ref().map_or(Incarnation(0), |one| one.incarnation);
         let last = held.map_or(last, |held| held.incarnation.max(last));
         let held = Held {
             orders,
             incarnation: last.next(),
+            terms_in_file: true,
         };
         self.runtime.stop(&self.id, GRACE).await?;
         write_json(&self.directory.join(HELD), &held, 0o600)
             .map_err(|error| self.failed("write", error))?;
         *self.held() = Some(held.clone());
+        self.write_terms(&held.orders)?;
         tracing::info!(http = ?held.orders.http, https = ?held.orders.https, "the load balancer of this host is started");
         self.runtime.start(self.spec(&held)).await
     }
 
-    /// Has the executable that is there now take over, without a lost request. One that cannot is told of in the
-    /// log, and what runs goes on.
-    fn reload(
-        &self,
-        pid: u32,
-        orders: EdgeOrders,
-        incarnation: Incarnation,
-    ) -> Result<(), RuntimeError> {
-        if let Ok(pid) = i32::try_from(pid) {
-            crate::fences::signal(pid, rustix::process::Signal::HUP);
+    /// Has the executable that is there now take over by the newest terms, without a lost request. Where it cannot,
+    /// what runs goes on as it was.
+    async fn reload(&self, held: &Held, orders: EdgeOrders) -> Result<(), RuntimeError> {
+        if held.terms_in_file {
+            self.write_terms(&orders)?;
+        }
+        if let Err(why) = self.ask_to_reload().await {
+            if held.terms_in_file {
+                self.write_terms(&held.orders)?;
+            }
+            return Err(RuntimeError::NotReloaded { why });
         }
         // Afterwards: one more reload does no harm.
         let held = Held {
             orders,
-            incarnation,
+            ..held.clone()
         };
         write_json(&self.directory.join(HELD), &held, 0o600)
             .map_err(|error| self.failed("write", error))?;
         *self.held() = Some(held);
         tracing::info!("the load balancer of this host is reloaded");
         Ok(())
+    }
+
+    async fn ask_to_reload(&self) -> Result<(), String> {
+        let connection = async {
+            let socket = self.connect_to(KEEPER).await;
+            let socket = socket.map_err(|error| CallError::Broken(Box::new(error)))?;
+            Connection::open(socket).await
+        };
+        let reloaded = async {
+            connection
+                .await?
+                .call::<serde::de::IgnoredAny>(Method::POST, RELOAD_PATH, None::<&()>, RELOAD)
+                .await
+        };
+        match reloaded.await {
+            Ok(_) => Ok(()),
+            Err(CallError::Refused(problem)) => Err(problem.detail),
+            Err(error) => Err(format!("the process that keeps its listeners: {error}")),
+        }
+    }
+
+    fn write_terms(&self, orders: &EdgeOrders) -> Result<(), RuntimeError> {
+        // No secret is in it, and its user has to read it.
+        write_json(&self.terms(), &orders.terms(), 0o644)
+            .map_err(|error| self.failed("write", error))
+    }
+
+    fn terms(&self) -> PathBuf {
+        self.directory.join(TERMS)
     }
 
     fn failed(&self, action: &'static str, source: io::Error) -> RuntimeError {
@@ -264,7 +313,7 @@ impl Edge {
                 directory: self.home(),
                 processes: vec![ProcessSpec {
                     name: PROCESS.to_owned(),
-                    command: command_line(&self.program, &held.orders),
+                    command: command_line(&self.program, &self.terms(), &held.orders),
                 }],
             },
             port: 0,
@@ -309,19 +358,45 @@ impl Edge {
 
     /// A connection to its control socket.
     pub async fn connect(&self) -> io::Result<UnixStream> {
+        self.connect_to(SOCKET).await
+    }
+
+    async fn connect_to(&self, socket: &str) -> io::Result<UnixStream> {
         // By way of a descriptor: the full path may be longer than a socket's address can be.
-        let flags = rustix::fs::OFlags::PATH
-            | rustix::fs::OFlags::DIRECTORY
-            | rustix::fs::OFlags::NOFOLLOW
-            | rustix::fs::OFlags::CLOEXEC;
-        let home = rustix::fs::open(self.home(), flags, rustix::fs::Mode::empty())?;
-        let path = format!("/proc/self/fd/{}/{SOCKET}", home.as_raw_fd());
+        let home = self.open_home()?;
+        let path = format!("/proc/self/fd/{}/{socket}", home.as_raw_fd());
         // Who may write there shall lead nobody to another socket of this host.
         let found = fs::symlink_metadata(&path)?;
         if !std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) {
             return Err(io::ErrorKind::NotFound.into());
         }
         tokio::time::timeout(CONNECT, UnixStream::connect(path)).await?
+    }
+
+    fn open_home(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::open(self.home(), flags, Mode::empty())?)
+    }
+
+    /// The last lines of its access log, as they are; none where it keeps none.
+    pub fn access_log(&self, tail: usize) -> io::Result<String> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let home = match self.open_home() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(String::new()),
+            home => home?,
+        };
+        let file = match rustix::fs::openat(home, ACCESS_LOG, flags, Mode::empty()) {
+            Err(rustix::io::Errno::NOENT) => return Ok(String::new()),
+            file => file?,
+        };
+        let mut file = fs::File::from(file);
+        let found = file.metadata()?;
+        if !found.is_file() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let (mut lines, _) = logs::last_lines(&mut file, found.len(), tail)?;
+        lines.push(String::new());
+        Ok(lines.join("\n"))
     }
 
     /// Where its log is.
@@ -334,13 +409,9 @@ impl Edge {
     }
 }
 
-/// Whether nothing is wanted but that it starts by the executable that is there now.
-fn only_restarts(held: &EdgeOrders, wanted: &EdgeOrders) -> bool {
-    let same = EdgeOrders {
-        restart: wanted.restart,
-        ..held.clone()
-    };
-    held.restart != wanted.restart && same == *wanted
+/// Whether what runs can be as it is wanted by a reload.
+fn can_take_over(held: &Held, wanted: &EdgeOrders) -> bool {
+    held.orders.listens_as(wanted) && (held.terms_in_file || held.orders.terms() == wanted.terms())
 }
 
 /// What it is to its runtime. No instance has the same, nor has the load balancer of another agent on this machine:
@@ -355,7 +426,7 @@ pub fn id_in(directory: &Path) -> InstanceId {
 }
 
 /// `beanpole proxy …` for `/bin/sh`. Paths are those of its home directory, where it starts.
-fn command_line(program: &Path, orders: &EdgeOrders) -> String {
+fn command_line(program: &Path, terms: &Path, orders: &EdgeOrders) -> String {
     let mut words = vec![
         program.display().to_string(),
         "proxy".to_owned(),
@@ -363,15 +434,10 @@ fn command_line(program: &Path, orders: &EdgeOrders) -> String {
         format!("--socket={SOCKET}"),
         format!("--domain={}", orders.domain),
         format!("--table-wait={}", TABLE_WAIT.as_secs()),
+        format!("--terms={}", terms.display()),
     ];
     words.extend(orders.http.iter().map(|one| format!("--http={one}")));
     words.extend(orders.https.iter().map(|one| format!("--https={one}")));
-    words.extend(orders.trust.iter().map(|one| format!("--trust={one}")));
-    let port = orders.public_https_port;
-    words.extend(port.map(|port| format!("--public-https-port={port}")));
-    if orders.proxy_protocol {
-        words.push("--proxy-protocol".to_owned());
-    }
     let quoted: Vec<String> = words
         .iter()
         .map(|word| format!("'{}'", word.replace('\'', r"'\''")))
@@ -394,21 +460,20 @@ mod tests {
         let orders = EdgeOrders {
             http: vec!["0.0.0.0:80".parse().expect("an address")],
             https: vec!["[::]:443".parse().expect("an address")],
-            trust: vec!["10.0.0.0/8".to_owned(), "'; reboot '".to_owned()],
-            public_https_port: Some(8443),
-            proxy_protocol: true,
-            domain: "example.com".to_owned(),
+            domain: "example.com'; reboot '".to_owned(),
             restart: 3,
+            ..EdgeOrders::default()
         };
         let line = command_line(
             Path::new("/usr/local/lib/beanpole/current/beanpole"),
+            Path::new("/var/lib/beanpole/agent/edge/terms.json"),
             &orders,
         );
         assert_eq!(
             line,
             "exec '/usr/local/lib/beanpole/current/beanpole' 'proxy' '--data=.' '--socket=control.sock' \
-             '--domain=example.com' '--table-wait=10' '--http=0.0.0.0:80' '--https=[::]:443' \
-             '--trust=10.0.0.0/8' '--trust='\\''; reboot '\\''' '--public-https-port=8443' '--proxy-protocol'"
+             '--domain=example.com'\\''; reboot '\\''' '--table-wait=10' \
+             '--terms=/var/lib/beanpole/agent/edge/terms.json' '--http=0.0.0.0:80' '--https=[::]:443'"
         );
     }
 

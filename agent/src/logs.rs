@@ -99,7 +99,11 @@ fn with_process(line: &str, process: &str) -> String {
 }
 
 /// The last `count` whole lines of the first `size` bytes, and where the last of them ends.
-fn last_lines(file: &mut File, size: u64, count: usize) -> io::Result<(Vec<String>, u64)> {
+pub(crate) fn last_lines(
+    file: &mut File,
+    size: u64,
+    count: usize,
+) -> io::Result<(Vec<String>, u64)> {
     let start = size.saturating_sub(MOST_BYTES);
     file.seek(SeekFrom::Start(start))?;
     let mut bytes = Vec::new();

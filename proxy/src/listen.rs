@@ -79,8 +79,8 @@ pub struct Accepted {
     pub place: Connection<ConnState>,
 }
 
-/// Listens on `address`.
-pub fn bind(scheme: Scheme, address: SocketAddr) -> Result<TcpListener, ListenError> {
+/// Listens on `address`. `alone` leaves IPv4 to others at that port, where the address stands for all of IPv6.
+fn bind(scheme: Scheme, address: SocketAddr, alone: bool) -> Result<TcpListener, ListenError> {
     let try_bind = || {
         let socket = if address.is_ipv4() {
             TcpSocket::new_v4()?
@@ -89,6 +89,9 @@ pub fn bind(scheme: Scheme, address: SocketAddr) -> Result<TcpListener, ListenEr
         };
         // Else a restart waits for the last connections to be forgotten.
         socket.set_reuseaddr(true)?;
+        if alone {
+            rustix::net::sockopt::set_ipv6_v6only(&socket, true)?;
+        }
         socket.bind(address)?;
         socket.listen(BACKLOG)
     };
@@ -107,10 +110,16 @@ pub fn bind_all(
 ) -> Result<Vec<(Scheme, TcpListener)>, ListenError> {
     let http = http.iter().map(|address| (Scheme::Http, *address));
     let https = https.iter().map(|address| (Scheme::Https, *address));
-    let wanted = http.chain(https);
-    wanted
-        .map(|(scheme, address)| Ok((scheme, bind(scheme, address)?)))
-        .collect()
+    let wanted: Vec<(Scheme, SocketAddr)> = http.chain(https).collect();
+    let bound = |(scheme, address): (Scheme, SocketAddr)| {
+        // An address of all of IPv6 takes IPv4 as well, unless that has an address of its own there.
+        let alone = address.is_ipv6()
+            && wanted
+                .iter()
+                .any(|(_, other)| other.is_ipv4() && other.port() == address.port());
+        Ok((scheme, bind(scheme, address, alone)?))
+    };
+    wanted.iter().copied().map(bound).collect()
 }
 
 fn explain(scheme: Scheme, address: SocketAddr, error: &io::Error) -> String {

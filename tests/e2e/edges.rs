@@ -132,8 +132,16 @@ fn two_load_balancers_on_hosts_change_as_one_whatever_ends() {
     let load = Load::start(edge("h1"), "shop-blue.localhost", RATE, 10);
     let before = both_of("h1", process(&bed, "h1"));
     bed.run(&["edge", "restart", "h1"]).ok();
-    until_true("another process serves", seconds(20), || {
-        both_of("h1", process(&bed, "h1")) != before
+    let after = both_of("h1", process(&bed, "h1"));
+    assert_ne!(after, before, "another process serves as soon as it is said");
+
+    // Nor do other terms.
+    bed.run(&["edge", "add", "h1", "--access-log", "--trust", "192.0.2.1"])
+        .ok();
+    assert_ne!(both_of("h1", process(&bed, "h1")), after);
+    until_true("requests are logged", seconds(10), || {
+        let log = bed.run(&["edge", "logs", "h1", "--access"]).ok();
+        log.out.contains("\"status\":200")
     });
     pause(Duration::from_millis(500));
     assert_none_failed(&load.stop());

@@ -128,6 +128,12 @@ pub enum RuntimeError {
     /// Another program listens on its port.
     #[error("{}", _0.message.trim_end_matches('.'))]
     PortTaken(Failure),
+    /// A load balancer's newer process could not take over.
+    #[error("it goes on as it was, for what was to take over could not: {}", why.trim_end_matches('.'))]
+    NotReloaded {
+        /// What was in the way.
+        why: String,
+    },
     /// It would not end.
     #[error("instance {id} could not be ended: {why}")]
     Stuck {
@@ -151,6 +157,7 @@ impl RuntimeError {
             Self::Fence(_) => "fence-failed",
             Self::Shim { .. } => "supervisor-failed",
             Self::PortTaken(failure) => return failure.clone(),
+            Self::NotReloaded { .. } => "not-reloaded",
             Self::Stuck { .. } => "instance-stuck",
         };
         let mut message = self.to_string();

@@ -1,9 +1,11 @@
 //! The load balancer of a host: kept as ordered, whatever ends.
 
 use super::world::{LIMIT, World};
-use beanpole_daemon::http::Connection;
+use beanpole_daemon::http::{Connection, request};
 use beanpole_protocol::agent::{HostReport, InstancePhase};
 use beanpole_protocol::edge::{CONTROL_UPGRADE, EdgeOrders};
+use http::Method;
+use http_body_util::BodyExt;
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::Path;
 use tokio::net::UnixStream;
@@ -12,7 +14,7 @@ use tokio::net::UnixStream;
 const EDGE: &str = r#"
 case "$*" in *:1) echo "cannot listen on 0.0.0.0:1: address in use" >&2; exit 1 ;; esac
 exec python3 -c '
-import http.server, os, socketserver, sys
+import http.server, os, socketserver, sys, threading
 class Answer(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_GET(self):
@@ -24,8 +26,21 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
     def address_string(self): return "peer"
     def log_message(self, *words): pass
+class Keeper(Answer):
+    def do_POST(self):
+        terms = next(word[8:] for word in sys.argv if word.startswith("--terms="))
+        refused = "192.0.2.1" in open(terms).read()
+        body = ("{\"type\": \"about:blank\", \"title\": \"It did not reload\", \"status\": 409, \"code\": \"not-reloaded\", \"detail\": \"it cannot trust that.\"}" if refused else "{\"pid\": 7}").encode()
+        self.send_response(409 if refused else 200)
+        self.send_header("Content-Type", "application/problem+json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer): daemon_threads = True
-if os.path.exists("control.sock"): os.unlink("control.sock")
+for name in ("control.sock", "control.keep"):
+    if os.path.exists(name): os.unlink(name)
+threading.Thread(target=Server("control.keep", Keeper).serve_forever, daemon=True).start()
+open("access.log", "w").write("{\"status\": 200}\n{\"status\": 404}\n")
 open("table.json", "w").write("secret")
 Server("control.sock", Answer).serve_forever()
 ' "$@"
@@ -106,7 +121,50 @@ async fn a_load_balancer_is_kept_as_ordered_whatever_ends() {
     assert_eq!(edge.restarts, 1);
     assert_eq!(edge.last_exit.and_then(|exit| exit.signal), Some(9));
 
-    // Other orders have it started afresh; why it does not come up is told.
+    // Other terms are taken over by what runs; where they cannot be, it goes on as it was and says so.
+    let pid_now = edge.pid;
+    let trusting = |network: &str| EdgeOrders {
+        trust: vec![network.to_owned()],
+        ..orders("0.0.0.0:80")
+    };
+    let has = |report: &HostReport, wanted: &EdgeOrders| {
+        let edge = report.edge.as_ref();
+        edge.is_some_and(|edge| edge.orders.as_ref() == Some(wanted))
+    };
+    until_it_says(&world).await;
+    world.order_edge(Some(trusting("10.0.0.0/8"))).await;
+    let report = world
+        .until("other terms", |r| has(r, &trusting("10.0.0.0/8")))
+        .await;
+    assert_eq!(pid(&report), pid_now);
+    world.order_edge(Some(trusting("192.0.2.1"))).await;
+    let report = world
+        .until("why they cannot be", |report| {
+            let edge = report.edge.as_ref();
+            edge.is_some_and(|edge| matches!(edge.phase, InstancePhase::Failed(_)))
+        })
+        .await;
+    let edge = report.edge.clone().expect("a load balancer");
+    let InstancePhase::Failed(failure) = edge.phase else {
+        unreachable!("it was seen")
+    };
+    assert_eq!(
+        failure.message,
+        "it goes on as it was, for what was to take over could not: it cannot trust that"
+    );
+    assert_eq!(edge.pid, pid_now);
+    assert!(has(&report, &trusting("10.0.0.0/8")));
+    let stream = UnixStream::connect(world.socket())
+        .await
+        .expect("the agent");
+    let mut agent = Connection::open(stream).await.expect("the agent");
+    let path = "/v1/edge/logs?tail=1&access=true";
+    let asked = request(Method::GET, path, None::<&()>).expect("a request");
+    let log = agent.send(asked).await.expect("a log");
+    let log = log.collect().await.expect("a log").to_bytes();
+    assert_eq!(log, "{\"status\": 404}\n");
+
+    // Other addresses have it started afresh; why it does not come up is told.
     world.order_edge(Some(orders("0.0.0.0:1"))).await;
     let report = world
         .until("why it cannot listen", |report| {

@@ -10,6 +10,7 @@ use beanpole_controller::{ControllerConfig, ControllerError, Tls};
 use beanpole_daemon::http::CallError;
 use beanpole_daemon::supervise::{self, Supervised};
 use beanpole_daemon::{logs, stop};
+use beanpole_protocol::edge::{ALL_OF_THEM, AccessLog, AccessLogFormat, EdgeTerms};
 use beanpole_proxy::{
     KeeperConfig, LINGER, LONGEST_HEADER_TIMEOUT, LogFormat, LogOptions, Network, PATIENCE,
     Program, ProxyConfig, Successor, Tracing,
@@ -271,6 +272,12 @@ fn share(text: &str) -> Result<f64, String> {
         .ok_or_else(|| "it must be a number from 0 to 1, such as 0.1 for every tenth".to_owned())
 }
 
+/// A share in thousandths; one that is none of nothing is at least one of them.
+fn thousandths(share: f64) -> u16 {
+    let found = (0..=ALL_OF_THEM).find(|count| f64::from(*count) >= share * f64::from(ALL_OF_THEM));
+    found.unwrap_or(ALL_OF_THEM)
+}
+
 /// A value as it is typed.
 fn word(value: &impl ValueEnum) -> String {
     let value = value.to_possible_value();
@@ -291,6 +298,39 @@ impl Telling {
             format!("--traceparent={}", word(&self.traceparent)),
         ];
         all.into_iter().chain(query).map(OsString::from).collect()
+    }
+
+    fn of(log: AccessLog, new_traces: bool) -> Self {
+        Self {
+            access_log_format: match log.format {
+                AccessLogFormat::Json => Format::Json,
+                AccessLogFormat::Combined => Format::Combined,
+            },
+            access_log_sample: f64::from(log.sample) / f64::from(ALL_OF_THEM),
+            access_log_slow: log.slow_ms,
+            access_log_query: log.query,
+            access_log_max_size: log.max_mib,
+            traceparent: if new_traces {
+                Traceparent::Create
+            } else {
+                Traceparent::Pass
+            },
+        }
+    }
+
+    /// The same for a load balancer on a host, and whether it begins traces.
+    pub fn terms(&self) -> (AccessLog, bool) {
+        let log = AccessLog {
+            format: match self.access_log_format {
+                Format::Json => AccessLogFormat::Json,
+                Format::Combined => AccessLogFormat::Combined,
+            },
+            sample: thousandths(self.access_log_sample),
+            slow_ms: self.access_log_slow,
+            query: self.access_log_query,
+            max_mib: self.access_log_max_size,
+        };
+        (log, self.traceparent == Traceparent::Create)
     }
 
     fn options(&self) -> LogOptions {
@@ -414,12 +454,40 @@ pub struct ProxyRuns {
     /// The most connections of clients; fewer where the limit of open files is low
     #[arg(long, value_name = "NUMBER", default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections: u32,
+    /// What an agent wants it to go by besides its addresses, read at every start of the process that serves
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub terms: Option<PathBuf>,
     /// End with the process that started it
     #[arg(long, value_name = "PID", hide = true)]
     pub die_with: Option<u32>,
 }
 
 impl ProxyRuns {
+    /// The same by the terms in their file, where there is one.
+    fn by_terms(mut self) -> Result<Self, Failure> {
+        let Some(path) = &self.terms else {
+            return Ok(self);
+        };
+        let terms = beanpole_daemon::files::read_json::<EdgeTerms>(path)
+            .map_err(|error| {
+                Failure::caused(format!("{} cannot be read.", path.display()), &error)
+            })?
+            .ok_or_else(|| Failure::new(format!("{} is not there.", path.display())))?;
+        let networks = terms.trust.iter().map(|network| network.parse());
+        self.front = Front {
+            trust: networks.collect::<Result<_, _>>().map_err(|error| {
+                Failure::new(format!("{} holds no network.", path.display())).cause(error)
+            })?,
+            public_https_port: terms.public_https_port,
+            proxy_protocol: terms.proxy_protocol,
+        };
+        self.access_log = terms
+            .access_log
+            .and(self.data.as_ref().map(|data| data.join("access.log")));
+        self.telling = Telling::of(terms.access_log.unwrap_or_default(), terms.new_traces);
+        Ok(self)
+    }
+
     /// Its data directory and its socket, which only a subcommand does without.
     fn places(&self) -> Result<(PathBuf, PathBuf), Failure> {
         match (&self.data, &self.socket) {
@@ -565,7 +633,7 @@ fn have_reloaded(context: &Context, command: &Reload) -> Result<(), Failure> {
 
 /// Carries traffic for a proxy that keeps the listeners.
 pub fn proxy_process(command: ProxyProcess) -> Result<(), Failure> {
-    let command = command.runs;
+    let command = command.runs.by_terms()?;
     let (data, socket) = command.places()?;
     let mut config = ProxyConfig::new(data, socket);
     config.table_wait = command.table_wait.map(Duration::from_secs);

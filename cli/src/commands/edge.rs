@@ -1,6 +1,6 @@
 //! `beanpole edge`: load balancers on hosts.
 
-use super::daemons::{Front, listen_address};
+use super::daemons::{Front, Telling, listen_address};
 use super::{all, ask, can_ask};
 use crate::client::escape;
 use crate::context::Context;
@@ -10,6 +10,7 @@ use crate::output::{ago, table};
 use beanpole_daemon::clock;
 use beanpole_protocol::HostName;
 use beanpole_protocol::api::{Edge as View, EdgeRemoved, EdgeStatus, PutEdge};
+use beanpole_protocol::edge::AccessLog;
 use clap::{Args, Subcommand};
 use std::io::Read;
 use std::net::SocketAddr;
@@ -18,6 +19,8 @@ use ureq::http::Method;
 
 /// How long a load balancer that was just ordered is waited for.
 const COMES_UP: Duration = Duration::from_secs(30);
+/// How the cause begins that one gives which could not be changed.
+const GOES_ON: &str = "It goes on as it was";
 /// How often it is asked for meanwhile.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -35,7 +38,7 @@ pub struct Edge {
 enum EdgeCommand {
     /// Give a host a load balancer, or change the one that it has
     #[command(
-        after_help = "Examples:\n  beanpole edge add web-1                                  on ports 80 and 443 of all its addresses\n  beanpole edge add web-1 --http 192.0.2.10:80 --https 192.0.2.10:443\n  beanpole edge add web-1 --trust 10.0.0.0/8               a load balancer there is in front\n\nIt runs as a user of its own under the host's agent, with every environment's routes and certificates.\nOne that is changed is started afresh: its requests get 30 s to end first."
+        after_help = "Examples:\n  beanpole edge add web-1                                  on ports 80 and 443 of all its addresses\n  beanpole edge add web-1 --http 192.0.2.10:80 --https 192.0.2.10:443\n  beanpole edge add web-1 --trust 10.0.0.0/8               a load balancer there is in front\n  beanpole edge add web-1 --access-log --access-log-sample 0.1\n\nIt runs as a user of its own under the host's agent, with every environment's routes and certificates.\nOne that is changed takes that over without a lost request. With other addresses it is started afresh, and its\nrequests get 30 s to end first."
     )]
     Add {
         /// The host, which `beanpole host add` made known
@@ -49,6 +52,12 @@ enum EdgeCommand {
         /// What stands in front
         #[command(flatten)]
         front: Front,
+        /// Log every request to a file there: beanpole edge logs HOST --access
+        #[arg(long)]
+        access_log: bool,
+        /// What is told of requests
+        #[command(flatten)]
+        telling: Telling,
     },
     /// List load balancers, those of the controller's machine too
     #[command(
@@ -57,13 +66,18 @@ enum EdgeCommand {
     )]
     List,
     /// Show the log of a host's load balancer
-    #[command(after_help = "Example:\n  beanpole edge logs web-1 --lines 500")]
+    #[command(
+        after_help = "Examples:\n  beanpole edge logs web-1 --lines 500\n  beanpole edge logs web-1 --access"
+    )]
     Logs {
         /// Its host
         host: HostName,
         /// Lines from the past
         #[arg(long, short = 'n', default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000))]
         lines: u64,
+        /// The requests that it logged, where it was added with --access-log
+        #[arg(long)]
+        access: bool,
     },
     /// Start a host's load balancer afresh, by the host's newest executable
     #[command(
@@ -96,36 +110,47 @@ pub fn run(context: &Context, command: Edge) -> Result<(), Failure> {
             http,
             https,
             front,
+            access_log,
+            telling,
         } => {
+            let (log, new_traces) = telling.terms();
+            if !access_log && log != AccessLog::default() {
+                return Err(
+                    Failure::misuse("What the access log says is given without it.").hint(format!(
+                        "Add --access-log: beanpole edge add {host} --access-log"
+                    )),
+                );
+            }
             let body = PutEdge {
                 http,
                 https,
                 trust: front.trust.iter().map(ToString::to_string).collect(),
                 public_https_port: front.public_https_port,
                 proxy_protocol: front.proxy_protocol,
+                access_log: access_log.then_some(log),
+                new_traces,
             };
             let view: View = context.client()?.put_json(&path(&host), &body)?;
             comes_up(context, &host, view)
         }
         EdgeCommand::List => list(context),
-        EdgeCommand::Logs { host, lines } => logs(context, &host, lines),
+        EdgeCommand::Logs {
+            host,
+            lines,
+            access,
+        } => logs(context, &host, lines, access),
         EdgeCommand::Restart { host } => {
             let nothing = serde_json::json!({});
             let view: View = context
                 .client()?
                 .post(&format!("{}/restart", path(&host)), &nothing)?;
-            context.output.result(
-                &view,
-                format!(
-                    "The load balancer of {host} is started afresh, and takes over without a lost request.\nSee it: beanpole edge list"
-                ),
-            )
+            comes_up(context, &host, view)
         }
         EdgeCommand::Remove { host, yes } => remove(context, &host, yes),
     }
 }
 
-/// Waits until it serves, or says why it does not.
+/// Waits until it serves as it is wanted, or says why it does not.
 fn comes_up(context: &Context, host: &HostName, mut view: View) -> Result<(), Failure> {
     let end = Instant::now() + COMES_UP;
     // One that was there may serve as it did until its agent hears of the change.
@@ -133,13 +158,15 @@ fn comes_up(context: &Context, host: &HostName, mut view: View) -> Result<(), Fa
         std::thread::sleep(LOOK);
         view = context.client()?.get(&path(host))?;
     }
-    if view.status == EdgeStatus::Failing {
+    let goes_on = view.causes.iter().any(|cause| cause.starts_with(GOES_ON));
+    if view.status == EdgeStatus::Failing || (goes_on && !view.settled) {
         if context.output.json {
             context.output.json(&view)?;
         }
-        let mut failure = Failure::new(format!(
-            "{host} is to have a load balancer, and it is Failing."
-        ));
+        let mut failure = Failure::new(match view.status {
+            EdgeStatus::Failing => format!("{host} is to have a load balancer, and it is Failing."),
+            _ => format!("The load balancer of {host} is not as it is wanted."),
+        });
         for cause in &view.causes {
             failure = failure.cause(cause.trim_end_matches('.'));
         }
@@ -148,7 +175,7 @@ fn comes_up(context: &Context, host: &HostName, mut view: View) -> Result<(), Fa
         )));
     }
     let text = match view.status {
-        EdgeStatus::Serving => {
+        EdgeStatus::Serving if view.settled => {
             format!("{host} has a load balancer: {}.", view.listeners.join(", "))
         }
         status => {
@@ -156,6 +183,9 @@ fn comes_up(context: &Context, host: &HostName, mut view: View) -> Result<(), Fa
                 "{host} is to have a load balancer; it is {}.",
                 context.output.status(status)
             );
+            if !view.settled {
+                text.push_str("\n  Its host has not said yet that it is as wanted.");
+            }
             for cause in &view.causes {
                 text.push_str(&format!("\n  {cause}"));
             }
@@ -176,7 +206,7 @@ fn is_as_wanted(view: &View) -> bool {
         .iter()
         .flat_map(|(scheme, all)| all.iter().map(move |one| format!("{scheme}://{one}")))
         .collect();
-    view.status == EdgeStatus::Serving && all == view.listeners
+    view.status == EdgeStatus::Serving && view.settled && all == view.listeners
 }
 
 fn list(context: &Context) -> Result<(), Failure> {
@@ -213,8 +243,8 @@ fn list(context: &Context) -> Result<(), Failure> {
     Ok(())
 }
 
-fn logs(context: &Context, host: &HostName, lines: u64) -> Result<(), Failure> {
-    let target = format!("{}/logs?tail={lines}", path(host));
+fn logs(context: &Context, host: &HostName, lines: u64, access: bool) -> Result<(), Failure> {
+    let target = format!("{}/logs?tail={lines}&access={access}", path(host));
     let accepts = [("accept", "text/plain".to_owned())];
     let mut text = String::new();
     let mut reader = context.client()?.stream(Method::GET, &target, &accepts)?;

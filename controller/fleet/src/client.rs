@@ -126,10 +126,11 @@ impl AgentClient {
         Ok(connection.get("/v1/report", CALL_LIMIT).await?)
     }
 
-    /// The last lines of the load balancer's log, `TIME PROCESS STREAM LINE` each.
-    pub async fn edge_log(&self, tail: u64) -> Result<String, ClientError> {
+    /// The last lines of the load balancer's log, `TIME PROCESS STREAM LINE` each; with `access` those of its access
+    /// log, as they are.
+    pub async fn edge_log(&self, tail: u64, access: bool) -> Result<String, ClientError> {
         let mut connection = self.transport()?.open().await?;
-        let path = format!("/v1/edge/logs?tail={tail}");
+        let path = format!("/v1/edge/logs?tail={tail}&access={access}");
         let request = request(Method::GET, &path, None::<&()>)?;
         let reading = async {
             let body = connection.send(request).await?;

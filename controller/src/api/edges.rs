@@ -41,7 +41,8 @@ async fn get(State(app): State<App>, In(name): In<HostName>) -> Answer<axum::Jso
     Ok(axum::Json(found))
 }
 
-/// Give a host a load balancer, or change the one that it has. One that is changed is started afresh.
+/// Give a host a load balancer, or change the one that it has. One that is changed takes that over without a lost request; with
+/// other addresses it is started afresh.
 #[utoipa::path(put, path = "/v1/edges/{host}", tag = "edges", params(("host" = String, Path)), request_body = PutEdge, responses(
     (status = 200, body = Edge),
 ))]
@@ -90,6 +91,9 @@ struct Tail {
     /// Lines from the past; at most 10000.
     #[serde(default = "usual_tail")]
     tail: u64,
+    /// The requests that it logged, as they are in its access log, instead.
+    #[serde(default)]
+    access: bool,
 }
 
 fn usual_tail() -> u64 {
@@ -105,6 +109,6 @@ async fn log(
     In(name): In<HostName>,
     Asked(asked): Asked<Tail>,
 ) -> Answer<Response> {
-    let text = edges::log(&app, name, asked.tail).await?;
+    let text = edges::log(&app, name, asked.tail, asked.access).await?;
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response())
 }

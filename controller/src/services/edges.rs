@@ -10,7 +10,7 @@ use beanpole_fleet::ClientError;
 use beanpole_protocol::Network;
 use beanpole_protocol::agent::{INSTANCE_PORTS, InstancePhase};
 use beanpole_protocol::api::{Edge, EdgeRemoved, EdgeStatus, PutEdge};
-use beanpole_protocol::edge::{EdgeOrders, EdgeReport};
+use beanpole_protocol::edge::{ALL_OF_THEM, EdgeOrders, EdgeReport};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{Generation, HostId, HostName, RequestId};
@@ -162,6 +162,14 @@ fn checked(name: &HostName, mut body: PutEdge) -> Result<PutEdge, Problem> {
             "Write an address, or one with the number of its leading bits: 10.0.0.0/8",
         );
     }
+    if let Some(log) = &body.access_log
+        && (log.sample > ALL_OF_THEM || !(1..=1 << 20).contains(&log.max_mib))
+    {
+        return wrong(
+            "The access log cannot be kept so.".to_owned(),
+            "`sample` goes from 0 to 1000 (of a thousand requests), `max_mib` from 1 to 1048576.",
+        );
+    }
     if body.public_https_port == Some(0) {
         return wrong(
             format!("The load balancer of {name} cannot be reached at port 0."),
@@ -187,6 +195,8 @@ fn write(
             trust: wanted.trust.clone(),
             public_https_port: wanted.public_https_port,
             proxy_protocol: wanted.proxy_protocol,
+            access_log: wanted.access_log,
+            new_traces: wanted.new_traces,
             domain: String::new(),
             restart: host.edge.as_ref().map_or(0, |edge| edge.restart),
         };
@@ -372,8 +382,13 @@ pub(crate) fn forget(app: &App, name: &str) {
     app.wake();
 }
 
-/// The last lines of its log.
-pub(crate) async fn log(app: &App, name: HostName, tail: u64) -> Result<String, Problem> {
+/// The last lines of its log, or of its access log.
+pub(crate) async fn log(
+    app: &App,
+    name: HostName,
+    tail: u64,
+    access: bool,
+) -> Result<String, Problem> {
     let host = name.clone();
     let host = app
         .blocking(move |app| {
@@ -387,7 +402,7 @@ pub(crate) async fn log(app: &App, name: HostName, tail: u64) -> Result<String, 
         .await?;
     let client = app.links.client(&host.id);
     let client = client.ok_or_else(|| agent_problem(&name, &ClientError::NotConnected))?;
-    let log = client.edge_log(tail).await;
+    let log = client.edge_log(tail, access).await;
     log.map_err(|error| agent_problem(&name, &error))
 }
 
@@ -468,6 +483,7 @@ fn here(
         status,
         causes: left_out(counts).into_iter().collect(),
         wanted: None,
+        settled: true,
         listeners: report.map(|one| one.listeners.clone()).unwrap_or_default(),
         version: report.map(|one| one.version.clone()),
         generation: report.map(|one| one.generation),
@@ -508,13 +524,28 @@ fn on_host(app: &App, host: &HostRecord, observed: &Observed, newest: Generation
     let said = agent_report.and_then(|report| report.edge.as_ref());
     let connected = proxy.is_some_and(|seen| seen.connected);
     let now = agent_report.map(|report| report.now);
+    let settled = said
+        .and_then(|said| said.orders.as_ref())
+        .zip(host.edge.as_ref())
+        .is_some_and(|(held, wanted)| {
+            let wanted = EdgeOrders {
+                domain: held.domain.clone(),
+                ..wanted.clone()
+            };
+            *held == wanted
+        });
+    let goes_on = said.and_then(|said| match &said.phase {
+        InstancePhase::Failed(failure) if connected => Some(failure.message.clone()),
+        _ => None,
+    });
     let fails = said.is_some_and(|said| {
         // Between two attempts it runs for a moment.
         let ended = said.last_exit.as_ref().map(|exit| exit.at);
         let lately = now
             .zip(ended)
             .is_some_and(|(now, at)| now.since(at) < LATELY);
-        lately
+        // What ended may have been wanted otherwise.
+        (lately && settled)
             || matches!(
                 said.phase,
                 InstancePhase::Restarting | InstancePhase::Failed(_)
@@ -529,6 +560,15 @@ fn on_host(app: &App, host: &HostRecord, observed: &Observed, newest: Generation
     let mut causes = Vec::new();
     if status == EdgeStatus::Failing {
         causes.extend(said.map(why_failing));
+    }
+    if let Some(why) = goes_on {
+        let mut letters = why.chars();
+        let first = letters.next().map(|letter| letter.to_ascii_uppercase());
+        causes.push(format!(
+            "{}{}. It is tried again.",
+            first.map(String::from).unwrap_or_default(),
+            letters.as_str()
+        ));
     }
     let is_told = |ordered: Generation| agent_report.is_some_and(|one| one.generation >= ordered);
     if status == EdgeStatus::Starting
@@ -572,7 +612,10 @@ fn on_host(app: &App, host: &HostRecord, observed: &Observed, newest: Generation
             trust: edge.trust.clone(),
             public_https_port: edge.public_https_port,
             proxy_protocol: edge.proxy_protocol,
+            access_log: edge.access_log,
+            new_traces: edge.new_traces,
         }),
+        settled,
         listeners: report
             .filter(|_| connected)
             .map(|one| one.listeners.clone())

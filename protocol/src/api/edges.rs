@@ -1,5 +1,6 @@
 //! Load balancers, on the controller's machine and on hosts.
 
+use crate::edge::AccessLog;
 use crate::{Generation, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -25,6 +26,12 @@ pub struct PutEdge {
     /// Every connection begins with the announcement of its client by the PROXY protocol.
     #[serde(default)]
     pub proxy_protocol: bool,
+    /// How requests are logged; not at all without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_log: Option<AccessLog>,
+    /// Requests that belong to no trace begin one (W3C Trace Context).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub new_traces: bool,
 }
 
 /// How a load balancer is.
@@ -68,6 +75,9 @@ pub struct Edge {
     /// How it is to run; absent on the controller's machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wanted: Option<PutEdge>,
+    /// Whether its host has said that it runs as it is wanted now, by its newest executable where that was asked
+    /// for; always on the controller's machine.
+    pub settled: bool,
     /// Where it listens, by its own word.
     pub listeners: Vec<String>,
     /// Its version.
