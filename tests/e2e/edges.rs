@@ -133,7 +133,10 @@ fn two_load_balancers_on_hosts_change_as_one_whatever_ends() {
     let before = both_of("h1", process(&bed, "h1"));
     bed.run(&["edge", "restart", "h1"]).ok();
     let after = both_of("h1", process(&bed, "h1"));
-    assert_ne!(after, before, "another process serves as soon as it is said");
+    assert_ne!(
+        after, before,
+        "another process serves as soon as it is said"
+    );
 
     // Nor do other terms.
     bed.run(&["edge", "add", "h1", "--access-log", "--trust", "192.0.2.1"])

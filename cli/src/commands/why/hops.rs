@@ -358,10 +358,8 @@ impl<'a> Known<'a> {
     fn tls(&self) -> Hop {
         if !self.url.tls {
             return match self.is_for_tls() {
-                Some(why) => Hop::failed(Name::Tls, why).hint(format!(
-                    "Ask by HTTPS: beanpole why {}",
-                    self.url.with_tls().shown()
-                )),
+                Some(why) => Hop::failed(Name::Tls, why)
+                    .hint(format!("Ask by HTTPS: beanpole why {}", self.by_tls())),
                 None => Hop::skipped(Name::Tls, "plain HTTP"),
             };
         }
@@ -402,6 +400,17 @@ impl<'a> Known<'a> {
                 hop.evidence.insert(0, line);
                 hop.hint("Get one by ACME (beanpole cert request), give one (beanpole cert add), or make an authority of your own: beanpole ca init")
             }
+        }
+    }
+
+    /// The same URL by HTTPS, as it is typed.
+    fn by_tls(&self) -> String {
+        let gone_to = self.seen.attempts.last().map(|last| last.address);
+        match (&self.seen.addresses, gone_to) {
+            (Ok((_, Found::Given)), Some(address)) => {
+                format!("{} --at {address}", self.url.with_tls(443).shown())
+            }
+            _ => self.url.with_tls(self.url.port).shown(),
         }
     }
 

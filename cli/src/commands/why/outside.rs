@@ -118,10 +118,11 @@ impl Url {
         format!("{}{query}", self.plain())
     }
 
-    /// The same by HTTPS, at the port that it has.
-    pub fn with_tls(&self) -> Self {
+    /// The same by HTTPS, at a port.
+    pub fn with_tls(&self, port: u16) -> Self {
         Self {
             tls: true,
+            port,
             ..self.clone()
         }
     }

@@ -461,3 +461,24 @@ fn a_certificate_has_to_be_for_the_name_and_somebodys() {
         "{all:?}"
     );
 }
+
+#[test]
+fn plain_http_at_a_port_of_tls_is_no_fault_of_the_application() {
+    let told = explained(None);
+    let mut seen = seen(answer(200));
+    seen.answer = Some(Err(SPEAKS_TLS.to_owned()));
+    let (fails, why) = verdict(HTTP, &seen, Ok(&told));
+    assert_eq!((fails, why.as_str()), (Some(Name::Tls), SPEAKS_TLS));
+    // What closes the connection without a word is known by the controller's word.
+    let mut told = told;
+    told.balancers[0].listeners = vec!["https://192.0.2.7:80".to_owned()];
+    seen.answer = Some(Err("the connection was closed without an answer".to_owned()));
+    seen.addresses = Ok((vec![IpAddr::from([192, 0, 2, 7])], Found::Given));
+    let hops = hops(HTTP, &seen, Ok(&told));
+    let tls = failing(&hops).expect("it fails");
+    assert_eq!(tls.hop, Name::Tls);
+    assert_eq!(
+        tls.hint.as_deref(),
+        Some("Ask by HTTPS: beanpole why https://shop.example.org/cart?… --at 192.0.2.7:80")
+    );
+}
