@@ -171,6 +171,9 @@ pub fn plan(world: &World<'_>, goal: &Goal, rules: &Rules, seed: u128) -> Result
             policy,
             batch,
         } => {
+            if world.instances.is_empty() {
+                return Err(Refusal::NoInstance);
+            }
             draft.plan.policy = Some(*policy);
             let mut touched = draft.reachable("its host is unreachable");
             draft.leave_idle(&mut touched, *live);

@@ -46,6 +46,9 @@ pub enum Refusal {
     /// No instance could be changed: a plan without proof is none.
     #[error("every host that holds its instances is unreachable")]
     Unreachable,
+    /// There is no instance that could be restarted.
+    #[error("there is no instance")]
+    NoInstance,
     /// There is nothing to do.
     #[error("there is nothing to do")]
     Nothing,

@@ -694,6 +694,7 @@ pub(crate) mod tests {
             split: None,
             mend_after: None,
             mend_failures: 0,
+            failed_by: None,
             asleep: None,
             created_at: Timestamp::EPOCH,
             updated_at: Timestamp::EPOCH,

@@ -81,6 +81,10 @@ impl Engine {
             let pause = Duration::from_millis(MEND_PAUSE_MS);
             scene.environment.mend_after = Some(now.after(pause));
         }
+        let failure = scene.operation.failure.as_ref();
+        scene.environment.failed_by = failure
+            .filter(|_| !succeeded)
+            .map(|failure| failure.message.clone());
         scene.environment.operation = None;
         let trial = scene.environment.split.take().map(|split| split.release);
         if held && let Some(trial) = trial {

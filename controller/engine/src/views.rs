@@ -598,7 +598,19 @@ fn next_mending(
     let all_right = instances.iter().all(is_right) && instances.len() == size as usize;
     let waits = environment.status == EnvironmentStatus::Ready && !all_right;
     let seconds = after.since(now).as_secs() + 1;
-    waits.then(|| format!("It is tried again to put that right in {seconds} s."))
+    waits.then(|| {
+        let why = environment.failed_by.as_ref();
+        let why = why.map_or_else(String::new, |why| format!(" The last try: {why}"));
+        // To scale one that sleeps would have it stay awake.
+        let at_once = match environment.settings.sleeps_after_ms() {
+            None => format!(
+                ", or at once by `beanpole scale {} {size}`",
+                environment.name
+            ),
+            Some(_) => String::new(),
+        };
+        format!("It is tried again to put that right in {seconds} s{at_once}.{why}")
+    })
 }
 
 /// Each instance that an operation touches; the way back wins over the way there.

@@ -167,6 +167,9 @@ pub struct EnvironmentRecord {
     /// How often in a row mending failed.
     #[serde(default)]
     pub mend_failures: u32,
+    /// Why the last operation on it failed; none where it did not.
+    #[serde(default)]
+    pub failed_by: Option<String>,
     /// It shall have no instances until somebody asks for it.
     #[serde(default)]
     pub asleep: Option<SleepRecord>,

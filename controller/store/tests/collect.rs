@@ -70,6 +70,7 @@ fn environment(number: u128, status: EnvironmentStatus) -> EnvironmentRecord {
         split: None,
         mend_after: None,
         mend_failures: 0,
+        failed_by: None,
         asleep: None,
         created_at: Timestamp::EPOCH,
         updated_at: Timestamp::EPOCH,

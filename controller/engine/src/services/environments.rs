@@ -56,6 +56,7 @@ impl Engine {
                 split: None,
                 mend_after: None,
                 mend_failures: 0,
+                failed_by: None,
                 asleep: None,
                 created_at: call.now,
                 updated_at: call.now,

@@ -90,6 +90,11 @@ pub(super) fn refused(refusal: Refusal) -> Problem {
             "Every host that holds the environment's instances is unreachable.",
         )
         .hint("`beanpole host list` shows since when; instances are replaced elsewhere after a while."),
+        Refusal::NoInstance => Problem::conflict(
+            "no-instances",
+            "The environment has no instance that could be restarted.",
+        )
+        .hint("`beanpole scale ENV 1` starts as many as it says at once."),
         Refusal::Nothing => Problem::conflict("nothing-to-do", "There is nothing to do."),
     }
 }
