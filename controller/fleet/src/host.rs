@@ -26,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// The longest pause between two attempts to connect.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The same where a load balancer is on the host.
+const LONGEST_PAUSE_OF_EDGES: Duration = Duration::from_secs(1);
 /// How long an agent may take to confirm orders: it writes them to its disk.
 const ORDERS_LIMIT: Duration = Duration::from_secs(15);
 /// How long the stream of reports may take to begin.
@@ -292,7 +294,11 @@ impl Link {
                 }
             }
         };
-        let pause = backoff.pause();
+        let mut pause = backoff.pause();
+        if self.config.orders.borrow().edge.is_some() && !permanent {
+            // A load balancer that is back answers by the table of before until it is reached.
+            pause = pause.min(LONGEST_PAUSE_OF_EDGES);
+        }
         tracing::info!(host = %self.config.host, reason, "the link is down");
         self.emit(LinkNews::Unreachable {
             reason,
