@@ -20,6 +20,7 @@ use http::Method;
 use rustix::fs::{Mode, OFlags};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -317,6 +318,7 @@ impl Edge {
                 }],
             },
             port: 0,
+            ports: BTreeMap::new(),
             environment: Properties::default(),
             limits: Limits::default(),
             stop_grace: GRACE,

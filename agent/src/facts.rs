@@ -104,6 +104,7 @@ impl Facts {
             root: rustix::process::geteuid().is_root(),
             fences: self.fences.report(),
             listening: listening(),
+            ports_by_process: true,
         }
     }
 }

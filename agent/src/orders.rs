@@ -96,6 +96,7 @@ mod tests {
             incarnation: Incarnation(1),
             run: true,
             port: 20_000,
+            ports: Default::default(),
             stop_grace_ms: 1000,
             limits: Limits::default(),
             ready: None,

@@ -14,10 +14,12 @@ mod packed;
 pub mod platform;
 pub mod procfile;
 mod shared;
+mod statics;
 mod yaml;
 
 pub use packed::{Commands, NotRun, check_runs, commands, not_run};
 pub use shared::Shared;
+pub use statics::served;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -62,6 +64,13 @@ impl Refused {
                  `container_commands`."
             }
             "package-invalid" => "Mend package.json and deploy again; nothing was changed.",
+            "static-directory-missing" => {
+                "Put that directory into the bundle, or mend the option: beanpole config shows it. What an application \
+                 makes of itself on its host is the application's to serve."
+            }
+            "static-files-too-many" | "static-files-too-large" => {
+                "Have a smaller directory served, or have the application serve its files itself."
+            }
             "disk-full" => "Make room on that disk and try again.",
             _ => {
                 "Make the ZIP again without that; `beanpole deploy --from DIR` makes one of a directory by itself."

@@ -64,7 +64,7 @@ pub fn not_run(file: File) -> Result<NotRun, Refused> {
     })
 }
 
-fn look_into<T>(
+pub(crate) fn look_into<T>(
     file: File,
     look: impl FnOnce(&mut Packed<'_>) -> Result<T, Refused>,
 ) -> Result<T, Refused> {
@@ -78,10 +78,10 @@ fn look_into<T>(
     look(&mut packed)
 }
 
-struct Packed<'c> {
-    archive: Archive,
-    contents: &'c Contents,
-    links: BTreeMap<&'c Path, PathBuf>,
+pub(crate) struct Packed<'c> {
+    pub(crate) archive: Archive,
+    pub(crate) contents: &'c Contents,
+    pub(crate) links: BTreeMap<&'c Path, PathBuf>,
 }
 
 impl Packed<'_> {

@@ -26,6 +26,7 @@ mod observations;
 mod sealing;
 mod services;
 mod start;
+mod statics;
 mod time;
 
 pub use certificate::{reached_at, self_signed_certificate};

@@ -2,17 +2,19 @@
 
 use crate::app::App;
 use crate::services::{certificates, edges, hosts};
+use crate::statics::{self, Statics};
 use beanpole_engine::Observed;
 use beanpole_fleet::{
     AgentClient, BundleSource, Changeover, Dialer, HostLink, HostLinkConfig, LinkEvent, LinkNews,
     OrdersTrouble, PageSource, ProxyEvent, ProxyLink, ProxyLinkConfig, ProxyNews, Pushes,
+    StaticSource,
 };
 use beanpole_protocol::agent::{FOREIGN_CONTROLLER, HostOrders, HostReport, Owner};
 use beanpole_protocol::proxy::RoutingTable;
 use beanpole_protocol::tls::CertificateSet;
 use beanpole_protocol::{AgentId, Digest, HostId};
 use beanpole_store::Store;
-use beanpole_store::blobs::{BlobError, Blobs};
+use beanpole_store::blobs::Blobs;
 use beanpole_store::model::PageRecord;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -93,6 +95,7 @@ pub(crate) struct Links {
     changeover: Changeover,
     bundles: Arc<dyn BundleSource>,
     pages: Arc<dyn PageSource>,
+    statics: Arc<dyn StaticSource>,
     pushes: Arc<Pushes>,
     host_events: mpsc::Sender<LinkEvent>,
     proxy_events: mpsc::Sender<ProxyEvent>,
@@ -109,12 +112,7 @@ struct Bundles(Arc<Blobs>);
 
 impl BundleSource for Bundles {
     fn open(&self, digest: &Digest) -> io::Result<(File, u64)> {
-        match self.0.file(digest) {
-            Ok(Some(found)) => Ok(found),
-            Ok(None) => Err(io::ErrorKind::NotFound.into()),
-            Err(BlobError::Io { source, .. }) => Err(source),
-            Err(error) => Err(io::Error::other(error)),
-        }
+        statics::bundle(&self.0, digest)
     }
 }
 
@@ -148,6 +146,7 @@ impl Links {
             proxies: Mutex::default(),
             dialers: Mutex::default(),
             changeover: Changeover::default(),
+            statics: Arc::new(Statics::new(Arc::clone(&blobs))),
             bundles: Arc::new(Bundles(blobs)),
             pages: Arc::new(Pages(store)),
             pushes: Pushes::new(rate, PUSHES_AT_ONCE),
@@ -297,6 +296,8 @@ impl Links {
                 dialer,
                 table: self.table.subscribe(),
                 pages: Arc::clone(&self.pages),
+                statics: Arc::clone(&self.statics),
+                pushes: Arc::clone(&self.pushes),
                 changeover: self.changeover.clone(),
                 certificates: self.certificates.subscribe(),
                 events: self.proxy_events.clone(),

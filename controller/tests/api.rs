@@ -340,6 +340,14 @@ fn a_bundle_that_no_host_could_run_is_refused_before_anything_changes() {
             .post("/v1/environments", &body)
             .expect_problem(422, code);
     }
+    let served = json!({"aws:elasticbeanstalk:environment:proxy:staticfiles": {"/a": "static"}});
+    let body = json!({"version": "good", "settings": served});
+    let refused = controller.post("/v1/environments/shop-prod/deployments", &body);
+    refused.expect_problem(422, "static-directory-missing");
+    let body =
+        json!({"application": "shop", "name": "shop-next", "version": "good", "settings": served});
+    let refused = controller.post("/v1/environments", &body);
+    refused.expect_problem(422, "static-directory-missing");
     let reply = controller.get("/v1/environments/shop-next");
     reply.expect_problem(404, "environment-not-found");
     assert_eq!(controller.get("/v1/environments/shop-prod").json(), before);

@@ -188,6 +188,8 @@ mod tests {
 
     fn report(instances: u128) -> ProxyReport {
         let targets = (0..instances).map(|n| TargetReport {
+            process: String::new(),
+            processes: Vec::new(),
             instance: InstanceId::from_bits(n),
             incarnation: Incarnation(1),
             mode: TargetMode::Serve,

@@ -210,6 +210,8 @@ impl Still {
             instances: seen.into_iter().chain(other).collect(),
         };
         let target = |instance, healthy, good_checks, incarnation| TargetReport {
+            process: String::new(),
+            processes: Vec::new(),
             instance,
             incarnation: Incarnation(incarnation),
             mode: TargetMode::Serve,

@@ -302,6 +302,8 @@ impl Fake {
         self.proxy.targets.retain(|seen| seen.instance != *id);
         let Some(mode) = instance.mode else { return };
         self.proxy.targets.push(TargetReport {
+            process: String::new(),
+            processes: Vec::new(),
             instance: id.clone(),
             incarnation: instance.incarnation,
             mode,

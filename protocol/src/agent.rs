@@ -208,6 +208,10 @@ pub struct InstanceOrder {
     pub run: bool,
     /// The port that its `web` process listens on (`$PORT`).
     pub port: u16,
+    /// The ports of its other processes that take requests: each finds its own in `$PORT`, and all find them in
+    /// [`port_variable`](crate::options::port_variable).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ports: BTreeMap<String, u16>,
     /// SIGTERM to SIGKILL, in milliseconds.
     pub stop_grace_ms: u64,
     /// What it may use.
@@ -322,6 +326,9 @@ pub struct HostFacts {
     /// Ports out of [`INSTANCE_PORTS`] that some process listens on: a new instance gets another.
     #[serde(default)]
     pub listening: Vec<u16>,
+    /// Whether its agent knows [`InstanceOrder::ports`]. One of before gives every process the same.
+    #[serde(default)]
+    pub ports_by_process: bool,
 }
 
 /// One way in which instances are fenced in.

@@ -1,6 +1,7 @@
 //! What a proxy does to an environment's answers.
 
 use crate::ids::text_type;
+use crate::statics::StaticFiles;
 use crate::{Digest, Network};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -22,7 +23,8 @@ fn may_have_page(status: u16) -> bool {
     matches!(status, 408 | 413 | 429 | 500..=599)
 }
 
-/// What is done to the answers of a pool. It is the same for all pools of an environment.
+/// What is done to the answers of a pool. It is the same for all pools of an environment, but for the order of the
+/// static files.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolContent {
     /// How answers are compressed that the application did not compress; absent: they go as they are.
@@ -38,6 +40,11 @@ pub struct PoolContent {
     /// These also take the place of the application's own errors, for clients that take HTML.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub replaces_errors: bool,
+    /// Files that the proxy answers with itself: of the releases that are in service, those of the pool's own first
+    /// and then the newest, and of those that are on their way. They go to the proxy beside the table; what it does
+    /// not have yet, the application is asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub static_files: Vec<StaticFiles>,
 }
 
 /// An environment that is closed for a while.

@@ -2,6 +2,7 @@
 //! written for it accept them as they are.
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use std::fmt;
 use std::str::FromStr;
 
@@ -223,6 +224,21 @@ impl RequestId {
 }
 
 impl Digest {
+    /// The digest of these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self::finished(Sha256::new_with_prefix(bytes))
+    }
+
+    /// The digest of what a hasher has seen.
+    pub fn finished(hasher: Sha256) -> Self {
+        let mut text = String::with_capacity(64);
+        for byte in hasher.finalize() {
+            text.push(char::from(HEX[usize::from(byte >> 4)]));
+            text.push(char::from(HEX[usize::from(byte & 15)]));
+        }
+        Self(text)
+    }
+
     /// The first twelve digits: enough to tell bundles apart in a message.
     pub fn short(&self) -> &str {
         &self.0[..12]

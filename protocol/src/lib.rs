@@ -20,6 +20,7 @@ pub mod options;
 pub mod problem;
 pub mod proxy;
 pub mod router;
+pub mod statics;
 pub mod time;
 pub mod tls;
 

@@ -7,22 +7,29 @@
 //! | `POST /v1/table/next` | a [`Ready`]: puts that table in force; answered as `PUT /v1/table`. 409 `not-ready` where another one is, or none |
 //! | `GET /v1/pages` | the digests of the pages that are there |
 //! | `PUT /v1/pages/DIGEST` | a [`PageText`](crate::content::PageText); answered when it is on disk. It stays while a table that is in force, or ready, names it: pages come before their table. 422 `invalid-page` |
+//! | `GET /v1/static` | the [sets of static files](crate::statics::StaticSet) of which every file is there |
+//! | `PUT /v1/static/SET` | a [`StaticSet`](crate::statics::StaticSet); answered with the digests of the files that are lacking, after which come those. It stays while the table that is in force names it. 422 `invalid-static-files` |
+//! | `POST /v1/static/SET` | files of it, one after the other, each behind a [head](crate::statics::FileHead); answered when they are on disk. What came before the connection broke is kept. 404 `static-set-not-found`, 422 `invalid-static-files` |
 //! | `GET /v1/report` | a [`ProxyReport`] |
 //! | `GET /v1/requests/ID` | a [`TracedRequest`], once that request is over; 404 `request-not-found` after a second |
 //! | `GET /v1/watch` | a stream of [`ProxyReport`]s as JSON lines: one at once, one after each change of a target's state (ten a second in the long run, twenty at once), one at least every 2 s |
 
 mod capacity;
 mod probe;
+mod processes;
+mod rules;
 mod upstream;
 
 pub use capacity::{Capacity, Retries};
 pub use probe::{
     BodyMatch, HttpDetails, LAST_GRPC_CODE, LONGEST_PATTERN, MATCHED_BODY, answered, grpc_code,
 };
+pub use rules::RouteRule;
 pub use upstream::{ProxyProtocol, Upstream, UpstreamProtocol};
 
 use crate::content::PoolContent;
 use crate::latency::Latencies;
+use crate::statics::StaticFiles;
 use crate::{
     ApplicationName, Digest, EnvironmentId, EnvironmentName, Generation, Incarnation, InstanceId,
     ReleaseNumber, Timestamp,
@@ -48,6 +55,16 @@ impl RoutingTable {
         let pools = self.pools.iter();
         pools.flat_map(|pool| pool.content.all_pages()).collect()
     }
+
+    /// The static files that it names, each set once; those in service come before those that are on their way.
+    pub fn static_files(&self) -> Vec<&StaticFiles> {
+        let pools = self.pools.iter();
+        let mut all: Vec<_> = pools.flat_map(|pool| &pool.content.static_files).collect();
+        all.sort_by_key(|files| files.coming);
+        let mut seen = BTreeSet::new();
+        all.retain(|files| seen.insert(&files.set));
+        all
+    }
 }
 
 /// Which table that was made ready is put in force.
@@ -72,6 +89,9 @@ pub struct Route {
     pub priority: u32,
     /// The pools and their shares. Weights are relative; a pool of weight 0 gets nothing.
     pub pools: Vec<WeightedPool>,
+    /// What goes to other pools: by the first of these that is for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<RouteRule>,
     /// What keeps a client at the pool that it came to first, where there are several.
     #[serde(default)]
     pub sticky: Option<Sticky>,
@@ -395,12 +415,15 @@ impl std::fmt::Display for Probe {
     }
 }
 
-/// An instance as a target. Counters belong to (instance, incarnation): a new incarnation starts
-/// from nothing.
+/// A process of an instance as a target. Counters belong to (instance, process, incarnation): a new
+/// incarnation starts from nothing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     /// Which instance.
     pub instance: InstanceId,
+    /// Which of its processes, by its name in the Procfile; empty for `web`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub process: String,
     /// Which run of it.
     pub incarnation: Incarnation,
     /// The release it runs.
@@ -501,6 +524,9 @@ pub struct TracedRequest {
 pub struct TargetReport {
     /// Which instance.
     pub instance: InstanceId,
+    /// Which of its processes, as [`Target::process`].
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub process: String,
     /// Which run of it.
     pub incarnation: Incarnation,
     /// What it is for, by the table in force.
@@ -529,6 +555,10 @@ pub struct TargetReport {
     /// Why it gets no requests for a while although it is healthy, where that is so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ejected: Option<Ejection>,
+    /// After [`ProxyReport::by_instance`]: what this is made of, where its instance has several processes that
+    /// take requests.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub processes: Vec<Self>,
 }
 
 /// How a check goes that is tried.
@@ -687,6 +717,15 @@ impl Traffic {
         self.waiting += more.waiting;
         self.limited += more.limited;
         self.ejections += more.ejections;
+    }
+
+    /// The same; of the latencies, the worst is kept.
+    pub fn add_beside(&mut self, more: &Self) {
+        self.add(more);
+        self.p50_us = self.p50_us.max(more.p50_us);
+        self.p90_us = self.p90_us.max(more.p90_us);
+        self.p99_us = self.p99_us.max(more.p99_us);
+        self.p999_us = self.p999_us.max(more.p999_us);
     }
 }
 

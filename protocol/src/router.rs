@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 /// Longest hostname (RFC 1035, section 2.3.4). What is longer is below no name, and costs no looking.
 const LONGEST_HOST: usize = 253;
 /// Longest pattern of paths, and most wildcards in it, as in Elastic Beanstalk's listener rules.
-const LONGEST_PATTERN: usize = 128;
+pub(crate) const LONGEST_PATTERN: usize = 128;
 
 /// Where hostnames lead.
 pub struct Router<R> {
@@ -107,7 +107,7 @@ impl<R> Paths<R> {
 }
 
 /// Whether all of `text` matches `pattern`, in which `*` stands for any characters and `?` for one.
-fn matches(pattern: &[u8], text: &[u8]) -> bool {
+pub(crate) fn matches(pattern: &[u8], text: &[u8]) -> bool {
     let (mut at, mut from) = (0, 0);
     // Behind the last star, and where what it stands for may end.
     let mut star: Option<(usize, usize)> = None;
@@ -132,6 +132,36 @@ fn matches(pattern: &[u8], text: &[u8]) -> bool {
         }
     }
     pattern[at..].iter().all(|byte| *byte == b'*')
+}
+
+/// Whether `text` matches `pattern`, in which `*` stands for any characters and `?` for one.
+pub fn is_like(text: &str, pattern: &str) -> bool {
+    matches(pattern.as_bytes(), text.as_bytes())
+}
+
+/// Whether some text matches both patterns.
+pub fn may_both_match(one: &str, other: &str) -> bool {
+    let (one, other) = (one.as_bytes(), other.as_bytes());
+    // For each place in `other`, whether the rest of both can match the same.
+    let mut rests = vec![false; other.len() + 1];
+    for at in (0..=one.len()).rev() {
+        let mut row = vec![false; other.len() + 1];
+        for to in (0..=other.len()).rev() {
+            let (a, b) = (one.get(at), other.get(to));
+            row[to] = match (a, b) {
+                (None, None) => true,
+                (Some(b'*'), _) if rests[to] => true,
+                (_, Some(b'*')) if row[to + 1] => true,
+                // A star takes one more of what the other has.
+                (Some(b'*'), Some(_)) => row[to + 1],
+                (Some(_), Some(b'*')) => rests[to],
+                (Some(a), Some(b)) => (a == b || *a == b'?' || *b == b'?') && rests[to + 1],
+                _ => false,
+            };
+        }
+        rests = row;
+    }
+    rests[0]
 }
 
 /// Whether a route can be for such hosts: a name or an address, `*.` before a name, `*`.
@@ -255,6 +285,22 @@ mod tests {
         ] {
             let found = matches(pattern.as_bytes(), text.as_bytes());
             assert_eq!(found, wanted, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn patterns_are_told_apart_that_nothing_matches_both_of() {
+        for (one, other, wanted) in [
+            ("*.example.org", "api.*", true),
+            ("*.example.org", "*.example.com", false),
+            ("*.example.org", "example.org", false),
+            ("a?c", "abc", true),
+            ("a?c", "ac", false),
+            ("*", "x.y", true),
+            ("", "*", true),
+        ] {
+            assert_eq!(may_both_match(one, other), wanted, "{one} {other}");
+            assert_eq!(may_both_match(other, one), wanted, "{other} {one}");
         }
     }
 

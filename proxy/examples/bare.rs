@@ -136,6 +136,7 @@ fn table(upstream: SocketAddr) -> Result<RoutingTable, Box<dyn Error>> {
         content: PoolContent::default(),
         rules: PoolRules::default(),
         targets: vec![Target {
+            process: String::new(),
             instance: InstanceId::from_bits(1),
             incarnation: Incarnation(1),
             release: ReleaseNumber(1),

@@ -35,6 +35,9 @@ pub struct Counts {
 pub struct TargetCounts {
     /// Which instance.
     pub instance: InstanceId,
+    /// Which of its processes.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub process: String,
     /// Which run of it.
     pub incarnation: Incarnation,
     /// Requests under way.
@@ -52,6 +55,7 @@ impl Counts {
                 .iter()
                 .map(|target| TargetCounts {
                     instance: target.instance.clone(),
+                    process: target.process.clone(),
                     incarnation: target.incarnation,
                     in_flight: target.in_flight,
                     traffic: without_latency(target.traffic),
@@ -84,7 +88,7 @@ fn without_latency(traffic: Traffic) -> Traffic {
 /// Counts that can be found by what they are of.
 #[derive(Debug, Default)]
 struct Sums {
-    targets: BTreeMap<(InstanceId, Incarnation), (u32, Traffic)>,
+    targets: BTreeMap<(InstanceId, String, Incarnation), (u32, Traffic)>,
     environments: BTreeMap<EnvironmentId, Traffic>,
     releases: BTreeMap<(EnvironmentId, ReleaseNumber), ReleaseTraffic>,
 }
@@ -92,7 +96,7 @@ struct Sums {
 impl Sums {
     fn add(&mut self, counts: &Counts) {
         for one in &counts.targets {
-            let key = (one.instance.clone(), one.incarnation);
+            let key = (one.instance.clone(), one.process.clone(), one.incarnation);
             let (in_flight, traffic) = self.targets.entry(key).or_default();
             *in_flight += one.in_flight;
             traffic.add(&one.traffic);
@@ -116,8 +120,9 @@ impl Sums {
                 .targets
                 .into_iter()
                 .map(
-                    |((instance, incarnation), (in_flight, traffic))| TargetCounts {
+                    |((instance, process, incarnation), (in_flight, traffic))| TargetCounts {
                         instance,
+                        process,
                         incarnation,
                         in_flight,
                         traffic,
@@ -292,7 +297,8 @@ impl Carried {
         }
         drop(state);
         for target in &mut report.targets {
-            let key = (target.instance.clone(), target.incarnation);
+            let process = target.process.clone();
+            let key = (target.instance.clone(), process, target.incarnation);
             if let Some((in_flight, traffic)) = sums.targets.get(&key) {
                 target.in_flight += in_flight;
                 target.traffic.add(traffic);
@@ -320,7 +326,7 @@ impl Carried {
         let targets: BTreeSet<_> = next
             .targets
             .iter()
-            .map(|one| (&one.instance, one.incarnation))
+            .map(|one| (&one.instance, &one.process, one.incarnation))
             .collect();
         let environments: BTreeSet<_> =
             next.environments.iter().map(|of| &of.environment).collect();
@@ -331,7 +337,7 @@ impl Carried {
             .collect();
         let past = &mut state.past;
         past.targets
-            .retain(|one| targets.contains(&(&one.instance, one.incarnation)));
+            .retain(|one| targets.contains(&(&one.instance, &one.process, one.incarnation)));
         past.environments
             .retain(|of| environments.contains(&of.environment));
         past.releases
@@ -426,6 +432,8 @@ mod tests {
             generation: Generation(1),
             now: Timestamp::from_millis(1),
             targets: vec![TargetReport {
+                process: String::new(),
+                processes: Vec::new(),
                 instance: InstanceId::from_bits(1),
                 incarnation: Incarnation(1),
                 mode: TargetMode::Serve,

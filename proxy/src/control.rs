@@ -5,6 +5,7 @@ use crate::check;
 use crate::keeper::words::Told;
 use crate::own_pages::NotAdded;
 use crate::shared::Shared;
+use crate::statics::{Intake, NotTaken, Statics};
 use crate::table::{Table, validate};
 use crate::tls::{self, Certificates};
 use axum::Router;
@@ -20,9 +21,10 @@ use beanpole_daemon::pace::Pace;
 use beanpole_protocol::content::PageText;
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::proxy::{ProxyReport, Ready, RoutingTable, TargetReport};
+use beanpole_protocol::statics::StaticSet;
 use beanpole_protocol::tls::CertificateSet;
 use beanpole_protocol::{Digest, Generation};
-use futures::stream;
+use futures::{StreamExt, stream};
 use serde::de::DeserializeOwned;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -30,6 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Mutex, watch};
+use tokio::task::JoinError;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -148,6 +151,11 @@ impl Control {
             .route("/v1/certificates", put(put_certificates).get(certificates))
             .route("/v1/pages", get(pages))
             .route("/v1/pages/{digest}", put(put_page))
+            .route("/v1/static", get(static_sets))
+            .route(
+                "/v1/static/{set}",
+                put(put_static_set).post(post_static_files),
+            )
             .route("/v1/report", get(report))
             .route("/v1/requests/{id}", get(traced))
             .route("/v1/watch", get(watch_reports))
@@ -237,6 +245,8 @@ impl Control {
         self.carried.follow(table.generation).await;
         let held = self.shared.table.load_full();
         let pages = table.pages().into_iter().cloned().collect();
+        let sets = table.static_files().into_iter();
+        let sets = sets.map(|files| files.set.clone()).collect();
         let known = if self.trusts_first && held.source.is_none() {
             // Others have found it well, or it would not be in service.
             Known::Served
@@ -247,7 +257,11 @@ impl Control {
         self.carried.keep_only(&seen(&self.shared));
         let shared = self.shared.clone();
         // What is left over is found by the next table.
-        let _ = tokio::task::spawn_blocking(move || shared.own_pages.keep_only(&pages)).await;
+        let tidied = tokio::task::spawn_blocking(move || {
+            shared.own_pages.keep_only(&pages);
+            shared.statics.keep_only(&sets);
+        });
+        let _ = tidied.await;
     }
 
     /// What the next process has to know, once nobody is answered here any more.
@@ -364,7 +378,9 @@ fn enforce(shared: &Shared, held: &Table, source: RoutingTable, known: Known<'_>
     if let Known::Seen(report) = known {
         for new in &difference.came {
             let same = |told: &&TargetReport| {
-                told.instance == new.target.instance && told.incarnation == new.target.incarnation
+                told.instance == new.target.instance
+                    && told.process == new.target.process
+                    && told.incarnation == new.target.incarnation
             };
             if let Some(told) = report.targets.iter().find(same) {
                 new.resume(told);
@@ -526,6 +542,77 @@ async fn put_page(
 
 async fn pages(State(control): State<Arc<Control>>) -> Response {
     axum::Json(control.shared.own_pages.digests()).into_response()
+}
+
+/// Calls about static files. They wait for no table, nor any table for them: they may take long.
+async fn static_sets(State(control): State<Arc<Control>>) -> Response {
+    axum::Json(control.shared.statics.sets()).into_response()
+}
+
+async fn put_static_set(
+    State(control): State<Arc<Control>>,
+    InPath(name): InPath<String>,
+    body: Bytes,
+) -> Response {
+    let statics = control.shared.statics.clone();
+    let begun = tokio::task::spawn_blocking(move || {
+        let refused = |why: String| NotTaken::Refused(why);
+        let name = Digest::new(name).map_err(|error| refused(error.to_string()))?;
+        let set: StaticSet =
+            serde_json::from_slice(&body).map_err(|error| refused(error.to_string()))?;
+        statics.begin(name, set)
+    });
+    static_answer(begun.await)
+}
+
+async fn post_static_files(
+    State(control): State<Arc<Control>>,
+    InPath(name): InPath<String>,
+    body: Body,
+) -> Response {
+    let taken = take_static_files(control.shared.statics.clone(), name, body).await;
+    static_answer(Ok(taken))
+}
+
+/// Takes files in as they come. What is whole when the connection breaks stays.
+async fn take_static_files(
+    statics: Arc<Statics>,
+    name: String,
+    body: Body,
+) -> Result<Vec<Digest>, NotTaken> {
+    let name = Digest::new(name).map_err(|error| NotTaken::Refused(error.to_string()))?;
+    let mut intake = Intake::new(statics, name)?;
+    let mut pieces = body.into_data_stream();
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(|error| NotTaken::Refused(error.to_string()))?;
+        let taking = tokio::task::spawn_blocking(move || intake.take(&piece).map(|()| intake));
+        intake = taking.await.unwrap_or_else(broke_down)?;
+    }
+    let ending = tokio::task::spawn_blocking(move || intake.end());
+    ending.await.unwrap_or_else(broke_down)
+}
+
+fn broke_down<T>(error: JoinError) -> Result<T, NotTaken> {
+    Err(NotTaken::Disk(io::Error::other(error)))
+}
+
+fn static_answer(done: Result<Result<Vec<Digest>, NotTaken>, JoinError>) -> Response {
+    let problem = match done.unwrap_or_else(broke_down) {
+        Ok(lacking) => return axum::Json(lacking).into_response(),
+        Err(NotTaken::Refused(why)) => {
+            let title = "The static files cannot be taken";
+            Problem::new(422, "invalid-static-files", title, why)
+        }
+        Err(NotTaken::Unknown) => {
+            let text = "No table names such a set of static files any more.";
+            Problem::new(404, "static-set-not-found", "There is no such set", text)
+        }
+        Err(NotTaken::Disk(error)) => {
+            tracing::error!(%error, "cannot keep static files");
+            Problem::internal("They could not be written to disk.")
+        }
+    };
+    problem_response(&problem)
 }
 
 async fn put_certificates(State(control): State<Arc<Control>>, body: Bytes) -> Response {

@@ -29,6 +29,7 @@
 //! | `head`, `host` | what of a request's head goes on, and which host it asks for |
 //! | `compress` | answers that are compressed on their way |
 //! | `own_pages` | pages that environments have of their own |
+//! | `statics` | files of releases that are served without their applications |
 //! | `tls` | which certificate a client is shown |
 //! | `trace_context` | the traces that requests belong to |
 //! | `traced` | what became of requests that somebody asks about |
@@ -65,6 +66,7 @@ mod redirect;
 mod serve;
 mod service;
 mod shared;
+mod statics;
 mod sticky;
 mod table;
 mod target;

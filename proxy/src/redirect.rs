@@ -88,7 +88,13 @@ mod tests {
         };
         let (table, _) =
             Table::default().follow(source, false, &Names::default(), &Changes::default());
-        location(table.route("a.example", "/").expect("a route"), came, https)
+        location(
+            table
+                .route("a.example", "/", || came.secure)
+                .expect("a route"),
+            came,
+            https,
+        )
     }
 
     const PLAIN: Came<'_> = Came {

@@ -7,6 +7,7 @@ use crate::listen::{self, Scheme};
 use crate::names::Names;
 use crate::own_pages::OwnPages;
 use crate::shared::Shared;
+use crate::statics::Statics;
 use crate::target::Changes;
 use crate::traced::Traced;
 use crate::worker::{self, Ends, KEEP_ALIVE, Limits, Worker};
@@ -104,6 +105,9 @@ impl Server {
             table: ArcSwap::default(),
             names,
             own_pages: OwnPages::restore(directory.join("pages")).map_err(cannot_be_used)?,
+            statics: Statics::restore(&directory.join("static"))
+                .map(Arc::new)
+                .map_err(cannot_be_used)?,
             changes: Changes::default(),
             retired: CancellationToken::new(),
             access_log,

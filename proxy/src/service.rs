@@ -3,6 +3,8 @@
 //! Everything per request happens without locks (but the access log's own) and without awaiting
 //! anything but the two peers.
 
+mod files;
+
 use crate::access_log::Entry;
 use crate::alarm::Alarm;
 use crate::announcing::Ends;
@@ -23,6 +25,7 @@ use crate::target::{InFlight, TargetState};
 use crate::tls::Spoken;
 use crate::trace_context::Traced;
 use async_trait::async_trait;
+use beanpole_protocol::ReleaseNumber;
 use beanpole_protocol::router::normal_host;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
@@ -147,6 +150,8 @@ pub struct Request {
     encoder: Option<Encoder>,
     /// The status of the app's answer, where a page takes its place.
     replaced: Option<u16>,
+    /// The release whose file it was answered with.
+    of_release: Option<ReleaseNumber>,
 }
 
 impl Request {
@@ -242,6 +247,22 @@ impl Service {
                 headers: Headers::Map(&head.headers),
             })
         })
+    }
+
+    /// Answers a request that comes too soon after others.
+    async fn answer_too_many(
+        &self,
+        session: &mut Session,
+        request: &mut Request,
+        pool: Arc<Pool>,
+        wait: Duration,
+    ) -> Result<u16> {
+        pool.counters.limited();
+        request.pool = Some(pool);
+        // In whole seconds, and never at once.
+        let wait_s = u32::try_from(wait.as_secs() + 1).unwrap_or(u32::MAX);
+        self.answer(session, request, &Page::TooManyRequests { wait_s })
+            .await
     }
 
     /// What a request asks, for as long as it waits.
@@ -424,7 +445,7 @@ impl Service {
             port: port_of(host_of(head)),
         };
         let table = self.0.table.load();
-        let route = table.route(host, head.uri.path());
+        let route = table.route(host, head.uri.path(), || came.secure);
         let location = route.and_then(|route| redirect::location(route, &came, self.0.https_port));
         drop(table);
         let Some(location) = location else {
@@ -717,6 +738,7 @@ impl ProxyHttp for Service {
             traced: Traced::default(),
             encoder: None,
             replaced: None,
+            of_release: None,
         }
     }
 
@@ -784,6 +806,10 @@ impl ProxyHttp for Service {
             self.answer_challenge(session, request, answer).await?;
             return Ok(true);
         }
+        // Without an instance, too: before one is chosen.
+        if self.answer_file(session, request, &asked.name).await? {
+            return Ok(true);
+        }
         let failed = request.failed_at.take();
         let mut way = self.choose(session, request, &asked.name, failed.as_ref());
         if failed.is_some() && !matches!(way, Way::To(..)) {
@@ -812,12 +838,7 @@ impl ProxyHttp for Service {
                 }
                 if let Err(wait) = self.admit(session, request, &pool) {
                     drop(at);
-                    pool.counters.limited();
-                    request.pool = Some(pool);
-                    // In whole seconds, and never at once.
-                    let wait_s = u32::try_from(wait.as_secs() + 1).unwrap_or(u32::MAX);
-                    self.answer(session, request, &Page::TooManyRequests { wait_s })
-                        .await?;
+                    self.answer_too_many(session, request, pool, wait).await?;
                     return Ok(true);
                 }
                 let downstream = session.as_downstream_mut();
@@ -1370,7 +1391,10 @@ impl ProxyHttp for Service {
                     .as_ref()
                     .map(|pool| pool.environment_name.as_str()),
                 instance: target.map(|target| target.instance.as_str()),
-                release: target.map(|target| target.release.0),
+                release: target
+                    .map(|target| target.release)
+                    .or(request.of_release)
+                    .map(|release| release.0),
                 why: request.why.or((failed && by_app).then_some(BROKEN_OFF)),
             };
             self.with_client(session, request.connection.as_deref(), |client| {

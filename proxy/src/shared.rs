@@ -7,6 +7,7 @@ use crate::forwarded::{Client, Network};
 use crate::names::Names;
 use crate::own_pages::OwnPages;
 use crate::pages::Page;
+use crate::statics::{Hit, Statics};
 use crate::sticky::Stay;
 use crate::table::{Route, Table};
 use crate::target::{Changes, InFlight, TargetState};
@@ -25,6 +26,8 @@ pub struct Shared {
     pub table: ArcSwap<Table>,
     /// Pages that environments have of their own.
     pub own_pages: OwnPages,
+    /// Static files of releases.
+    pub statics: Arc<Statics>,
     /// What targets are called towards clients.
     pub names: Names,
     /// Wakes the watchers of reports.
@@ -84,6 +87,22 @@ impl Shared {
             .get(digest.or_else(|| content.page(page.status()))?)
     }
 
+    /// The static file that a request gets, if there is one for it, and the pool that it counts for. Whoever is sent
+    /// elsewhere, or gets no further than the page of a closed environment, gets none.
+    pub fn static_file(&self, host: &str, asker: &Asker<'_>) -> Option<(Arc<Pool>, Hit)> {
+        let table = self.table.load();
+        let path = asker.text_of_path();
+        let route = table.route(host, path, || asker.is_secure())?;
+        if !route.has_files() {
+            return None;
+        }
+        let pool = route.side(asker)?;
+        let hit = self.statics.find(&pool.content.static_files, path)?;
+        let leads_elsewhere = route.leads_elsewhere(asker.is_secure(), self.https_port.is_some());
+        let may = !leads_elsewhere && route.closed_to(asker).is_none();
+        may.then(|| (pool.clone(), hit))
+    }
+
     /// Chooses a target. On return the request counts as in flight there under the table in force:
     /// once a newer table is confirmed, no request can still be on its way to a target that this
     /// table took out.
@@ -98,7 +117,8 @@ impl Shared {
     ) -> Way {
         loop {
             let table = self.table.load();
-            let Some(route) = table.route(host, asker.text_of_path()) else {
+            let secure = || asker.is_secure();
+            let Some(route) = table.route(host, asker.text_of_path(), secure) else {
                 return Way::UnknownHost;
             };
             if let Some(way) = self.turn(&table, route, asker, except, stay) {
@@ -117,8 +137,10 @@ impl Shared {
     ) -> Option<(Arc<Pool>, InFlight)> {
         loop {
             let table = self.table.load();
-            let route = table.route(host, asker.text_of_path())?;
-            if route.changes_answers(asker.headers) {
+            let route = table.route(host, asker.text_of_path(), || asker.is_secure())?;
+            if route.changes_answers(asker.headers)
+                || route.has_files() && self.static_file(host, asker).is_some()
+            {
                 return None;
             }
             match self.turn(&table, route, asker, None, stay) {

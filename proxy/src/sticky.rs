@@ -89,6 +89,14 @@ impl Sides {
         }
     }
 
+    /// The number of a client that has one already.
+    pub fn known(&self, headers: Headers<'_>) -> Option<Number> {
+        match &self.by {
+            By::Cookie => from_cookies(headers),
+            By::Header(_) => self.number(headers, &AtomicUsize::new(0)),
+        }
+    }
+
     /// The pool of a client.
     pub fn pool_of(&self, number: Number) -> usize {
         let place = (number.value + self.salt) % NUMBERS;

@@ -11,8 +11,8 @@ use crate::target::{Changes, TargetState};
 use crate::traffic::{Counters, ReleaseCounters};
 use beanpole_protocol::content::PoolContent;
 use beanpole_protocol::proxy::{
-    EnvironmentTraffic, HealthCheck, Probe, Redirect, ReleaseTraffic, RoutingTable, Target,
-    TargetMode, TargetPool, Traffic, WeightedPool,
+    EnvironmentTraffic, HealthCheck, Probe, Redirect, ReleaseTraffic, RouteRule, RoutingTable,
+    Target, TargetMode, TargetPool, Traffic, WeightedPool,
 };
 use beanpole_protocol::router::{
     Router, is_host_pattern, is_hostname, is_path_pattern, normal_host,
@@ -32,15 +32,19 @@ pub struct Table {
     pub source: Option<RoutingTable>,
     routes: Router<Arc<Route>>,
     /// Whose turn it is, by route: it goes on in the next table.
-    cursors: HashMap<(String, Vec<String>), Arc<AtomicUsize>>,
+    cursors: HashMap<Turned, Arc<AtomicUsize>>,
     pools: HashMap<String, Arc<Pool>>,
-    targets: BTreeMap<InstanceId, Arc<TargetState>>,
+    /// By instance and process.
+    targets: BTreeMap<(InstanceId, String), Arc<TargetState>>,
     environments: BTreeMap<EnvironmentId, Arc<Counters>>,
     rates: BTreeMap<EnvironmentId, Arc<Rates>>,
     used: BTreeMap<EnvironmentId, Arc<Used>>,
     budgets: BTreeMap<EnvironmentId, Arc<Budget>>,
     releases: BTreeMap<(EnvironmentId, ReleaseNumber), Arc<ReleaseCounters>>,
 }
+
+/// Whose turns are counted together: a host, patterns of its paths, and a rule of that route if it is one's.
+type Turned = (String, Vec<String>, Option<(String, Option<bool>)>);
 
 /// A route's pools in the order of their turns.
 pub struct Route {
@@ -51,9 +55,13 @@ pub struct Route {
     /// What is done to answers.
     content: PoolContent,
     pools: Vec<Arc<Pool>>,
+    /// Which of them has the largest share.
+    main: usize,
     turns: Box<[u16]>,
     next: Arc<AtomicUsize>,
     sides: Option<Sides>,
+    /// What goes to other pools.
+    rules: Box<[(RouteRule, Self)]>,
 }
 
 /// What a change of tables did to the targets.
@@ -68,7 +76,7 @@ pub struct Difference {
 /// Why a table makes no sense; a sentence for people.
 pub fn validate(table: &RoutingTable) -> Result<(), String> {
     let mut pools = HashSet::new();
-    let mut instances = HashSet::new();
+    let mut targets = HashSet::new();
     for pool in &table.pools {
         if !pools.insert(pool.name.as_str()) {
             return Err(format!("The pool `{}` is there twice.", pool.name));
@@ -90,7 +98,7 @@ pub fn validate(table: &RoutingTable) -> Result<(), String> {
                     target.instance
                 ));
             }
-            if !instances.insert(&target.instance) {
+            if !targets.insert((&target.instance, &target.process)) {
                 return Err(format!("The instance {} is there twice.", target.instance));
             }
         }
@@ -112,7 +120,14 @@ pub fn validate(table: &RoutingTable) -> Result<(), String> {
         {
             return Err(format!("`{}` is not a hostname.", redirect.host));
         }
-        for weighted in &route.pools {
+        let rules = route.rules.iter();
+        if let Some(path) = (rules.clone())
+            .flat_map(|rule| &rule.paths)
+            .find(|path| !is_path_pattern(path))
+        {
+            return Err(format!("`{path}` is not a pattern of paths."));
+        }
+        for weighted in rules.flat_map(|rule| &rule.pools).chain(&route.pools) {
             if !pools.contains(weighted.pool.as_str()) {
                 return Err(format!(
                     "The route of `{}` leads to the pool `{}`, which is not in the table.",
@@ -161,7 +176,8 @@ impl Table {
                 let kept = self.releases.get(&of_release).cloned();
                 let release = next.releases.entry(of_release);
                 let release = release.or_insert_with(|| kept.unwrap_or_default()).clone();
-                let known = self.targets.get(&target.instance).filter(|t| t.is(target));
+                let place = (target.instance.clone(), target.process.clone());
+                let known = self.targets.get(&place).filter(|t| t.is(target));
                 let state = known.cloned().unwrap_or_else(|| {
                     let new = TargetState::new(target, release, assumed, names, changes.clone());
                     difference.came.push(new.clone());
@@ -170,7 +186,7 @@ impl Table {
                 if target.mode == TargetMode::Serve {
                     serving.push(state.clone());
                 }
-                next.targets.insert(target.instance.clone(), state);
+                next.targets.insert(place, state);
             }
             let before = self.pools.get(&pool.name).map(|pool| &**pool);
             let shared = OfEnvironment {
@@ -186,38 +202,26 @@ impl Table {
         }
         for route in &source.routes {
             let host = normal_host(&route.host).into_owned();
-            let pools: Vec<Arc<Pool>> = route
-                .pools
-                .iter()
-                .filter_map(|weighted| next.pools.get(&weighted.pool).cloned())
-                .collect();
-            let name = (host, route.paths.clone());
-            let cursor = self.cursors.get(&name).cloned().unwrap_or_default();
+            let rules = route.rules.iter().map(|rule| {
+                let of_rule = Some((rule.name.clone(), rule.https));
+                let turned = (host.clone(), route.paths.clone(), of_rule);
+                let leads = self.leads(&mut next, route, &rule.pools, turned);
+                (rule.clone(), leads)
+            });
+            let rules = rules.collect();
+            let turned = (host.clone(), route.paths.clone(), None);
             let made = Arc::new(Route {
-                redirect: route.redirect.clone(),
-                only_https: route.only_https,
-                content: pools
-                    .first()
-                    .map(|pool| pool.content.clone())
-                    .unwrap_or_default(),
-                pools,
-                turns: turns(&route.pools),
-                next: cursor.clone(),
-                sides: route
-                    .sticky
-                    .as_ref()
-                    .filter(|_| route.pools.len() > 1)
-                    .and_then(|sticky| Sides::new(sticky, &route.pools)),
+                rules,
+                ..self.leads(&mut next, route, &route.pools, turned)
             });
             next.routes
-                .insert(&name.0, &route.paths, route.priority, &made);
-            next.cursors.insert(name, cursor);
+                .insert(&host, &route.paths, route.priority, &made);
         }
         next.routes.sort();
-        for (instance, state) in &self.targets {
+        for (place, state) in &self.targets {
             if !next
                 .targets
-                .get(instance)
+                .get(place)
                 .is_some_and(|kept| Arc::ptr_eq(kept, state))
             {
                 difference.went.push(state.clone());
@@ -225,6 +229,39 @@ impl Table {
         }
         next.source = Some(source);
         (next, difference)
+    }
+
+    /// A route of `next`, or what a rule of it leads to: with these pools.
+    fn leads(
+        &self,
+        next: &mut Self,
+        route: &beanpole_protocol::proxy::Route,
+        weighted: &[WeightedPool],
+        turned: Turned,
+    ) -> Route {
+        let pools = weighted.iter();
+        let pools = pools.filter_map(|weighted| next.pools.get(&weighted.pool).cloned());
+        let pools: Vec<Arc<Pool>> = pools.collect();
+        let cursor = self.cursors.get(&turned).cloned().unwrap_or_default();
+        next.cursors.insert(turned, cursor.clone());
+        Route {
+            redirect: route.redirect.clone(),
+            only_https: route.only_https,
+            content: pools
+                .first()
+                .map(|pool| pool.content.clone())
+                .unwrap_or_default(),
+            pools,
+            main: main(weighted),
+            turns: turns(weighted),
+            next: cursor,
+            sides: route
+                .sticky
+                .as_ref()
+                .filter(|_| weighted.len() > 1)
+                .and_then(|sticky| Sides::new(sticky, weighted)),
+            rules: Box::default(),
+        }
     }
 
     /// The limits of a pool's environment: those that there are, as long as they are wanted so.
@@ -256,7 +293,7 @@ impl Table {
     pub fn enact(&self) {
         let pools = self.source.iter().flat_map(|source| &source.pools);
         for (pool, target) in pools.flat_map(|pool| pool.targets.iter().map(move |t| (pool, t))) {
-            if let Some(state) = self.targets.get(&target.instance) {
+            if let Some(state) = self.target(target) {
                 state.update(target, &pool.rules);
             }
         }
@@ -266,12 +303,21 @@ impl Table {
     pub fn given(&self) -> impl Iterator<Item = (&Arc<TargetState>, &Target)> {
         let pools: &[TargetPool] = self.source.as_ref().map_or(&[], |source| &source.pools);
         let targets = pools.iter().flat_map(|pool| &pool.targets);
-        targets.filter_map(|target| Some((self.targets.get(&target.instance)?, target)))
+        targets.filter_map(|target| Some((self.target(target)?, target)))
     }
 
-    /// Where requests for `path` of `host` go; `host` as [`normal_host`] makes it.
-    pub fn route(&self, host: &str, path: &str) -> Option<&Route> {
-        self.routes.find(host, path).map(|route| &**route)
+    fn target(&self, given: &Target) -> Option<&Arc<TargetState>> {
+        let place = (given.instance.clone(), given.process.clone());
+        self.targets.get(&place)
+    }
+
+    /// Where requests for `path` of `host` go; `host` as [`normal_host`] makes it. `https` says whether they came
+    /// over TLS, where that matters.
+    pub fn route(&self, host: &str, path: &str, https: impl Fn() -> bool) -> Option<&Route> {
+        let route = &**self.routes.find(host, path)?;
+        let mut rules = route.rules.iter();
+        let rule = rules.find(|(rule, _)| rule.takes(host, path, &https));
+        Some(rule.map_or(route, |(_, leads)| leads))
     }
 
     /// Every target, by instance.
@@ -343,6 +389,20 @@ impl Route {
             || content.replaces_errors && takes_html(headers)
     }
 
+    /// Whether some requests may be answered with files.
+    pub fn has_files(&self) -> bool {
+        !self.content.static_files.is_empty()
+    }
+
+    /// The pool whose files a client gets: that which it stays at, else the main one. It takes nobody's turn.
+    pub fn side(&self, asker: &Asker<'_>) -> Option<&Arc<Pool>> {
+        let kept = self.sides.as_ref().and_then(|sides| {
+            let number = sides.known(asker.headers)?;
+            Some(sides.pool_of(number))
+        });
+        self.pools.get(kept.unwrap_or(self.main))
+    }
+
     /// A pool of the environment, where that is closed to the client.
     pub fn closed_to(&self, asker: &Asker<'_>) -> Option<&Arc<Pool>> {
         let closed = self.content.maintenance.as_ref()?;
@@ -387,6 +447,14 @@ impl Route {
         }
         Some((pool, None))
     }
+}
+
+/// The pool with the largest share; of two that are alike, the later one.
+fn main(pools: &[WeightedPool]) -> usize {
+    let numbered = pools.iter().enumerate();
+    numbered
+        .max_by_key(|(_, pool)| pool.weight)
+        .map_or(0, |(number, _)| number)
 }
 
 /// The order in which pools take their turns: smooth (no pool has all its turns in a row) and, over

@@ -240,9 +240,10 @@ impl TargetState {
         }
     }
 
-    /// Whether this is the same run of the same instance at the same place.
+    /// Whether this is the same process of the same run of an instance, at the same place.
     pub fn is(&self, target: &Target) -> bool {
         self.target.instance == target.instance
+            && self.target.process == target.process
             && self.target.incarnation == target.incarnation
             && self.target.address == target.address
             && self.target.upstream == target.upstream
@@ -508,6 +509,8 @@ impl TargetState {
         let health = lock(&self.health);
         TargetReport {
             instance: self.target.instance.clone(),
+            process: self.target.process.clone(),
+            processes: Vec::new(),
             incarnation: self.target.incarnation,
             mode: self.mode(),
             healthy: health.healthy && !health.ejected,

@@ -23,6 +23,7 @@ mod misuse;
 mod once;
 mod over_ssh;
 mod policies;
+mod processes;
 mod receipts;
 mod sessions;
 mod sleeping;

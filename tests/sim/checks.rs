@@ -805,9 +805,13 @@ pub fn the_table_says_what_the_records_say(
         let Some(record) = records.get(id) else {
             return Err(format!("the table points to {id}, which is gone"));
         };
+        let port = match target.process.as_str() {
+            "" => Some(record.port),
+            process => record.ports.get(process).copied(),
+        };
         if target.incarnation != record.incarnation
             || record.target_mode() != Some(target.mode)
-            || target.address.port() != record.port
+            || Some(target.address.port()) != port
         {
             return Err(format!("the table has {target:?} for {record:?}"));
         }
@@ -885,9 +889,12 @@ fn splits_are_whole(
     }
     for record in store.list::<TableRecord>().expect("memory") {
         for route in &record.table.routes {
-            let sum: u32 = route.pools.iter().map(|pool| pool.weight).sum();
-            if sum != if route.pools.len() == 1 { 1 } else { 100 } {
-                return Err(format!("{} shares {sum} of 100", route.host));
+            let rules = route.rules.iter().map(|rule| &rule.pools);
+            for pools in rules.chain([&route.pools]) {
+                let sum: u32 = pools.iter().map(|pool| pool.weight).sum();
+                if sum != if pools.len() == 1 { 1 } else { 100 } {
+                    return Err(format!("{} shares {sum} of 100", route.host));
+                }
             }
         }
         for pool in &record.table.pools {

@@ -191,6 +191,8 @@ pub struct Fake {
     /// The label of the version it was started with.
     pub version: String,
     pub port: u16,
+    /// Those of its further processes, which do as the first does.
+    pub further: Vec<u16>,
     since: u64,
     until: u64,
     started: u64,
@@ -474,6 +476,7 @@ impl FakeHost {
             behaviour,
             version: version.clone(),
             port: order.port,
+            further: Vec::new(),
             since: now,
             until: now,
             started: now,
@@ -507,6 +510,7 @@ impl FakeHost {
                 fake.incarnation = order.incarnation;
                 fake.release = Some(order.release);
                 fake.port = order.port;
+                fake.further = order.ports.values().copied().collect();
                 fake.behaviour = behaviour;
                 fake.version = version;
                 fake.restarts = 0;
@@ -576,7 +580,7 @@ impl FakeHost {
             return None;
         }
         let (id, fake) = self.instances.iter().find(|(_, fake)| {
-            fake.port == port
+            (fake.port == port || fake.further.contains(&port))
                 && matches!(
                     fake.phase,
                     InstancePhase::Running | InstancePhase::Stopping | InstancePhase::Failed(_)
@@ -630,6 +634,7 @@ impl FakeHost {
                 hostname: self.name.clone(),
                 memory_total_bytes: 4 << 30,
                 memory_available_bytes: 3 << 30,
+                ports_by_process: true,
                 ..HostFacts::default()
             },
             releases: self

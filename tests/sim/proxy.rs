@@ -4,8 +4,8 @@ use crate::host::{Behaviour, FakeHost};
 use crate::rng::Rng;
 use beanpole_protocol::latency::{Latencies, bucket};
 use beanpole_protocol::proxy::{
-    CheckResult, EnvironmentTraffic, Probe, ProxyReport, ReleaseTraffic, RoutingTable, TargetMode,
-    TargetReport, Traffic, TriedCheck,
+    CheckResult, EnvironmentTraffic, Probe, ProxyReport, ReleaseTraffic, RoutingTable, Target,
+    TargetMode, TargetReport, Traffic, TriedCheck,
 };
 use beanpole_protocol::{EnvironmentId, Incarnation, InstanceId, ReleaseNumber, Timestamp};
 use std::collections::BTreeMap;
@@ -21,7 +21,7 @@ pub struct FakeProxy {
     pub astray: Option<String>,
     pub run: u64,
     sequence: u64,
-    seen: BTreeMap<(InstanceId, Incarnation), Seen>,
+    seen: BTreeMap<(InstanceId, String, Incarnation), Seen>,
     traffic: BTreeMap<EnvironmentId, Traffic>,
     /// Requests that wait, by pool.
     waiting: BTreeMap<String, u32>,
@@ -84,7 +84,7 @@ impl FakeProxy {
             .pools
             .iter()
             .flat_map(|pool| &pool.targets)
-            .map(|target| (target.instance.clone(), target.incarnation))
+            .map(key_of)
             .collect();
         self.seen.retain(|key, _| targets.contains(key));
         Ok(true)
@@ -118,11 +118,14 @@ impl FakeProxy {
         let mut changed = false;
         for pool in &self.table.pools {
             // Its share of the requests, in per cent.
-            let weighted = self.table.routes.iter().flat_map(|route| &route.pools);
+            let weighted = self.table.routes.iter().flat_map(|route| {
+                let rules = route.rules.iter().flat_map(|rule| &rule.pools);
+                route.pools.iter().chain(rules)
+            });
             let weight = weighted
                 .filter(|of| of.pool == pool.name)
                 .map(|of| of.weight);
-            let share = match weight.sum() {
+            let share = match weight.max().unwrap_or(0) {
                 1 => 100,
                 weight => u64::from(weight),
             };
@@ -131,8 +134,7 @@ impl FakeProxy {
             let mut served = false;
             let traffic = self.traffic.entry(pool.environment.clone()).or_default();
             for target in &pool.targets {
-                let key = (target.instance.clone(), target.incarnation);
-                let seen = self.seen.entry(key).or_default();
+                let seen = self.seen.entry(key_of(target)).or_default();
                 let host = hosts.iter().position(|host| {
                     crate::address_of(&host.id) == target.address.ip().to_string()
                 });
@@ -269,10 +271,10 @@ impl FakeProxy {
                 .iter()
                 .flat_map(|pool| &pool.targets)
                 .map(|target| {
-                    let seen = self
-                        .seen
-                        .get(&(target.instance.clone(), target.incarnation));
+                    let seen = self.seen.get(&key_of(target));
                     TargetReport {
+                        process: target.process.clone(),
+                        processes: Vec::new(),
                         instance: target.instance.clone(),
                         incarnation: target.incarnation,
                         mode: target.mode,
@@ -316,4 +318,9 @@ impl FakeProxy {
             listeners: Vec::new(),
         }
     }
+}
+
+fn key_of(target: &Target) -> (InstanceId, String, Incarnation) {
+    let process = target.process.clone();
+    (target.instance.clone(), process, target.incarnation)
 }

@@ -465,10 +465,16 @@ impl World {
                 settings.set(options::PROXY, "IdleTime", "20");
             }
             settings.set(options::INSTANCE, "ReadyCommand", ready);
+            if !worker && bits.is_multiple_of(3) {
+                two_processes(&mut settings);
+            }
             let mut check = OptionSettings::default();
             let path = if own_check { label.as_str() } else { "" };
             check.set(options::PROCESS, "HealthCheckPath", format!("/{path}"));
             check.set(options::INSTANCE, "ReadyCommand", ready);
+            if bits.is_multiple_of(7) {
+                two_processes(&mut check);
+            }
             let result = match dice {
                 _ if !exists => self.engine.create_environment(
                     &call,
@@ -849,5 +855,21 @@ impl World {
             }
         }
         checks::left_over(&self.store, &self.hosts)
+    }
+}
+
+/// Has an environment have a second process, which gets a part of its paths.
+fn two_processes(settings: &mut OptionSettings) {
+    for (namespace, name, value) in [
+        (
+            "aws:elasticbeanstalk:environment:process:api",
+            "Port",
+            "8080",
+        ),
+        ("aws:elbv2:listener:default", "Rules", "api"),
+        ("aws:elbv2:listenerrule:api", "PathPatterns", "/api/*"),
+        ("aws:elbv2:listenerrule:api", "Process", "api"),
+    ] {
+        settings.set(namespace, name, value);
     }
 }

@@ -1,7 +1,7 @@
 //! `docs/reference/options.md` is generated from `protocol::options::KNOWN`. `./dev docs` writes
 //! it; without `BEANPOLE_WRITE_DOCS` this test fails when it is stale.
 
-use beanpole_protocol::options::{Change, KNOWN, Kind};
+use beanpole_protocol::options::{Change, KNOWN, Kind, NAMED};
 use std::path::Path;
 
 fn page() -> String {
@@ -9,10 +9,15 @@ fn page() -> String {
         "# Options\n\nGenerated from `protocol/src/options/known.rs` by `./dev docs`; do not edit.\n\n\
          Options are namespaced as Elastic Beanstalk's. Set them in `deploy.toml` or by the JSON \
          API. Environment properties live in `aws:elasticbeanstalk:application:environment`, under \
-         any name.\n",
+         any name, and directories of the bundle that the load balancer serves itself in \
+         `aws:elasticbeanstalk:environment:proxy:staticfiles`: an option is the path that URLs begin with (`/assets`), \
+         its value the directory (`static/assets`), and a change restarts instances by the deployment policy \
+         ([more](../guides/content.md#static-files)). The older \
+         `aws:elasticbeanstalk:container:{golang,java,nodejs,python}:staticfiles` mean the same. A namespace \
+         that ends in `NAME` or `PORT` stands for as many as there are names for it.\n",
     );
     let mut namespace = "";
-    for option in KNOWN {
+    for option in KNOWN.iter().chain(NAMED) {
         if option.namespace != namespace {
             namespace = option.namespace;
             page.push_str(&format!(
@@ -64,6 +69,10 @@ fn values(kind: Kind) -> String {
         Kind::GrpcCodes => "statuses of gRPC and ranges: `0`, `0,12`".to_owned(),
         Kind::GrpcService => "the name of a service: `shop.v1.Cart`".to_owned(),
         Kind::Command => "a command in one line".to_owned(),
+        Kind::Names => "names: `api,admin`".to_owned(),
+        Kind::Process => "`default`, or the name of a process".to_owned(),
+        Kind::PathPatterns => "patterns: `/api/*,/v?/users`".to_owned(),
+        Kind::HostPatterns => "patterns: `api.example.org,*.example.com`".to_owned(),
         Kind::Statuses => "statuses and ranges: `200-399`, `200,204`".to_owned(),
     }
 }

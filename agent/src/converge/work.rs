@@ -8,6 +8,7 @@ use beanpole_daemon::clock;
 use beanpole_protocol::agent::{
     InstanceOrder, InstancePhase, InstanceReport, OnceReport, Properties, ReleaseKey, ReleaseOrder,
 };
+use beanpole_protocol::options::port_variable;
 use beanpole_protocol::{Incarnation, InstanceId, ReleaseNumber};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -46,8 +47,8 @@ pub(super) struct Work {
     tasks: JoinSet<Done>,
     /// Instances with a move under way; one at a time for each.
     moving: BTreeSet<InstanceId>,
-    /// Port and grace of instances, as last ordered.
-    last: BTreeMap<InstanceId, (u16, Duration)>,
+    /// Ports and grace of instances, as last ordered.
+    last: BTreeMap<InstanceId, (Vec<u16>, Duration)>,
     sweeping: bool,
     building: usize,
 }
@@ -206,7 +207,8 @@ impl Host {
         let leaving: BTreeSet<u16> = observed
             .keys()
             .filter(|id| !wanted.contains_key(id))
-            .filter_map(|id| work.last.get(id).map(|last| last.0))
+            .filter_map(|id| work.last.get(id))
+            .flat_map(|last| last.0.iter().copied())
             .collect();
         for id in observed.keys().filter(|id| !wanted.contains_key(id)) {
             if work.moving.contains(id) || self.must_wait(id, None) {
@@ -219,7 +221,7 @@ impl Host {
         }
         for order in &orders.instances {
             if !work.moving.contains(&order.id)
-                && !leaving.contains(&order.port)
+                && !ports_of(order).any(|port| leaving.contains(&port))
                 && let Some(move_) =
                     self.next_move(order, observed.get(&order.id), &orders.releases)
             {
@@ -231,7 +233,8 @@ impl Host {
         work.last.retain(|id, _| observed.contains_key(id));
         for order in &orders.instances {
             let grace = Duration::from_millis(order.stop_grace_ms);
-            work.last.insert(order.id.clone(), (order.port, grace));
+            let ports = ports_of(order).collect();
+            work.last.insert(order.id.clone(), (ports, grace));
         }
     }
 
@@ -323,6 +326,10 @@ enum Move {
     },
 }
 
+fn ports_of(order: &InstanceOrder) -> impl Iterator<Item = u16> {
+    std::iter::once(order.port).chain(order.ports.values().copied())
+}
+
 /// An instance of a prepared release.
 fn spec(
     order: &InstanceOrder,
@@ -337,6 +344,9 @@ fn spec(
     ] {
         environment.insert(name.to_owned(), value);
     }
+    for (process, port) in &order.ports {
+        environment.insert(port_variable(process), port.to_string());
+    }
     InstanceSpec {
         id: order.id.clone(),
         application: release.application.clone(),
@@ -347,6 +357,7 @@ fn spec(
             processes: prepared.process_specs(),
         },
         port: order.port,
+        ports: order.ports.clone(),
         environment: Properties(environment),
         limits: order.limits,
         stop_grace: Duration::from_millis(order.stop_grace_ms),

@@ -16,6 +16,7 @@ use crate::shim::spec::GateSpec;
 use beanpole_protocol::agent::{Failure, InstanceReport, Limits, Properties};
 use beanpole_protocol::{ApplicationName, Incarnation, InstanceId, ReleaseNumber};
 use futures::future::BoxFuture;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -33,8 +34,11 @@ pub struct InstanceSpec {
     pub incarnation: Incarnation,
     /// The processes or containers. They live and die together.
     pub workload: Workload,
-    /// Given to every process as `$PORT`.
+    /// Given to every process as `$PORT` that has no port of its own.
     pub port: u16,
+    /// Ports of processes besides `web` that take requests, by their names: `$PORT` of each. One that is not among
+    /// the processes is listened on by another of them.
+    pub ports: BTreeMap<String, u16>,
     /// Given to every process: properties of the environment and what the platform adds, such as
     /// a `PATH` with the virtualenv. The runtime adds `PATH`, `HOME`, `LANG`, `USER`, `TMPDIR`,
     /// `PORT` where they are missing; nothing of the agent's own environment is passed on.

@@ -282,8 +282,8 @@ impl ProcessRuntime {
                 });
             }
         }
-        if guard::has_web(processes) {
-            let number = spec.port;
+        let web = guard::has_web(processes).then_some(spec.port);
+        for number in web.into_iter().chain(spec.ports.values().copied()) {
             let look = tokio::task::spawn_blocking(move || port::look_before(number)).await;
             if let Ok(look) = look
                 && look.port == PortUse::Taken
@@ -302,6 +302,7 @@ impl ProcessRuntime {
                 .map(|process| Program {
                     name: process.name.clone(),
                     command: process.command.clone(),
+                    port: spec.ports.get(&process.name).copied(),
                 })
                 .collect(),
             directory: directory.clone(),

@@ -1,6 +1,6 @@
 //! Starting a process inside its fences, with its output in pipes.
 
-use super::spec::ShimSpec;
+use super::spec::{Program, ShimSpec};
 use crate::sys::{self, ChildFence};
 use std::fs::File;
 use std::io;
@@ -19,6 +19,8 @@ pub(super) struct Started {
 /// What to start.
 #[derive(Clone, Copy)]
 pub(super) enum Run<'r> {
+    /// A process of the instance.
+    Process(&'r Program),
     /// A line for `/bin/sh`.
     Line(&'r str),
     /// A script or program.
@@ -28,18 +30,21 @@ pub(super) enum Run<'r> {
 pub(super) fn start(spec: &ShimSpec, run: Run<'_>, doors: &[Arc<OwnedFd>]) -> io::Result<Started> {
     let (out, out_writer) = pipe()?;
     let (err, err_writer) = pipe()?;
-    let mut command = match run {
-        Run::Line(line) => {
-            let mut shell = Command::new("/bin/sh");
-            shell.arg("-c").arg(for_shell(line));
-            shell
-        }
-        Run::File(path) => Command::new(path),
+    let shell = |line: &str| {
+        let mut shell = Command::new("/bin/sh");
+        shell.arg("-c").arg(for_shell(line));
+        shell
+    };
+    let (mut command, port) = match run {
+        Run::Process(program) => (shell(&program.command), program.port),
+        Run::Line(line) => (shell(line), None),
+        Run::File(path) => (Command::new(path), None),
     };
     command
         .current_dir(&spec.directory)
         .env_clear()
         .envs(&spec.environment.0)
+        .envs(port.map(|port| ("PORT", port.to_string())))
         .stdin(Stdio::from(File::open("/dev/null")?))
         .stdout(Stdio::from(out_writer))
         .stderr(Stdio::from(err_writer));

@@ -104,6 +104,9 @@ pub struct Program {
     pub name: String,
     /// Its command line, for `/bin/sh -c`.
     pub command: String,
+    /// Its `$PORT`, where that is another one than the instance's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
 }
 
 /// How much log is kept for each process.

@@ -245,7 +245,7 @@ impl Supervisor {
         }
         process.started_at = Some(at);
         process.starts = None;
-        match child::start(&self.spec, Run::Line(&process.program.command), &self.doors) {
+        match child::start(&self.spec, Run::Process(&process.program), &self.doors) {
             Ok(started) => {
                 // It is our child and not reaped, so its entry in /proc is there.
                 let identity = Identity::of(started.pid).unwrap_or(Identity {

@@ -313,6 +313,7 @@ pub fn instance(number: u64, incarnation: u64) -> InstanceOrder {
         incarnation: Incarnation(incarnation),
         run: true,
         port: 23_456,
+        ports: Default::default(),
         stop_grace_ms: 2000,
         limits: Limits::default(),
         ready: None,

@@ -1,8 +1,8 @@
 //! Who listens on an instance's port.
 
-use crate::world::{GRACE, World, kill, pid_of};
+use crate::world::{GRACE, World, free_port, kill, pid_of};
 use beanpole_agent::runtime::{Runtime, RuntimeError};
-use beanpole_protocol::agent::{InstancePhase, PortUse};
+use beanpole_protocol::agent::{InstancePhase, PortUse, Properties};
 use std::net::TcpListener;
 
 #[tokio::test]
@@ -71,4 +71,24 @@ async fn only_a_web_process_needs_the_port() {
     assert_eq!(report.port, PortUse::Unknown);
     assert_eq!(report.phase, InstancePhase::Running);
     world.runtime.remove(&spec.id).await.expect("removed");
+}
+
+#[tokio::test]
+async fn each_process_has_its_own_port_and_all_know_it() {
+    let world = World::new();
+    let says = "echo ports $PORT $PORT_API; exec sleep 1000";
+    let mut spec = World::spec(44, &[("api", says), ("web", says)]);
+    let api = free_port();
+    spec.ports = [("api".to_owned(), api)].into();
+    let variable = ("PORT_API".to_owned(), api.to_string());
+    spec.environment = Properties([variable].into());
+    world.runtime.start(spec.clone()).await.expect("started");
+    for (process, port) in [("api", api), ("web", spec.port)] {
+        let wanted = format!("ports {port} {api}\n");
+        world.until_log(&spec.id, process, &wanted).await;
+    }
+    world.runtime.stop(&spec.id, GRACE).await.expect("stopped");
+    let _stranger = TcpListener::bind(("127.0.0.1", api)).expect("the port is free");
+    let refused = world.runtime.start(spec.clone()).await;
+    assert!(matches!(refused, Err(RuntimeError::PortTaken(_))));
 }

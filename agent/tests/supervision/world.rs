@@ -114,6 +114,7 @@ impl World {
                     .collect(),
             },
             port: free_port(),
+            ports: Default::default(),
             environment: Properties::default(),
             limits: Limits::default(),
             stop_grace: GRACE,

@@ -155,6 +155,7 @@ pub fn table(
             rules: PoolRules::default(),
             targets: instances
                 .map(|(address, instance)| Target {
+                    process: String::new(),
                     instance: InstanceId::from_bits(instance as u128),
                     incarnation: Incarnation(1),
                     release: ReleaseNumber(1),

@@ -8,7 +8,8 @@ use crate::watch;
 use beanpole_protocol::EnvironmentName;
 use beanpole_protocol::api::{Operation, PlanView, UpdateSettings};
 use beanpole_protocol::options::{
-    COMMAND, INSTANCE, KNOWN, OptionSettings, OptionSpec, PROPERTIES, nearest,
+    COMMAND, INSTANCE, KNOWN, OLDER_STATIC_FILES, OptionSettings, OptionSpec, PROPERTIES,
+    STATIC_FILES, is_of_static_files, named, nearest,
 };
 use clap::Args;
 
@@ -92,6 +93,30 @@ fn show(context: &Context, settings: &OptionSettings) -> Result<(), Failure> {
         shown.0.remove(PROPERTIES);
         return context.output.json(&shown);
     }
+    let named = settings.0.iter().flat_map(|(namespace, options)| {
+        let known = named(namespace).filter(|spec| options.contains_key(spec.name));
+        known.map(move |spec| {
+            let value = settings.effective(namespace, spec.name);
+            vec![
+                format!("{namespace}:{}", spec.name),
+                value.to_owned(),
+                "set".to_owned(),
+            ]
+        })
+    });
+    let served = settings
+        .0
+        .iter()
+        .filter(|(name, _)| is_of_static_files(name));
+    let served = served.flat_map(|(namespace, paths)| {
+        paths.iter().map(move |(path, directory)| {
+            vec![
+                format!("{namespace}:{path}"),
+                directory.clone(),
+                "set".to_owned(),
+            ]
+        })
+    });
     let rows = KNOWN
         .iter()
         .map(|spec| {
@@ -102,6 +127,8 @@ fn show(context: &Context, settings: &OptionSettings) -> Result<(), Failure> {
                 if own.is_some() { "set" } else { "default" }.to_owned(),
             ]
         })
+        .chain(named)
+        .chain(served)
         .collect();
     context
         .output
@@ -178,11 +205,21 @@ fn locate(text: &str) -> Result<(String, String), Failure> {
             );
         }
     }
-    if let Some(property) = text
-        .strip_prefix(PROPERTIES)
-        .and_then(|rest| rest.strip_prefix(':'))
+    // Names in these are anybody's own.
+    for namespace in [PROPERTIES, STATIC_FILES]
+        .into_iter()
+        .chain(OLDER_STATIC_FILES)
     {
-        return Ok((PROPERTIES.to_owned(), property.to_owned()));
+        let own = text.strip_prefix(namespace);
+        if let Some(name) = own.and_then(|rest| rest.strip_prefix(':')) {
+            return Ok((namespace.to_owned(), name.to_owned()));
+        }
+    }
+    // Of a process, a listener or a rule by its name; whether it has such an option is told with the value.
+    if let Some((namespace, name)) = text.rsplit_once(':')
+        && named(namespace).next().is_some()
+    {
+        return Ok((namespace.to_owned(), name.to_owned()));
     }
     let failure = Failure::misuse(format!(
         "There is no option `{}`.",
@@ -214,6 +251,19 @@ mod tests {
             hint.contains("`aws:elasticbeanstalk:command:Timeout` or `"),
             "{hint}"
         );
+    }
+
+    #[test]
+    fn paths_of_static_files_are_names_of_options() {
+        for namespace in [STATIC_FILES, OLDER_STATIC_FILES[3]] {
+            let located = parse_option(&format!("{namespace}:/a/b=static"));
+            let (found, path, directory) = located.expect("it is an option");
+            assert_eq!(
+                (&*found, &*path, &*directory),
+                (namespace, "/a/b", "static")
+            );
+        }
+        assert!(locate("/a/b").is_err());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::output::{Output, count, plural, table};
 use beanpole_protocol::EnvironmentName;
-use beanpole_protocol::api::{EnvironmentHealth, Instance};
+use beanpole_protocol::api::{EnvironmentHealth, Instance, ProcessTarget};
 use beanpole_protocol::proxy::Traffic;
 use clap::Args;
 use std::time::Duration;
@@ -68,7 +68,9 @@ fn render(output: Output, health: &EnvironmentHealth) -> String {
                 "INSTANCE", "HOST", "VERSION", "HEALTH", "CHECK", "REQUESTS", "5XX", "P50", "P99",
                 "DETAIL",
             ],
-            health.instances.iter().map(|i| row(output, i)).collect(),
+            (health.instances.iter())
+                .flat_map(|i| std::iter::once(row(output, i)).chain(i.targets.iter().map(process)))
+                .collect(),
         ));
         text.push_str(
             "\n\nREQUESTS and 5XX: since the instance or the load balancer started. P50 and P99: in the last minute.",
@@ -98,6 +100,29 @@ fn row(output: Output, instance: &Instance) -> Vec<String> {
         latency(traffic.p50_us),
         latency(traffic.p99_us),
         instance.reason.clone().unwrap_or_default(),
+    ]
+}
+
+/// A process of the instance above it.
+fn process(target: &ProcessTarget) -> Vec<String> {
+    let traffic = &target.traffic;
+    let check = target.last_check.as_ref();
+    let health = match target.healthy {
+        Some(true) => "Healthy",
+        Some(false) => "Unhealthy",
+        None => "Unknown",
+    };
+    vec![
+        format!("  {}", target.process),
+        String::new(),
+        String::new(),
+        health.to_owned(),
+        check.map(|check| check.answer.clone()).unwrap_or_default(),
+        count(traffic.requests),
+        count(traffic.by_class[4]),
+        latency(traffic.p50_us),
+        latency(traffic.p99_us),
+        format!("at {}", target.address),
     ]
 }
 

@@ -87,12 +87,12 @@ fn answers(operation: &OperationRecord, world: &World<'_>, now: Timestamp) -> Ve
                 .proxies
                 .iter()
                 .filter_map(|proxy| proxy.target(id, instance.incarnation))
-                .filter_map(|target| target.last_check.as_ref())
-                .find(|check| !check.good)
-                .map(|check| {
+                .filter_map(|target| Some((target, target.last_check.as_ref()?)))
+                .find(|(_, check)| !check.good)
+                .map(|(target, check)| {
                     // The check may be older than what the host says.
                     let unreached = now.since(since) >= SURELY_CHECKED
-                        && seen.is_some_and(|seen| listens_unreached(seen, check));
+                        && seen.is_some_and(|seen| listens_unreached(seen, target));
                     let though = if unreached {
                         ", though the app listens (on 127.0.0.1 alone, or behind a firewall?)"
                     } else {

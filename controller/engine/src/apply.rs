@@ -2,7 +2,7 @@
 //! of it, all in one transaction.
 
 use crate::events::{Draft, emit_for};
-use crate::{EngineError, linger};
+use crate::{EngineError, linger, read};
 use beanpole_planner::{
     Action, Batch, ChangeState, Detour, Growth, Happened, Joins, OTHER_PORTS, Plan, Progress,
     Serving, Split, Stage, World, apply,
@@ -200,7 +200,7 @@ impl Scene<'_, '_> {
             Action::Launch { release } | Action::Replace { release } => Some(release),
             _ => None,
         };
-        let record = match self.tx.get::<InstanceRecord>(&key)? {
+        let mut record = match self.tx.get::<InstanceRecord>(&key)? {
             Some(mut record) => {
                 record.release = release.unwrap_or(record.release);
                 record.incarnation = record.incarnation.next();
@@ -215,6 +215,7 @@ impl Scene<'_, '_> {
                 environment: self.environment.id.clone(),
                 host: change.host.clone(),
                 port: self.free_port(world, &change.host)?,
+                ports: BTreeMap::new(),
                 release: release.unwrap_or_default(),
                 incarnation: Incarnation(1),
                 run: true,
@@ -226,16 +227,41 @@ impl Scene<'_, '_> {
                 created_at: self.now,
             },
         };
+        self.give_ports(world, &mut record)?;
         self.tx.put(&record)
     }
 
-    /// The next incarnation, on another port.
+    /// Has an instance have a port for each further process of its release that takes requests: those that it has,
+    /// as far as they are still wanted.
+    fn give_ports(
+        &mut self,
+        world: &World<'_>,
+        record: &mut InstanceRecord,
+    ) -> Result<(), StoreError> {
+        let release = read::release(self.tx, &record.environment, record.release)?;
+        let Some(release) = release else {
+            return Ok(());
+        };
+        let processes = release.settings.processes();
+        (record.ports).retain(|process, _| processes.contains(&process.as_str()));
+        for process in processes {
+            if !record.ports.contains_key(process) {
+                let port = self.free_port(world, &record.host)?;
+                record.ports.insert(process.to_owned(), port);
+            }
+        }
+        Ok(())
+    }
+
+    /// The next incarnation, on other ports.
     fn change_port(&mut self, world: &World<'_>, id: &InstanceId) -> Result<(), StoreError> {
         let key = InstanceRecord::key_of(&self.environment.id, id);
         let Some(mut record) = self.tx.get::<InstanceRecord>(&key)? else {
             return Ok(());
         };
         record.port = self.free_port(world, &record.host)?;
+        record.ports.clear();
+        self.give_ports(world, &mut record)?;
         record.incarnation = record.incarnation.next();
         record.run = true;
         record.mode = None;
@@ -248,7 +274,8 @@ impl Scene<'_, '_> {
         if self.ports.is_none() {
             let mut used: BTreeMap<HostId, BTreeSet<u16>> = BTreeMap::new();
             for instance in linger::with_lingering(self.tx)? {
-                used.entry(instance.host).or_default().insert(instance.port);
+                let ports: Vec<u16> = instance.all_ports().collect();
+                used.entry(instance.host).or_default().extend(ports);
             }
             self.ports = Some(used);
         }

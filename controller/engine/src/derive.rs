@@ -5,30 +5,26 @@ use crate::turn::Turn;
 use crate::{Engine, EngineError, Observed, kept};
 use beanpole_planner::{Change, Reach, Stage};
 use beanpole_protocol::agent::{HostOrders, InstanceOrder, OnceOrder, ReleaseKey, ReleaseOrder};
-use beanpole_protocol::api::{EnvironmentStatus, OperationKind, Tier};
-use beanpole_protocol::content::{Maintenance, PoolContent};
+use beanpole_protocol::api::EnvironmentStatus;
 use beanpole_protocol::options::OptionSettings;
-use beanpole_protocol::proxy::{
-    HealthCheck, Hold, Redirect, Route, RoutingTable, Target, TargetMode, TargetPool, WeightedPool,
-};
+use beanpole_protocol::proxy::RoutingTable;
 use beanpole_protocol::{EnvironmentId, Generation, HostId, OperationId, ReleaseNumber, Timestamp};
 use beanpole_store::StoreError;
 use beanpole_store::model::{
-    ContentRecord, DomainRecord, EnvironmentRecord, HostOrdersRecord, HostRecord, InstanceRecord,
-    LingererRecord, OperationRecord, ReleaseRecord, TableRecord,
+    EnvironmentRecord, HostOrdersRecord, HostRecord, InstanceRecord, LingererRecord,
+    OperationRecord, ReleaseRecord, TableRecord,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
 use std::sync::PoisonError;
 
 /// Everything that orders and the table are made from.
-struct Records {
-    environments: BTreeMap<EnvironmentId, EnvironmentRecord>,
-    hosts: BTreeMap<HostId, HostRecord>,
+pub(crate) struct Records {
+    pub(crate) environments: BTreeMap<EnvironmentId, EnvironmentRecord>,
+    pub(crate) hosts: BTreeMap<HostId, HostRecord>,
     instances: Vec<InstanceRecord>,
     lingering: Vec<LingererRecord>,
-    releases: BTreeMap<(EnvironmentId, ReleaseNumber), ReleaseRecord>,
-    operations: Vec<OperationRecord>,
+    pub(crate) releases: BTreeMap<(EnvironmentId, ReleaseNumber), ReleaseRecord>,
+    pub(crate) operations: Vec<OperationRecord>,
 }
 
 /// What a derivation was made from and what came of it.
@@ -326,7 +322,7 @@ impl Records {
     }
 
     /// Every instance that hosts and proxies hold, those that linger included.
-    fn all(&self) -> impl Iterator<Item = &InstanceRecord> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = &InstanceRecord> {
         let lingering = self.lingering.iter().map(|one| &one.instance);
         self.instances.iter().chain(lingering)
     }
@@ -352,6 +348,7 @@ impl Records {
                 incarnation: instance.incarnation,
                 run: instance.run,
                 port: instance.port,
+                ports: instance.ports.clone(),
                 stop_grace_ms: release.settings.stop_grace_ms(),
                 limits: release.settings.limits(),
                 ready: release.settings.ready(),
@@ -459,7 +456,7 @@ impl Records {
 
     /// The settings under which an instance runs: its release's. The environment's are already those of
     /// the release on its way.
-    fn settings_of<'r>(
+    pub(crate) fn settings_of<'r>(
         &'r self,
         environment: &'r EnvironmentRecord,
         instance: &InstanceRecord,
@@ -468,152 +465,6 @@ impl Records {
         let release = self.releases.get(&key);
         release.map_or(&environment.settings, |release| &release.settings)
     }
-
-    /// The check that an operation on an environment tries now, and on what.
-    fn tried_check(&self, environment: &EnvironmentId) -> Option<(ReleaseNumber, HealthCheck)> {
-        let mut operations = self.operations.iter();
-        let operation = operations.find(|operation| operation.environment == *environment)?;
-        let (plan, progress) = operation.under_way();
-        match plan.stages.get(progress.stage)? {
-            Stage::TryCheck { check } if progress.failed.is_none() => {
-                Some((plan.release?, check.clone()))
-            }
-            _ => None,
-        }
-    }
-
-    /// How requests wait while no instance of an environment can take them: as long as an operation is on its way
-    /// from something that ran, or the environment sleeps, falls asleep or wakes.
-    fn hold(&self, environment: &EnvironmentRecord, targets: &[Target]) -> Option<Hold> {
-        let settings = &environment.settings;
-        if environment.live.is_some()
-            && settings.sleeps_after_ms().is_some()
-            && targets
-                .iter()
-                .all(|target| target.mode != TargetMode::Serve)
-        {
-            return Some(settings.wakes());
-        }
-        let comes_back = |operation: &OperationRecord| {
-            operation.environment == environment.id
-                && operation.from.is_some()
-                && operation.kind != OperationKind::Terminate
-        };
-        let comes_back = self.operations.iter().any(comes_back);
-        comes_back.then(|| environment.settings.hold()).flatten()
-    }
-
-    fn table(&self, domain: &str) -> RoutingTable {
-        let mut table = RoutingTable::default();
-        for environment in self.environments.values() {
-            let (Tier::Web, Some(cname)) = (environment.tier, &environment.cname) else {
-                continue;
-            };
-            let tried = self.tried_check(&environment.id);
-            let targets: Vec<Target> = self
-                .all()
-                .filter(|instance| instance.environment == environment.id)
-                .filter_map(|instance| {
-                    let host = self.hosts.get(&instance.host)?;
-                    let address: IpAddr = host.instance_address.parse().ok()?;
-                    let mode = instance.target_mode()?;
-                    let tried = tried
-                        .as_ref()
-                        .filter(|(live, _)| instance.release == *live && mode == TargetMode::Serve);
-                    let settings = self.settings_of(environment, instance);
-                    Some(Target {
-                        instance: instance.id.clone(),
-                        incarnation: instance.incarnation,
-                        release: instance.release,
-                        address: SocketAddr::new(address, instance.port),
-                        mode,
-                        check: settings.health_check(),
-                        tried: tried.map(|(_, check)| check.clone()),
-                        upstream: settings.upstream(),
-                    })
-                })
-                .collect();
-            let name = environment.name.to_string();
-            let hold = self.hold(environment, &targets);
-            let sides = match environment.split {
-                None => vec![(name, 1, targets)],
-                Some(split) => {
-                    let is_new = |target: &Target| target.release == split.release;
-                    let (new, old) = targets.into_iter().partition(is_new);
-                    let percent = u32::from(split.percent.min(100));
-                    let new_name = format!("{name}@{}", split.release);
-                    vec![(name, 100 - percent, old), (new_name, percent, new)]
-                }
-            };
-            let mut pools = Vec::new();
-            for (name, weight, targets) in sides {
-                pools.push(WeightedPool {
-                    pool: name.clone(),
-                    weight,
-                });
-                table.pools.push(TargetPool {
-                    name,
-                    environment: environment.id.clone(),
-                    environment_name: environment.name.clone(),
-                    application: environment.application.clone(),
-                    algorithm: environment.settings.algorithm(),
-                    hold,
-                    rules: environment.settings.pool_rules(),
-                    limits: environment.settings.pool_limits(),
-                    content: content(environment),
-                    targets,
-                });
-            }
-            let whole = Route {
-                host: format!("{cname}.{domain}").to_lowercase(),
-                sticky: (pools.len() > 1)
-                    .then(|| environment.settings.sticky())
-                    .flatten(),
-                pools,
-                ..Route::default()
-            };
-            table.routes.extend(routes(whole, &environment.domains));
-        }
-        table
-    }
-}
-
-/// What is done to an environment's answers, and given in place of them.
-fn content(environment: &EnvironmentRecord) -> PoolContent {
-    let ContentRecord { maintenance, pages } = &environment.content;
-    let pages = pages.iter();
-    PoolContent {
-        maintenance: maintenance.as_ref().map(|closed| Maintenance {
-            page: closed.page.clone(),
-            allow: closed.allow.clone(),
-            retry_after_s: closed.retry_after_s,
-        }),
-        pages: pages
-            .map(|(page, used)| (page.clone(), used.digest.clone()))
-            .collect(),
-        ..environment.settings.pool_content()
-    }
-}
-
-/// The routes of an environment: `whole`, of the hostname below the default domain, and its other domains, one of
-/// which may be of that hostname as well.
-fn routes(whole: Route, domains: &[DomainRecord]) -> Vec<Route> {
-    let others = domains.iter().map(|DomainRecord { domain, .. }| Route {
-        host: domain.name.host().to_owned(),
-        paths: domain.name.patterns(),
-        redirect: domain.redirect_to.as_ref().map(|host| Redirect {
-            host: host.to_string(),
-            https: domain.only_https,
-        }),
-        only_https: domain.only_https,
-        ..whole.clone()
-    });
-    let mut routes: Vec<Route> = others.collect();
-    let mut known = routes.iter();
-    if !known.any(|route| route.host == whole.host && route.paths.is_empty()) {
-        routes.insert(0, whole);
-    }
-    routes
 }
 
 /// An instance with its first orders and its first table, where these are news of it.
@@ -641,15 +492,16 @@ pub(crate) mod tests {
         ControllerIdentity, Failure, HostFacts, HostReport, OncePhase, OnceReport, Platform,
         ReleasePhase, ReleaseReport,
     };
-    use beanpole_protocol::api::OperationKind;
+    use beanpole_protocol::api::{OperationKind, Tier};
     use beanpole_protocol::edge::EdgeOrders;
-    use beanpole_protocol::options::{PROCESS, PROXY};
-    use beanpole_protocol::proxy::{Algorithm, HashBy, PoolRules, Stickiness};
+    use beanpole_protocol::options::{PROCESS, PROXY, STATIC_FILES};
+    use beanpole_protocol::proxy::{Algorithm, HashBy, PoolRules, Stickiness, TargetMode};
     use beanpole_protocol::{
         AgentId, ApplicationName, Cname, ControllerId, Digest, EnvironmentName, HostName,
         Incarnation, InstanceId, RequestId, VersionLabel,
     };
-    use beanpole_store::Store;
+    use beanpole_store::model::SplitRecord;
+    use beanpole_store::{Store, Tx};
 
     pub(crate) fn host(id: &HostId) -> HostRecord {
         HostRecord {
@@ -700,6 +552,26 @@ pub(crate) mod tests {
             updated_at: Timestamp::EPOCH,
             terminated_at: None,
             last_event_at: Timestamp::EPOCH,
+        }
+    }
+
+    /// An instance that serves.
+    pub(crate) fn instance(number: u128) -> InstanceRecord {
+        InstanceRecord {
+            id: InstanceId::from_bits(number),
+            environment: environment().id,
+            host: HostId::from_bits(1),
+            port: 20_000,
+            ports: BTreeMap::new(),
+            release: ReleaseNumber(1),
+            incarnation: Incarnation(1),
+            run: true,
+            mode: Some(beanpole_protocol::proxy::TargetMode::Serve),
+            withdrawn: false,
+            routed: None,
+            ordered: None,
+            told: None,
+            created_at: Timestamp::from_millis(10_000),
         }
     }
 
@@ -852,6 +724,7 @@ pub(crate) mod tests {
                     environment: environment.id.clone(),
                     host: id.clone(),
                     port: 20_000,
+                    ports: BTreeMap::new(),
                     release: ReleaseNumber(1),
                     incarnation: Incarnation(1),
                     run: true,
@@ -933,6 +806,94 @@ pub(crate) mod tests {
         };
         assert_eq!(pool.rules, wanted);
         assert_eq!(table.routes[0].sticky, None, "there is one side");
+    }
+
+    /// What load balancers are told of static files, pool by pool: release, `coming` or not.
+    fn told_of_files(engine: &Engine) -> Vec<Vec<(u64, bool)>> {
+        let now = Timestamp::from_millis(1);
+        let turn = engine.turn(&Observed::default(), now, &mut || 1);
+        turn.expect("a turn");
+        let table = engine.routing_table().expect("a table");
+        let pools = table.pools.iter().map(|pool| {
+            let files = pool.content.static_files.iter();
+            files.map(|one| (one.release.0, one.coming)).collect()
+        });
+        pools.collect()
+    }
+
+    #[test]
+    fn static_files_are_told_of_releases_in_service_and_of_those_that_come() {
+        let store = Store::in_memory();
+        let id = HostId::from_bits(1);
+        let environment = EnvironmentRecord {
+            tier: Tier::Web,
+            cname: Some(Cname::new("shop-prod").expect("a name")),
+            live: Some(ReleaseNumber(1)),
+            ..environment()
+        };
+        let put = |tx: &mut Tx<'_>, number: u64, mode: TargetMode| {
+            let mut settings = OptionSettings::default();
+            settings.set(STATIC_FILES, "/assets", "static");
+            let bundle = Digest::of(&number.to_be_bytes());
+            tx.put(&ReleaseRecord {
+                number: ReleaseNumber(number),
+                bundle,
+                settings,
+                ..release(&environment)
+            })?;
+            tx.put(&InstanceRecord {
+                ports: BTreeMap::new(),
+                id: InstanceId::from_bits(u128::from(number)),
+                environment: environment.id.clone(),
+                host: id.clone(),
+                port: 20_000,
+                release: ReleaseNumber(number),
+                incarnation: Incarnation(1),
+                run: true,
+                mode: Some(mode),
+                withdrawn: false,
+                routed: None,
+                ordered: None,
+                told: None,
+                created_at: Timestamp::EPOCH,
+            })
+        };
+        store
+            .update(|tx| {
+                tx.put(&host(&id))?;
+                tx.put(&environment)?;
+                put(tx, 1, TargetMode::Serve)?;
+                put(tx, 2, TargetMode::Probe)
+            })
+            .expect("memory");
+        let engine = Engine::new(store, EngineConfig::default());
+        assert_eq!(told_of_files(&engine), [[(1, false), (2, true)]]);
+        let both = engine.store.update(|tx| put(tx, 2, TargetMode::Serve));
+        both.expect("memory");
+        assert_eq!(told_of_files(&engine), [[(2, false), (1, false)]]);
+        let split = engine.store.update(|tx| {
+            tx.put(&EnvironmentRecord {
+                split: Some(SplitRecord {
+                    release: ReleaseNumber(2),
+                    percent: 10,
+                }),
+                ..environment.clone()
+            })
+        });
+        split.expect("memory");
+        let sides = [[(1, false), (2, false)], [(2, false), (1, false)]];
+        assert_eq!(told_of_files(&engine), sides, "each side its own first");
+        let gone = engine.store.update(|tx| {
+            put(tx, 2, TargetMode::Drain)?;
+            tx.put(&EnvironmentRecord {
+                live: Some(ReleaseNumber(2)),
+                ..environment.clone()
+            })?;
+            let key = InstanceRecord::key_of(&environment.id, &InstanceId::from_bits(1));
+            tx.delete::<InstanceRecord>(&key)
+        });
+        gone.expect("memory");
+        assert_eq!(told_of_files(&engine), [[(2, false)]]);
     }
 
     #[test]

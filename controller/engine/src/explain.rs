@@ -8,7 +8,7 @@ use beanpole_protocol::api::{
 use beanpole_protocol::options::nearest;
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::proxy::{
-    Rate, Route, RoutingTable, Target, TargetMode, TargetPool, TargetReport,
+    Rate, Route, RouteRule, RoutingTable, Target, TargetMode, TargetPool, TargetReport,
 };
 use beanpole_protocol::router::{Router, normal_host};
 use beanpole_protocol::{ReleaseNumber, Timestamp};
@@ -18,12 +18,13 @@ use std::collections::BTreeSet;
 const MOST_NEAR: usize = 5;
 
 impl Engine {
-    /// Where requests for `path` of `host` lead. What certificates and single requests have to do with it is not
+    /// Where requests for `path` of `host` lead, over TLS or not. What certificates and single requests have to do with it is not
     /// told here.
     pub fn explain(
         &self,
         host: &str,
         path: &str,
+        https: bool,
         observed: &Observed,
         now: Timestamp,
     ) -> Result<Explained, Problem> {
@@ -39,7 +40,10 @@ impl Engine {
         };
         match route_of(&table, &host, path) {
             None => explained.near = near(&table, &host),
-            Some(route) => self.explain_route(&table, route, observed, now, &mut explained)?,
+            Some(route) => {
+                let rule = route.rule(&host, path, https);
+                self.explain_route(&table, (route, rule), observed, now, &mut explained)?;
+            }
         }
         explained.host = host;
         Ok(explained)
@@ -48,7 +52,7 @@ impl Engine {
     fn explain_route(
         &self,
         table: &RoutingTable,
-        route: &Route,
+        (route, rule): (&Route, Option<&RouteRule>),
         observed: &Observed,
         now: Timestamp,
         explained: &mut Explained,
@@ -58,10 +62,13 @@ impl Engine {
             paths: route.paths.clone(),
             redirect_to: route.redirect.as_ref().map(|to| to.host.clone()),
             only_https: route.only_https,
+            rule: rule
+                .map(|rule| rule.name.clone())
+                .filter(|name| !name.is_empty()),
         });
-        let all: u32 = route.pools.iter().map(|pool| pool.weight).sum();
-        let pools: Vec<(&TargetPool, u32)> = route
-            .pools
+        let leads = rule.map_or(&route.pools, |rule| &rule.pools);
+        let all: u32 = leads.iter().map(|pool| pool.weight).sum();
+        let pools: Vec<(&TargetPool, u32)> = leads
             .iter()
             .filter_map(|weighted| {
                 let pool = table.pools.iter().find(|pool| pool.name == weighted.pool)?;
@@ -154,11 +161,13 @@ fn reported<'o>(
     observed: &'o Observed,
 ) -> impl Iterator<Item = &'o TargetReport> + use<'o> {
     let (instance, incarnation) = (target.instance.clone(), target.incarnation);
+    let process = target.process.clone();
     let connected = observed.proxies.values().filter(|seen| seen.connected);
     let reports = connected.filter_map(|seen| seen.report.as_ref());
     reports
         .flat_map(|report| &report.targets)
         .filter(move |seen| seen.instance == instance && seen.incarnation == incarnation)
+        .filter_map(move |seen| seen.of_process(&process))
 }
 
 fn explain_target(
@@ -253,31 +262,13 @@ fn explain_pool(
 mod tests {
     use super::*;
     use crate::EngineConfig;
-    use crate::derive::tests::{environment, host, release};
+    use crate::derive::tests::{environment, host, instance, release};
     use beanpole_protocol::proxy::{CheckResult, Ejection, ProxyReport, Traffic};
     use beanpole_protocol::{Cname, Domain, DomainName, HostId, Hostname, Incarnation, InstanceId};
     use beanpole_store::Store;
-    use beanpole_store::model::{DomainRecord, EnvironmentRecord, InstanceRecord};
+    use beanpole_store::model::{DomainRecord, EnvironmentRecord};
 
     const NOW: Timestamp = Timestamp::from_millis(10_000);
-
-    fn instance(number: u128) -> InstanceRecord {
-        InstanceRecord {
-            id: InstanceId::from_bits(number),
-            environment: environment().id,
-            host: HostId::from_bits(1),
-            port: 20_000,
-            release: ReleaseNumber(1),
-            incarnation: Incarnation(1),
-            run: true,
-            mode: Some(TargetMode::Serve),
-            withdrawn: false,
-            routed: None,
-            ordered: None,
-            told: None,
-            created_at: NOW,
-        }
-    }
 
     fn domain(name: &str, to: Option<&str>) -> DomainRecord {
         DomainRecord {
@@ -320,6 +311,8 @@ mod tests {
 
     fn seen(number: u128, healthy: bool, ejected: bool) -> TargetReport {
         TargetReport {
+            process: String::new(),
+            processes: Vec::new(),
             instance: InstanceId::from_bits(number),
             incarnation: Incarnation(1),
             mode: TargetMode::Serve,
@@ -368,7 +361,7 @@ mod tests {
     fn a_request_is_followed_to_the_instances_that_would_take_it() {
         let engine = engine();
         let seen = observed(vec![seen(1, true, false), seen(2, true, true)]);
-        let explained = engine.explain("WWW.example.org.", "/cart", &seen, NOW);
+        let explained = engine.explain("WWW.example.org.", "/cart", false, &seen, NOW);
         let explained = explained.expect("explained");
         assert_eq!(explained.host, "www.example.org");
         assert_eq!(explained.balancers[0].listeners, ["http://0.0.0.0:80"]);
@@ -392,7 +385,7 @@ mod tests {
         let engine = engine();
         let mut seen = observed(vec![seen(1, true, false)]);
         seen.proxy_connected("local", false);
-        let explained = engine.explain("shop.localhost", "/", &seen, NOW);
+        let explained = engine.explain("shop.localhost", "/", false, &seen, NOW);
         let explained = explained.expect("explained");
         assert!(!explained.balancers[0].connected);
         assert!(explained.default_domain);
@@ -404,7 +397,7 @@ mod tests {
     fn hosts_and_paths_that_lead_nowhere_get_the_nearest_ones() {
         let engine = engine();
         let near = |host: &str, path: &str| {
-            let explained = engine.explain(host, path, &Observed::default(), NOW);
+            let explained = engine.explain(host, path, false, &Observed::default(), NOW);
             let explained = explained.expect("explained");
             assert_eq!(explained.route, None, "{host}{path}");
             explained.near
@@ -420,7 +413,7 @@ mod tests {
 
     #[test]
     fn a_redirect_says_where_to() {
-        let explained = engine().explain("old.example.org", "/", &Observed::default(), NOW);
+        let explained = engine().explain("old.example.org", "/", false, &Observed::default(), NOW);
         let route = explained.expect("explained").route.expect("a route");
         assert_eq!(route.redirect_to.as_deref(), Some("www.example.org"));
     }

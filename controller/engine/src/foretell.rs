@@ -296,6 +296,10 @@ fn changes(from: &OptionSettings, to: &OptionSettings, tries: bool) -> Vec<Plann
             let differs = from.effective(namespace, name) != to.effective(namespace, name);
             let needs = match change {
                 _ if is_secret => "restart",
+                // An option that makes a process known, or is the last that did.
+                _ if from.knows_process_of(namespace) != to.knows_process_of(namespace) => {
+                    "restart"
+                }
                 Change::Check if tries && from.checks_differently(to) => "check",
                 Change::Restart if differs => "restart",
                 Change::Replace if differs => "replacement",

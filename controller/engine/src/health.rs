@@ -386,6 +386,7 @@ mod tests {
             environment: environment.id.clone(),
             host: host.clone(),
             port: 20_000,
+            ports: BTreeMap::new(),
             release: ReleaseNumber(1),
             incarnation: Incarnation(1),
             run: true,
@@ -408,6 +409,8 @@ mod tests {
             generation: Generation(1),
             now: at_minute(99),
             targets: vec![TargetReport {
+                process: String::new(),
+                processes: Vec::new(),
                 instance: id,
                 incarnation: Incarnation(1),
                 mode: TargetMode::Probe,

@@ -26,6 +26,7 @@ mod observed;
 mod pace;
 mod read;
 mod receipt;
+mod routing;
 mod services;
 mod sleep;
 mod traffic;

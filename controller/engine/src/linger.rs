@@ -347,6 +347,7 @@ mod tests {
                     environment: environment.id.clone(),
                     host: host.clone(),
                     port: 20_000,
+                    ports: Default::default(),
                     release: ReleaseNumber(1),
                     incarnation: Incarnation(1),
                     run: true,
@@ -402,6 +403,8 @@ mod tests {
                 now: at(ms),
                 targets: targets
                     .map(|target| TargetReport {
+                        process: String::new(),
+                        processes: Vec::new(),
                         instance: target.instance.clone(),
                         incarnation: target.incarnation,
                         mode: target.mode,

@@ -177,7 +177,8 @@ impl Observed {
     }
 
     /// Takes a proxy's report in.
-    pub fn proxy_report(&mut self, proxy: &str, report: ProxyReport, now: Timestamp) {
+    pub fn proxy_report(&mut self, proxy: &str, mut report: ProxyReport, now: Timestamp) {
+        report.by_instance();
         let seen = self.proxies.entry(proxy.to_owned()).or_default();
         if let Some(last) = &seen.report
             && report.run == last.run

@@ -105,7 +105,12 @@ pub(crate) fn rules(
                 every: settings.get(INSTANCE, "MinUptime").is_some(),
             },
             // Checks far apart must not eat up the time that the app has to start.
-            u64::from(check.healthy_threshold) * check.interval_ms,
+            std::iter::once("")
+                .chain(settings.processes())
+                .map(|process| settings.health_check_of(process))
+                .map(|check| u64::from(check.healthy_threshold) * check.interval_ms)
+                .max()
+                .unwrap_or(0),
         ),
         Tier::Worker => {
             let for_ms = up_ms.max(SETTLE_MS);

@@ -133,11 +133,7 @@ pub(crate) fn of_environment(environment: &EnvironmentId, observed: &Observed) -
 pub(crate) fn sum(all: impl Iterator<Item = Traffic>) -> Traffic {
     let mut total = Traffic::default();
     for one in all {
-        total.add(&one);
-        total.p50_us = total.p50_us.max(one.p50_us);
-        total.p90_us = total.p90_us.max(one.p90_us);
-        total.p99_us = total.p99_us.max(one.p99_us);
-        total.p999_us = total.p999_us.max(one.p999_us);
+        total.add_beside(&one);
     }
     total
 }

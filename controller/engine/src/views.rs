@@ -570,7 +570,42 @@ fn view_instance(
             .max_by_key(|check| check.at),
         in_flight: targets().map(|target| target.in_flight).sum(),
         traffic: traffic::sum(targets().map(|target| target.traffic)),
+        targets: view_processes(world, record, address),
     }
+}
+
+/// The processes of an instance that take requests, where there are several.
+fn view_processes(
+    world: &World<'_>,
+    record: &InstanceRecord,
+    address: Option<&String>,
+) -> Vec<api::ProcessTarget> {
+    if record.ports.is_empty() {
+        return Vec::new();
+    }
+    let address = address.map_or("?", String::as_str);
+    let further = record.ports.iter();
+    let further = further.map(|(process, port)| (process.as_str(), *port));
+    std::iter::once(("", record.port))
+        .chain(further)
+        .map(|(process, port)| {
+            let seen = || {
+                let proxies = world.proxies.iter();
+                let whole = proxies.filter_map(|one| one.target(&record.id, record.incarnation));
+                whole.filter_map(|target| target.of_process(process))
+            };
+            api::ProcessTarget {
+                process: if process.is_empty() { "web" } else { process }.to_owned(),
+                address: format!("{address}:{port}"),
+                healthy: (seen().next()).map(|_| seen().all(|target| target.healthy)),
+                last_check: seen()
+                    .filter_map(|target| target.last_check.clone())
+                    .max_by_key(|check| check.at),
+                in_flight: seen().map(|target| target.in_flight).sum(),
+                traffic: traffic::sum(seen().map(|target| target.traffic)),
+            }
+        })
+        .collect()
 }
 
 fn reached_at(address: Option<&String>, record: &InstanceRecord) -> String {

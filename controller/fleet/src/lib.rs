@@ -16,6 +16,7 @@ mod dial;
 mod host;
 mod proxy;
 mod push;
+mod statics;
 mod trace;
 
 pub use changeover::Changeover;
@@ -24,6 +25,7 @@ pub use dial::{DialError, Dialer};
 pub use host::{HostLink, HostLinkConfig, LinkEvent, LinkNews, OrdersTrouble};
 pub use proxy::{PageSource, ProxyEvent, ProxyLink, ProxyLinkConfig, ProxyNews};
 pub use push::{BundleSource, PushError, Pushes};
+pub use statics::StaticSource;
 
 /// An error with all its causes, for people: `cannot connect to x: connection refused`.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {

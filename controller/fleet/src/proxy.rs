@@ -1,15 +1,18 @@
-//! The link to one proxy: the routing table with its pages, and certificates, down; what the proxy sees up.
+//! The link to one proxy: the routing table with its pages and static files, and certificates, down; what the proxy sees up.
 
 use crate::backoff::Backoff;
 use crate::chain;
 use crate::changeover::{Changeover, Member};
 use crate::dial::{Dialer, Transport};
 use crate::host::{Failed, put, send};
+use crate::push::Pushes;
+use crate::statics::{Next, StaticSource, There, Way};
 use beanpole_daemon::clock;
 use beanpole_daemon::http::{CallError, Connection};
 use beanpole_protocol::content::PageText;
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::proxy::{ProxyReport, Ready, RoutingTable};
+use beanpole_protocol::statics::StaticFiles;
 use beanpole_protocol::tls::{CertificateSet, CertificatesReport};
 use beanpole_protocol::{Digest, Generation, Timestamp};
 use futures::StreamExt;
@@ -44,6 +47,12 @@ const PAGES_AGAIN: Duration = Duration::from_secs(2);
 /// Where they are.
 const PAGES: &str = "/v1/pages";
 
+/// How long static files of releases in service may hold up the table that names them. It goes without those that are
+/// not there by then: the application is asked for them, or the release before has them.
+const STATICS_LIMIT: Duration = Duration::from_secs(3);
+/// The shortest and the longest pause before static files are tried again.
+const STATICS_AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+
 /// Where a table is put, at once or to be put in force with others.
 const TABLE: &str = "/v1/table";
 const NEXT_TABLE: &str = "/v1/table/next";
@@ -64,6 +73,10 @@ pub struct ProxyLinkConfig {
     pub table: watch::Receiver<RoutingTable>,
     /// Where the pages come from that it names.
     pub pages: Arc<dyn PageSource>,
+    /// Where the static files come from that it names.
+    pub statics: Arc<dyn StaticSource>,
+    /// What bounds how these are sent.
+    pub pushes: Arc<Pushes>,
     /// The load balancers that it changes over with.
     pub changeover: Changeover,
     /// The certificates. Generation 0 means that nothing is known yet: they are not pushed.
@@ -252,9 +265,12 @@ impl Link {
         self.emit(ProxyNews::Connected).await?;
         let member = self.config.changeover.join(&self.config.proxy);
         let (held_in, held) = watch::channel(None);
+        let (there_in, there) = watch::channel(None);
+        let (confirmed_in, confirmed) = watch::channel(());
         tokio::select! {
             end = self.listen(reports, held_in) => end,
-            end = self.push_table(transport, &member, held) => end,
+            end = self.push_table(transport, &member, held, there, &confirmed_in) => end,
+            end = self.push_statics(transport, &there_in, confirmed) => end,
             end = self.push_certificates(transport) => end,
         }
     }
@@ -285,7 +301,10 @@ impl Link {
         transport: &Transport,
         member: &Member,
         mut held: watch::Receiver<Option<Generation>>,
+        mut there: watch::Receiver<Option<There>>,
+        confirmed: &watch::Sender<()>,
     ) -> Result<String, Unheard> {
+        let mut missed = BTreeSet::new();
         let mut tables = self.config.table.clone();
         let mut connection: Option<Connection> = None;
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
@@ -309,10 +328,12 @@ impl Link {
             }
             if wanted.generation != Generation(0) && (lost || differs) {
                 let generation = wanted.generation;
+                await_statics(&wanted, &mut there, &mut missed).await;
                 match give(transport, &mut connection, member, &wanted).await {
                     Ok(()) => {
                         pages.only_of(&wanted);
                         settled = Some((wanted, true));
+                        confirmed.send_replace(());
                         self.emit(ProxyNews::TableConfirmed { generation }).await?;
                         // A report that was on its way may still carry the generation before.
                         if lost {
@@ -417,6 +438,63 @@ impl Link {
         Ok(())
     }
 
+    /// Sees to it that the proxy has the static files that tables name. It is asked which it has after each table: one
+    /// that named others may have freed them.
+    async fn push_statics(
+        &self,
+        transport: &Transport,
+        there: &watch::Sender<Option<There>>,
+        mut confirmed: watch::Receiver<()>,
+    ) -> Result<String, Unheard> {
+        let mut tables = self.config.table.clone();
+        let mut connection: Option<Connection> = None;
+        let mut backoff = Backoff::new(STATICS_AGAIN.0, STATICS_AGAIN.1);
+        let way = Way {
+            transport,
+            source: &self.config.statics,
+            pushes: &self.config.pushes,
+        };
+        loop {
+            let wanted: Vec<StaticFiles> = {
+                let table = tables.borrow_and_update();
+                table.static_files().into_iter().cloned().collect()
+            };
+            confirmed.mark_unchanged();
+            let mut again = None;
+            if !wanted.is_empty() {
+                let given = way.give(&mut connection, &wanted, there).await;
+                match given {
+                    Ok(Next::More) => {
+                        backoff.reset();
+                        continue;
+                    }
+                    Ok(Next::Nothing) => backoff.reset(),
+                    Err(reason) => {
+                        tracing::debug!(
+                            proxy = self.config.proxy,
+                            reason,
+                            "static files not given"
+                        );
+                        connection = None;
+                        again = Some(backoff.pause());
+                    }
+                }
+            }
+            let pause = async {
+                match again {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                Ok(()) = tables.changed() => {}
+                Ok(()) = confirmed.changed() => {}
+                () = pause => {}
+                else => std::future::pending().await,
+            }
+        }
+    }
+
     /// Sees to it that the proxy has the certificates that it should. It loses none but by an end of the
     /// connection: it is asked once for those that it holds.
     async fn push_certificates(&self, transport: &Transport) -> Result<String, Unheard> {
@@ -482,6 +560,35 @@ impl Link {
             }
         }
     }
+}
+
+/// Returns when a proxy has the static files of releases in service that a table names, or has had its time for them.
+/// What was missed once is not waited for again on the same connection.
+async fn await_statics(
+    table: &RoutingTable,
+    there: &mut watch::Receiver<Option<There>>,
+    missed: &mut BTreeSet<Digest>,
+) {
+    let files = table.static_files().into_iter();
+    let wanted = files.filter(|files| !files.coming).map(|files| &files.set);
+    let mut wanted: BTreeSet<&Digest> = wanted.filter(|set| !missed.contains(*set)).collect();
+    if wanted.is_empty() {
+        return;
+    }
+    let end = Instant::now() + STATICS_LIMIT;
+    loop {
+        if let Some(there) = &*there.borrow_and_update() {
+            wanted.retain(|set| !there.unknown && !there.settled.contains(*set));
+        }
+        if wanted.is_empty() {
+            return;
+        }
+        match tokio::time::timeout_at(end, there.changed()).await {
+            Ok(Ok(())) => {}
+            _ => break,
+        }
+    }
+    missed.extend(wanted.into_iter().cloned());
 }
 
 /// Gives a table to a proxy: at once where it is the only one; else each makes it ready first, and then all put it

@@ -16,14 +16,14 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio::time::Instant;
 
 /// How long a small call may take.
 const CALL_LIMIT: Duration = Duration::from_secs(15);
 /// A push during which no byte moves for this long has stalled. The agent needs a part of it to
 /// verify the digest of a big blob at the end.
-const STALL_LIMIT: Duration = Duration::from_mins(2);
+pub(crate) const STALL_LIMIT: Duration = Duration::from_mins(2);
 /// Pieces read ahead of the network.
 const READ_AHEAD: usize = 3;
 /// How often one push is taken up again after the agent said that it holds another length, or that
@@ -102,6 +102,16 @@ impl Pushes {
         })
     }
 
+    /// A turn, which ends with its value; none once there are no more.
+    pub(crate) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.turns.acquire().await.ok()
+    }
+
+    /// What they share the rate by.
+    pub(crate) fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
     /// Brings the blob `digest` to the agent behind `transport`. `progress` is called with
     /// the bytes that the agent holds or was given, the size, and how many of these were just sent.
     pub(crate) async fn push(
@@ -111,8 +121,7 @@ impl Pushes {
         digest: &Digest,
         progress: &(dyn Fn(u64, u64, u64) + Send + Sync),
     ) -> Result<(), PushError> {
-        // The semaphore is never closed, so this cannot fail.
-        let _turn = self.turns.acquire().await;
+        let _turn = self.turn().await;
         let (file, size) = {
             let (source, wanted) = (Arc::clone(source), digest.clone());
             tokio::task::spawn_blocking(move || source.open(&wanted))

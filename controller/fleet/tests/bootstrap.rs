@@ -527,6 +527,7 @@ async fn a_host_of_another_controller_is_left_as_it_is_until_it_is_taken_over() 
         incarnation: Incarnation(1),
         run: true,
         port: 20_000,
+        ports: Default::default(),
         stop_grace_ms: 1000,
         limits: Limits::default(),
         ready: None,

@@ -9,23 +9,26 @@ use axum::routing::{get, put};
 use beanpole_daemon::socket;
 use beanpole_fleet::{
     Changeover, Dialer, Executable, HostLink, HostLinkConfig, LinkEvent, LinkNews, LogQuery,
-    OrdersTrouble, PageSource, ProxyLink, ProxyLinkConfig, Pushes,
+    OrdersTrouble, PageSource, ProxyLink, ProxyLinkConfig, Pushes, StaticSource,
 };
 use beanpole_protocol::agent::{ControllerIdentity, FOREIGN_CONTROLLER, HostOrders, Owner};
 use beanpole_protocol::content::{PageFor, PageText, PoolContent};
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::proxy::{
-    Algorithm, PoolLimits, PoolRules, ProxyReport, RoutingTable, TargetPool,
+    Algorithm, PoolLimits, PoolRules, ProxyReport, Route, RoutingTable, TargetPool,
 };
+use beanpole_protocol::statics::{FileHead, StaticFile, StaticFiles, StaticSet};
 use beanpole_protocol::tls::{CertificateSet, CertificatesReport};
 use beanpole_protocol::{
     ApplicationName, ControllerId, Digest, EnvironmentId, EnvironmentName, Generation, HostId,
-    InstanceId, Timestamp,
+    InstanceId, ReleaseNumber, Timestamp,
 };
+use bytes::Bytes;
 use common::{Blobs, FakeAgent, PATIENCE, Sshd, eventually, noise, sshd_available};
 use futures::StreamExt;
 use sha2::{Digest as _, Sha256};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::io::{self, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -492,9 +495,27 @@ async fn a_host_that_is_not_there_is_told_with_the_cause() {
 struct FakeProxy {
     calls: Arc<Mutex<Vec<String>>>,
     pages: Arc<Mutex<Vec<Digest>>>,
+    statics: Arc<Mutex<Statics>>,
     generation: Arc<Mutex<Generation>>,
     /// It answers no call for pages.
     stalls: Arc<AtomicBool>,
+}
+
+/// The static files of a stand-in: sets as they were sent, and the files that came.
+#[derive(Default)]
+struct Statics {
+    sets: BTreeMap<Digest, StaticSet>,
+    files: BTreeSet<Digest>,
+    /// It takes no files.
+    stalls: bool,
+}
+
+impl Statics {
+    fn lacking(&self, set: &Digest) -> Vec<Digest> {
+        let files = self.sets[set].files.values();
+        let digests: BTreeSet<_> = files.map(|file| file.digest.clone()).collect();
+        digests.difference(&self.files).cloned().collect()
+    }
 }
 
 impl FakeProxy {
@@ -506,6 +527,8 @@ impl FakeProxy {
             .route("/v1/certificates", get(no_certificates))
             .route("/v1/pages", get(list_pages))
             .route("/v1/pages/{digest}", put(take_page))
+            .route("/v1/static", get(list_sets))
+            .route("/v1/static/{set}", put(take_set).post(take_files))
             .with_state(self.clone());
         tokio::spawn(socket::serve(listener, router, CancellationToken::new()));
     }
@@ -573,6 +596,185 @@ async fn take_page(
     proxy.note(format!("page {}", page.html));
 }
 
+async fn list_sets(State(proxy): State<FakeProxy>) -> axum::Json<Vec<Digest>> {
+    let statics = proxy.statics.lock().expect("lock");
+    let whole = statics
+        .sets
+        .keys()
+        .filter(|set| statics.lacking(set).is_empty());
+    axum::Json(whole.cloned().collect())
+}
+
+async fn take_set(
+    State(proxy): State<FakeProxy>,
+    UrlPath(name): UrlPath<Digest>,
+    axum::Json(set): axum::Json<StaticSet>,
+) -> axum::Json<Vec<Digest>> {
+    let mut statics = proxy.statics.lock().expect("lock");
+    statics.sets.insert(name.clone(), set);
+    axum::Json(statics.lacking(&name))
+}
+
+async fn take_files(
+    State(proxy): State<FakeProxy>,
+    UrlPath(name): UrlPath<Digest>,
+    body: Bytes,
+) -> axum::Json<Vec<Digest>> {
+    if proxy.statics.lock().expect("lock").stalls {
+        std::future::pending::<()>().await;
+    }
+    let mut rest = &body[..];
+    while let Some((head, content)) = rest.split_first_chunk::<{ FileHead::LENGTH }>() {
+        let FileHead(file) = FileHead::read(head).expect("a head");
+        let (content, next) = content.split_at(file.size as usize);
+        assert_eq!(Digest::of(content), file.digest);
+        proxy.note(format!("file {}", String::from_utf8_lossy(content)));
+        proxy
+            .statics
+            .lock()
+            .expect("lock")
+            .files
+            .insert(file.digest);
+        rest = next;
+    }
+    axum::Json(proxy.statics.lock().expect("lock").lacking(&name))
+}
+
+/// A release's directories are its files: path and content.
+struct Contents;
+
+impl StaticSource for Contents {
+    fn set(&self, files: &StaticFiles) -> io::Result<Arc<StaticSet>> {
+        if files.paths.contains_key("/gone") {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let files = files.paths.iter().map(|(path, content)| {
+            let file = StaticFile {
+                digest: Digest::of(content.as_bytes()),
+                size: content.len() as u64,
+            };
+            (path.clone(), file)
+        });
+        Ok(Arc::new(StaticSet {
+            files: files.collect(),
+        }))
+    }
+
+    fn write(
+        &self,
+        files: &StaticFiles,
+        wanted: &BTreeSet<Digest>,
+        out: &mut dyn Write,
+    ) -> io::Result<()> {
+        let set = self.set(files)?;
+        for (path, file) in &set.files {
+            if wanted.contains(&file.digest) {
+                out.write_all(&FileHead(file.clone()).bytes())?;
+                out.write_all(files.paths[path].as_bytes())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A table with static files, each release's one.
+fn serving(generation: u64, releases: &[(&str, &str, bool)]) -> RoutingTable {
+    let mut table = naming(generation, &[]);
+    let files = releases
+        .iter()
+        .zip(1..)
+        .map(|((path, content, coming), number)| {
+            let paths = BTreeMap::from([((*path).to_owned(), (*content).to_owned())]);
+            let bundle = Digest::of(b"bundle");
+            StaticFiles {
+                coming: *coming,
+                ..StaticFiles::new(ReleaseNumber(number), Timestamp::EPOCH, bundle, paths)
+            }
+        });
+    table.pools[0].content.static_files = files.collect();
+    table
+}
+
+#[tokio::test]
+async fn static_files_go_before_the_table_that_serves_them_and_do_not_hold_it_up_for_long() {
+    let proxy = FakeProxy::default();
+    let first = serving(1, &[("/b", "coming", true), ("/a", "one", false)]);
+    let (table, link, _directory) = linked(&proxy, first).await;
+    eventually("the table behind what it serves", || {
+        let calls = proxy.calls();
+        let place = |call: &str| calls.iter().position(|one| one == call);
+        let (file, table, coming) = (place("file one"), place("table 1"), place("file coming"));
+        file < table && file < coming && file.is_some() && table.is_some() && coming.is_some()
+    })
+    .await;
+    table.send_replace(serving(2, &[("/c", "one", false), ("/gone", "", false)]));
+    eventually("no file anew, and no wait for what cannot be had", || {
+        proxy.calls().get(3..) == Some(&["table 2".to_owned()][..])
+    })
+    .await;
+    proxy.statics.lock().expect("lock").stalls = true;
+    table.send_replace(serving(3, &[("/d", "two", false)]));
+    eventually("the table without its files", || {
+        proxy.calls().get(4..) == Some(&["table 3".to_owned()][..])
+    })
+    .await;
+    link.stop().await;
+    proxy.statics.lock().expect("lock").stalls = false;
+    let (_table, link, _directory) = linked(&proxy, serving(3, &[("/d", "two", false)])).await;
+    eventually("the file that was late", || {
+        proxy.calls().contains(&"file two".to_owned())
+    })
+    .await;
+    link.stop().await;
+}
+
+#[tokio::test]
+async fn static_files_that_a_proxy_lost_come_again() {
+    let proxy = FakeProxy::default();
+    let (table, link, _directory) = linked(&proxy, serving(1, &[("/a", "one", false)])).await;
+    eventually("the table", || proxy.calls() == ["file one", "table 1"]).await;
+    // As a table would do it that was on its way.
+    *proxy.statics.lock().expect("lock") = Statics::default();
+    let mut same = serving(2, &[("/a", "one", false)]);
+    same.routes.push(Route::default());
+    table.send_replace(same);
+    eventually("it comes again", || {
+        let calls = proxy.calls();
+        calls.iter().filter(|call| *call == "file one").count() == 2
+    })
+    .await;
+    link.stop().await;
+}
+
+/// A link to a stand-in.
+async fn linked(
+    proxy: &FakeProxy,
+    first: RoutingTable,
+) -> (watch::Sender<RoutingTable>, ProxyLink, impl Sized) {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let socket = directory.path().join("proxy.sock");
+    proxy.start(&socket).await;
+    let (table, tables) = watch::channel(first);
+    let (certificates_in, certificates) = watch::channel(CertificateSet::default());
+    let (events, mut heard) = mpsc::channel(64);
+    tokio::spawn(async move { while heard.recv().await.is_some() {} });
+    let link = ProxyLink::spawn(
+        ProxyLinkConfig {
+            proxy: "edge".to_owned(),
+            dialer: Dialer::local(&socket),
+            table: tables,
+            pages: Arc::new(Letters),
+            statics: Arc::new(Contents),
+            pushes: Pushes::new(None, 1),
+            changeover: Changeover::default(),
+            certificates,
+            events,
+        },
+        &CancellationToken::new(),
+    );
+    (table, link, (directory, certificates_in))
+}
+
 /// Each page is called by one letter, and is that letter.
 struct Letters;
 
@@ -610,28 +812,10 @@ fn naming(generation: u64, letters: &[&str]) -> RoutingTable {
 
 #[tokio::test]
 async fn pages_go_before_the_table_that_names_them_and_do_not_hold_it_up_for_long() {
-    let directory = tempfile::tempdir().expect("temporary directory");
-    let socket = directory.path().join("proxy.sock");
     let proxy = FakeProxy::default();
     let known = Digest::new("a".repeat(64)).expect("a digest");
     proxy.pages.lock().expect("lock").push(known);
-    proxy.start(&socket).await;
-    let (table, tables) = watch::channel(naming(1, &["a", "b"]));
-    let (_certificates, certificates) = watch::channel(CertificateSet::default());
-    let (events, mut heard) = mpsc::channel(64);
-    tokio::spawn(async move { while heard.recv().await.is_some() {} });
-    let link = ProxyLink::spawn(
-        ProxyLinkConfig {
-            proxy: "edge".to_owned(),
-            dialer: Dialer::local(&socket),
-            table: tables,
-            pages: Arc::new(Letters),
-            changeover: Changeover::default(),
-            certificates,
-            events,
-        },
-        &CancellationToken::new(),
-    );
+    let (table, link, _directory) = linked(&proxy, naming(1, &["a", "b"])).await;
     eventually("the first table", || proxy.calls() == ["page b", "table 1"]).await;
     table.send_replace(naming(2, &["b"]));
     eventually("no page anew", || {

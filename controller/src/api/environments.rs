@@ -166,6 +166,9 @@ async fn update_settings(
     Asked(asked): Asked<Deploying>,
     Json(body): Json<UpdateSettings>,
 ) -> Answer<Response> {
+    let (environment, checked) = (name.clone(), body.clone());
+    app.blocking(move |app| deployments::check_settings(app, &environment, &checked))
+        .await?;
     if asked.plan {
         return planned(app, caller, move |engine, call| {
             engine.plan_settings(call, &name, &body)

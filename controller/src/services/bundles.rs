@@ -10,6 +10,7 @@ use beanpole_store::blobs::BlobError;
 use beanpole_store::model::ContainerCommands;
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -162,6 +163,24 @@ pub(crate) fn check_runs(
 ) -> Result<(), Problem> {
     match app.blobs.file(bundle).map_err(problem)? {
         Some((file, _)) => beanpole_bundle::check_runs(file, platform, tier).map_err(refused),
+        None => Ok(()),
+    }
+}
+
+/// Refuses a bundle that does not have what the load balancer is to serve of it. One that is not here is let through.
+pub(crate) fn check_static_files(
+    app: &App,
+    bundle: &Digest,
+    paths: &BTreeMap<String, String>,
+    tier: Tier,
+) -> Result<(), Problem> {
+    if paths.is_empty() || tier == Tier::Worker {
+        return Ok(());
+    }
+    match app.blobs.file(bundle).map_err(problem)? {
+        Some((file, _)) => beanpole_bundle::served(file, paths)
+            .map(|_| ())
+            .map_err(refused),
         None => Ok(()),
     }
 }

@@ -4,7 +4,8 @@
 use super::bundles;
 use crate::app::{App, store_problem};
 use beanpole_protocol::EnvironmentName;
-use beanpole_protocol::api::{CreateEnvironment, Deploy};
+use beanpole_protocol::api::{CreateEnvironment, Deploy, UpdateSettings};
+use beanpole_protocol::options::is_of_static_files;
 use beanpole_protocol::problem::Problem;
 use beanpole_store::model::VersionRecord;
 
@@ -15,10 +16,34 @@ pub(crate) fn check_deploy(
     name: &EnvironmentName,
     body: &Deploy,
 ) -> Result<(), Problem> {
-    let Some(target) = app.engine.target(name, body.version.as_ref())? else {
+    let version = body.version.as_ref();
+    let Some(target) = app.engine.target(name, version, &body.settings)? else {
         return Ok(());
     };
-    bundles::check_runs(app, &target.bundle, target.platform, target.tier)
+    bundles::check_runs(app, &target.bundle, target.platform, target.tier)?;
+    bundles::check_static_files(app, &target.bundle, &target.static_files, target.tier)
+}
+
+/// Refuses other settings that what is live cannot have.
+pub(crate) fn check_settings(
+    app: &App,
+    name: &EnvironmentName,
+    body: &UpdateSettings,
+) -> Result<(), Problem> {
+    let of_static_files = |namespace: &String| is_of_static_files(namespace);
+    if !body
+        .set
+        .0
+        .keys()
+        .chain(body.remove.keys())
+        .any(of_static_files)
+    {
+        return Ok(());
+    }
+    let Some(target) = app.engine.target_under(name, body)? else {
+        return Ok(());
+    };
+    bundles::check_static_files(app, &target.bundle, &target.static_files, target.tier)
 }
 
 /// Refuses the first version of an environment that could not run it.
@@ -31,7 +56,11 @@ pub(crate) fn check_create(app: &App, body: &CreateEnvironment) -> Result<(), Pr
         .get(&VersionRecord::key_of(&body.application, label))
         .map_err(store_problem)?;
     match version {
-        Some(version) => bundles::check_runs(app, &version.bundle, body.platform, body.tier),
+        Some(version) => {
+            bundles::check_runs(app, &version.bundle, body.platform, body.tier)?;
+            let paths = body.settings.static_files();
+            bundles::check_static_files(app, &version.bundle, &paths, body.tier)
+        }
         None => Ok(()),
     }
 }

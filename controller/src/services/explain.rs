@@ -21,7 +21,7 @@ pub(crate) async fn explain(
     url: &str,
     request: Option<String>,
 ) -> Result<Explained, Problem> {
-    let (host, path) = read(url)?;
+    let (https, host, path) = read(url)?;
     if let Some(id) = &request {
         check_id(id)?;
     }
@@ -38,7 +38,7 @@ pub(crate) async fn explain(
             let observed = app.observations.snapshot();
             let found = app
                 .engine
-                .explain(&host, &path, &observed, app.time.now())?;
+                .explain(&host, &path, https, &observed, app.time.now())?;
             let certificate = certificates::for_host(app, &found.host)?;
             Ok(Explained {
                 certificate,
@@ -50,8 +50,8 @@ pub(crate) async fn explain(
     Ok(explained)
 }
 
-/// The host and the path of a URL.
-fn read(url: &str) -> Result<(String, String), Problem> {
+/// Whether a URL is `https:`, its host and its path.
+fn read(url: &str) -> Result<(bool, String, String), Problem> {
     let wrong = |why: &str| {
         Problem::invalid(
             "invalid-url",
@@ -63,9 +63,11 @@ fn read(url: &str) -> Result<(String, String), Problem> {
         return Err(wrong("it is longer than 64 KiB"));
     }
     let uri: Uri = url.parse().map_err(|_| wrong("it is none"))?;
-    if !matches!(uri.scheme_str(), Some("http" | "https")) {
-        return Err(wrong("it does not begin with http:// or https://"));
-    }
+    let https = match uri.scheme_str() {
+        Some("https") => true,
+        Some("http") => false,
+        _ => return Err(wrong("it does not begin with http:// or https://")),
+    };
     let authority = uri.authority().ok_or_else(|| wrong("it names no host"))?;
     if authority.as_str().contains('@') {
         return Err(wrong("it has a user or a password"));
@@ -73,7 +75,7 @@ fn read(url: &str) -> Result<(String, String), Problem> {
     if authority.host().is_empty() {
         return Err(wrong("it names no host"));
     }
-    Ok((authority.host().to_owned(), uri.path().to_owned()))
+    Ok((https, authority.host().to_owned(), uri.path().to_owned()))
 }
 
 /// The id goes into the path of a call.
@@ -124,12 +126,12 @@ mod tests {
     #[test]
     fn a_url_is_read_without_its_query() {
         let read = |url| read(url).map_err(|problem| problem.code);
-        let parts = |host: &str, path: &str| Ok((host.to_owned(), path.to_owned()));
+        let parts = |https, host: &str, path: &str| Ok((https, host.to_owned(), path.to_owned()));
         assert_eq!(
             read("https://Shop.example.org:8443/cart?token=secret"),
-            parts("Shop.example.org", "/cart")
+            parts(true, "Shop.example.org", "/cart")
         );
-        assert_eq!(read("http://[::1]"), parts("[::1]", "/"));
+        assert_eq!(read("http://[::1]"), parts(false, "[::1]", "/"));
         for wrong in [
             "shop",
             "ftp://shop/",

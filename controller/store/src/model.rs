@@ -388,6 +388,9 @@ pub struct InstanceRecord {
     pub host: HostId,
     /// Its port there.
     pub port: u16,
+    /// Those of its processes besides `web` that take requests, by their names: as its release has them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ports: BTreeMap<String, u16>,
     /// The release it shall run.
     pub release: ReleaseNumber,
     /// Rises when it is told to start afresh.
@@ -466,6 +469,11 @@ pub struct EndsTold {
 }
 
 impl InstanceRecord {
+    /// All ports that it has.
+    pub fn all_ports(&self) -> impl Iterator<Item = u16> {
+        std::iter::once(self.port).chain(self.ports.values().copied())
+    }
+
     /// Its key.
     pub fn key_of(environment: &EnvironmentId, id: &InstanceId) -> Vec<u8> {
         key::join(&[environment.as_str().as_bytes(), id.as_str().as_bytes()])

@@ -7,7 +7,8 @@ use beanpole_protocol::agent::{
     Failure, INSTANCE_PORTS, InstancePhase, InstanceReport, PortUse, ProcessReport, Startup,
 };
 use beanpole_protocol::api::OperationFailure;
-use beanpole_protocol::proxy::{CheckResult, TargetReport};
+use beanpole_protocol::options::port_variable;
+use beanpole_protocol::proxy::TargetReport;
 use beanpole_protocol::{HostName, InstanceId, ReleaseNumber, Timestamp};
 use std::time::Duration;
 
@@ -165,11 +166,21 @@ impl Turn<'_, '_> {
         let unreached =
             seen.zip(host)
                 .zip(check)
-                .is_some_and(|((seen, host), ((proxy, target), check))| {
-                    listens_unreached(seen, check) && self.heard_since(host, proxy, target)
+                .is_some_and(|((seen, host), ((proxy, target), _))| {
+                    listens_unreached(seen, target) && self.heard_since(host, proxy, target)
                 });
+        let silent = check.and_then(|((_, target), check)| {
+            let silent = !check.connected && !target.process.is_empty();
+            silent.then_some(target.process.as_str())
+        });
         let check = check.map(|(_, check)| check);
-        let message = if unreached {
+        let message = if let Some(process) = silent {
+            let variable = port_variable(process);
+            format!(
+                "{message} Process `{process}` has a port of its own: it finds it in PORT, and every process in \
+                 {variable}. It has to listen there on all addresses."
+            )
+        } else if unreached {
             let (first, last) = (INSTANCE_PORTS.start(), INSTANCE_PORTS.end());
             format!(
                 "{message} The app does listen on its port there: either on 127.0.0.1 alone, or a \
@@ -201,13 +212,14 @@ impl Turn<'_, '_> {
     }
 }
 
-/// Whether an instance listens on its port by its host's word, and a load balancer that asked it got no
-/// connection.
-pub fn listens_unreached(seen: &InstanceReport, check: &CheckResult) -> bool {
+/// Whether an instance listens on the port of its web process by its host's word, and a load balancer that asked
+/// that one got no connection.
+pub fn listens_unreached(seen: &InstanceReport, target: &TargetReport) -> bool {
+    let check = target.last_check.as_ref();
     seen.phase == InstancePhase::Running
         && seen.port == PortUse::Own
-        && !check.good
-        && !check.connected
+        && target.process.is_empty()
+        && check.is_some_and(|check| !check.good && !check.connected)
 }
 
 /// How often the processes of an instance were restarted.

@@ -103,6 +103,6 @@ impl<'w> Turn<'_, 'w> {
 pub(super) fn last_answer(target: &TargetReport) -> String {
     target.last_check.as_ref().map_or_else(
         || "no answer yet".to_owned(),
-        |check| format!("last answer {}", check.answer),
+        |check| format!("last answer{} {}", target.whose(), check.answer),
     )
 }

@@ -153,6 +153,8 @@ mod tests {
         let ids = (1..).map(InstanceId::from_bits);
         let targets = instances.iter().zip(ids.clone());
         let targets = targets.map(|((healthy, tried), instance)| TargetReport {
+            process: String::new(),
+            processes: Vec::new(),
             instance,
             incarnation: Incarnation(1),
             mode: TargetMode::Serve,

@@ -320,6 +320,26 @@ pub struct Instance {
     pub in_flight: u32,
     /// What it was given and how it answered, since the proxy started or it did.
     pub traffic: Traffic,
+    /// Its processes that take requests, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<ProcessTarget>,
+}
+
+/// A process of an instance that takes requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ProcessTarget {
+    /// Its name in the Procfile.
+    pub process: String,
+    /// Where it listens: `ADDRESS:PORT`.
+    pub address: String,
+    /// Whether every load balancer finds it well; absent while none has said.
+    pub healthy: Option<bool>,
+    /// The load balancer's last check of it.
+    pub last_check: Option<CheckResult>,
+    /// Requests it is answering.
+    pub in_flight: u32,
+    /// What it was given and how it answered.
+    pub traffic: Traffic,
 }
 
 /// An instance that has left its environment and still has open requests.

@@ -75,6 +75,9 @@ pub struct ExplainedRoute {
     pub redirect_to: Option<String>,
     /// Clients are sent to HTTPS, where the load balancer serves it.
     pub only_https: bool,
+    /// The rule of the environment's options that takes the request; absent where none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<String>,
 }
 
 /// An environment.

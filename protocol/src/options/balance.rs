@@ -1,7 +1,8 @@
 //! How the load balancer shares requests, read from options.
 
+use super::processes::namespace_of;
 use super::split::parse_sticky;
-use super::{LOADBALANCER, OptionSettings, PROCESS, PROXY, SPLIT};
+use super::{LOADBALANCER, OptionSettings, PROXY, SPLIT};
 use crate::proxy::{
     Capacity, HashBy, Outliers, PoolLimits, PoolRules, Rate, Rates, Retries, Stickiness, Sticky,
 };
@@ -56,9 +57,14 @@ pub(super) fn parse_sticky_by(value: &str) -> Option<StickyBy> {
 impl OptionSettings {
     /// What decides who gets the next request, besides the algorithm.
     pub fn pool_rules(&self) -> PoolRules {
+        self.pool_rules_of("")
+    }
+
+    /// The same for a process; the default one where `process` is empty.
+    pub fn pool_rules_of(&self, process: &str) -> PoolRules {
         PoolRules {
             hash_by: parse_hash_by(self.effective(PROXY, "HashBy")).unwrap_or_default(),
-            sticky: self.stickiness(),
+            sticky: self.stickiness(process),
             outliers: self.outliers(),
             slow_start_ms: self.number(PROXY, "SlowStart").unwrap_or(0) * 1_000,
         }
@@ -133,11 +139,12 @@ impl OptionSettings {
     }
 
     /// What keeps a client at one instance.
-    fn stickiness(&self) -> Option<Stickiness> {
-        if !self.flag(PROCESS, "StickinessEnabled") {
+    fn stickiness(&self, process: &str) -> Option<Stickiness> {
+        let namespace = &namespace_of(process);
+        if !self.flag(namespace, "StickinessEnabled") {
             return None;
         }
-        let lasts_s = self.number(PROCESS, "StickinessLBCookieDuration");
+        let lasts_s = self.number(namespace, "StickinessLBCookieDuration");
         let lasts_s = lasts_s.and_then(|s| u32::try_from(s).ok());
         Some(match parse_sticky_by(self.effective(PROXY, "StickyBy"))? {
             StickyBy::Cookie => Stickiness::Cookie {
@@ -153,7 +160,7 @@ impl OptionSettings {
     pub fn sticky(&self) -> Option<Sticky> {
         let own = parse_sticky(self.effective(SPLIT, "Sticky")).flatten();
         own.or_else(|| {
-            Some(match self.stickiness()? {
+            Some(match self.stickiness("")? {
                 Stickiness::Header(name) => Sticky::Header(name),
                 Stickiness::Cookie { .. } | Stickiness::Address => Sticky::Cookie,
             })
@@ -163,6 +170,7 @@ impl OptionSettings {
 
 #[cfg(test)]
 mod tests {
+    use super::super::PROCESS;
     use super::*;
 
     #[test]

@@ -1,7 +1,8 @@
 //! How the load balancer checks instances, read from options.
 
 use super::kind::{parse_ranges, parse_statuses};
-use super::{OptionSettings, PROCESS, PROXY};
+use super::processes::namespace_of;
+use super::{OptionSettings, PROXY};
 use crate::proxy::{
     BodyMatch, HealthCheck, HttpDetails, LAST_GRPC_CODE, LONGEST_PATTERN, Probe, ProxyProtocol,
     Upstream, UpstreamProtocol,
@@ -75,28 +76,39 @@ pub(super) fn parse_grpc_codes(value: &str) -> Option<Vec<(u16, u16)>> {
 }
 
 impl OptionSettings {
-    /// How the load balancer checks instances.
+    /// How the load balancer checks the default process of instances.
     pub fn health_check(&self) -> HealthCheck {
+        self.health_check_of("")
+    }
+
+    /// How it checks a process of theirs; the default one where `process` is empty.
+    pub fn health_check_of(&self, process: &str) -> HealthCheck {
+        let namespace = &namespace_of(process);
         let small = |name, default| {
-            self.number(PROCESS, name)
+            self.number(namespace, name)
                 .and_then(|n| u32::try_from(n).ok())
                 .unwrap_or(default)
         };
         HealthCheck {
-            probe: self.probe(),
-            interval_ms: self.number(PROCESS, "HealthCheckInterval").unwrap_or(1) * 1_000,
-            timeout_ms: self.number(PROCESS, "HealthCheckTimeout").unwrap_or(5) * 1_000,
+            probe: self.probe(process),
+            interval_ms: self.number(namespace, "HealthCheckInterval").unwrap_or(1) * 1_000,
+            timeout_ms: self.number(namespace, "HealthCheckTimeout").unwrap_or(5) * 1_000,
             healthy_threshold: small("HealthyThresholdCount", 2),
             unhealthy_threshold: small("UnhealthyThresholdCount", 3),
         }
     }
 
-    fn probe(&self) -> Probe {
-        let path = self.health_check_path();
+    fn probe(&self, process: &str) -> Probe {
+        let namespace = &namespace_of(process);
+        let path = if process.is_empty() {
+            self.health_check_path()
+        } else {
+            self.effective(namespace, "HealthCheckPath")
+        };
         let by_grpc = self.effective(PROXY, "ProtocolVersion") == "GRPC";
-        let protocol = match self.get(PROCESS, "Protocol") {
+        let protocol = match self.get(namespace, "Protocol") {
             None if by_grpc => "GRPC",
-            _ => self.effective(PROCESS, "Protocol"),
+            _ => self.effective(namespace, "Protocol"),
         };
         match protocol {
             "TCP" => Probe::Tcp,
@@ -108,12 +120,15 @@ impl OptionSettings {
             _ if path.is_empty() => Probe::Tcp,
             _ => Probe::Http {
                 path: path.to_owned(),
-                statuses: parse_statuses(self.effective(PROCESS, "MatcherHTTPCode"))
+                statuses: parse_statuses(self.effective(namespace, "MatcherHTTPCode"))
                     .unwrap_or_else(|| vec![(200, 399)]),
                 details: HttpDetails {
                     headers: parse_headers(self.effective(PROXY, "HealthCheckHeaders"))
                         .unwrap_or_default(),
-                    body: parse_body(self.effective(PROXY, "MatcherBody")),
+                    // What one says, another need not.
+                    body: Some(self.effective(PROXY, "MatcherBody"))
+                        .filter(|_| process.is_empty())
+                        .and_then(parse_body),
                     http2: self.upstream().protocol == UpstreamProtocol::Http2,
                 },
             },
@@ -138,6 +153,7 @@ impl OptionSettings {
 
 #[cfg(test)]
 mod tests {
+    use super::super::PROCESS;
     use super::*;
 
     #[test]

@@ -13,6 +13,14 @@ pub enum OptionError {
         /// A known option of nearly this name.
         suggestion: Option<String>,
     },
+    /// A namespace with a name in it that cannot be.
+    #[error("`{}` cannot have options: {rule}.", crate::ids::shown(namespace))]
+    Namespace {
+        /// The namespace given.
+        namespace: String,
+        /// Why, in a clause.
+        rule: String,
+    },
     /// A value that the option does not take.
     #[error(
         "`{}` is not a value of option `{name}` ({namespace}): it takes {rule}",
@@ -27,6 +35,19 @@ pub enum OptionError {
         value: String,
         /// What it takes.
         rule: String,
+    },
+    /// A path of URLs that no directory can be served at.
+    #[error(
+        "`{}` is not a path that static files can be served at ({namespace}): {rule}",
+        crate::ids::shown(name)
+    )]
+    StaticPath {
+        /// The namespace.
+        namespace: String,
+        /// What was given.
+        name: String,
+        /// What it takes.
+        rule: &'static str,
     },
     /// Environment properties break EB's limits (guide, "environments-cfg-softwaresettings").
     #[error("Environment property `{}`: {rule}", crate::ids::shown(name))]

@@ -3,6 +3,7 @@
 use super::balance::{parse_hash_by, parse_sticky_by};
 use super::check::{body_fault, parse_body, parse_grpc_codes, parse_headers};
 use super::content::parse_encodings;
+use super::processes::{is_name, parse_hosts, parse_names, parse_paths, pattern_rule};
 use super::split::{SplitSteps, parse_sticky};
 use super::update::parse_duration;
 use crate::proxy::{LAST_GRPC_CODE, LONGEST_PATTERN};
@@ -43,6 +44,14 @@ pub enum Kind {
     GrpcService,
     /// `none`, `gzip`, `zstd,br,gzip`.
     Encodings,
+    /// Names of rules: `api`, `api,admin`.
+    Names,
+    /// `default`, or the name of another process.
+    Process,
+    /// Patterns of paths: `/api/*,/v?/users`.
+    PathPatterns,
+    /// Patterns of hosts: `api.example.org,*.example.com`.
+    HostPatterns,
     /// A line for `/bin/sh`.
     Command,
     /// An ISO 8601 duration within bounds in seconds, both included: `PT5M`.
@@ -93,6 +102,16 @@ impl Kind {
                 format!("statuses of gRPC or ranges of them, from 0 to {LAST_GRPC_CODE}, such as `0` or `0,12`")
             }
             Self::GrpcService => "the name of a service such as `shop.v1.Cart`, or nothing".to_owned(),
+            Self::Names => "names of rules such as `api,admin`, each once, or nothing".to_owned(),
+            Self::Process => "`default` or the name of a process".to_owned(),
+            Self::PathPatterns => format!(
+                "patterns of paths such as `/api/*` with commas between, {}, or nothing",
+                pattern_rule()
+            ),
+            Self::HostPatterns => format!(
+                "patterns of hostnames such as `api.example.org` or `*.example.org` with commas between, {}, or nothing",
+                pattern_rule()
+            ),
             Self::Statuses => "statuses or ranges such as `200`, `200-399` or `200,204`".to_owned(),
         }
     }
@@ -133,6 +152,10 @@ impl Kind {
                 value.len() <= 256 && value.bytes().all(fits)
             }
             Self::Encodings => parse_encodings(value).is_some(),
+            Self::Names => parse_names(value).is_some(),
+            Self::Process => is_name(value),
+            Self::PathPatterns => parse_paths(value).is_some(),
+            Self::HostPatterns => parse_hosts(value).is_some(),
             Self::Duration(low, high) => {
                 value.is_empty()
                     || parse_duration(value)

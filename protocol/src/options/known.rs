@@ -2,7 +2,7 @@
 
 use super::{
     APPLICATION, ASG, COMMAND, CONNECTIONS, ENVIRONMENT, HEALTH, INSTANCE, Kind, LOADBALANCER,
-    PLACEMENT, PROCESS, PROXY, PYTHON, RELEASE, SPLIT, SPLITTING, UPDATE,
+    PLACEMENT, PROCESS, PROXY, PYTHON, RELEASE, SPLIT, SPLITTING, UPDATE, named,
 };
 
 /// What a change of an option does to what runs (EB guide, "command-options-general").
@@ -38,7 +38,7 @@ pub struct OptionSpec {
     pub about: &'static str,
 }
 
-const fn option(
+pub(super) const fn option(
     namespace: &'static str,
     name: &'static str,
     default: &'static str,
@@ -243,6 +243,15 @@ pub const KNOWN: &[OptionSpec] = &[
         Kind::Duration(300, 3_600),
         Change::Nothing,
         "How long the new instances of a batch have to get well. Without it: StartTimeout.",
+    ),
+    // On EB, the port of the instance's own proxy.
+    option(
+        PROCESS,
+        "Port",
+        "80",
+        Kind::Number(1, 65_535),
+        Change::Nothing,
+        "Means nothing here: an instance has ports of its own, and its web process listens on `$PORT`.",
     ),
     // EB: 20 s. Own hosts answer in milliseconds; a long-running request still gets its 20 s.
     option(
@@ -827,15 +836,17 @@ pub fn spec(namespace: &str, name: &str) -> Option<&'static OptionSpec> {
     KNOWN
         .iter()
         .find(|known| known.namespace == namespace && known.name == name)
+        .or_else(|| named(namespace).find(|known| known.name == name))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::NAMED;
     use super::*;
 
     #[test]
     fn every_default_is_a_value_that_its_option_takes() {
-        for known in KNOWN {
+        for known in KNOWN.iter().chain(NAMED) {
             if !known.default.is_empty() {
                 assert!(
                     known.kind.accepts(known.default),

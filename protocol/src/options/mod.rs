@@ -4,7 +4,7 @@
 //! reference page and `deploy.toml.example` all come from it.
 //!
 //! A map of texts is here; what options there are is in `known`, what values they take in `kind`, how
-//! they are read as values in `typed`, `balance`, `check`, `content`, `split` and `update`.
+//! they are read as values in `typed`, `balance`, `check`, `content`, `processes`, `split` and `update`.
 
 mod balance;
 mod check;
@@ -14,8 +14,10 @@ mod kind;
 mod known;
 mod nearest;
 mod policy;
+mod processes;
 mod property;
 mod split;
+mod statics;
 mod typed;
 mod update;
 
@@ -24,7 +26,9 @@ pub use kind::{Kind, parse_label};
 pub use known::{Change, KNOWN, OptionSpec, spec};
 pub use nearest::nearest;
 pub use policy::{BatchSize, DeploymentPolicy};
+pub use processes::{ListenerRule, NAMED, RequestRules, named, port_variable};
 pub use split::{GuardLimits, SplitStep, SplitSteps};
+pub use statics::{OLDER_STATIC_FILES, is_of_static_files};
 pub use typed::DeploymentOptions;
 pub use update::Replacement;
 
@@ -33,6 +37,8 @@ use std::collections::BTreeMap;
 
 /// Environment properties live in this namespace; every name is allowed in it.
 pub const PROPERTIES: &str = "aws:elasticbeanstalk:application:environment";
+/// Directories of a bundle that the load balancer serves: names are paths of URLs, values are directories.
+pub const STATIC_FILES: &str = "aws:elasticbeanstalk:environment:proxy:staticfiles";
 /// How deployments run.
 pub const COMMAND: &str = "aws:elasticbeanstalk:command";
 /// The options that say how much capacity there is.
@@ -171,7 +177,19 @@ impl OptionSettings {
                     property::validate(name, value)?;
                     continue;
                 }
+                if is_of_static_files(namespace) {
+                    statics::validate(namespace, name, value)?;
+                    continue;
+                }
                 let Some(spec) = spec(namespace, name) else {
+                    let like = nearest(name, named(namespace).map(|known| known.name));
+                    if let Some(like) = like {
+                        return Err(OptionError::Unknown {
+                            namespace: namespace.clone(),
+                            name: name.clone(),
+                            suggestion: Some(format!("{namespace}:{like}")),
+                        });
+                    }
                     let suggestion = nearest(name, KNOWN.iter().map(|known| known.name));
                     return Err(OptionError::Unknown {
                         namespace: namespace.clone(),
@@ -195,6 +213,7 @@ impl OptionSettings {
                 }
             }
         }
+        self.check_names()?;
         let is_share = self.effective(COMMAND, "BatchSizeType") == "Percentage";
         let size = self.effective(COMMAND, "BatchSize");
         if is_share && size.parse::<u32>().is_ok_and(|size| size > 100) {

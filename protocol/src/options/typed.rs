@@ -1,6 +1,7 @@
 //! Options as values: what is in force, with its type.
 
 use super::kind::{parse_bool, parse_labels};
+use super::processes::namespace_of;
 use super::split::{GuardLimits, SplitStep};
 use super::{
     APPLICATION, ASG, BatchSize, COMMAND, CONNECTIONS, DeploymentPolicy, ENVIRONMENT, HEALTH,
@@ -81,9 +82,17 @@ impl OptionSettings {
             min_uptime_ms: self.number(INSTANCE, "MinUptime").unwrap_or(5) * 1_000,
             ignore_health_check: self.flag(COMMAND, "IgnoreHealthCheck")
                 || self.effective(HEALTH, "HealthCheckSuccessThreshold") == "Severe",
-            drain_timeout_ms: self.number(PROCESS, "DeregistrationDelay").unwrap_or(20) * 1_000,
+            drain_timeout_ms: self.drain_s() * 1_000,
             keep_releases: u32::try_from(self.number(RELEASE, "Keep").unwrap_or(5)).unwrap_or(5),
         }
+    }
+
+    /// How long an instance has to finish its requests, in seconds: as long as the slowest of its processes may take.
+    fn drain_s(&self) -> u64 {
+        let processes = std::iter::once("").chain(self.processes());
+        let delays = processes
+            .filter_map(|process| self.number(&namespace_of(process), "DeregistrationDelay"));
+        delays.max().unwrap_or(20)
     }
 
     /// Whether the only instance may run beside its successor for a moment.

@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 
 fn given(numbers: impl IntoIterator<Item = u32>, algorithm: Algorithm) -> TargetPool {
     let target = |number: u32| Target {
+        process: String::new(),
         instance: InstanceId::from_bits(u128::from(number)),
         incarnation: Incarnation(1),
         release: ReleaseNumber(1),
@@ -106,7 +107,7 @@ impl World {
             path: path.as_bytes(),
             headers: Headers::Raw(head),
         };
-        let route = self.table.route("a", "/").expect("the route");
+        let route = self.table.route("a", "/", || false).expect("the route");
         let mut stay = Stay::default();
         let (pool, target) = route.pick(None, &asker, &mut stay).expect("the pool");
         (pool.begin(target.expect("a target")), stay)
@@ -386,7 +387,7 @@ fn some_may_be_left_out_and_never_the_last_that_is_well() {
         most_percent: 20,
     });
     let world = World::new(pool);
-    let route = world.table.route("a", "/").expect("the route");
+    let route = world.table.route("a", "/", || false).expect("the route");
     let fail = |number: u32| {
         let asker = Asker {
             client: &world.client,

@@ -240,6 +240,7 @@ impl Life<'_> {
         control::restore_certificates(&shared.certificates, &kept.certificates)
             .map_err(ProxyError::Kept)?;
         shared.own_pages.follow();
+        shared.statics.follow();
         let known = told.map_or(Known::Served, |told| Known::Seen(&told.report));
         control::restore(shared, &kept.table, known).map_err(ProxyError::Kept)?;
         let since = Since {

@@ -243,6 +243,7 @@ mod tests {
         let counts = Counts {
             targets: vec![TargetCounts {
                 instance: InstanceId::from_bits(1),
+                process: "api".to_owned(),
                 incarnation: Incarnation(2),
                 in_flight: 3,
                 traffic: Traffic::default(),

@@ -1,7 +1,7 @@
 //! Hostnames, wildcards, parts of a host's paths, and clients that are sent elsewhere.
 
 use crate::support::*;
-use beanpole_protocol::proxy::{Redirect, Route};
+use beanpole_protocol::proxy::{Redirect, Route, RouteRule, Target};
 use http::Method;
 
 /// A proxy with two apps: `first` at `www.example`, `second` wherever `other` says.
@@ -54,6 +54,59 @@ async fn a_part_of_a_hosts_paths_may_be_another_apps_on_both_ways_through_the_pr
         assert_eq!(client.send(wanted).await.expect("an answer").status, 200);
     }
     assert_eq!((first.hits(), second.hits()), (2, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_of_a_route_lead_to_another_process_of_the_same_instance_on_both_ways() {
+    let (web, api) = (Backend::start().await, Backend::start().await);
+    let proxy = Proxy::start().await;
+    let mut wanted = table(1, vec![serving(1, &web)]);
+    let of_api = Target {
+        process: "api".to_owned(),
+        ..serving(1, &api)
+    };
+    wanted.pools.push(pool("main/api", vec![of_api]));
+    let rule = |hosts: &[&str], paths: &[&str], https, to: &str| RouteRule {
+        hosts: hosts.iter().map(|one| (*one).to_owned()).collect(),
+        paths: paths.iter().map(|one| (*one).to_owned()).collect(),
+        https,
+        pools: route("", &[(to, 1)]).pools,
+        ..RouteRule::default()
+    };
+    wanted.routes = vec![Route {
+        rules: vec![
+            rule(&[], &["/api/web"], None, "main"),
+            rule(&[], &["/api/*"], None, "main/api"),
+            rule(&["a?.example"], &["/host"], None, "main/api"),
+            rule(&[], &["/secure"], Some(true), "main/api"),
+            rule(&[], &["/plain"], Some(false), "main/api"),
+        ],
+        ..route("*.example", &[("main", 1)])
+    }];
+    proxy.serve(&wanted).await;
+    let mut client = Client::connect(proxy.http).await;
+    // The second way is taken by what the short one leaves to it.
+    for headers in [[].as_slice(), &[("te", "trailers")]] {
+        for (host, path, to_api) in [
+            ("a1.example", "/", false),
+            ("a1.example", "/api/v1?x", true),
+            ("a1.example", "/api/web", false),
+            ("a1.example", "/API/v1", false),
+            ("a1.example", "/host", true),
+            ("b1.example", "/host", false),
+            ("a1.example", "/secure", false),
+            ("a1.example", "/plain", true),
+        ] {
+            let before = api.hits();
+            let wanted = request(Method::GET, host, path, headers);
+            assert_eq!(client.send(wanted).await.expect("an answer").status, 200);
+            assert_eq!(api.hits() > before, to_api, "{host}{path}");
+        }
+    }
+    let report = proxy.report().await;
+    let mut processes: Vec<_> = report.targets.iter().map(|one| &*one.process).collect();
+    processes.sort_unstable();
+    assert_eq!(processes, ["", "api"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

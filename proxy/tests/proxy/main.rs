@@ -23,6 +23,7 @@ mod protocols;
 mod retries;
 mod routing;
 mod seen;
+mod statics;
 mod support;
 mod tls;
 mod waiting;

@@ -228,6 +228,7 @@ pub fn instance(number: u8) -> InstanceId {
 
 pub fn target(number: u8, address: SocketAddr, mode: TargetMode) -> Target {
     Target {
+        process: String::new(),
         instance: instance(number),
         incarnation: Incarnation(1),
         release: ReleaseNumber(1),

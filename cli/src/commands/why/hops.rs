@@ -533,7 +533,9 @@ impl<'a> Known<'a> {
         if route.only_https && !self.url.tls {
             return Hop::ok(Name::Route, format!("{text}, and sends clients to HTTPS"));
         }
-        Hop::ok(Name::Route, text)
+        let rule = route.rule.as_ref();
+        let rule = rule.map(|rule| format!("its rule `{rule}` takes the request"));
+        Hop::ok(Name::Route, text).and_if(rule)
     }
 
     /// Why what comes behind the route was not met, where that is so.
@@ -717,6 +719,16 @@ impl<'a> Known<'a> {
                     ))
                     .and_if(self.traced().map(traced));
                 self.with_logs(hop)
+            }
+            (Some("static-file"), _) => {
+                let release = self.traced().and_then(|traced| traced.release);
+                let whose = release.map_or(String::new(), |number| format!(" of release {number}"));
+                Hop::ok(
+                    Name::App,
+                    format!(
+                        "the load balancer answered {status} in {took} with a static file{whose}, and asked no instance"
+                    ),
+                )
             }
             (Some(why), _) => {
                 let hop = Hop::skipped(

@@ -84,6 +84,13 @@ fn find_key(text: &str, key: &str) -> Option<usize> {
         .map(|index| index + 1)
 }
 
+/// The line on which a text first stands.
+fn find_text(text: &str, wanted: &str) -> Option<usize> {
+    text.lines()
+        .position(|line| line.contains(wanted))
+        .map(|index| index + 1)
+}
+
 /// Refuses unknown keys and takes `x-` keys out.
 fn check_keys(text: &str, table: &mut DeTable<'_>, path: &mut Vec<String>) -> Result<(), Wrong> {
     let names: Vec<(String, usize)> = table
@@ -95,7 +102,8 @@ fn check_keys(text: &str, table: &mut DeTable<'_>, path: &mut Vec<String>) -> Re
             table.remove(name.as_str());
             continue;
         }
-        if is_of_namespaces(path) && !namespaces().any(|known| known == name) {
+        let known = || namespaces().any(|known| known == name);
+        if is_of_namespaces(path) && !known() && options::named(&name).next().is_none() {
             return Err(unknown_namespace(text, &name, offset));
         }
         let children = known_children(path);
@@ -184,8 +192,10 @@ fn is_of_namespaces(path: &[String]) -> bool {
 fn namespaces() -> impl Iterator<Item = &'static str> {
     KNOWN
         .iter()
+        .chain(options::NAMED)
         .map(|spec| spec.namespace)
-        .chain([options::PROPERTIES])
+        .chain([options::PROPERTIES, options::STATIC_FILES])
+        .chain(options::OLDER_STATIC_FILES)
 }
 
 fn unknown_namespace(text: &str, name: &str, offset: usize) -> Wrong {
@@ -261,7 +271,9 @@ fn check_options(text: &str, settings: &Settings) -> Result<(), Wrong> {
                 find_key(text, name).or_else(|| find_key(text, setting_of(namespace, name))),
                 None,
             ),
-            options::OptionError::Property { name, .. } => (find_key(text, name), None),
+            options::OptionError::StaticPath { name, .. }
+            | options::OptionError::Property { name, .. } => (find_key(text, name), None),
+            options::OptionError::Namespace { namespace, .. } => (find_text(text, namespace), None),
         };
         return Err(Wrong {
             line,

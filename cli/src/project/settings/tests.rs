@@ -3,7 +3,8 @@
 use super::read::Wrong;
 use super::*;
 use beanpole_protocol::options::{
-    ASG, COMMAND, ENVIRONMENT, INSTANCE, KNOWN, OptionSettings, PLACEMENT, PROCESS, PROPERTIES,
+    ASG, COMMAND, ENVIRONMENT, INSTANCE, KNOWN, NAMED, OptionSettings, PLACEMENT, PROCESS,
+    PROPERTIES,
 };
 
 const EXAMPLE: &str = include_str!("../../../../deploy.toml.example");
@@ -63,6 +64,18 @@ fn the_example_reaches_every_option() {
                 .get(spec.namespace)
                 .and_then(|names| names.get(spec.name))
                 .is_some(),
+            "missing in deploy.toml.example: {}:{}",
+            spec.namespace,
+            spec.name
+        );
+    }
+    for spec in NAMED {
+        let of_kind = |(namespace, names): (&String, &toml::Value)| {
+            let known = beanpole_protocol::options::spec(namespace, spec.name);
+            known.is_some_and(|known| std::ptr::eq(known, spec)) && names.get(spec.name).is_some()
+        };
+        assert!(
+            options.iter().any(of_kind),
             "missing in deploy.toml.example: {}:{}",
             spec.namespace,
             spec.name

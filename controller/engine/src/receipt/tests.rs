@@ -45,6 +45,8 @@ fn seen(
         latency: answers(*count, *ms),
     };
     let target = |(id, incarnation, count): &(u128, u64, u64)| TargetReport {
+        process: String::new(),
+        processes: Vec::new(),
         instance: instance(*id),
         incarnation: Incarnation(*incarnation),
         mode: TargetMode::Serve,

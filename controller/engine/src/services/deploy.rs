@@ -1,8 +1,8 @@
 //! To another release.
 
 use super::problems::{nothing_deployed, refused};
-use super::settings::acceptable;
-use super::{NewOperation, idle, version};
+use super::settings::{acceptable, changed};
+use super::{NewOperation, idle, rules as odd, version};
 use crate::health::health;
 use crate::read::{self, Reader, Repute};
 use crate::{Call, Engine, Fault};
@@ -20,6 +20,7 @@ use beanpole_store::model::{
     ContainerCommands, EnvironmentRecord, InstanceRecord, QueuedWish, ReleaseRecord, VersionRecord,
 };
 use beanpole_store::{StoreError, Tx};
+use std::collections::BTreeMap;
 
 /// A deployment worked out, not written.
 pub(super) struct Deployment {
@@ -96,6 +97,8 @@ pub struct Target {
     pub platform: Platform,
     /// The environment's tier.
     pub tier: Tier,
+    /// What the load balancer would serve of it, as [`OptionSettings::static_files`].
+    pub static_files: BTreeMap<String, String>,
 }
 
 /// What a deployment is asked to do.
@@ -233,12 +236,33 @@ pub(super) fn chosen_policy(
 }
 
 impl Engine {
-    /// What a deployment of `version` (the live one when absent) would run; none where there is no
+    /// What a deployment of `version` (the live one when absent) with these settings would run; none where there is no
     /// such environment or version, which [`Engine::deploy`] says.
     pub fn target(
         &self,
         name: &EnvironmentName,
         version: Option<&VersionLabel>,
+        settings: &OptionSettings,
+    ) -> Result<Option<Target>, Problem> {
+        self.target_with(name, version, |environment| {
+            environment.settings.overlaid(settings)
+        })
+    }
+
+    /// What would run under other settings; none where nothing is live.
+    pub fn target_under(
+        &self,
+        name: &EnvironmentName,
+        body: &api::UpdateSettings,
+    ) -> Result<Option<Target>, Problem> {
+        self.target_with(name, None, |environment| changed(environment, body))
+    }
+
+    fn target_with(
+        &self,
+        name: &EnvironmentName,
+        version: Option<&VersionLabel>,
+        settings: impl Fn(&EnvironmentRecord) -> OptionSettings,
     ) -> Result<Option<Target>, Problem> {
         let found = || {
             let Some(environment) = read::find_environment(&self.store, name)? else {
@@ -258,6 +282,7 @@ impl Engine {
                 bundle,
                 platform: environment.platform,
                 tier: environment.tier,
+                static_files: settings(&environment).static_files(),
             }))
         };
         found().map_err(Problem::from)
@@ -407,6 +432,7 @@ impl Engine {
             rules.split = steps.with_waits(own).0;
         }
         let mut plan = plan(&world, &goal, &rules, call.bits.rotate_left(17)).map_err(refused)?;
+        odd::know_ports(wish.settings, &world, &plan)?;
         let commands = &release.container_commands;
         run_everywhere(&mut plan, &commands.everywhere);
         let once = told_once(&commands.leader, release.release_command.as_deref());

@@ -25,7 +25,7 @@ impl Engine {
         call: &Call<'_>,
         body: api::CreateEnvironment,
     ) -> Result<api::Operation, Problem> {
-        body.settings.validate().map_err(bad_option)?;
+        body.settings.validate_whole().map_err(bad_option)?;
         check_tier(body.tier, &body.settings)?;
         body.name.check_new().map_err(|error| {
             Problem::invalid("environment-name-reserved", format!("{error}."))

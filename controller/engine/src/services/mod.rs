@@ -9,6 +9,7 @@ mod operation;
 mod problems;
 mod queue;
 mod rollback;
+mod rules;
 mod settings;
 mod swap;
 

@@ -1,5 +1,6 @@
 //! An operation, written with its first event.
 
+use super::rules::idle_rules;
 use crate::events::{Draft, emit_for};
 use crate::{Call, receipt};
 use beanpole_planner::Plan;
@@ -176,6 +177,16 @@ impl NewOperation {
                 .operation(&operation)
                 .instance(Some(&kept.instance));
             emit_for(tx, environment, draft)?;
+        }
+        let before = operation.settings_before.as_ref();
+        if kind == OperationKind::Create
+            || before.is_some_and(|before| *before != environment.settings)
+        {
+            for text in idle_rules(environment) {
+                let draft =
+                    Draft::new(Severity::Warn, "rule-idle", text, now).operation(&operation);
+                emit_for(tx, environment, draft)?;
+            }
         }
         tx.put(&operation.index())?;
         tx.put(&operation)?;

@@ -15,6 +15,7 @@ use beanpole_store::Tx;
 use beanpole_store::model::{
     EnvironmentRecord, InstanceRecord, OperationRecord, QueuedWish, ReleaseRecord,
 };
+use std::collections::BTreeSet;
 
 impl Engine {
     /// Changes the number of instances.
@@ -387,18 +388,27 @@ pub(super) fn check_tier(tier: Tier, settings: &OptionSettings) -> Result<(), Pr
 
 /// Refuses settings that are not valid or may not change so; else the heaviest consequence.
 pub(super) fn acceptable(from: &OptionSettings, to: &OptionSettings) -> Result<Change, Problem> {
-    to.validate().map_err(bad_option)?;
+    to.validate_whole().map_err(bad_option)?;
     change(from, to)
 }
 
 /// The heaviest consequence of going from one set of settings to another.
 fn change(from: &OptionSettings, to: &OptionSettings) -> Result<Change, Problem> {
     let mut heaviest = Change::Nothing;
-    if from.properties() != to.properties() {
+    if from.properties() != to.properties() || from.static_files() != to.static_files() {
         heaviest = Change::Restart;
     }
-    for known in options::KNOWN {
-        let (namespace, name) = (known.namespace, known.name);
+    // Each has a port of its own, which instances learn when they start.
+    if from.processes() != to.processes() {
+        heaviest = Change::Restart;
+    }
+    let named: BTreeSet<&String> = from.0.keys().chain(to.0.keys()).collect();
+    let named = named
+        .into_iter()
+        .flat_map(|namespace| options::named(namespace).map(move |known| (&**namespace, known)));
+    let all = options::KNOWN.iter().map(|known| (known.namespace, known));
+    for (namespace, known) in all.chain(named) {
+        let name = known.name;
         if from.effective(namespace, name) == to.effective(namespace, name) {
             continue;
         }

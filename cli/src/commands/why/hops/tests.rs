@@ -103,6 +103,7 @@ fn explained(request: Option<TracedRequest>) -> Explained {
             paths: Vec::new(),
             redirect_to: None,
             only_https: false,
+            rule: None,
         }),
         environment: Some(ExplainedEnvironment {
             name: EnvironmentName::new("shop-prod").expect("a name"),
