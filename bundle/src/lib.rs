@@ -65,7 +65,7 @@ impl Refused {
             }
             "package-invalid" => "Mend package.json and deploy again; nothing was changed.",
             "static-directory-missing" => {
-                "Put that directory into the bundle, or mend the option: beanpole config shows it. What an application \
+                "Put that directory into the bundle, or mend the option, which `beanpole config` shows. What an application \
                  makes of itself on its host is the application's to serve."
             }
             "static-files-too-many" | "static-files-too-large" => {

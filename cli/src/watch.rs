@@ -250,9 +250,10 @@ fn summary(operation: &Operation, environment: Option<&Environment>, took: Durat
         ));
     }
     if operation.kind != OperationKind::Terminate
-        && let Some(url) = environment.and_then(|environment| environment.url.as_deref())
+        && let Some(address) = environment.map(Environment::met_at)
+        && !address.is_empty()
     {
-        text.push_str(&format!("\n{url}"));
+        text.push_str(&format!("\n{address}"));
     }
     text
 }
@@ -331,9 +332,11 @@ pub fn explain(context: &Context, operation: &Operation) -> Failure {
             text + &took.unwrap_or_default()
         }));
     failure.details.extend(receipt::short(operation));
-    failure
-        .details
-        .extend(environment.and_then(|environment| environment.url));
+    failure.details.extend(
+        environment
+            .map(|environment| environment.met_at())
+            .filter(|at| !at.is_empty()),
+    );
     failure.hint = Some(match operation.kind {
         OperationKind::Create => format!(
             "See what happened: beanpole events {name}. Remove it: beanpole terminate {name}"

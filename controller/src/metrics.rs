@@ -246,6 +246,7 @@ fn of_proxy(all: &mut Families, proxy: &str, report: &ProxyReport, environments:
             all.counter(name, help, &labels, count);
         }
         of_waiting(all, &labels, &seen.traffic);
+        of_bytes(all, &labels, &seen.traffic);
         quantiles(
             all,
             "beanpole_environment_latency_seconds",
@@ -259,6 +260,22 @@ fn of_proxy(all: &mut Families, proxy: &str, report: &ProxyReport, environments:
             let labels = [labels[0], labels[1], ("release", &release)];
             histogram(all, &labels, &one.latency);
         }
+    }
+    for seen in &report.streams {
+        let port = seen.port.to_string();
+        let labels = [proxy, ("port", port.as_str())];
+        all.gauge(
+            "beanpole_port_open",
+            "Whether connections to a port of a network environment are accepted.",
+            &labels,
+            u8::from(seen.failed.is_none()),
+        );
+        all.counter(
+            "beanpole_port_refused_total",
+            "Connections to a port of network environments that none of them takes.",
+            &labels,
+            seen.refused,
+        );
     }
     for seen in &report.targets {
         let of = environments.iter().find(|environment| {
@@ -316,6 +333,29 @@ fn of_proxy(all: &mut Families, proxy: &str, report: &ProxyReport, environments:
             u8::from(seen.healthy),
         );
     }
+}
+
+/// What connections of a network environment carried; `beanpole_requests_failed_total` has those that reached no
+/// instance.
+fn of_bytes(all: &mut Families, labels: &[(&str, &str); 2], traffic: &Traffic) {
+    // Of others there is none.
+    if traffic.bytes_in + traffic.bytes_out == 0 {
+        return;
+    }
+    for (direction, bytes) in [("in", traffic.bytes_in), ("out", traffic.bytes_out)] {
+        all.counter(
+            "beanpole_network_bytes_total",
+            "Bytes that clients of a network environment sent, and were sent.",
+            &[labels[0], labels[1], ("direction", direction)],
+            bytes,
+        );
+    }
+    all.counter(
+        "beanpole_network_connections_total",
+        "Connections of clients of a network environment that were given to an instance, or to none.",
+        labels,
+        traffic.requests,
+    );
 }
 
 /// What an environment's requests met besides instances.

@@ -159,6 +159,7 @@ fn assemble(
             controller: Some(identity.clone()),
             domain: config.domain.clone(),
             http_port: config.http_port,
+            api_port: Some(config.api.port()).filter(|port| *port > 0),
             ..EngineConfig::default()
         },
     );

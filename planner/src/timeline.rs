@@ -214,6 +214,7 @@ mod tests {
             environments: Vec::new(),
             releases: Vec::new(),
             listeners: Vec::new(),
+            streams: Vec::new(),
         }
     }
 

@@ -255,6 +255,7 @@ impl Still {
             environments: Vec::new(),
             releases: Vec::new(),
             listeners: Vec::new(),
+            streams: Vec::new(),
         };
         (host, proxy)
     }

@@ -138,6 +138,7 @@ impl Fake {
                 environments: Vec::new(),
                 releases: Vec::new(),
                 listeners: Vec::new(),
+                streams: Vec::new(),
             },
             generation: Generation(1),
             sick_on: case.sick_on.iter().map(|n| host(*n)).collect(),

@@ -18,6 +18,7 @@ mod capacity;
 mod probe;
 mod processes;
 mod rules;
+mod stream;
 mod upstream;
 
 pub use capacity::{Capacity, Retries};
@@ -25,6 +26,7 @@ pub use probe::{
     BodyMatch, HttpDetails, LAST_GRPC_CODE, LONGEST_PATTERN, MATCHED_BODY, answered, grpc_code,
 };
 pub use rules::RouteRule;
+pub use stream::{Stream, StreamMode, StreamReport};
 pub use upstream::{ProxyProtocol, Upstream, UpstreamProtocol};
 
 use crate::content::PoolContent;
@@ -47,6 +49,9 @@ pub struct RoutingTable {
     pub routes: Vec<Route>,
     /// The instances that share traffic.
     pub pools: Vec<TargetPool>,
+    /// Where connections go that are no requests to this proxy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub streams: Vec<Stream>,
 }
 
 impl RoutingTable {
@@ -491,6 +496,9 @@ pub struct ProxyReport {
     /// The addresses it listens on.
     #[serde(default)]
     pub listeners: Vec<String>,
+    /// How it goes with each port of the table's streams.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub streams: Vec<StreamReport>,
 }
 
 /// What the ids (`X-Request-Id`) of requests begin with of which a proxy can say later what became of them. It
@@ -699,6 +707,13 @@ pub struct Traffic {
     /// How often an instance was left out for a while because of how it answered.
     #[serde(default)]
     pub ejections: u64,
+    /// Bytes that clients of a network environment sent. What its connections are is in `requests`, which counts
+    /// each when it reaches an instance, or none.
+    #[serde(default)]
+    pub bytes_in: u64,
+    /// Bytes that they were sent.
+    #[serde(default)]
+    pub bytes_out: u64,
 }
 
 impl Traffic {
@@ -717,6 +732,8 @@ impl Traffic {
         self.waiting += more.waiting;
         self.limited += more.limited;
         self.ejections += more.ejections;
+        self.bytes_in += more.bytes_in;
+        self.bytes_out += more.bytes_out;
     }
 
     /// The same; of the latencies, the worst is kept.

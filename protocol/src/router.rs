@@ -2,32 +2,86 @@
 //! pattern the path matches. Proxies route by it, and the controller explains by it where they do.
 
 use fnv::FnvHashMap;
-use std::borrow::Cow;
+use std::borrow::{Borrow, Cow};
 use std::cmp::Reverse;
+use std::hash::{Hash, Hasher};
 
 /// Longest hostname (RFC 1035, section 2.3.4). What is longer is below no name, and costs no looking.
 const LONGEST_HOST: usize = 253;
 /// Longest pattern of paths, and most wildcards in it, as in Elastic Beanstalk's listener rules.
 pub(crate) const LONGEST_PATTERN: usize = 128;
 
+/// How long a hostname may be to stand in the table itself, in bytes: with what it leads to, in 64 of them.
+const SHORT_HOST: usize = 22;
+
 /// Where hostnames lead.
 pub struct Router<R> {
     /// By a quick hash: whoever sends requests has no say in the names.
-    exact: FnvHashMap<Box<str>, Paths<R>>,
+    exact: FnvHashMap<Name, Paths<R>>,
     /// By what stands behind `*.`.
-    below: FnvHashMap<Box<str>, Paths<R>>,
+    below: FnvHashMap<Name, Paths<R>>,
     any: Option<Paths<R>>,
 }
 
+/// A hostname. One that is short is beside what it leads to: to look it up, memory is asked once.
+#[derive(Debug)]
+enum Name {
+    Short(u8, [u8; SHORT_HOST]),
+    Long(Box<[u8]>),
+}
+
 struct Paths<R> {
-    patterns: Vec<Pattern<R>>,
+    patterns: Option<Box<Patterns<R>>>,
     rest: Option<R>,
 }
+
+struct Patterns<R>(Vec<Pattern<R>>);
 
 struct Pattern<R> {
     text: Box<str>,
     priority: u32,
     route: R,
+}
+
+impl Name {
+    fn new(host: &str) -> Self {
+        let bytes = host.as_bytes();
+        let mut short = [0; SHORT_HOST];
+        match (short.get_mut(..bytes.len()), u8::try_from(bytes.len())) {
+            (Some(room), Ok(length)) => {
+                room.copy_from_slice(bytes);
+                Self::Short(length, short)
+            }
+            _ => Self::Long(bytes.into()),
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Short(length, bytes) => &bytes[..usize::from(*length)],
+            Self::Long(bytes) => bytes,
+        }
+    }
+}
+
+impl PartialEq for Name {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes() == other.bytes()
+    }
+}
+
+impl Eq for Name {}
+
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.bytes().hash(state);
+    }
+}
+
+impl Borrow<[u8]> for Name {
+    fn borrow(&self) -> &[u8] {
+        self.bytes()
+    }
 }
 
 impl<R> Default for Router<R> {
@@ -43,25 +97,36 @@ impl<R> Default for Router<R> {
 impl<R> Default for Paths<R> {
     fn default() -> Self {
         Self {
-            patterns: Vec::new(),
+            patterns: None,
             rest: None,
         }
     }
 }
 
 impl<R: Clone> Router<R> {
+    /// One with room for so many hosts.
+    pub fn with_capacity(hosts: usize) -> Self {
+        let mut router = Self::default();
+        router.exact.reserve(hosts);
+        router
+    }
+
     /// Adds a route for a host, or a pattern of hosts, and patterns of its paths; for the rest of its paths where
     /// there are none.
     pub fn insert(&mut self, host: &str, paths: &[String], priority: u32, route: &R) {
         let at = match host.strip_prefix("*.") {
             _ if host == "*" => self.any.get_or_insert_default(),
-            Some(parent) => self.below.entry(parent.into()).or_default(),
-            None => self.exact.entry(host.into()).or_default(),
+            Some(parent) => self.below.entry(Name::new(parent)).or_default(),
+            None => self.exact.entry(Name::new(host)).or_default(),
         };
         if paths.is_empty() {
             at.rest = Some(route.clone());
+            return;
         }
-        at.patterns.extend(paths.iter().map(|path| Pattern {
+        let patterns = at
+            .patterns
+            .get_or_insert_with(|| Box::new(Patterns(Vec::new())));
+        patterns.0.extend(paths.iter().map(|path| Pattern {
             text: path.as_str().into(),
             priority,
             route: route.clone(),
@@ -72,9 +137,10 @@ impl<R: Clone> Router<R> {
     pub fn sort(&mut self) {
         let hosts = self.exact.values_mut().chain(self.below.values_mut());
         for paths in hosts.chain(&mut self.any) {
-            paths
-                .patterns
-                .sort_by_key(|pattern| (pattern.priority, Reverse(pattern.text.len())));
+            if let Some(patterns) = &mut paths.patterns {
+                let order = |pattern: &Pattern<R>| (pattern.priority, Reverse(pattern.text.len()));
+                patterns.0.sort_by_key(order);
+            }
         }
     }
 }
@@ -82,13 +148,21 @@ impl<R: Clone> Router<R> {
 impl<R> Router<R> {
     /// Where `path` of `host` leads.
     pub fn find(&self, host: &str, path: &str) -> Option<&R> {
-        if let Some(found) = self.exact.get(host).and_then(|paths| paths.find(path)) {
+        if let Some(found) = self
+            .exact
+            .get(host.as_bytes())
+            .and_then(|paths| paths.find(path))
+        {
             return Some(found);
         }
         if !self.below.is_empty() && host.len() <= LONGEST_HOST {
             let mut rest = host;
             while let Some((_, parent)) = rest.split_once('.') {
-                if let Some(found) = self.below.get(parent).and_then(|paths| paths.find(path)) {
+                if let Some(found) = self
+                    .below
+                    .get(parent.as_bytes())
+                    .and_then(|paths| paths.find(path))
+                {
                     return Some(found);
                 }
                 rest = parent;
@@ -100,8 +174,13 @@ impl<R> Router<R> {
 
 impl<R> Paths<R> {
     fn find(&self, path: &str) -> Option<&R> {
-        let mut patterns = self.patterns.iter();
-        let found = patterns.find(|pattern| matches(pattern.text.as_bytes(), path.as_bytes()));
+        let Some(patterns) = &self.patterns else {
+            return self.rest.as_ref();
+        };
+        let found = patterns
+            .0
+            .iter()
+            .find(|pattern| matches(pattern.text.as_bytes(), path.as_bytes()));
         found.map(|pattern| &pattern.route).or(self.rest.as_ref())
     }
 }
@@ -237,6 +316,24 @@ mod tests {
         ] {
             assert_eq!(router.find(host, "/"), Some(&wanted), "{host}");
         }
+    }
+
+    #[test]
+    fn a_host_of_any_length_is_found_and_no_other() {
+        for length in [1, SHORT_HOST - 1, SHORT_HOST, SHORT_HOST + 1, LONGEST_HOST] {
+            let host = "a".repeat(length);
+            let router = router(&[
+                (&host, &[], 0, "it"),
+                (&format!("*.{host}"), &[], 0, "below"),
+            ]);
+            assert_eq!(router.find(&host, "/"), Some(&"it"), "{length}");
+            assert_eq!(router.find(&host[1..], "/"), None, "{length}");
+            assert_eq!(router.find(&format!("{host}a"), "/"), None, "{length}");
+            assert_eq!(router.find(&format!("{host}\0"), "/"), None, "{length}");
+        }
+        let router = router(&[("*.b", &[], 0, "below")]);
+        assert_eq!(router.find("a.b", "/"), Some(&"below"));
+        assert!(size_of::<(Name, Paths<[usize; 3]>)>() <= 64);
     }
 
     #[test]

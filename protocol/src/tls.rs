@@ -8,7 +8,7 @@
 //! Certificates are no part of the routing table: they change at other times, and the table is in places
 //! where private keys have no business.
 
-use crate::{CertificateName, Digest, Generation};
+use crate::{CertificateName, Digest, Generation, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -90,6 +90,18 @@ pub struct ServedCertificate {
     /// How it is shown, and to whom.
     #[serde(default)]
     pub terms: Terms,
+    /// What clients that ask for it get with it (RFC 6066, section 8).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staple: Option<Staple>,
+}
+
+/// What the responder of a certificate's authority said of it (OCSP, RFC 6960).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Staple {
+    /// Its answer in DER, in hexadecimal.
+    pub answer: String,
+    /// Until when it holds. A proxy shows it no longer, whether or not a controller is there.
+    pub until: Timestamp,
 }
 
 /// How a certificate's hostnames are served.
@@ -105,6 +117,9 @@ pub struct Terms {
     /// Clients have to show a certificate that one of these authorities signed; PEM. Absent: they show none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_authorities: Option<String>,
+    /// Clients that ask for it get an answer of the authority's OCSP responder with the certificate.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ocsp: bool,
 }
 
 /// A version of TLS.

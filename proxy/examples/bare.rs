@@ -6,6 +6,9 @@
 //! bare full LISTEN UPSTREAM [LOG]                       Beanpole's proxy, one thread, with an access log if given
 //! ```
 
+#[path = "../src/buffered.rs"]
+#[expect(dead_code, reason = "the bare proxy needs less of it")]
+mod buffered;
 #[path = "../src/calm.rs"]
 mod calm;
 #[path = "../src/exchange/chunked.rs"]
@@ -28,7 +31,7 @@ use beanpole_protocol::{
     ReleaseNumber,
 };
 use beanpole_proxy::ProxyConfig;
-use connection::Buffered;
+use buffered::Buffered;
 use pingora_core::apps::ServerApp;
 use pingora_core::listeners::tls::Acceptor;
 use pingora_core::modules::http::HttpModules;
@@ -106,7 +109,8 @@ async fn accept(
     let listener = TcpListener::bind(listen).await?;
     loop {
         let (socket, peer) = listener.accept().await?;
-        let io = Buffered::accepted(socket, peer, listen)?;
+        socket.set_nodelay(true)?;
+        let io = Buffered::accepted(socket, peer, listen);
         let (app, stopping, tls) = (app.clone(), stopping.clone(), tls.clone());
         tokio::spawn(async move {
             let stream: Stream = match tls {
@@ -161,6 +165,7 @@ fn table(upstream: SocketAddr) -> Result<RoutingTable, Box<dyn Error>> {
             ..Route::default()
         }],
         pools: vec![pool],
+        ..RoutingTable::default()
     })
 }
 

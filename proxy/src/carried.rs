@@ -454,6 +454,7 @@ mod tests {
             }],
             releases: Vec::new(),
             listeners: Vec::new(),
+            streams: Vec::new(),
         }
     }
 

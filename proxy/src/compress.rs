@@ -151,11 +151,10 @@ fn varies(headers: Headers<'_>) -> bool {
     told
 }
 
-/// The header that has caches ask before they give one client what another got, for an answer that goes as it is,
-/// where it would have been another for another client. `head` is the answer's.
-pub fn warning(head: &[u8], status: u16, wanted: &Compression) -> Option<&'static str> {
-    let headers = Headers::Raw(head);
-    (may_be(status, headers, wanted) && !varies(headers)).then_some("Vary: Accept-Encoding\r\n")
+/// Whether an answer with these headers, that goes as it is, has to say that it would have been another for another
+/// client (`Vary: Accept-Encoding`), and does not: caches would give it to everybody.
+pub fn depends(headers: Headers<'_>, status: u16, wanted: &Compression) -> bool {
+    may_be(status, headers, wanted) && !varies(headers)
 }
 
 /// Changes the head of an answer that is to be compressed, and gives what does it; none where it goes as it is.
@@ -356,7 +355,7 @@ mod tests {
             min_bytes: 0,
         };
         let head = |more: &str| format!("HTTP/1.1 200 OK\r\n{more}\r\n\r\n");
-        let warned = |more: &str| warning(head(more).as_bytes(), 200, &wanted).is_some();
+        let warned = |more: &str| depends(Headers::Raw(head(more).as_bytes()), 200, &wanted);
         assert!(warned("Content-Type: text/css"));
         assert!(warned("Content-Type: text/css\r\nVary: Cookie"));
         assert!(!warned("Content-Type: image/png"));

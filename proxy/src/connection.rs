@@ -1,17 +1,14 @@
-//! A client's connection as pingora sees it: buffered, with bounds for heads of requests, an answer
-//! to "HTTP/2 or not?", and ways to end it from outside.
-//!
-//! pingora's own stream from an accepted socket is unbuffered (its `set_buffer` is private), costs
-//! a system call per write, and offers no way to end an upgraded connection.
+//! A client's connection as pingora sees it: with bounds for heads of requests, an answer to "HTTP/2 or not?", and ways
+//! to end it from outside.
 
+use crate::buffered::Buffered;
 use crate::calm::Calm;
 use crate::exchange::Chunked;
 use beanpole_daemon::connections::Member;
 use futures::ready;
 use futures::task::AtomicWaker;
-use pingora_core::protocols::l4::stream::Stream as L4Stream;
 use pingora_core::protocols::raw_connect::ProxyDigest;
-use pingora_core::protocols::tls::{SslDigest, TlsRef, TlsStream};
+use pingora_core::protocols::tls::SslDigest;
 use pingora_core::protocols::{
     ALPN, GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl,
     TimingDigest, UniqueID, UniqueIDType,
@@ -26,15 +23,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio_rustls::server::TlsStream;
 
 /// What an HTTP/2 client with prior knowledge sends first (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// How much is gathered before it is written: a head and a small body in one segment.
-const WRITE_BUFFER: usize = 16 * 1024;
-/// How many buffers each thread keeps for that.
-const KEPT_BUFFERS: usize = 64;
+/// How much is read of a client at a time, in bytes.
+const READ_BUFFER: usize = 16 * 1024;
 
 /// Longest head of a request, in bytes.
 const LONGEST_HEAD: usize = 64 * 1024;
@@ -64,9 +59,7 @@ const MOST_AHEAD: usize = LONGEST_HEAD;
 
 thread_local! {
     /// What is read of clients of a thread before it is known how much that is.
-    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; WRITE_BUFFER].into());
-    /// Buffers for what is written that nobody uses now.
-    static BUFFERS: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BUFFER].into());
 }
 
 const PHASE: u32 = 0b0111;
@@ -101,6 +94,8 @@ pub struct ConnState {
     leaving: AtomicBool,
     /// Requests under way, if it is HTTP/2.
     streams: AtomicU32,
+    /// What is written to it is gathered: flushing it waits.
+    gathers: AtomicBool,
     watched: AtomicBool,
     closed: AtomicBool,
     waker: AtomicWaker,
@@ -214,6 +209,21 @@ impl ConnState {
         self.finishing.load(Ordering::Relaxed)
     }
 
+    /// Has what is written gathered, or not any more: `h2` flushes after each frame, and the last one does not tell.
+    pub fn gather(&self, gathers: bool) {
+        self.gathers.store(gathers, Ordering::Relaxed);
+    }
+
+    /// Requests under way, if it is HTTP/2.
+    pub fn streams(&self) -> u32 {
+        self.streams.load(Ordering::Relaxed)
+    }
+
+    /// Has whoever drives it woken when something is to be done about it: it ends, or its last request has.
+    pub fn wakes(&self, waker: &Waker) {
+        self.waker.register(waker);
+    }
+
     /// Done when a connection that is not served yet is to end, or is late.
     pub async fn unwanted(&self) {
         poll_fn(|cx| {
@@ -269,8 +279,13 @@ impl OnStream {
     pub fn begin(digest: &ProxyDigest) -> Option<Self> {
         let state = digest.user_data.as_ref()?;
         let state = state.downcast_ref::<Arc<ConnState>>()?.clone();
+        Some(Self::of(state))
+    }
+
+    /// One more request of a connection.
+    pub fn of(state: Arc<ConnState>) -> Self {
         state.streams.fetch_add(1, Ordering::Relaxed);
-        Some(Self(state))
+        Self(state)
     }
 
     /// Its connection.
@@ -282,7 +297,10 @@ impl OnStream {
 impl Drop for OnStream {
     fn drop(&mut self) {
         self.0.multiplexes();
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+        if self.0.streams.fetch_sub(1, Ordering::Relaxed) == 1 {
+            // Its time without a request begins.
+            self.0.waker.wake();
+        }
     }
 }
 
@@ -290,204 +308,6 @@ impl Drop for OnStream {
 pub trait Refuse: std::fmt::Debug + Send + Sync {
     /// A whole answer with `status` to a head that has been coming for `after`.
     fn refuse(&self, status: u16, after: Duration) -> Vec<u8>;
-}
-
-/// pingora's socket with a write buffer, which there is only while something is in it: a connection that rests costs
-/// none.
-#[derive(Debug)]
-pub struct Buffered {
-    socket: L4Stream,
-    pending: Vec<u8>,
-    /// How much of that is written.
-    written: usize,
-    /// Read already, and to be read again first.
-    ahead: Vec<u8>,
-}
-
-impl Buffered {
-    /// Takes an accepted socket whose digest is already set.
-    pub fn new(socket: L4Stream) -> Self {
-        Self {
-            socket,
-            pending: Vec::new(),
-            written: 0,
-            ahead: Vec::new(),
-        }
-    }
-
-    /// Has bytes read again that were read.
-    pub fn give_back(&mut self, bytes: Vec<u8>) {
-        self.ahead = bytes;
-    }
-
-    /// Writes what is pending.
-    fn poll_pending(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.written < self.pending.len() {
-            let rest = &self.pending[self.written..];
-            let count = ready!(Pin::new(&mut self.socket).poll_write(cx, rest))?;
-            if count == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.written += count;
-        }
-        if self.pending.capacity() > 0 {
-            put_aside(std::mem::take(&mut self.pending));
-            self.written = 0;
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Takes `buf` in, where there is room for it.
-    fn takes_in(&mut self, buf: &[u8]) -> bool {
-        let fits = self.pending.len() + buf.len() <= WRITE_BUFFER;
-        if fits && !buf.is_empty() {
-            if self.pending.capacity() == 0 {
-                self.pending = take_buffer();
-            }
-            self.pending.extend_from_slice(buf);
-        }
-        fits
-    }
-
-    /// Takes an accepted socket as it is; pingora learns both addresses here.
-    pub fn accepted(
-        socket: TcpStream,
-        peer: std::net::SocketAddr,
-        local: std::net::SocketAddr,
-    ) -> io::Result<Self> {
-        use std::os::fd::AsRawFd;
-        socket.set_nodelay(true)?;
-        let digest = SocketDigest::from_raw_fd(socket.as_raw_fd());
-        // They are empty: the digest was made a line ago.
-        let _ = digest.peer_addr.set(Some(peer.into()));
-        let _ = digest.local_addr.set(Some(local.into()));
-        let mut stream: L4Stream = socket.into();
-        stream.set_socket_digest(digest);
-        Ok(Self::new(stream))
-    }
-}
-
-/// A buffer of this thread, or a new one.
-fn take_buffer() -> Vec<u8> {
-    let kept = BUFFERS.with_borrow_mut(Vec::pop);
-    kept.unwrap_or_else(|| Vec::with_capacity(WRITE_BUFFER))
-}
-
-fn put_aside(mut buffer: Vec<u8>) {
-    buffer.clear();
-    BUFFERS.with_borrow_mut(|kept| {
-        if kept.len() < KEPT_BUFFERS {
-            kept.push(buffer);
-        }
-    });
-}
-
-impl Drop for Buffered {
-    /// A handshake that fails leaves the alert that says why in the buffer, and nobody who could flush it.
-    fn drop(&mut self) {
-        let mut nobody = Context::from_waker(Waker::noop());
-        let _ = self.poll_pending(&mut nobody);
-    }
-}
-
-impl AsyncRead for Buffered {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if !self.ahead.is_empty() {
-            let count = self.ahead.len().min(buf.remaining());
-            buf.put_slice(&self.ahead[..count]);
-            self.ahead.drain(..count);
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.socket).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Buffered {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        if self.takes_in(buf) {
-            return Poll::Ready(Ok(buf.len()));
-        }
-        ready!(self.poll_pending(cx))?;
-        if self.takes_in(buf) {
-            return Poll::Ready(Ok(buf.len()));
-        }
-        Pin::new(&mut self.socket).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_pending(cx))?;
-        Pin::new(&mut self.socket).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_pending(cx))?;
-        Pin::new(&mut self.socket).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let all: usize = bufs.iter().map(|buf| buf.len()).sum();
-        if self.pending.len() + all > WRITE_BUFFER {
-            ready!(self.poll_pending(cx))?;
-        }
-        if all > WRITE_BUFFER {
-            return Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
-        }
-        for buf in bufs {
-            self.takes_in(buf);
-        }
-        Poll::Ready(Ok(all))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-}
-
-#[async_trait::async_trait]
-impl Shutdown for Buffered {
-    async fn shutdown(&mut self) {
-        // A connection that is gone is shut down enough.
-        let _ = tokio::io::AsyncWriteExt::shutdown(self).await;
-    }
-}
-
-impl UniqueID for Buffered {
-    fn id(&self) -> UniqueIDType {
-        self.socket.id()
-    }
-}
-
-impl Ssl for Buffered {}
-impl Peek for Buffered {}
-
-impl GetTimingDigest for Buffered {
-    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.socket.get_timing_digest()
-    }
-}
-
-impl GetProxyDigest for Buffered {
-    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.socket.get_proxy_digest()
-    }
-}
-
-impl GetSocketDigest for Buffered {
-    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.socket.get_socket_digest()
-    }
 }
 
 /// Where a request that was handed over ends.
@@ -580,7 +400,7 @@ impl Connection {
 
     /// A connection whose TLS handshake is done.
     pub fn tls(io: TlsStream<Buffered>, state: Arc<ConnState>, refuser: Box<dyn Refuse>) -> Self {
-        let h2 = matches!(io.selected_alpn_proto(), Some(ALPN::H2));
+        let h2 = io.get_ref().1.alpn_protocol() == Some(b"h2");
         Self::new(Carrier::Tls(Box::new(io)), h2, state, refuser)
     }
 
@@ -607,6 +427,24 @@ impl Connection {
     /// What is known of it outside, for requests on HTTP/1.
     pub fn state(&self) -> &Arc<ConnState> {
         &self.state
+    }
+
+    /// What carries its bytes in the end.
+    fn socket(&self) -> &Buffered {
+        match &self.carrier {
+            Carrier::Plain(io) => io,
+            Carrier::Tls(io) => io.get_ref().0,
+        }
+    }
+
+    /// Ends a connection that nothing more is written to.
+    pub async fn end(&mut self) {
+        let _ = if matches!(self.carrier, Carrier::Plain(_)) && !self.has_more() {
+            // Closing it says the same, at one system call less.
+            self.flush().await
+        } else {
+            AsyncWriteExt::shutdown(self).await
+        };
     }
 
     /// Whether TLS has agreed on HTTP/2.
@@ -665,6 +503,16 @@ impl Connection {
         bytes.append(&mut self.ahead);
         self.ahead = bytes;
         self.rest = rest;
+    }
+
+    /// Whether what comes is HTTP/2: by TLS, or by its beginning.
+    pub async fn begins_h2(&mut self) -> io::Result<bool> {
+        if self.h2 || matches!(self.carrier, Carrier::Tls(_)) {
+            return Ok(self.h2);
+        }
+        let mut begun = [0; PREFACE.len()];
+        self.try_peek(&mut begun).await?;
+        Ok(begun == *PREFACE)
     }
 
     /// Whether what was put back may be the beginning of HTTP/2.
@@ -911,6 +759,10 @@ impl Connection {
             let count = this.ahead.len().min(buf.remaining());
             buf.put_slice(&this.ahead[..count]);
             this.ahead.drain(..count);
+            if this.ahead.is_empty() {
+                // A connection that rests has no buffer.
+                this.ahead = Vec::new();
+            }
             return Poll::Ready(Ok(()));
         }
         let phase = this.state.phase();
@@ -1007,6 +859,9 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.state.gathers.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
         self.poll_carrier_flush(cx)
     }
 
@@ -1045,10 +900,8 @@ impl AsyncWrite for Connection {
 #[async_trait::async_trait]
 impl Shutdown for Connection {
     async fn shutdown(&mut self) {
-        match &mut self.carrier {
-            Carrier::Plain(io) => Shutdown::shutdown(&mut **io).await,
-            Carrier::Tls(io) => Shutdown::shutdown(&mut **io).await,
-        }
+        // A connection that is gone is shut down enough.
+        let _ = AsyncWriteExt::shutdown(self).await;
     }
 }
 
@@ -1087,65 +940,62 @@ impl Peek for Connection {
 
 impl UniqueID for Connection {
     fn id(&self) -> UniqueIDType {
-        match &self.carrier {
-            Carrier::Plain(io) => io.id(),
-            Carrier::Tls(io) => io.id(),
-        }
+        self.socket().id()
     }
 }
 
 impl Ssl for Connection {
-    fn get_ssl(&self) -> Option<&TlsRef> {
-        match &self.carrier {
-            Carrier::Plain(_) => None,
-            Carrier::Tls(io) => io.get_ssl(),
-        }
-    }
-
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        match &self.carrier {
-            Carrier::Plain(_) => None,
-            Carrier::Tls(io) => io.get_ssl_digest(),
-        }
+        let Carrier::Tls(io) = &self.carrier else {
+            return None;
+        };
+        let (_, tls) = io.get_ref();
+        let suite = tls.negotiated_cipher_suite();
+        let suite = suite.and_then(|suite| suite.suite().as_str());
+        let version = tls.protocol_version().and_then(|version| version.as_str());
+        let (suite, version) = (suite.unwrap_or_default(), version.unwrap_or_default());
+        // Certificates of clients are looked at by rustls.
+        Some(Arc::new(SslDigest::new(
+            suite,
+            version,
+            None,
+            None,
+            Vec::new(),
+        )))
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        match &self.carrier {
-            Carrier::Plain(_) => None,
-            Carrier::Tls(io) => io.selected_alpn_proto(),
+        let Carrier::Tls(io) = &self.carrier else {
+            return None;
+        };
+        match io.get_ref().1.alpn_protocol()? {
+            b"h2" => Some(ALPN::H2),
+            b"http/1.1" => Some(ALPN::H1),
+            _ => None,
         }
     }
 }
 
 impl GetTimingDigest for Connection {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        match &self.carrier {
-            Carrier::Plain(io) => io.get_timing_digest(),
-            Carrier::Tls(io) => io.get_timing_digest(),
-        }
+        self.socket().get_timing_digest()
     }
 }
 
 impl GetProxyDigest for Connection {
     /// The way by which requests on HTTP/2 find their connection: pingora gives them its digests alone.
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        if self.h2 || self.state.phase() == H2 {
-            let head = ResponseHeader::build(200, Some(0)).ok()?;
-            let state = Box::new(self.state.clone());
-            return Some(Arc::new(ProxyDigest::new(Box::new(head), Some(state))));
+        if !self.h2 && self.state.phase() != H2 {
+            return None;
         }
-        match &self.carrier {
-            Carrier::Plain(io) => io.get_proxy_digest(),
-            Carrier::Tls(io) => io.get_proxy_digest(),
-        }
+        let head = ResponseHeader::build(200, Some(0)).ok()?;
+        let state = Box::new(self.state.clone());
+        Some(Arc::new(ProxyDigest::new(Box::new(head), Some(state))))
     }
 }
 
 impl GetSocketDigest for Connection {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        match &self.carrier {
-            Carrier::Plain(io) => io.get_socket_digest(),
-            Carrier::Tls(io) => io.get_socket_digest(),
-        }
+        self.socket().get_socket_digest()
     }
 }

@@ -366,6 +366,7 @@ pub fn seen(shared: &Shared) -> ProxyReport {
         environments: table.environments(),
         releases: table.releases(),
         listeners: Vec::new(),
+        streams: shared.ports.report(&table.streams),
     }
 }
 
@@ -390,6 +391,7 @@ fn enforce(shared: &Shared, held: &Table, source: RoutingTable, known: Known<'_>
     let next = Arc::new(next);
     shared.table.store(next.clone());
     next.enact();
+    shared.ports.look();
     for target in &difference.went {
         target.leave();
     }

@@ -26,6 +26,8 @@ const REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Longest request id taken over from a client (as `protocol::RequestId`, plus `_`, `.` and `:`).
 const LONGEST_ID: usize = 64;
+/// How long the lines are that tell of a client, usually, in bytes.
+const LINES: usize = 192;
 /// How many headers [`Client::introduce`] may add.
 const ADDED: usize = 6;
 /// Up to how many headers of a request are moved into a map that has the others already. More would
@@ -97,29 +99,42 @@ impl Client {
     }
 
     fn completed(&self, mut asked: Asked) -> Arc<Asked> {
-        let mut told = HeaderMap::with_capacity(ADDED + 1);
-        told.insert(header::HOST, asked.host.clone());
-        self.tell(&mut told, &asked.host, &asked.forwarded);
-        let mut lines = Vec::new();
-        for (name, value) in told.iter().filter(|(name, _)| *name != header::HOST) {
+        let all = [
+            (FOR, &self.text),
+            (header::FORWARDED, &asked.forwarded),
+            (PROTO, &self.proto),
+            (HOST, &asked.host),
+            (PORT, &self.port),
+        ];
+        let mut lines = Vec::with_capacity(LINES);
+        for (name, value) in all {
             for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
                 lines.extend_from_slice(part);
             }
         }
         asked.lines = lines.into();
-        if !self.trusted {
-            told.insert(REQUEST_ID, HeaderValue::from_static("-"));
-            // A copy has no room to spare: there is one for each connection.
-            asked.told = Some(told.clone());
-        }
         Arc::new(asked)
+    }
+
+    /// All that the app is told with a request for `asked`, if that is the same for all.
+    fn told<'a>(&self, asked: &'a Asked) -> Option<&'a HeaderMap> {
+        (!self.trusted).then(|| {
+            asked.told.get_or_init(|| {
+                let mut told = HeaderMap::with_capacity(ADDED + 1);
+                told.insert(header::HOST, asked.host.clone());
+                self.tell(&mut told, &asked.host, &asked.forwarded);
+                told.insert(REQUEST_ID, HeaderValue::from_static("-"));
+                // A copy has no room to spare: there is one for each connection.
+                told.clone()
+            })
+        })
     }
 
     /// Tells the app about the client, and the request's id.
     pub fn introduce(&self, headers: &mut HeaderMap, asked: &Asked, id: &HeaderValue) {
         if headers.len() <= FEW
-            && let Some(told) = &asked.told
             && headers.get(header::HOST) == Some(&asked.host)
+            && let Some(told) = self.told(asked)
         {
             let sent = std::mem::replace(headers, told.clone());
             let mut name = None;

@@ -43,7 +43,7 @@ impl Seen {
                     seen.encoded = true;
                 }
                 "x-request-id" => seen.has_id = true,
-                "cookie" => seen.cookies = cookies_without_ours(headers),
+                "cookie" => seen.cookies = cookies_for_apps(headers, version),
                 "upgrade" => {
                     seen.ends_here.push(name.clone());
                     seen.websocket = version == Version::HTTP_11
@@ -87,21 +87,28 @@ impl Seen {
     }
 }
 
-/// The cookies of a client, where some of them are ours, without those.
-fn cookies_without_ours(headers: &HeaderMap) -> Option<Vec<HeaderValue>> {
-    let mut has_ours = false;
+/// The cookies of a client as the app gets them, where that is not as they came: without ours; and in one header,
+/// where they came one by one, which only HTTP/2 allows (RFC 9113, section 8.2.3).
+fn cookies_for_apps(headers: &HeaderMap, version: Version) -> Option<Vec<HeaderValue>> {
+    let mut changes = false;
     let mut left = Vec::new();
     for value in headers.get_all(header::COOKIE) {
         match cookies::without_ours(value.as_bytes()) {
             None => left.push(value.clone()),
             Some(rest) => {
-                has_ours = true;
+                changes = true;
                 let rest = HeaderValue::from_bytes(&rest).ok();
                 left.extend(rest.filter(|rest| !rest.is_empty()));
             }
         }
     }
-    has_ours.then_some(left)
+    if version == Version::HTTP_2 && left.len() > 1 {
+        changes = true;
+        let all: Vec<&[u8]> = left.iter().map(HeaderValue::as_bytes).collect();
+        let one = HeaderValue::from_bytes(&all.join(&b"; "[..])).ok();
+        left = one.into_iter().collect();
+    }
+    changes.then_some(left)
 }
 
 /// Takes out of an answer what is between the app and the proxy alone (RFC 9110, section 7.6.1), and says

@@ -4,6 +4,7 @@ use beanpole_protocol::router::normal_host;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Version, header};
 use std::net::Ipv6Addr;
+use std::sync::OnceLock;
 
 /// A host, as requests of one client ask for it.
 pub struct Asked {
@@ -13,8 +14,8 @@ pub struct Asked {
     pub name: String,
     /// What `Forwarded` says of the client and this host.
     pub forwarded: HeaderValue,
-    /// All that the app is told, if it is the same for all requests.
-    pub told: Option<HeaderMap>,
+    /// All that the app is told, if it is the same for all requests; made for the first that takes the long way.
+    pub told: OnceLock<HeaderMap>,
     /// What it is told of a client that tells nothing itself, as lines of a head.
     pub lines: Box<[u8]>,
 }
@@ -47,7 +48,7 @@ impl Asked {
             name: normal_host(host).into_owned(),
             forwarded: forwarded(host),
             host: sent,
-            told: None,
+            told: OnceLock::new(),
             lines: Box::default(),
         })
     }

@@ -18,10 +18,12 @@
 //! | `shared` | what all workers share, and where a request goes |
 //! | `service` | a request's way, as pingora's callbacks |
 //! | `exchange` | the short way of plain requests, and what takes the long one |
+//! | `streams` | a client's connection of HTTP/2, whose requests take either way |
 //! | `sticky`, `names`, `cookies` | clients that stay on a side, or at a target |
-//! | `connection`, `calm` | a client's socket, as pingora wants it; what it may ask for over HTTP/2 |
+//! | `buffered`, `connection`, `calm` | a client's socket; its connection, as pingora wants it; what it may ask for over HTTP/2 |
 //! | `announced` | clients that a load balancer in front announces |
 //! | `listen`, `worker` | from the listening socket to the thread that serves |
+//! | `network` | connections that are carried as they are |
 //! | `serve` | from a configuration to a proxy that serves, retires and stops |
 //! | `keeper`, `carried` | the process that outlives those that serve, and how one of these follows another |
 //! | `fault` | whether a failure is this machine's own |
@@ -41,6 +43,7 @@ mod announced;
 mod announcing;
 mod asker;
 mod balance;
+mod buffered;
 mod calm;
 mod carried;
 mod check;
@@ -59,6 +62,7 @@ mod host;
 mod keeper;
 mod listen;
 mod names;
+mod network;
 mod own_pages;
 mod pages;
 mod rate;
@@ -68,6 +72,7 @@ mod service;
 mod shared;
 mod statics;
 mod sticky;
+mod streams;
 mod table;
 mod target;
 mod tls;
@@ -230,7 +235,7 @@ pub async fn run(config: ProxyConfig, stop: CancellationToken) -> Result<(), Pro
         .await
         .map_err(ProxyError::Socket)?;
     let listeners = listen::bind_all(&config.http, &config.https).map_err(ProxyError::Listen)?;
-    let mut server = Server::prepare(&config, listeners)?;
+    let mut server = Server::prepare(&config, listeners, network::Binder::Own)?;
     control::restore(&server.shared, &server.kept.table, Known::Served)
         .map_err(ProxyError::Kept)?;
     let control = Control::new(

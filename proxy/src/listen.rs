@@ -5,13 +5,17 @@ use crate::fault;
 use crate::tls::Certificates;
 use beanpole_daemon::connections::{Connection, Connections};
 use beanpole_daemon::rarely::Rarely;
+use rustix::net::sockopt::set_tcp_nodelay;
+use rustix::net::{SocketFlags, acceptfrom_with};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -73,10 +77,49 @@ pub struct Accepted {
     pub peer: SocketAddr,
     /// Where it came to.
     pub local: SocketAddr,
-    /// How to do TLS, if this is a TLS listener.
-    pub tls: Option<Arc<Certificates>>,
+    /// What its listener is for.
+    pub kind: Kind,
     /// Its place among all connections.
     pub place: Connection<ConnState>,
+}
+
+/// What a listener is for.
+#[derive(Clone, Debug)]
+pub enum Kind {
+    /// Plain HTTP.
+    Http,
+    /// HTTP over TLS, which is done so.
+    Https(Arc<Certificates>),
+    /// Connections of network environments.
+    Stream,
+}
+
+/// Listens on an address of network environments; else what is in the way, and what to do about it.
+pub fn open(address: SocketAddr) -> Result<std::net::TcpListener, String> {
+    let opened = std::net::TcpListener::bind(address).and_then(|listener| {
+        // It asks for a short backlog.
+        rustix::net::listen(&listener, i32::try_from(BACKLOG).unwrap_or(i32::MAX))?;
+        Ok(listener)
+    });
+    opened.map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            let holder = holder_of(address.port());
+            format!(
+                "{holder} already listens on port {}; stop it, or choose another port for the environment",
+                address.port()
+            )
+        }
+        io::ErrorKind::PermissionDenied => format!(
+            "port {} is below 1024, and the load balancer lacks the right to listen there (root or \
+             CAP_NET_BIND_SERVICE); choose another port for the environment",
+            address.port()
+        ),
+        _ => format!("cannot listen on {address}: {error}"),
+    })
+}
+
+fn holder_of(port: u16) -> String {
+    holder(port).unwrap_or_else(|| "another program".to_owned())
 }
 
 /// Listens on `address`. `alone` leaves IPv4 to others at that port, where the address stands for all of IPv6.
@@ -126,7 +169,7 @@ fn explain(scheme: Scheme, address: SocketAddr, error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
             let port = address.port();
-            let holder = holder(port).unwrap_or_else(|| "another program".to_owned());
+            let holder = holder_of(port);
             format!(
                 "{holder} already listens on port {port}; stop it, or choose another address with --{scheme} ADDR"
             )
@@ -183,7 +226,7 @@ fn holder(port: u16) -> Option<String> {
 /// before `stop`.
 pub async fn accept(
     listener: TcpListener,
-    tls: Option<Arc<Certificates>>,
+    kind: Kind,
     connections: Arc<Connections<ConnState>>,
     workers: Vec<mpsc::Sender<Accepted>>,
     enough: CancellationToken,
@@ -192,10 +235,17 @@ pub async fn accept(
     let Ok(local) = listener.local_addr() else {
         return;
     };
+    let listener = match without_delay(listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            tracing::error!(%error, %local, "cannot listen any more");
+            return;
+        }
+    };
     let (failures, waits) = (Rarely::new(), Rarely::new());
     let mut turn = 0;
-    while let Some(accepted) = enough.run_until_cancelled(listener.accept()).await {
-        let (socket, peer): (TcpStream, SocketAddr) = match accepted {
+    while let Some(accepted) = enough.run_until_cancelled(next_of(&listener)).await {
+        let (socket, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) if left_already(&error) => continue,
             Err(error) => {
@@ -209,9 +259,6 @@ pub async fn accept(
                 continue;
             }
         };
-        let Ok(socket) = socket.into_std() else {
-            continue;
-        };
         let place = find_place(&connections, &waits);
         let Some(place) = stop.run_until_cancelled(place).await else {
             return;
@@ -221,13 +268,39 @@ pub async fn accept(
             socket,
             peer,
             local,
-            tls: tls.clone(),
+            kind: kind.clone(),
             place,
         };
         if workers[turn].send(accepted).await.is_err() {
             return;
         }
     }
+}
+
+/// A listener whose connections send what is written at once: they have that from it, which costs none of them a
+/// system call.
+fn without_delay(listener: TcpListener) -> io::Result<AsyncFd<std::net::TcpListener>> {
+    let listener = listener.into_std()?;
+    set_tcp_nodelay(&listener, true)?;
+    #[expect(
+        deprecated,
+        reason = "std's listener has one descriptor as long as it lives"
+    )]
+    AsyncFd::with_interest(listener, Interest::READABLE)
+}
+
+/// The next connection, as no part of any runtime: that of its worker takes it in.
+async fn next_of(
+    listener: &AsyncFd<std::net::TcpListener>,
+) -> io::Result<(std::net::TcpStream, SocketAddr)> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let accept = |listener: &std::net::TcpListener| {
+        let (socket, peer) = acceptfrom_with(listener, flags)?;
+        let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+        let peer = peer.ok_or(io::ErrorKind::ConnectionAborted)?;
+        Ok((socket.into(), peer))
+    };
+    listener.async_io(Interest::READABLE, accept).await
 }
 
 async fn find_place(

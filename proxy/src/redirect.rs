@@ -29,7 +29,7 @@ pub fn location(route: &Route, came: &Came<'_>, https: Option<u16>) -> Option<St
     if !route.leads_elsewhere(came.secure, https.is_some()) {
         return None;
     }
-    let redirect = route.redirect.as_ref();
+    let redirect = route.redirect();
     let host = redirect.map_or(came.host, |redirect| &redirect.host);
     let wants = route.only_https || redirect.is_some_and(|redirect| redirect.https);
     let secure = came.secure || (wants && https.is_some());

@@ -5,6 +5,7 @@ use crate::connection::ConnState;
 use crate::control::{self, Kept};
 use crate::listen::{self, Scheme};
 use crate::names::Names;
+use crate::network::{Binder, Keeping, Ports};
 use crate::own_pages::OwnPages;
 use crate::shared::Shared;
 use crate::statics::Statics;
@@ -15,7 +16,9 @@ use crate::{ProxyConfig, ProxyError, tls};
 use arc_swap::ArcSwap;
 use beanpole_daemon::connections::{Connections, Member, raise_open_files, room_for};
 use pingora_timeout::fast_timeout::set_fast_timeout_to_tokio_threshold;
+use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -43,6 +46,8 @@ pub struct Server {
     /// Where it listens, with the scheme.
     pub addresses: Vec<String>,
     listeners: Vec<(Scheme, TcpListener)>,
+    /// Who opens the listeners of network environments.
+    binder: Binder,
     connections: Arc<Connections<ConnState>>,
     workers: Vec<Worker>,
     retire_workers: watch::Sender<bool>,
@@ -73,6 +78,7 @@ impl Server {
     pub fn prepare(
         config: &ProxyConfig,
         listeners: Vec<(Scheme, TcpListener)>,
+        binder: Binder,
     ) -> Result<Self, ProxyError> {
         set_fast_timeout_to_tokio_threshold(Some(LONGEST_SHARED_TIMER));
         let directory = &config.data_dir;
@@ -117,6 +123,7 @@ impl Server {
             https_port: config.public_https_port.or(https_port),
             proxy_protocol: config.proxy_protocol,
             certificates,
+            ports: Ports::default(),
         });
         let room = room(config.max_connections);
         let connections = Connections::new(room);
@@ -138,6 +145,7 @@ impl Server {
             kept,
             addresses,
             listeners,
+            binder,
             connections,
             workers,
             retire_workers,
@@ -157,18 +165,62 @@ impl Server {
 
     /// Takes connections from now on.
     pub fn accept(&mut self) {
+        let keeping = self.keeping();
+        self.accepting.spawn(keeping.run());
+        // A single worker accepts for itself, and need not be woken by another thread for it. Where there are several,
+        // none of them is to wait for what another one is at.
+        let alone = match self.workers.as_slice() {
+            [only] => Some(only.runtime.clone()),
+            _ => None,
+        };
         for (scheme, listener) in self.listeners.drain(..) {
-            let tls = (scheme == Scheme::Https).then(|| self.shared.certificates.clone());
-            self.accepting.spawn(listen::accept(
+            let kind = match scheme {
+                Scheme::Http => listen::Kind::Http,
+                Scheme::Https => listen::Kind::Https(self.shared.certificates.clone()),
+            };
+            let accepting = listen::accept(
                 listener,
-                tls,
+                kind,
                 self.connections.clone(),
                 self.workers.iter().map(|w| w.connections.clone()).collect(),
                 self.enough.clone(),
                 self.stop.clone(),
-            ));
+            );
+            match &alone {
+                Some(runtime) => self.accepting.spawn_on(accepting, runtime),
+                None => self.accepting.spawn(accepting),
+            };
         }
         self.accepting.close();
+    }
+
+    /// What keeps the listeners of network environments: at the addresses of the ones for HTTP.
+    fn keeping(&self) -> Keeping {
+        let bound = || {
+            let listeners = self.listeners.iter();
+            listeners.filter_map(|(scheme, one)| Some((*scheme, one.local_addr().ok()?)))
+        };
+        let at = |wanted| {
+            let of = bound().filter(move |(scheme, _)| *scheme == wanted);
+            let addresses: BTreeSet<IpAddr> = of.map(|(_, at)| at.ip()).collect();
+            Vec::from_iter(addresses)
+        };
+        let http = at(Scheme::Http);
+        Keeping {
+            shared: self.shared.clone(),
+            binder: self.binder.clone(),
+            addresses: if http.is_empty() {
+                at(Scheme::Https)
+            } else {
+                http
+            },
+            own: bound().map(|(scheme, at)| (scheme, at.port())).collect(),
+            connections: self.connections.clone(),
+            workers: self.workers.iter().map(|w| w.connections.clone()).collect(),
+            enough: self.enough.clone(),
+            stop: self.stop.clone(),
+            accepting: self.accepting.clone(),
+        }
     }
 
     /// Accepts nothing more, and is done when the last connection has ended by itself: each is ended with an

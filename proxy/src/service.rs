@@ -12,7 +12,7 @@ use crate::asker::{Asker, Headers};
 use crate::balance::{End, Pool};
 use crate::compress::{self, Encoder};
 use crate::connection::{ConnState, Connection, OnStream, Refuse};
-use crate::exchange::{FAILED, has_bare_line_ends};
+use crate::exchange::{FAILED, MOST_HEADERS, Past, has_bare_line_ends};
 use crate::forwarded::{self, Client};
 use crate::grpc;
 use crate::head::{self, Seen};
@@ -53,8 +53,6 @@ const TAKE_BODY: Duration = Duration::from_secs(1);
 /// The same for the messages of a call, which may have no end before its answer.
 const TAKE_CALL: Duration = Duration::from_millis(100);
 
-/// How often it is looked whether the client of a request that waits for a target is still there.
-const LOOK_FOR_CLIENT: Duration = Duration::from_millis(250);
 /// What the kernel calls a connection whose other side has closed (`TCP_CLOSE_WAIT` of linux/tcp_states.h), and
 /// one that is gone (`TCP_CLOSE`).
 const CLOSED_STATES: [u8; 2] = [8, 7];
@@ -132,6 +130,8 @@ pub struct Request {
     taken: u64,
     /// What it counts as, where that is not the status that was sent: the end of a call of gRPC says more.
     counts_as: Option<u16>,
+    /// It has been counted by the limits of its environment before it came here.
+    admitted: bool,
     /// Where it failed, before it came here.
     failed_at: Option<Arc<TargetState>>,
     /// It has been sent to another target because of how the first one answered.
@@ -157,8 +157,12 @@ pub struct Request {
 impl Request {
     /// What the certificate of its connection asks for.
     fn spoken(&self) -> Option<&Spoken> {
-        let over_h2 = self.on_stream.as_ref().map(OnStream::connection);
-        Spoken::of(self.connection.as_deref().or(over_h2)?)
+        Spoken::of(self.state()?)
+    }
+
+    /// What is known of its connection outside.
+    fn state(&self) -> Option<&ConnState> {
+        state_of(self.connection.as_ref(), self.on_stream.as_ref())
     }
 }
 
@@ -220,7 +224,8 @@ impl Service {
     ) -> Way {
         let head = session.req_header();
         let stay = &mut request.stay;
-        self.with_client(session, request.connection.as_deref(), |client| {
+        let state = state_of(request.connection.as_ref(), request.on_stream.as_ref());
+        self.with_client(session, state, |client| {
             let asker = Asker {
                 client,
                 trusted: &self.0.trusted,
@@ -235,11 +240,11 @@ impl Service {
     fn admit(&self, session: &Session, request: &Request, pool: &Pool) -> Result<(), Duration> {
         let connection = request.connection.as_ref();
         let counted = connection.is_some_and(|one| one.admitted.swap(false, Relaxed));
-        if counted || pool.rates.is_none() {
+        if counted || request.admitted || pool.rates.is_none() {
             return Ok(());
         }
         let head = session.req_header();
-        self.with_client(session, request.connection.as_deref(), |client| {
+        self.with_client(session, request.state(), |client| {
             pool.admit(&Asker {
                 client,
                 trusted: &self.0.trusted,
@@ -268,7 +273,7 @@ impl Service {
     /// What a request asks, for as long as it waits.
     fn asks(&self, session: &Session, request: &Request, host: &str) -> Asks {
         let head = session.req_header();
-        let remembered = request.connection.as_ref().and_then(|connection| {
+        let remembered = request.state().and_then(|connection| {
             let remembered = connection.memory.get()?.clone();
             remembered.downcast::<Client>().ok()
         });
@@ -295,76 +300,9 @@ impl Service {
             return way;
         }
         let asks = self.asks(session, request, host);
-        let way = self.hold(way, &asks, except, &mut request.stay).await;
-        self.queue(way, &asks, except, &mut request.stay).await
-    }
-
-    /// Waits for room, where there is none and its environment lets requests wait for it.
-    async fn queue(
-        &self,
-        way: Way,
-        asks: &Asks,
-        except: Option<&Arc<TargetState>>,
-        stay: &mut Stay,
-    ) -> Way {
-        let Way::Full(pool) = &way else {
-            return way;
-        };
-        let Some(room) = &pool.room else {
-            return way;
-        };
-        let Some(_place) = room.queue() else {
-            return way;
-        };
-        let end = tokio::time::Instant::now() + Duration::from_millis(room.wanted.wait_ms);
-        loop {
-            let way = self
-                .0
-                .choose(&asks.host, &asks.asker(&self.0), except, stay);
-            if !matches!(way, Way::Full(_)) || tokio::time::Instant::now() >= end {
-                return way;
-            }
-            let look = (tokio::time::Instant::now() + LOOK_FOR_CLIENT).min(end);
-            // It may come to another one first.
-            let _ = tokio::time::timeout_at(look, room.used().changed()).await;
-            if asks.has_left() {
-                return Way::ClientLeft;
-            }
-        }
-    }
-
-    /// Waits for a target, where none can take the request now and its pool lets requests wait.
-    async fn hold(
-        &self,
-        way: Way,
-        asks: &Asks,
-        except: Option<&Arc<TargetState>>,
-        stay: &mut Stay,
-    ) -> Way {
-        let Way::NoTarget(Some(pool)) = &way else {
-            return way;
-        };
-        let (Some(hold), Some(_place)) = (pool.hold, pool.place()) else {
-            return way;
-        };
-        pool.counters.held();
-        let end = tokio::time::Instant::now() + Duration::from_millis(hold.for_ms);
-        let mut news = self.0.changes.watch();
-        loop {
-            let way = self
-                .0
-                .choose(&asks.host, &asks.asker(&self.0), except, stay);
-            // The next table may say that nothing is waited for any more.
-            if !way.may_wait() || tokio::time::Instant::now() >= end {
-                return way;
-            }
-            let look = (tokio::time::Instant::now() + LOOK_FOR_CLIENT).min(end);
-            // Nobody but this tells it, and it may never come.
-            let _ = tokio::time::timeout_at(look, news.changed()).await;
-            if asks.has_left() {
-                return Way::ClientLeft;
-            }
-        }
+        let (shared, stay) = (&self.0, &mut request.stay);
+        let choose = || shared.choose(&asks.host, &asks.asker(shared), except, stay);
+        shared.waited(way, choose, || asks.has_left()).await
     }
 
     async fn answer(
@@ -373,7 +311,7 @@ impl Service {
         request: &mut Request,
         page: &Page<'_>,
     ) -> Result<u16> {
-        let connection = request.connection.as_deref();
+        let connection = request.state();
         let here = self.with_client(session, connection, |client| {
             client.is_here(|name| session.req_header().headers.contains_key(name))
         });
@@ -434,7 +372,7 @@ impl Service {
         host: &str,
     ) -> Result<bool> {
         let head = session.req_header();
-        let connection = request.connection.as_deref();
+        let connection = request.state();
         let target = head.uri.path_and_query().map(|target| target.as_str());
         let came = Came {
             host,
@@ -517,6 +455,16 @@ impl Service {
         }
         told(&self.new_client(session))
     }
+}
+
+/// What is known of a connection outside, by how it is known to a request.
+fn state_of<'a>(
+    connection: Option<&'a Arc<ConnState>>,
+    on_stream: Option<&'a OnStream>,
+) -> Option<&'a ConnState> {
+    connection
+        .map(|connection| &**connection)
+        .or_else(|| on_stream.map(OnStream::connection))
 }
 
 /// Where the client is, and where it came to.
@@ -687,7 +635,8 @@ impl Refuse for Refuser {
     }
 }
 
-fn page_head(page: &Rendered, id: HeaderValue) -> Result<ResponseHeader> {
+/// The head of an answer that is a page of ours.
+pub fn page_head(page: &Rendered, id: HeaderValue) -> Result<ResponseHeader> {
     let mut head = ResponseHeader::build(page.status, Some(6))?;
     head.insert_header(header::CONTENT_TYPE, page.content_type)?;
     head.insert_header(header::CONTENT_LENGTH, HeaderValue::from(page.body.len()))?;
@@ -729,6 +678,7 @@ impl ProxyHttp for Service {
             stay: Stay::default(),
             taken: 0,
             counts_as: None,
+            admitted: false,
             failed_at: None,
             again: false,
             unwanted: false,
@@ -765,6 +715,12 @@ impl ProxyHttp for Service {
             let digest = session.as_downstream().digest();
             let proxy = digest.and_then(|digest| digest.proxy_digest.as_deref());
             request.on_stream = proxy.and_then(OnStream::begin);
+            if let Some(past) = session.req_header().extensions.get::<Past>().cloned() {
+                request.admitted = past.admitted;
+                request.reused = u8::from(past.retried);
+                request.again = past.failed_at.is_some();
+                request.failed_at = past.failed_at;
+            }
         }
         let downstream = session.as_downstream_mut();
         // Else a request that came with the one before it would be dropped.
@@ -779,10 +735,14 @@ impl ProxyHttp for Service {
     }
 
     async fn request_filter(&self, session: &mut Session, request: &mut Request) -> Result<bool> {
-        let found = self.with_client(session, request.connection.as_deref(), |client| {
+        let found = self.with_client(session, request.state(), |client| {
             let head = session.req_header();
             if head.method == Method::CONNECT {
                 return Err(Page::NoTunnel);
+            }
+            // Over HTTP/1.1 it is bounded as it is read.
+            if head.headers.len() > MOST_HEADERS {
+                return Err(Page::HeadTooLarge);
             }
             let bad = |why| Page::BadRequest { why };
             head::has_a_target(head).map_err(bad)?;
@@ -1040,7 +1000,7 @@ impl ProxyHttp for Service {
             for_http2(session, headers, trailers).await?;
         }
         if let (Some(asked), Some(id)) = (&request.asked, &request.id) {
-            self.with_client(session, request.connection.as_deref(), |client| {
+            self.with_client(session, request.state(), |client| {
                 client.introduce(headers, asked, id);
             });
         }
@@ -1070,7 +1030,7 @@ impl ProxyHttp for Service {
             return Error::e_explain(ErrorType::HTTPStatus(502), why);
         }
         if !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS {
-            let connection = request.connection.as_deref();
+            let connection = request.state();
             let tls = self.with_client(session, connection, Client::is_tls);
             for cookie in request.stay.cookies(tls) {
                 response.append_header(header::SET_COOKIE, cookie)?;
@@ -1290,6 +1250,9 @@ impl ProxyHttp for Service {
             if of_grpc && code > 0 && session.req_header().version == Version::HTTP_2 {
                 end_call(session, request, code).await;
             }
+            // Unless it is over by now: some clients take the reset that follows otherwise for its end.
+            let downstream = session.as_downstream_mut();
+            downstream.shutdown_with_reason(h2::Reason::INTERNAL_ERROR);
             code = 0;
         }
         if code > 0 {
@@ -1397,7 +1360,8 @@ impl ProxyHttp for Service {
                     .map(|release| release.0),
                 why: request.why.or((failed && by_app).then_some(BROKEN_OFF)),
             };
-            self.with_client(session, request.connection.as_deref(), |client| {
+            let state = state_of(request.connection.as_ref(), request.on_stream.as_ref());
+            self.with_client(session, state, |client| {
                 self.0.tell(&Entry {
                     client: client.text(),
                     ..entry

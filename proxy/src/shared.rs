@@ -5,6 +5,7 @@ use crate::asker::Asker;
 use crate::balance::Pool;
 use crate::forwarded::{Client, Network};
 use crate::names::Names;
+use crate::network::Ports;
 use crate::own_pages::OwnPages;
 use crate::pages::Page;
 use crate::statics::{Hit, Statics};
@@ -19,6 +20,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
+
+/// How often it is looked whether the client of a request that waits for a target is still there.
+const LOOK_FOR_CLIENT: Duration = Duration::from_millis(250);
 
 /// What all workers share.
 pub struct Shared {
@@ -48,6 +52,8 @@ pub struct Shared {
     pub tracing: Tracing,
     /// What clients of TLS are shown.
     pub certificates: Arc<Certificates>,
+    /// The listeners of network environments.
+    pub ports: Ports,
 }
 
 impl Shared {
@@ -151,6 +157,68 @@ impl Shared {
         }
     }
 
+    /// The same for a connection to a port, by the name that its client asks for.
+    pub fn choose_stream(
+        &self,
+        port: u16,
+        name: Option<&str>,
+        asker: &Asker<'_>,
+        except: Option<&Arc<TargetState>>,
+        stay: &mut Stay,
+    ) -> Way {
+        loop {
+            let table = self.table.load();
+            let Some(stream) = table.streams.find(port, name) else {
+                return Way::UnknownHost;
+            };
+            if let Some(way) = self.turn(&table, &stream.route, asker, except, stay) {
+                return way;
+            }
+        }
+    }
+
+    /// Waits where that may help: for a target, then for room.
+    pub async fn waited(
+        &self,
+        way: Way,
+        mut choose: impl FnMut() -> Way,
+        has_left: impl Fn() -> bool,
+    ) -> Way {
+        let way = self.hold(way, &mut choose, &has_left).await;
+        queue(way, choose, has_left).await
+    }
+
+    /// Waits for a target, where none can take the request now and its pool lets requests wait.
+    async fn hold(
+        &self,
+        way: Way,
+        mut choose: impl FnMut() -> Way,
+        has_left: impl Fn() -> bool,
+    ) -> Way {
+        let Way::NoTarget(Some(pool)) = &way else {
+            return way;
+        };
+        let (Some(hold), Some(_place)) = (pool.hold, pool.place()) else {
+            return way;
+        };
+        pool.counters.held();
+        let end = tokio::time::Instant::now() + Duration::from_millis(hold.for_ms);
+        let mut news = self.changes.watch();
+        loop {
+            let way = choose();
+            // The next table may say that nothing is waited for any more.
+            if !way.may_wait() || tokio::time::Instant::now() >= end {
+                return way;
+            }
+            let look = (tokio::time::Instant::now() + LOOK_FOR_CLIENT).min(end);
+            // Nobody but this tells it, and it may never come.
+            let _ = tokio::time::timeout_at(look, news.changed()).await;
+            if has_left() {
+                return Way::ClientLeft;
+            }
+        }
+    }
+
     /// Takes the next turn of a route; none where its table is in force no more.
     fn turn(
         &self,
@@ -175,6 +243,32 @@ impl Shared {
             return Some(Way::Full(pool));
         };
         Arc::ptr_eq(table, &self.table.load()).then(|| Way::To(pool, in_flight))
+    }
+}
+
+/// Waits for room, where there is none and its environment lets requests wait for it.
+async fn queue(way: Way, mut choose: impl FnMut() -> Way, has_left: impl Fn() -> bool) -> Way {
+    let Way::Full(pool) = &way else {
+        return way;
+    };
+    let Some(room) = &pool.room else {
+        return way;
+    };
+    let Some(_place) = room.queue() else {
+        return way;
+    };
+    let end = tokio::time::Instant::now() + Duration::from_millis(room.wanted.wait_ms);
+    loop {
+        let way = choose();
+        if !matches!(way, Way::Full(_)) || tokio::time::Instant::now() >= end {
+            return way;
+        }
+        let look = (tokio::time::Instant::now() + LOOK_FOR_CLIENT).min(end);
+        // It may come to another one first.
+        let _ = tokio::time::timeout_at(look, room.used().changed()).await;
+        if has_left() {
+            return Way::ClientLeft;
+        }
     }
 }
 

@@ -4,24 +4,27 @@ use crate::asker::{Asker, Headers};
 use crate::balance::{Budget, OfEnvironment, Pool, Used};
 use crate::compress::asked_for;
 use crate::names::Names;
+use crate::network::{self, Streams};
 use crate::pages::takes_html;
 use crate::rate::Rates;
 use crate::sticky::{Sides, Stay};
 use crate::target::{Changes, TargetState};
 use crate::traffic::{Counters, ReleaseCounters};
-use beanpole_protocol::content::PoolContent;
 use beanpole_protocol::proxy::{
-    EnvironmentTraffic, HealthCheck, Probe, Redirect, ReleaseTraffic, RouteRule, RoutingTable,
-    Target, TargetMode, TargetPool, Traffic, WeightedPool,
+    self, EnvironmentTraffic, HealthCheck, Probe, Redirect, ReleaseTraffic, RouteRule,
+    RoutingTable, Target, TargetMode, TargetPool, Traffic, WeightedPool,
 };
 use beanpole_protocol::router::{
     Router, is_host_pattern, is_hostname, is_path_pattern, normal_host,
 };
 use beanpole_protocol::{EnvironmentId, InstanceId, ReleaseNumber};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use fnv::{FnvHashMap, FnvHashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+/// How many routes are worked on before others may work: a fraction of a millisecond.
+const PIECE: usize = 256;
 /// Longest turn of a route's weights. Shares are exact over one turn.
 const LONGEST_TURN: u64 = 10_000;
 
@@ -30,10 +33,12 @@ const LONGEST_TURN: u64 = 10_000;
 pub struct Table {
     /// As it was given; none before the first.
     pub source: Option<RoutingTable>,
-    routes: Router<Arc<Route>>,
-    /// Whose turn it is, by route: it goes on in the next table.
+    routes: Router<Route>,
+    /// Where connections go that are no requests.
+    pub streams: Streams,
+    /// Whose turn it is, by route that has turns: it goes on in the next table.
     cursors: HashMap<Turned, Arc<AtomicUsize>>,
-    pools: HashMap<String, Arc<Pool>>,
+    pools: FnvHashMap<String, Arc<Pool>>,
     /// By instance and process.
     targets: BTreeMap<(InstanceId, String), Arc<TargetState>>,
     environments: BTreeMap<EnvironmentId, Arc<Counters>>,
@@ -46,14 +51,21 @@ pub struct Table {
 /// Whose turns are counted together: a host, patterns of its paths, and a rule of that route if it is one's.
 type Turned = (String, Vec<String>, Option<(String, Option<bool>)>);
 
-/// A route's pools in the order of their turns.
+/// Where requests go. There may be one for each of ten thousand hosts, so what few have is apart.
+#[derive(Clone)]
 pub struct Route {
-    /// Where clients are sent instead.
-    pub redirect: Option<Redirect>,
     /// Clients that come without TLS are sent to where it is.
     pub only_https: bool,
-    /// What is done to answers.
-    content: PoolContent,
+    /// The first of its pools, which says what is done to answers.
+    first: Option<Arc<Pool>>,
+    more: Option<Arc<More>>,
+}
+
+/// What a route has that leads to more than one pool, or elsewhere.
+struct More {
+    /// Where clients are sent instead.
+    redirect: Option<Redirect>,
+    /// In the order of their turns.
     pools: Vec<Arc<Pool>>,
     /// Which of them has the largest share.
     main: usize,
@@ -61,7 +73,7 @@ pub struct Route {
     next: Arc<AtomicUsize>,
     sides: Option<Sides>,
     /// What goes to other pools.
-    rules: Box<[(RouteRule, Self)]>,
+    rules: Box<[(RouteRule, Route)]>,
 }
 
 /// What a change of tables did to the targets.
@@ -75,8 +87,8 @@ pub struct Difference {
 
 /// Why a table makes no sense; a sentence for people.
 pub fn validate(table: &RoutingTable) -> Result<(), String> {
-    let mut pools = HashSet::new();
-    let mut targets = HashSet::new();
+    let mut pools = FnvHashSet::default();
+    let mut targets = FnvHashSet::default();
     for pool in &table.pools {
         if !pools.insert(pool.name.as_str()) {
             return Err(format!("The pool `{}` is there twice.", pool.name));
@@ -103,8 +115,10 @@ pub fn validate(table: &RoutingTable) -> Result<(), String> {
             }
         }
     }
-    let mut routes = HashSet::new();
-    for route in &table.routes {
+    let mut routes = FnvHashSet::default();
+    routes.reserve(table.routes.len());
+    for (number, route) in table.routes.iter().enumerate() {
+        let_others_work(number);
         let host = normal_host(&route.host);
         if !is_host_pattern(&host) {
             return Err(format!("`{}` is not a hostname.", route.host));
@@ -112,7 +126,7 @@ pub fn validate(table: &RoutingTable) -> Result<(), String> {
         if let Some(path) = route.paths.iter().find(|path| !is_path_pattern(path)) {
             return Err(format!("`{path}` is not a pattern of paths."));
         }
-        if !routes.insert((host.into_owned(), &route.paths)) {
+        if !routes.insert((host, &route.paths)) {
             return Err(format!("The host `{}` is there twice.", route.host));
         }
         if let Some(redirect) = &route.redirect
@@ -136,7 +150,7 @@ pub fn validate(table: &RoutingTable) -> Result<(), String> {
             }
         }
     }
-    Ok(())
+    network::validate(table)
 }
 
 /// Why the pattern of a check cannot be used, where that is so.
@@ -200,24 +214,17 @@ impl Table {
             let made = Pool::new(pool, serving, shared, before, changes);
             next.pools.insert(pool.name.clone(), Arc::new(made));
         }
-        for route in &source.routes {
-            let host = normal_host(&route.host).into_owned();
-            let rules = route.rules.iter().map(|rule| {
-                let of_rule = Some((rule.name.clone(), rule.https));
-                let turned = (host.clone(), route.paths.clone(), of_rule);
-                let leads = self.leads(&mut next, route, &rule.pools, turned);
-                (rule.clone(), leads)
-            });
-            let rules = rules.collect();
-            let turned = (host.clone(), route.paths.clone(), None);
-            let made = Arc::new(Route {
-                rules,
-                ..self.leads(&mut next, route, &route.pools, turned)
-            });
+        next.routes = Router::with_capacity(source.routes.len());
+        for (number, route) in source.routes.iter().enumerate() {
+            let_others_work(number);
+            let host = normal_host(&route.host);
+            let made = self.route_of(route, &host, &mut next);
             next.routes
                 .insert(&host, &route.paths, route.priority, &made);
         }
         next.routes.sort();
+        let streams = self.streams_of(&source, &mut next);
+        next.streams = streams;
         for (place, state) in &self.targets {
             if !next
                 .targets
@@ -231,37 +238,84 @@ impl Table {
         (next, difference)
     }
 
-    /// A route of `next`, or what a rule of it leads to: with these pools.
+    /// A route of the next table.
+    fn route_of(&self, route: &proxy::Route, host: &str, next: &mut Self) -> Route {
+        let turned = |of_rule| (host.to_owned(), route.paths.clone(), of_rule);
+        let mut rules = Vec::new();
+        for rule in &route.rules {
+            let turned = || turned(Some((rule.name.clone(), rule.https)));
+            let leads = self.leads(next, route, &rule.pools, turned, Box::default());
+            rules.push((rule.clone(), leads));
+        }
+        self.leads(next, route, &route.pools, || turned(None), rules.into())
+    }
+
+    /// A route, or what a rule of it leads to: with these pools.
     fn leads(
         &self,
         next: &mut Self,
-        route: &beanpole_protocol::proxy::Route,
+        route: &proxy::Route,
         weighted: &[WeightedPool],
-        turned: Turned,
+        turned: impl FnOnce() -> Turned,
+        rules: Box<[(RouteRule, Route)]>,
     ) -> Route {
         let pools = weighted.iter();
-        let pools = pools.filter_map(|weighted| next.pools.get(&weighted.pool).cloned());
-        let pools: Vec<Arc<Pool>> = pools.collect();
-        let cursor = self.cursors.get(&turned).cloned().unwrap_or_default();
-        next.cursors.insert(turned, cursor.clone());
-        Route {
-            redirect: route.redirect.clone(),
+        let mut pools = pools.filter_map(|weighted| next.pools.get(&weighted.pool).cloned());
+        let mut made = Route {
             only_https: route.only_https,
-            content: pools
-                .first()
-                .map(|pool| pool.content.clone())
-                .unwrap_or_default(),
+            first: pools.next(),
+            more: None,
+        };
+        if weighted.len() < 2 && route.redirect.is_none() && rules.is_empty() {
+            return made;
+        }
+        let pools = made.first.iter().cloned().chain(pools).collect();
+        let turned = turned();
+        let cursor = self.cursors.get(&turned).cloned().unwrap_or_default();
+        made.more = Some(Arc::new(More {
+            redirect: route.redirect.clone(),
             pools,
             main: main(weighted),
             turns: turns(weighted),
-            next: cursor,
+            next: cursor.clone(),
             sides: route
                 .sticky
                 .as_ref()
                 .filter(|_| weighted.len() > 1)
                 .and_then(|sticky| Sides::new(sticky, weighted)),
-            rules: Box::default(),
-        }
+            rules,
+        }));
+        next.cursors.insert(turned, cursor);
+        made
+    }
+
+    /// Where connections go, each as the route of its pools.
+    fn streams_of(&self, source: &RoutingTable, next: &mut Self) -> Streams {
+        let cursors = &mut next.cursors;
+        Streams::new(
+            &source.streams,
+            &self.streams,
+            &next.pools,
+            |stream, pools| {
+                let (port, hosts) = network::cursor_name(stream);
+                let turned = (port, hosts, None);
+                let cursor = self.cursors.get(&turned).cloned().unwrap_or_default();
+                cursors.insert(turned, cursor.clone());
+                Route {
+                    only_https: false,
+                    first: pools.first().cloned(),
+                    more: Some(Arc::new(More {
+                        redirect: None,
+                        pools,
+                        main: main(&stream.pools),
+                        turns: turns(&stream.pools),
+                        next: cursor,
+                        sides: None,
+                        rules: Box::default(),
+                    })),
+                }
+            },
+        )
     }
 
     /// The limits of a pool's environment: those that there are, as long as they are wanted so.
@@ -314,9 +368,11 @@ impl Table {
     /// Where requests for `path` of `host` go; `host` as [`normal_host`] makes it. `https` says whether they came
     /// over TLS, where that matters.
     pub fn route(&self, host: &str, path: &str, https: impl Fn() -> bool) -> Option<&Route> {
-        let route = &**self.routes.find(host, path)?;
-        let mut rules = route.rules.iter();
-        let rule = rules.find(|(rule, _)| rule.takes(host, path, &https));
+        let route = self.routes.find(host, path)?;
+        let rules = route.more.iter().flat_map(|more| &more.rules);
+        let rule = rules
+            .into_iter()
+            .find(|(rule, _)| rule.takes(host, path, &https));
         Some(rule.map_or(route, |(_, leads)| leads))
     }
 
@@ -376,14 +432,21 @@ fn kept<T>(
 }
 
 impl Route {
+    /// Where clients are sent instead.
+    pub fn redirect(&self) -> Option<&Redirect> {
+        self.more.as_ref()?.redirect.as_ref()
+    }
+
     /// Whether a client is sent elsewhere that came with or without TLS, where there is an `https` to be sent to.
     pub fn leads_elsewhere(&self, tls: bool, https: bool) -> bool {
-        self.redirect.is_some() || (self.only_https && !tls && https)
+        self.redirect().is_some() || (self.only_https && !tls && https)
     }
 
     /// Whether answers to a request with these headers may be changed, which takes the long way.
     pub fn changes_answers(&self, headers: Headers<'_>) -> bool {
-        let content = &self.content;
+        let Some(content) = self.first.as_ref().map(|pool| &pool.content) else {
+            return false;
+        };
         let compression = content.compression.as_ref();
         compression.is_some_and(|wanted| asked_for(headers, &wanted.encodings).is_some())
             || content.replaces_errors && takes_html(headers)
@@ -391,24 +454,29 @@ impl Route {
 
     /// Whether some requests may be answered with files.
     pub fn has_files(&self) -> bool {
-        !self.content.static_files.is_empty()
+        let first = self.first.as_ref();
+        first.is_some_and(|pool| !pool.content.static_files.is_empty())
     }
 
     /// The pool whose files a client gets: that which it stays at, else the main one. It takes nobody's turn.
     pub fn side(&self, asker: &Asker<'_>) -> Option<&Arc<Pool>> {
-        let kept = self.sides.as_ref().and_then(|sides| {
+        let Some(more) = &self.more else {
+            return self.first.as_ref();
+        };
+        let kept = more.sides.as_ref().and_then(|sides| {
             let number = sides.known(asker.headers)?;
             Some(sides.pool_of(number))
         });
-        self.pools.get(kept.unwrap_or(self.main))
+        more.pools.get(kept.unwrap_or(more.main))
     }
 
     /// A pool of the environment, where that is closed to the client.
     pub fn closed_to(&self, asker: &Asker<'_>) -> Option<&Arc<Pool>> {
-        let closed = self.content.maintenance.as_ref()?;
+        let pool = self.first.as_ref()?;
+        let closed = pool.content.maintenance.as_ref()?;
         let address = asker.address();
         let may_come = closed.allow.iter().any(|one| one.contains(address));
-        self.pools.first().filter(|_| !may_come)
+        (!may_come).then_some(pool)
     }
 
     /// Who gets the next request, other than `except`. The pool without a target when no target is fit for
@@ -420,27 +488,31 @@ impl Route {
         asker: &Asker<'_>,
         stay: &mut Stay,
     ) -> Option<(&Arc<Pool>, Option<Arc<TargetState>>)> {
+        let Some(more) = &self.more else {
+            let pool = self.first.as_ref()?;
+            return Some((pool, pool.pick(except, asker, stay)));
+        };
         let mut first = 0;
-        if let Some(sides) = &self.sides
+        if let Some(sides) = &more.sides
             && stay.number.is_none()
         {
-            stay.number = sides.number(asker.headers, &self.next);
+            stay.number = sides.number(asker.headers, &more.next);
         }
-        if let (Some(sides), Some(number)) = (&self.sides, stay.number) {
+        if let (Some(sides), Some(number)) = (&more.sides, stay.number) {
             first = sides.pool_of(number);
-        } else if self.turns.len() > 1 {
-            let turn = self.next.fetch_add(1, Relaxed) % self.turns.len();
-            first = usize::from(self.turns[turn]);
-        } else if let Some(only) = self.turns.first() {
+        } else if more.turns.len() > 1 {
+            let turn = more.next.fetch_add(1, Relaxed) % more.turns.len();
+            first = usize::from(more.turns[turn]);
+        } else if let Some(only) = more.turns.first() {
             first = usize::from(*only);
         }
-        let pool = self.pools.get(first)?;
+        let pool = more.pools.get(first)?;
         if let Some(target) = pool.pick(except, asker, stay) {
             return Some((pool, Some(target)));
         }
         // Better another pool of the route than no answer; never one of weight 0.
-        for (index, other) in self.pools.iter().enumerate() {
-            let shares = self.turns.contains(&(index as u16));
+        for (index, other) in more.pools.iter().enumerate() {
+            let shares = more.turns.contains(&(index as u16));
             if shares && let Some(target) = other.pick(except, asker, stay) {
                 return Some((other, Some(target)));
             }
@@ -455,6 +527,13 @@ fn main(pools: &[WeightedPool]) -> usize {
     numbered
         .max_by_key(|(_, pool)| pool.weight)
         .map_or(0, |(number, _)| number)
+}
+
+/// Between pieces of long work on a table: on a machine with few cores, requests wait for this thread's turn to end.
+fn let_others_work(number: usize) {
+    if number % PIECE == PIECE - 1 {
+        std::thread::yield_now();
+    }
 }
 
 /// The order in which pools take their turns: smooth (no pool has all its turns in a row) and, over

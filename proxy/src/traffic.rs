@@ -18,6 +18,8 @@ pub struct Counters {
     errors: AtomicU64,
     held: AtomicU64,
     limited: AtomicU64,
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
     latency: Latency,
 }
 
@@ -30,6 +32,8 @@ impl Default for Counters {
             errors: AtomicU64::new(0),
             held: AtomicU64::new(0),
             limited: AtomicU64::new(0),
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
             latency: Latency::new(),
         }
     }
@@ -55,6 +59,18 @@ impl Counters {
         if let Some((at, latency)) = answered {
             self.latency.record(at, latency);
         }
+    }
+
+    /// Counts bytes that were carried, from the client and to it.
+    pub fn carried(&self, from: u64, to: u64) {
+        self.bytes_in.fetch_add(from, Relaxed);
+        self.bytes_out.fetch_add(to, Relaxed);
+    }
+
+    /// One that was counted as well came to nothing after all.
+    pub fn broke_off(&self) {
+        self.failed.fetch_add(1, Relaxed);
+        self.errors.fetch_add(1, Relaxed);
     }
 
     /// How many requests there were.
@@ -86,6 +102,8 @@ impl Counters {
             p999_us,
             held: self.held.load(Relaxed),
             limited: self.limited.load(Relaxed),
+            bytes_in: self.bytes_in.load(Relaxed),
+            bytes_out: self.bytes_out.load(Relaxed),
             ..Traffic::default()
         }
     }
@@ -119,6 +137,11 @@ impl ReleaseCounters {
             let us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
             self.latency[bucket(us)].fetch_add(1, Relaxed);
         }
+    }
+
+    /// One that was counted as well came to nothing after all.
+    pub fn broke_off(&self) {
+        self.errors.fetch_add(1, Relaxed);
     }
 
     /// What was counted up to now.

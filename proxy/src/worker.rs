@@ -2,28 +2,34 @@
 //! its share of the clients: nothing of a request crosses threads.
 
 use crate::announced;
-use crate::connection::{Buffered, ConnState, Connection, Patience};
+use crate::buffered::Buffered;
+use crate::connection::{ConnState, Connection, Patience};
 use crate::exchange::{Exchange, Next};
 use crate::forwarded::Client;
-use crate::listen::Accepted;
+use crate::listen::{Accepted, Kind};
+use crate::network::{self, Came};
 use crate::service::{Refuser, Service};
 use crate::shared::Shared;
+use crate::streams;
+use crate::tls::{self, Hello};
 use beanpole_daemon::connections::Connections;
 use pingora_core::apps::{HttpServerApp, HttpServerOptions, ServerApp};
-use pingora_core::listeners::tls::Acceptor;
+use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::ServerSession;
-use pingora_core::protocols::http::v2::server::{H2Options, default_h2_options};
-use pingora_core::protocols::{Shutdown, Stream};
 use pingora_core::server::ShutdownWatch;
 use pingora_core::server::configuration::ServerConf;
 use pingora_proxy::{HttpProxy, http_proxy};
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 /// Connections to targets that a worker keeps for the next request. Below the number of concurrent
@@ -41,14 +47,6 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(75);
 const REFUSED: Duration = Duration::from_secs(2);
 /// How often clients' time is looked at, at least and at most.
 const TICKS: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
-/// How long an HTTP/2 connection is kept without a request.
-const H2_IDLE: Duration = Duration::from_secs(75);
-/// How much of each answer waits in memory for a client of HTTP/2 to take it, in bytes: a piece as it comes from the
-/// app. It is 400 KB by default, times a hundred requests.
-const H2_UNSENT: usize = 64 * 1024;
-/// Requests of a connection that may be in error (RFC 9113, section 5.4.2) before it ends. Each costs the app a request
-/// that nobody waits for (CVE-2025-8671).
-const H2_ERRORS: usize = 100;
 /// How long the end of a connection may take to be sent.
 const GOODBYE: Duration = Duration::from_secs(5);
 /// Connections on their way to a worker.
@@ -103,6 +101,8 @@ pub struct Ends {
 pub struct Worker {
     /// Where it takes connections from.
     pub connections: mpsc::Sender<Accepted>,
+    /// Its thread's runtime.
+    pub runtime: Handle,
     done: oneshot::Receiver<()>,
 }
 
@@ -130,28 +130,31 @@ impl Worker {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
+        let handle = runtime.handle().clone();
         std::thread::Builder::new()
             .name(format!("proxy-{number}"))
             .spawn(move || {
                 let mut app = http_proxy(&Arc::new(conf), Service(shared.clone()));
                 let mut options = HttpServerOptions::default();
-                options.h2c = true;
                 // Refused by the service, with a page.
                 options.allow_connect_method_proxying = true;
-                options.h2_idle_timeout = Some(H2_IDLE);
                 app.server_options = Some(options);
-                app.h2_options = Some(h2_options());
                 let ways = Ways {
                     app: Arc::new(app),
                     exchange: Exchange::new(shared.clone(), kept),
                     shared,
+                    retire: ends.retire.clone(),
                 };
-                runtime.block_on(carry(ways, accepted, ends));
+                runtime.block_on(carry(Arc::new(ways), accepted, ends));
                 // What is still there after the drain is cut off with the runtime.
                 runtime.shutdown_background();
                 let _ = ended.send(());
             })?;
-        Ok(Self { connections, done })
+        Ok(Self {
+            connections,
+            runtime: handle,
+            done,
+        })
     }
 
     /// Waits until it has ended.
@@ -162,51 +165,42 @@ impl Worker {
     }
 }
 
-/// What a connection of HTTP/2 may have, beyond pingora's bounds (100 requests at once, heads of 64 KiB) and those of
-/// `calm`.
-fn h2_options() -> H2Options {
-    let mut options = default_h2_options();
-    options.max_send_buffer_size(H2_UNSENT);
-    options.max_local_error_reset_streams(Some(H2_ERRORS));
-    options
-}
-
 /// The ways that requests can take.
-#[derive(Clone)]
-struct Ways {
+pub struct Ways {
     /// The short one.
-    exchange: Arc<Exchange>,
+    pub exchange: Arc<Exchange>,
     /// The long one.
-    app: Arc<HttpProxy<Service>>,
+    pub app: Arc<HttpProxy<Service>>,
     shared: Arc<Shared>,
+    /// Turns true when connections are to end.
+    pub retire: ShutdownWatch,
 }
 
-async fn carry(ways: Ways, mut accepted: mpsc::Receiver<Accepted>, ends: Ends) {
+async fn carry(ways: Arc<Ways>, mut accepted: mpsc::Receiver<Accepted>, ends: Ends) {
     let Ends {
-        retire,
+        mut retire,
         mut stop,
         drain,
     } = ends;
     let tracker = TaskTracker::new();
     let exchange = ways.exchange.clone();
     let timekeeper = tokio::spawn(async move { exchange.keep_time().await });
-    let mut retiring = retire.clone();
     loop {
         tokio::select! {
             biased;
             next = accepted.recv() => match next {
                 Some(next) => {
-                    tracker.spawn(serve(ways.clone(), next, retire.clone()));
+                    tracker.spawn(serve(ways.clone(), next));
                 }
                 None => break,
             },
-            _ = retiring.wait_for(|retire| *retire) => break,
+            _ = retire.wait_for(|retire| *retire) => break,
         }
     }
     // Accepted before that: these are served if they ask for something.
     accepted.close();
     while let Some(next) = accepted.recv().await {
-        tracker.spawn(serve(ways.clone(), next, retire.clone()));
+        tracker.spawn(serve(ways.clone(), next));
     }
     tracker.close();
     tokio::select! {
@@ -224,38 +218,95 @@ async fn carry(ways: Ways, mut accepted: mpsc::Receiver<Accepted>, ends: Ends) {
     timekeeper.abort();
 }
 
-async fn serve(ways: Ways, accepted: Accepted, retire: ShutdownWatch) {
+/// What came of a greeting.
+enum Greeted {
+    /// The client speaks to us.
+    Here(Box<Connection>, Arc<Client>),
+    /// It came to a listener of network environments; these bytes of it were read.
+    Stream(Came, TcpStream, Vec<u8>),
+    /// It speaks to an application, and is passed on as it is.
+    Passed(Came, Buffered, Hello),
+}
+
+async fn serve(ways: Arc<Ways>, accepted: Accepted) {
     let Accepted {
         socket,
         peer,
         local,
-        tls,
+        kind,
         place,
     } = accepted;
-    let state = place.member();
+    let newcomer = Newcomer {
+        socket,
+        peer,
+        local,
+    };
+    // In a box that goes with it: a connection that rests does not take the memory that greeting takes.
+    match Box::pin(greet(&ways, newcomer, kind, place.member())).await {
+        Some(Greeted::Here(connection, client)) => converse(&ways, connection, &client).await,
+        Some(Greeted::Stream(came, socket, ahead)) => {
+            Box::pin(network::serve(&ways.shared, &came, socket, ahead)).await;
+        }
+        Some(Greeted::Passed(came, io, hello)) => {
+            let passed = network::serve_greeted(&ways.shared, &came, io, Some(hello));
+            Box::pin(passed).await;
+        }
+        None => {}
+    }
+}
+
+/// A socket as it was accepted.
+struct Newcomer {
+    socket: std::net::TcpStream,
+    peer: SocketAddr,
+    local: SocketAddr,
+}
+
+/// What comes before the first request of a connection; none where it ends with that.
+async fn greet(
+    ways: &Ways,
+    newcomer: Newcomer,
+    kind: Kind,
+    state: &Arc<ConnState>,
+) -> Option<Greeted> {
+    let Newcomer {
+        socket,
+        peer,
+        local,
+    } = newcomer;
     let accepted = async {
         let mut socket = TcpStream::from_std(socket)?;
         if !ways.shared.proxy_protocol {
-            return Ok((Buffered::accepted(socket, peer, local)?, peer));
+            return Ok((socket, peer, Vec::new()));
         }
         let announced = announced::read(&mut socket).await?;
         let peer = announced.client.unwrap_or(peer);
-        let mut io = Buffered::accepted(socket, peer, local)?;
-        io.give_back(announced.rest);
-        Ok::<_, io::Error>((io, peer))
+        Ok::<_, io::Error>((socket, peer, announced.rest))
     };
     let made = tokio::select! {
         biased;
         made = accepted => made,
-        () = state.unwanted() => return,
+        () = state.unwanted() => return None,
     };
-    let (mut io, peer) = match made {
-        Ok(io) => io,
+    let (socket, peer, ahead) = match made {
+        Ok(made) => made,
         Err(error) => {
             tracing::debug!(%error, %peer, "a client left at once");
-            return;
+            return None;
         }
     };
+    let came = || Came {
+        peer,
+        local,
+        state: state.clone(),
+    };
+    let tls = match kind {
+        Kind::Http => None,
+        Kind::Https(certificates) => Some(certificates),
+        Kind::Stream => return Some(Greeted::Stream(came(), socket, ahead)),
+    };
+    let mut io = Buffered::accepted(socket, peer, local);
+    io.give_back(ahead);
     let client = ways.shared.client(peer.ip(), local.port(), tls.is_some());
     let client = Arc::new(client);
     // Requests that take the long way are told of it so.
@@ -264,55 +315,52 @@ async fn serve(ways: Ways, accepted: Accepted, retire: ShutdownWatch) {
         shared: ways.shared.clone(),
         client: peer.ip(),
     });
-    let connection = match tls {
-        None => Connection::plain(io, state.clone(), refuser),
-        Some(certificates) => {
-            let handshake = async {
-                let offer = certificates.greet(&mut io).await?;
-                // It is empty: a connection greets once.
-                let _ = state.spoken.set(offer.spoken);
-                let acceptor = Acceptor::from_server_config(offer.config);
-                let io = acceptor.tls_handshake(io).await;
-                io.map(|io| (io, offer.only_greets))
-                    .map_err(io::Error::other)
-            };
-            let made = tokio::select! {
-                biased;
-                made = tokio::time::timeout(HANDSHAKE_LIMIT, handshake) => made,
-                () = state.unwanted() => return,
-            };
-            match made {
-                Ok(Ok((mut io, true))) => {
-                    let _ = tokio::time::timeout(GOODBYE, Shutdown::shutdown(&mut io)).await;
-                    return;
-                }
-                Ok(Ok((io, false))) => {
-                    state.greeted();
-                    Connection::tls(io, state.clone(), refuser)
-                }
-                Ok(Err(error)) => {
-                    tracing::debug!(%error, %peer, "no TLS handshake");
-                    return;
-                }
-                Err(_) => return,
-            }
-        }
+    let Some(certificates) = tls else {
+        let connection = Connection::plain(io, state.clone(), refuser);
+        return Some(Greeted::Here(Box::new(connection), client));
     };
-    converse(&ways, Box::new(connection), &client, &retire).await;
+    let handshake = async {
+        let hello = tls::hear(&mut io).await?;
+        if network::takes(&ways.shared, local.port(), &hello) {
+            return Ok(Err(Greeted::Passed(came(), io, hello)));
+        }
+        let offer = certificates.greet(&mut io, hello).await?;
+        // It is empty: a connection greets once.
+        let _ = state.spoken.set(offer.spoken);
+        let io = TlsAcceptor::from(offer.config).accept(io).await?;
+        Ok::<_, io::Error>(Ok((io, offer.only_greets)))
+    };
+    let made = tokio::select! {
+        biased;
+        made = tokio::time::timeout(HANDSHAKE_LIMIT, handshake) => made,
+        () = state.unwanted() => return None,
+    };
+    match made {
+        Ok(Ok(Err(passed))) => Some(passed),
+        Ok(Ok(Ok((mut io, true)))) => {
+            let _ = tokio::time::timeout(GOODBYE, io.shutdown()).await;
+            None
+        }
+        Ok(Ok(Ok((io, false)))) => {
+            state.greeted();
+            let connection = Connection::tls(io, state.clone(), refuser);
+            Some(Greeted::Here(Box::new(connection), client))
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(%error, %peer, "no TLS handshake");
+            None
+        }
+        Err(_) => None,
+    }
 }
 
 /// Answers a client's requests, each on its way, until it has no more.
-async fn converse(
-    ways: &Ways,
-    mut connection: Box<Connection>,
-    client: &Client,
-    retire: &ShutdownWatch,
-) {
+async fn converse(ways: &Arc<Ways>, mut connection: Box<Connection>, client: &Arc<Client>) {
     while !connection.is_h2() {
         let next = ways.exchange.serve(&mut connection, client).await;
         match next {
             Next::End => {
-                let _ = tokio::time::timeout(GOODBYE, connection.shutdown()).await;
+                let _ = tokio::time::timeout(GOODBYE, connection.end()).await;
                 if connection.has_more() {
                     let _ = tokio::time::timeout(GOODBYE, connection.drain()).await;
                 }
@@ -325,8 +373,8 @@ async fn converse(
         let is_last = next == Next::OtherWay;
         connection.state().last.store(is_last, Relaxed);
         let mut session = ServerSession::new_http1(connection);
-        session.set_keepalive((!*retire.borrow()).then_some(KEEP_ALIVE.as_secs()));
-        let Some(reused) = ways.app.process_new_http(session, retire).await else {
+        session.set_keepalive((!*ways.retire.borrow()).then_some(KEEP_ALIVE.as_secs()));
+        let Some(reused) = ways.app.process_new_http(session, &ways.retire).await else {
             return;
         };
         if is_last {
@@ -337,8 +385,14 @@ async fn converse(
         };
         connection = back;
     }
+    match connection.begins_h2().await {
+        // Those that have none rest in less memory.
+        Ok(true) => return Box::pin(streams::serve(ways, connection, client)).await,
+        Ok(false) => {}
+        Err(_) => return,
+    }
     let mut next: Option<Stream> = Some(connection);
     while let Some(stream) = next {
-        next = ways.app.process_new(stream, retire).await;
+        next = ways.app.process_new(stream, &ways.retire).await;
     }
 }

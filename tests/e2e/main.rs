@@ -20,6 +20,8 @@ mod kills;
 mod lingering;
 mod matrix;
 mod misuse;
+mod network;
+mod ocsp;
 mod once;
 mod over_ssh;
 mod policies;

@@ -316,6 +316,7 @@ impl FakeProxy {
                 )
                 .collect(),
             listeners: Vec::new(),
+            streams: Vec::new(),
         }
     }
 }

@@ -3,8 +3,8 @@
 //! The load balancer checks an address. When an app does not come to listen, whatever else listens
 //! there answers instead, and a stranger's good answers would make the instance healthy. So the kernel
 //! is asked: the listening sockets of the port (`/proc/net/tcp` and `tcp6`) against the open files of
-//! the instance's own processes. Only while an instance starts; once its own socket is seen, the port
-//! cannot become anybody else's before one of its processes ends.
+//! the instance's own processes: often while an instance starts, and now and then later, for a process may stop
+//! to listen without ending.
 //!
 //! Sockets in another network namespace are not seen: such an instance counts as not listening yet,
 //! which nobody holds against it for long.
@@ -60,14 +60,6 @@ pub(crate) struct Look {
 }
 
 impl Look {
-    /// Nothing is known.
-    pub fn unknown() -> Self {
-        Self {
-            port: PortUse::Unknown,
-            holder: None,
-        }
-    }
-
     /// Why the instance cannot have its port.
     pub fn failure(&self, port: u16) -> Failure {
         let who = match &self.holder {

@@ -153,6 +153,8 @@ struct Known {
     /// What was last seen of its port, and what ran then.
     port: PortUse,
     port_seen: Option<guard::Runs>,
+    /// The shim whose processes had all their ports once.
+    had_its_ports: Option<i32>,
     /// Another program has its port.
     taken: Option<(beanpole_protocol::agent::Failure, Timestamp)>,
 }
@@ -305,6 +307,7 @@ impl ProcessRuntime {
                     port: spec.ports.get(&process.name).copied(),
                 })
                 .collect(),
+            ports: spec.ports.clone(),
             directory: directory.clone(),
             environment: self.environment(&spec, &instance.directory, user.as_ref()),
             user,

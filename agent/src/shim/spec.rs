@@ -5,6 +5,7 @@ use crate::fences::users::User;
 use beanpole_protocol::agent::{Limits, Properties, ReadyOrder};
 use beanpole_protocol::{Incarnation, InstanceId, ReleaseNumber};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// The version of the spec, the state file and the control protocol. A shim outlives upgrades of
@@ -51,6 +52,9 @@ pub struct ShimSpec {
     pub incarnation: Incarnation,
     /// One of each.
     pub processes: Vec<Program>,
+    /// The ports of processes besides `web`, by their names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ports: BTreeMap<String, u16>,
     /// Where they start.
     pub directory: PathBuf,
     /// Their whole environment.

@@ -92,3 +92,58 @@ async fn each_process_has_its_own_port_and_all_know_it() {
     let refused = world.runtime.start(spec.clone()).await;
     assert!(matches!(refused, Err(RuntimeError::PortTaken(_))));
 }
+
+/// Listens on `$PORT`, and stops that when it is told so.
+const LISTENS: &str = "python3 -c \"import os, signal, socket, time
+s = socket.create_server(('127.0.0.1', int(os.environ['PORT'])))
+signal.signal(signal.SIGUSR1, lambda *_: s.close())
+while True: time.sleep(1)\"";
+
+#[tokio::test]
+async fn a_stranger_on_the_port_of_a_further_process_is_no_app_either() {
+    let world = World::new();
+    let mut spec = World::spec(45, &[("api", "sleep 1000"), ("web", LISTENS)]);
+    let api = free_port();
+    spec.ports = [("api".to_owned(), api)].into();
+    world.runtime.start(spec.clone()).await.expect("started");
+    let report = world.report(&spec.id).expect("report");
+    assert_eq!(report.port, PortUse::Free, "one listens, and not both");
+    let _stranger = TcpListener::bind(("127.0.0.1", api)).expect("the port is free");
+    let report = world
+        .until(&spec.id, "the stranger is seen", |report| {
+            report.port == PortUse::Taken
+        })
+        .await;
+    let InstancePhase::Failed(why) = report.phase else {
+        unreachable!("a stranger answers for it")
+    };
+    let start = format!("Port {api} is taken by");
+    assert!(why.message.starts_with(&start), "{}", why.message);
+    world.runtime.remove(&spec.id).await.expect("removed");
+}
+
+#[tokio::test]
+async fn a_process_that_goes_on_and_stops_to_listen_leaves_its_port_to_nobody() {
+    let world = World::new();
+    let spec = World::spec(46, &[("web", &format!("exec {LISTENS}"))]);
+    world.runtime.start(spec.clone()).await.expect("started");
+    let report = world
+        .until(&spec.id, "it listens", |report| report.port == PortUse::Own)
+        .await;
+    let pid = rustix::process::Pid::from_raw(pid_of(&report)).expect("a process");
+    rustix::process::kill_process(pid, rustix::process::Signal::USR1).expect("it is there");
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    let _stranger = loop {
+        match TcpListener::bind(("127.0.0.1", spec.port)) {
+            Ok(stranger) => break stranger,
+            Err(_) => assert!(std::time::Instant::now() < end, "it goes on to listen"),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    };
+    world
+        .until(&spec.id, "the stranger is seen", |report| {
+            matches!(&report.phase, InstancePhase::Failed(why) if why.code == "port-taken")
+        })
+        .await;
+    world.runtime.remove(&spec.id).await.expect("removed");
+}

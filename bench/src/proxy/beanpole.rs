@@ -180,6 +180,7 @@ pub fn table(
         generation: Generation(generation),
         routes: (0..plan.hosts).map(route).collect(),
         pools,
+        ..RoutingTable::default()
     })
 }
 

@@ -7,7 +7,8 @@ use crate::output::errors::Failure;
 use crate::output::{Output, Paint, table};
 use beanpole_daemon::clock;
 use beanpole_protocol::api::{
-    Certificate, CertificateStatus, Proof, PutCertificate, RequestCertificate, UpdateCertificate,
+    Certificate, CertificateOcsp, CertificateStatus, OcspStatus, Proof, PutCertificate,
+    RequestCertificate, UpdateCertificate,
 };
 use beanpole_protocol::tls::{Hsts, PrivateKey, TlsVersion};
 use beanpole_protocol::{CertificateName, Timestamp};
@@ -26,7 +27,7 @@ const LOOK: Duration = Duration::from_millis(300);
 /// Add, show, change and remove the certificates of load balancers
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  beanpole cert add shop --cert fullchain.pem --key privkey.pem\n  beanpole cert list\n  beanpole cert set shop --min-tls 1.3 --hsts 365\n  beanpole cert remove shop --yes\n\nA client is shown the certificate that has the name it asks for: by itself before by a wildcard. Where\nseveral do, one that is valid comes before one that has expired, then one that you gave, then the one\nthat is valid for longest."
+    after_help = "Examples:\n  beanpole cert add shop --cert fullchain.pem --key privkey.pem\n  beanpole cert list\n  beanpole cert set shop --min-tls 1.3 --hsts 365\n  beanpole cert remove shop --yes\n\nA client is shown the certificate that has the name it asks for: by itself before by a wildcard. Where\nseveral do, one that is valid comes before one that has expired or is revoked, then one that you gave, then\nthe one that is valid for longest."
 )]
 pub struct Cert {
     #[command(subcommand)]
@@ -54,6 +55,9 @@ enum CertCommand {
         /// Put it in the place of one for more hostnames
         #[arg(long)]
         drop_names: bool,
+        /// Show it with an answer of its authority's OCSP responder that it is not revoked
+        #[arg(long)]
+        ocsp: bool,
     },
     /// List certificates: hostnames, issuer, when they expire, who uses them
     #[command(
@@ -69,7 +73,7 @@ enum CertCommand {
     },
     /// Change how a certificate is shown, and to whom
     #[command(
-        after_help = "Examples:\n  beanpole cert set shop --min-tls 1.3\n  beanpole cert set shop --hsts 365 --hsts-subdomains\n  beanpole cert set shop --client-ca partners.pem     clients have to show a certificate\n  beanpole cert set shop --default                    for names that no certificate has"
+        after_help = "Examples:\n  beanpole cert set shop --min-tls 1.3\n  beanpole cert set shop --hsts 365 --hsts-subdomains\n  beanpole cert set shop --client-ca partners.pem     clients have to show a certificate\n  beanpole cert set shop --ocsp                       with what its authority's OCSP responder says\n  beanpole cert set shop --default                    for names that no certificate has"
     )]
     Set(Set),
     /// Have a certificate got from an authority, and renewed by itself
@@ -120,6 +124,9 @@ struct Request {
     /// Seconds to wait after the hook, until all servers of the DNS have the record
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=3600))]
     dns_wait: u64,
+    /// Show it with an answer of the authority's OCSP responder that it is not revoked
+    #[arg(long, conflicts_with = "own_ca")]
+    ocsp: bool,
     /// Do not wait for it
     #[arg(long)]
     detach: bool,
@@ -147,6 +154,12 @@ struct Set {
     /// Ask clients for no certificate
     #[arg(long, conflicts_with = "client_ca")]
     no_client_ca: bool,
+    /// Show it with an answer of its authority's OCSP responder that it is not revoked
+    #[arg(long)]
+    ocsp: bool,
+    /// Show it without
+    #[arg(long, conflicts_with = "ocsp")]
+    no_ocsp: bool,
     /// Show it where no certificate has the name that a client asks for
     #[arg(long)]
     default: bool,
@@ -168,12 +181,14 @@ pub fn run(context: &Context, command: Cert) -> Result<(), Failure> {
             key,
             incomplete_chain,
             drop_names,
+            ocsp,
         } => {
             let body = PutCertificate {
                 chain: read("--cert", &cert)?,
                 key: PrivateKey(read("--key", &key)?),
                 incomplete_chain,
                 drop_names,
+                ocsp: ocsp.then_some(true),
             };
             add(context, &name, &body)
         }
@@ -213,7 +228,13 @@ fn add(context: &Context, name: &CertificateName, body: &PutCertificate) -> Resu
         view.issuer.as_deref().unwrap_or("nobody"),
         until(view.not_after)
     );
-    context.output.result(&view, text)
+    let responder = view.ocsp.as_ref().and_then(|told| told.responder.as_ref());
+    let asked = responder.map_or_else(String::new, |url| {
+        format!(
+            "\n  {url} is asked whether it is revoked. See what it says: beanpole cert show {name}"
+        )
+    });
+    context.output.result(&view, text + &asked + &causes(&view))
 }
 
 fn order(context: &Context, request: Request) -> Result<(), Failure> {
@@ -224,6 +245,7 @@ fn order(context: &Context, request: Request) -> Result<(), Failure> {
         proof: request.proof,
         hook: request.dns_hook,
         dns_wait_s: request.dns_wait,
+        ocsp: request.ocsp.then_some(true),
     };
     let begun: Certificate = context.client()?.post("/v1/certificates", &body)?;
     if request.detach {
@@ -257,7 +279,7 @@ fn follow(context: &Context, begun: &Certificate) -> Result<(), Failure> {
                 view.issuer.as_deref().unwrap_or("nobody"),
                 until(view.not_after)
             );
-            return context.output.result(&view, text);
+            return context.output.result(&view, text + &causes(&view));
         }
         if view.causes != told {
             told.clone_from(&view.causes);
@@ -320,7 +342,9 @@ fn status(output: Output, status: CertificateStatus) -> String {
     let paint = match status {
         CertificateStatus::Valid => Paint::Good,
         CertificateStatus::Expiring | CertificateStatus::Pending => Paint::Warn,
-        CertificateStatus::Expired | CertificateStatus::Unreadable => Paint::Bad,
+        CertificateStatus::Expired | CertificateStatus::Unreadable | CertificateStatus::Revoked => {
+            Paint::Bad
+        }
     };
     output.paint(paint, &status.to_string())
 }
@@ -383,12 +407,43 @@ fn show(output: Output, view: &Certificate) -> String {
                 .as_ref()
                 .map_or_else(String::new, |_| "have to show a certificate".to_owned()),
         ),
+        ("OCSP", view.ocsp.as_ref().map_or_else(String::new, ocsp)),
         ("used by", joined(&view.used_by)),
     ]);
-    for cause in &view.causes {
-        text.push_str(&format!("\n  {cause}"));
-    }
+    text.push_str(&causes(view));
     text
+}
+
+/// What is odd, a line each.
+fn causes(view: &Certificate) -> String {
+    let lines = view.causes.iter().map(|cause| format!("\n  {cause}"));
+    lines.collect()
+}
+
+/// `good, shown until in 3 days; asked again in 20 h: http://ocsp.example.com`.
+fn ocsp(told: &CertificateOcsp) -> String {
+    let Some(responder) = &told.responder else {
+        return "nobody to ask".to_owned();
+    };
+    let says = match told.says {
+        None => "no answer yet".to_owned(),
+        Some(says) => {
+            let says = match says {
+                OcspStatus::Good => "good",
+                OcspStatus::Revoked => "revoked",
+            };
+            let shown = match told.until {
+                Some(end) if end <= clock::now() => "not shown since it ended",
+                _ => "shown until it ends",
+            };
+            format!("{says}, {shown} {}", until(told.until))
+        }
+    };
+    let next = match told.next_at {
+        Some(at) if at > clock::now() => until(Some(at)),
+        _ => "now".to_owned(),
+    };
+    format!("{says}; {responder} is asked {next}")
 }
 
 fn change(context: &Context, set: &Set) -> Result<(), Failure> {
@@ -409,6 +464,7 @@ fn change(context: &Context, set: &Set) -> Result<(), Failure> {
             .map(|file| read("--client-ca", file))
             .transpose()?,
         no_client_authorities: set.no_client_ca,
+        ocsp: set.ocsp.then_some(true).or(set.no_ocsp.then_some(false)),
     };
     let view: Certificate = context.client()?.patch(&path(&set.name), &body)?;
     context.output.result(&view, show(context.output, &view))

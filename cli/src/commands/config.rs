@@ -8,8 +8,8 @@ use crate::watch;
 use beanpole_protocol::EnvironmentName;
 use beanpole_protocol::api::{Operation, PlanView, UpdateSettings};
 use beanpole_protocol::options::{
-    COMMAND, INSTANCE, KNOWN, OLDER_STATIC_FILES, OptionSettings, OptionSpec, PROPERTIES,
-    STATIC_FILES, is_of_static_files, named, nearest,
+    COMMAND, INSTANCE, KNOWN, LOADBALANCER, OLDER_STATIC_FILES, OptionSettings, OptionSpec,
+    PROPERTIES, STATIC_FILES, is_of_static_files, named, nearest,
 };
 use clap::Args;
 
@@ -139,11 +139,14 @@ fn show(context: &Context, settings: &OptionSettings) -> Result<(), Failure> {
 /// What holds: some defaults follow from other options.
 fn in_force(settings: &OptionSettings, spec: &OptionSpec) -> String {
     let value = settings.effective(spec.namespace, spec.name);
-    if !value.is_empty() {
+    let follows = (spec.namespace, spec.name) == (LOADBALANCER, "IdleTimeout");
+    if !value.is_empty() && !follows {
         return value.to_owned();
     }
     match (spec.namespace, spec.name) {
         (COMMAND, "DeploymentPolicy") => settings.deployment().policy.to_string(),
+        // A connection may be silent for longer than a request.
+        (LOADBALANCER, "IdleTimeout") => (settings.pool_limits().idle_ms / 1_000).to_string(),
         (INSTANCE, "StartTimeout") => (settings.deployment().start_timeout_ms / 1_000).to_string(),
         _ => String::new(),
     }

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 /// Create an environment: a named place where a version of an application runs
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  beanpole create shop-prod --instances 3\n  beanpole create shop-dev --single --env DEBUG=1\n  beanpole create shop-jobs --tier worker --application shop\n  beanpole create shop-prod --from .          with a first version in it\n\nThe application is created where it does not exist."
+    after_help = "Examples:\n  beanpole create shop-prod --instances 3\n  beanpole create shop-dev --single --env DEBUG=1\n  beanpole create shop-jobs --tier worker --application shop\n  beanpole create shop-prod --from .          with a first version in it\n  beanpole create shop-db --load-balancer network --listen 5432\n\nThe application is created where it does not exist."
 )]
 pub struct Create {
     /// Its name: 4 to 40 letters, digits or hyphens [default: `environment` of deploy.toml]
@@ -33,6 +33,12 @@ pub struct Create {
     /// `web` gets requests, `worker` does not
     #[arg(long, value_parser = source::tier)]
     tier: Option<Tier>,
+    /// `application` takes requests, `network` connections to TCP ports; fixed from then on
+    #[arg(long, value_name = "TYPE", value_parser = ["application", "classic", "network"], hide_possible_values = true)]
+    load_balancer: Option<String>,
+    /// A port of a network environment; `/tls` behind it has TLS end at the load balancer
+    #[arg(long, value_name = "PORT[/tls]")]
+    listen: Vec<String>,
     /// The first label of its hostname [default: its name]
     #[arg(long)]
     cname: Option<Cname>,
@@ -57,6 +63,28 @@ pub struct Create {
     /// Do not wait for the end
     #[arg(long)]
     detach: bool,
+}
+
+/// Sets what `--load-balancer` and `--listen` say.
+fn balance(command: &Create, given: &mut OptionSettings) -> Result<(), Failure> {
+    if let Some(kind) = &command.load_balancer {
+        config::set_once(given, ENVIRONMENT, "LoadBalancerType", kind.clone())?;
+    }
+    for listener in &command.listen {
+        let listener = listener.to_ascii_lowercase();
+        let (port, protocol) = match listener.split_once('/') {
+            None | Some((_, "tcp")) => (listener.trim_end_matches("/tcp"), "TCP"),
+            Some((port, "tls")) => (port, "TLS"),
+            Some((_, other)) => {
+                return Err(Failure::misuse(format!(
+                    "`{other}` is nothing that a port can be listened on for: it is `tcp` or `tls`."
+                )));
+            }
+        };
+        let namespace = format!("aws:elbv2:listener:{port}");
+        config::set_once(given, &namespace, "Protocol", protocol.to_owned())?;
+    }
+    Ok(())
 }
 
 /// Creates the environment and, where it is new, its application.
@@ -87,6 +115,7 @@ pub fn run(context: &Context, command: &Create) -> Result<(), Failure> {
         let (namespace, option, value) = config::parse_option(text)?;
         config::set_once(&mut given, &namespace, &option, value)?;
     }
+    balance(command, &mut given)?;
     let settings = settings.overlaid(&given);
     settings
         .validate()

@@ -61,7 +61,7 @@ pub fn run(context: &Context, command: &List) -> Result<(), Failure> {
                     .map(ToString::to_string)
                     .unwrap_or_default(),
                 format!("{serving}/{}", environment.size),
-                environment.url.clone().unwrap_or_default(),
+                environment.met_at(),
             ]
         })
         .collect();

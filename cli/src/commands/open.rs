@@ -26,7 +26,7 @@ pub fn run(context: &Context, command: &Open) -> Result<(), Failure> {
     let environment = source::environment(context, &name)?;
     let url = environment.url.ok_or_else(|| {
         Failure::new(format!("{name} has no URL."))
-            .hint("Worker environments get no requests; see beanpole status")
+            .hint("Worker and network environments get no requests; see beanpole status")
     })?;
     context
         .output

@@ -7,6 +7,7 @@ use crate::output::errors::Failure;
 use crate::output::{Output, table};
 use beanpole_protocol::EnvironmentName;
 use beanpole_protocol::api::{Environment, Instance, LingeringInstance, MaintenanceView};
+use beanpole_protocol::proxy::StreamMode;
 use clap::Args;
 
 /// Show an environment: status, health, version, URL, instances
@@ -73,6 +74,7 @@ fn render(output: Output, environment: &Environment) -> String {
         ("queued", queued),
         ("platform", environment.platform.to_string()),
         ("url", environment.url.clone().unwrap_or_default()),
+        ("listens", listens(environment)),
         ("domains", domains.join("; ")),
         (
             "maintenance",
@@ -111,6 +113,20 @@ fn render(output: Output, environment: &Environment) -> String {
         ));
     }
     text
+}
+
+/// Where a network environment is met.
+fn listens(environment: &Environment) -> String {
+    let listeners = environment.listeners.iter();
+    let told: Vec<String> = listeners
+        .map(|one| match (one.protocol, one.by_name) {
+            (StreamMode::Pass, false) => one.address.clone(),
+            (StreamMode::Pass, true) => format!("{} (by name)", one.address),
+            (StreamMode::Terminate, false) => format!("{} (TLS ends there)", one.address),
+            (StreamMode::Terminate, true) => format!("{} (by name, TLS ends there)", one.address),
+        })
+        .collect();
+    told.join("; ")
 }
 
 fn closed(maintenance: &MaintenanceView) -> String {

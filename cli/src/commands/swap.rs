@@ -70,7 +70,7 @@ pub fn run(context: &Context, command: &Swap) -> Result<(), Failure> {
                 1 => named.push(" and another one".to_owned()),
                 more => named.push(format!(" and {more} more")),
             }
-            let url = environment.url.unwrap_or_default();
+            let url = environment.met_at();
             Ok(format!("{url}{} → {name}{version}", named.concat()))
         })
         .collect::<Result<_, Failure>>()?;

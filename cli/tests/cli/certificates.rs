@@ -230,3 +230,47 @@ fn the_authority_is_shown_for_files_and_what_it_signs_is_private() {
     let mode = std::fs::metadata(&key).expect("there").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 }
+
+#[test]
+fn answers_of_ocsp_are_asked_for_and_shown() {
+    let script = Script::start(|request, _| {
+        let mut shop = certificate("shop", "Revoked");
+        shop["causes"] = json!(["Its authority revoked it."]);
+        shop["ocsp"] = json!({"responder": "http://ocsp.example.com", "says": "revoked",
+            "since": "2026-01-01T00:00:00.000Z", "until": "2199-01-01T00:00:00.000Z",
+            "next_at": "2199-01-01T00:00:00.000Z", "trouble": null});
+        let status = if request.method == "PUT" { 201 } else { 200 };
+        (status, shop)
+    });
+    let directory = tempfile::tempdir().expect("temporary directory");
+    std::fs::write(directory.path().join("c.pem"), "CHAIN").expect("write");
+    let run = |arguments: &[&str]| beanpole(directory.path(), &script.url(), arguments);
+    let sent = || {
+        let sent = script.requests();
+        let sent: Value = serde_json::from_slice(&sent.last().expect("a call").body).expect("JSON");
+        sent["ocsp"].clone()
+    };
+    let ran = run(&[
+        "cert", "add", "shop", "--cert", "c.pem", "--key", "c.pem", "--ocsp",
+    ]);
+    assert_eq!((ran.code, sent()), (0, json!(true)), "{}", ran.all());
+    assert!(
+        ran.out.contains("\n  Its authority revoked it."),
+        "{}",
+        ran.all()
+    );
+    let ran = run(&["cert", "set", "shop", "--no-ocsp"]);
+    assert_eq!((ran.code, sent()), (0, json!(false)), "{}", ran.all());
+    let ran = run(&["cert", "set", "shop", "--ocsp"]);
+    assert_eq!((ran.code, sent()), (0, json!(true)), "{}", ran.all());
+    let ran = run(&["cert", "show", "shop"]);
+    for said in [
+        "Revoked",
+        "revoked, shown until it ends in ",
+        "; http://ocsp.example.com is asked in ",
+    ] {
+        assert!(ran.out.contains(said), "{said}\n{}", ran.all());
+    }
+    let ran = run(&["cert", "request", "a", "a.example", "--by-ca", "--ocsp"]);
+    assert_eq!(ran.code, 2, "{}", ran.all());
+}

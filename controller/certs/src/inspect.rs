@@ -297,7 +297,7 @@ pub fn authorities(text: &str) -> Result<Vec<String>, Wrong> {
     Ok(parsed.iter().map(|one| title(one.subject())).collect())
 }
 
-fn certificates(found: &[Block<'_>]) -> Result<Vec<CertificateDer<'static>>, Wrong> {
+pub(crate) fn certificates(found: &[Block<'_>]) -> Result<Vec<CertificateDer<'static>>, Wrong> {
     let mut certificates = Vec::new();
     for block in found.iter().filter(|block| block.label == "CERTIFICATE") {
         let number = certificates.len() + 1;
@@ -324,7 +324,9 @@ fn certificates(found: &[Block<'_>]) -> Result<Vec<CertificateDer<'static>>, Wro
     }
 }
 
-fn parse<'a>(certificates: &'a [CertificateDer<'_>]) -> Result<Vec<X509Certificate<'a>>, Wrong> {
+pub(crate) fn parse<'a>(
+    certificates: &'a [CertificateDer<'_>],
+) -> Result<Vec<X509Certificate<'a>>, Wrong> {
     let parsed = certificates.iter().enumerate().map(|(index, der)| {
         X509Certificate::from_der(der)
             .map(|(_, certificate)| certificate)
@@ -387,7 +389,7 @@ fn check_order(parsed: &[X509Certificate<'_>]) -> Result<(), Wrong> {
     Ok(())
 }
 
-fn signs(signer: &X509Certificate<'_>, signed: &X509Certificate<'_>) -> bool {
+pub(crate) fn signs(signer: &X509Certificate<'_>, signed: &X509Certificate<'_>) -> bool {
     signer.subject().as_raw() == signed.issuer().as_raw()
         && signed.verify_signature(Some(signer.public_key())).is_ok()
 }
@@ -463,7 +465,7 @@ fn fingerprint(der: &CertificateDer<'_>) -> Digest {
     Digest::new(hex::encode(digest(&SHA256, der))).expect("SHA-256 in hexadecimal is a digest")
 }
 
-fn timestamp(time: ASN1Time) -> Timestamp {
+pub(crate) fn timestamp(time: ASN1Time) -> Timestamp {
     let seconds = u64::try_from(time.timestamp()).unwrap_or(0);
     Timestamp::from_millis(seconds.saturating_mul(1_000))
 }
@@ -484,7 +486,7 @@ pub fn is_hostname(name: &str) -> bool {
 }
 
 /// A name for people: the common name, else the organisation, else all of it.
-fn title(name: &X509Name<'_>) -> String {
+pub(crate) fn title(name: &X509Name<'_>) -> String {
     let organisation = name.iter_organization().find_map(|one| one.as_str().ok());
     let common = name.iter_common_name().find_map(|one| one.as_str().ok());
     match (organisation, common) {

@@ -24,7 +24,7 @@ impl Lifetime {
     /// made at one time is not renewed at one time. `seed` is the same for the same certificate.
     pub fn renew_at(&self, seed: &[u8]) -> Timestamp {
         let whole = self.whole();
-        let jitter = whole / 20 * spread(seed) / 1_000;
+        let jitter = jitter(whole, seed);
         self.not_before
             .after((whole * 2 / 3).saturating_sub(jitter))
     }
@@ -45,6 +45,17 @@ impl Lifetime {
             None
         }
     }
+}
+
+/// Up to a twentieth of a time, by the bytes given.
+fn jitter(of: Duration, seed: &[u8]) -> Duration {
+    of / 20 * spread(seed) / 1_000
+}
+
+/// A time, shorter by up to a twentieth, so that what began at one time is not due at one time. `seed` is the same
+/// for the same thing.
+pub fn sooner(time: Duration, seed: &[u8]) -> Duration {
+    time.saturating_sub(jitter(time, seed))
 }
 
 /// 0 to 999, by the bytes given (FNV-1a).

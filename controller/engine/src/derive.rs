@@ -548,6 +548,7 @@ pub(crate) mod tests {
             mend_failures: 0,
             failed_by: None,
             asleep: None,
+            closed_ports: Vec::new(),
             created_at: Timestamp::EPOCH,
             updated_at: Timestamp::EPOCH,
             terminated_at: None,

@@ -1,9 +1,9 @@
 //! Where a request leads: the newest routing table, joined with what load balancers report of it.
 
-use crate::{Engine, Fault, Observed};
+use crate::{Engine, Fault, Observed, network};
 use beanpole_protocol::api::{
-    self, Explained, ExplainedBalancer, ExplainedEnvironment, ExplainedPool, ExplainedRoute,
-    ExplainedTarget, InstanceHealth,
+    self, Explained, ExplainedBalancer, ExplainedEnvironment, ExplainedNetwork, ExplainedPool,
+    ExplainedRoute, ExplainedTarget, InstanceHealth,
 };
 use beanpole_protocol::options::nearest;
 use beanpole_protocol::problem::Problem;
@@ -12,6 +12,8 @@ use beanpole_protocol::proxy::{
 };
 use beanpole_protocol::router::{Router, normal_host};
 use beanpole_protocol::{ReleaseNumber, Timestamp};
+use beanpole_store::StoreError;
+use beanpole_store::model::EnvironmentRecord;
 use std::collections::BTreeSet;
 
 /// The most hostnames that are named as those that may have been meant.
@@ -39,7 +41,10 @@ impl Engine {
             ..Explained::default()
         };
         match route_of(&table, &host, path) {
-            None => explained.near = near(&table, &host),
+            None => {
+                explained.near = near(&table, &host);
+                explained.network = self.network_of(&host, observed).map_err(Fault::from)?;
+            }
             Some(route) => {
                 let rule = route.rule(&host, path, https);
                 self.explain_route(&table, (route, rule), observed, now, &mut explained)?;
@@ -47,6 +52,25 @@ impl Engine {
         }
         explained.host = host;
         Ok(explained)
+    }
+
+    /// The network environment that has a hostname.
+    fn network_of(
+        &self,
+        host: &str,
+        observed: &Observed,
+    ) -> Result<Option<ExplainedNetwork>, StoreError> {
+        let environments = self.store.list::<EnvironmentRecord>()?;
+        let domain = &self.config.domain;
+        let found = environments.into_iter().find(|one| {
+            one.settings.is_network()
+                && one.status != api::EnvironmentStatus::Terminated
+                && network::hosts(one, domain).iter().any(|own| own == host)
+        });
+        Ok(found.map(|one| ExplainedNetwork {
+            listeners: network::view_listeners(&one, observed, domain),
+            environment: one.name,
+        }))
     }
 
     fn explain_route(
@@ -352,6 +376,7 @@ mod tests {
             environments: Vec::new(),
             releases: Vec::new(),
             listeners: vec!["http://0.0.0.0:80".to_owned()],
+            streams: Vec::new(),
         };
         observed.proxy_report("local", report, NOW);
         observed

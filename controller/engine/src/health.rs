@@ -428,6 +428,7 @@ mod tests {
             environments: Vec::new(),
             releases: Vec::new(),
             listeners: Vec::new(),
+            streams: Vec::new(),
         };
         let world = World {
             left_out: Vec::new(),

@@ -22,6 +22,7 @@ mod health;
 mod kept;
 mod linger;
 mod mend;
+mod network;
 mod observed;
 mod pace;
 mod read;
@@ -64,6 +65,8 @@ pub struct EngineConfig {
     pub domain: String,
     /// The proxies' HTTP port, for URLs; 80 when absent.
     pub http_port: Option<u16>,
+    /// The controller's own port, which no environment gets.
+    pub api_port: Option<u16>,
     /// A host not heard of for that long is Unreachable, in milliseconds.
     pub unreachable_after_ms: u64,
     /// The instances of a host not heard of for that long are replaced elsewhere, in milliseconds.
@@ -84,6 +87,7 @@ impl Default for EngineConfig {
             controller: None,
             domain: "localhost".to_owned(),
             http_port: None,
+            api_port: None,
             unreachable_after_ms: 30_000,
             replace_after_ms: 300_000,
             events_kept: 10_000,

@@ -423,6 +423,7 @@ mod tests {
                 environments: Vec::new(),
                 releases: Vec::new(),
                 listeners: Vec::new(),
+                streams: Vec::new(),
             };
             self.observed.proxy_report("edge", report, at(ms));
             self.turn(ms);

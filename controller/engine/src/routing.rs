@@ -1,6 +1,7 @@
 //! Where requests go: the routing table of the records.
 
 use crate::derive::Records;
+use crate::network;
 use beanpole_planner::Stage;
 use beanpole_protocol::api::{OperationKind, Tier};
 use beanpole_protocol::content::{Maintenance, PoolContent};
@@ -89,6 +90,7 @@ impl Records {
 
     pub(crate) fn table(&self, domain: &str) -> RoutingTable {
         let mut table = RoutingTable::default();
+        let mut streams = network::Streams::default();
         for environment in self.environments.values() {
             let (Tier::Web, Some(cname)) = (environment.tier, &environment.cname) else {
                 continue;
@@ -121,6 +123,11 @@ impl Records {
                     });
                 }
             }
+            if environment.settings.is_network() {
+                let hosts = network::hosts(environment, domain);
+                streams.add(environment, &hosts, |process| pools(&sides, process));
+                continue;
+            }
             let wanted = environment.settings.request_rules();
             let whole = Route {
                 host: format!("{cname}.{domain}").to_lowercase(),
@@ -136,6 +143,7 @@ impl Records {
             }
             table.routes.extend(routes);
         }
+        table.streams = streams.all();
         table
     }
 

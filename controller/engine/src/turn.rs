@@ -66,6 +66,7 @@ impl Engine {
                 return Ok(turn);
             }
             self.watch(&environment, observed, now, &mut turn)?;
+            self.watch_ports(&environment, observed, now, &mut turn)?;
             self.count_after(&environment, observed, now, &mut turn)?;
             self.linger(&environment, observed, now, &mut turn)?;
             if environment.operation.is_some() {

@@ -6,7 +6,7 @@ use crate::read::{self, Reader};
 use crate::services::{content, existing, no_release};
 use crate::sleep::wanted_size;
 use crate::turn::decide;
-use crate::{Engine, Fault, Observed, linger, traffic};
+use crate::{Engine, Fault, Observed, linger, network, traffic};
 use beanpole_planner::guard::Sample;
 use beanpole_planner::{Action, ChangeState, Decision, Stage, World};
 use beanpole_protocol::api::{
@@ -240,7 +240,9 @@ impl Engine {
             .collect();
         let size = wanted_size(environment);
         let failed = self.failed(environment)?;
-        let (colour, mut causes) = colour(environment, &instances, size, failed.as_ref());
+        let (mut colour, mut causes) = colour(environment, &instances, size, failed.as_ref());
+        let listeners = network::view_listeners(environment, observed, &self.config.domain);
+        network::worsen(&mut colour, &mut causes, &listeners);
         causes.extend(next_mending(environment, &instances, size, now));
         let left_out = observed.left_out(now, self.config.unreachable_after_ms);
         causes.extend(left_out.iter().map(|name| {
@@ -270,7 +272,9 @@ impl Engine {
             url: environment
                 .cname
                 .as_ref()
+                .filter(|_| !environment.settings.is_network())
                 .map(|cname| self.url_of(&format!("{cname}.{}", self.config.domain), "")),
+            listeners,
             domains: self.view_domains(environment, observed, now),
             maintenance: content::view_maintenance(
                 environment,
@@ -334,7 +338,9 @@ impl Engine {
         records
             .map(|DomainRecord { domain, since }| {
                 let name = &domain.name;
-                let exact = !name.is_wildcard() && !name.path().contains(['*', '?']);
+                let exact = !environment.settings.is_network()
+                    && !name.is_wildcard()
+                    && !name.path().contains(['*', '?']);
                 api::DomainView {
                     name: name.clone(),
                     redirect_to: domain.redirect_to.clone(),

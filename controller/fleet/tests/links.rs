@@ -556,6 +556,7 @@ impl FakeProxy {
             environments: Vec::new(),
             releases: Vec::new(),
             listeners: Vec::new(),
+            streams: Vec::new(),
         }
     }
 }

@@ -9,13 +9,13 @@ use beanpole_engine::{Draft, Observed, ProxyObserved, emit, with_lingering};
 use beanpole_fleet::ClientError;
 use beanpole_protocol::Network;
 use beanpole_protocol::agent::{INSTANCE_PORTS, InstancePhase};
-use beanpole_protocol::api::{Edge, EdgeRemoved, EdgeStatus, PutEdge};
+use beanpole_protocol::api::{Edge, EdgeRemoved, EdgeStatus, EnvironmentStatus, PutEdge};
 use beanpole_protocol::edge::{ALL_OF_THEM, EdgeOrders, EdgeReport};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{Generation, HostId, HostName, RequestId};
 use beanpole_store::Tx;
-use beanpole_store::model::HostRecord;
+use beanpole_store::model::{EnvironmentRecord, HostRecord};
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -189,6 +189,7 @@ fn write(
         let mut host = record_in(tx, name)?;
         may_have_one(&host)?;
         all_can_be_reached(tx)?;
+        no_port_is_an_environments(tx, &wanted)?;
         let edge = EdgeOrders {
             http: wanted.http.clone(),
             https: wanted.https.clone(),
@@ -250,6 +251,31 @@ fn may_have_one(host: &HostRecord) -> Result<(), Problem> {
             format!("The host `{name}` belongs to another controller."),
         )
         .hint(format!("See what to do: beanpole host show {name}")));
+    }
+    Ok(())
+}
+
+/// Refuses ports on which a network environment takes connections.
+fn no_port_is_an_environments(tx: &Tx<'_>, wanted: &PutEdge) -> Result<(), Refused> {
+    let environments: Vec<EnvironmentRecord> = tx.list()?;
+    let environments = environments
+        .iter()
+        .filter(|one| one.status != EnvironmentStatus::Terminated);
+    for environment in environments {
+        for listener in environment.settings.listeners() {
+            let is_at = |at: &SocketAddr| at.port() == listener.port;
+            let shares = listener.by_name && !wanted.http.iter().any(is_at);
+            if !shares && wanted.http.iter().chain(&wanted.https).any(is_at) {
+                let (port, name) = (listener.port, &environment.name);
+                return Err(Refused::from(
+                    Problem::conflict(
+                        "port-taken",
+                        format!("Port {port} belongs to the network environment `{name}`."),
+                    )
+                    .hint("Have the load balancer listen on another port, or the environment."),
+                ));
+            }
+        }
     }
     Ok(())
 }

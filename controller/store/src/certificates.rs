@@ -83,6 +83,101 @@ impl Record for CertificateTermsRecord {
     }
 }
 
+/// What an authority's OCSP responder said of a certificate. Kept apart, since it changes by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OcspRecord {
+    /// Of which one.
+    pub name: CertificateName,
+    /// SHA-256 of the certificate that was asked about: of one in its place, nothing was said yet.
+    pub fingerprint: Digest,
+    /// The newest answer that was believed.
+    #[serde(default)]
+    pub answer: Option<OcspAnswerRecord>,
+    /// Attempts that were begun since the last that ended well. Counted before anything is done, so that
+    /// one that is killed counts, too.
+    #[serde(default)]
+    pub attempts: u32,
+    /// It is not asked before.
+    #[serde(default)]
+    pub next_at: Timestamp,
+    /// Why the last attempt came to nothing.
+    #[serde(default)]
+    pub trouble: Option<String>,
+    /// What events have told of failures since the last answer.
+    #[serde(default)]
+    pub told: OcspTold,
+}
+
+/// How much events have told of failures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OcspTold {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// That several attempts failed in a row.
+    Failing,
+    /// That there is no answer to show.
+    Missing,
+}
+
+/// An answer of an OCSP responder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OcspAnswerRecord {
+    /// In DER, in hexadecimal.
+    pub answer: String,
+    /// When what it says was known to be so.
+    pub this_update: Timestamp,
+    /// Until when it holds.
+    pub next_update: Timestamp,
+    /// That the certificate is revoked; absent: it is good.
+    #[serde(default)]
+    pub revoked: Option<RevocationRecord>,
+}
+
+/// That a certificate is revoked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevocationRecord {
+    /// Since when.
+    pub at: Timestamp,
+    /// Why, for people, if that is told.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+impl OcspRecord {
+    /// Of a certificate of which nothing was said yet.
+    pub fn unasked(certificate: &CertificateRecord) -> Self {
+        Self {
+            name: certificate.name.clone(),
+            fingerprint: certificate.fingerprint.clone(),
+            answer: None,
+            attempts: 0,
+            next_at: Timestamp::EPOCH,
+            trouble: None,
+            told: OcspTold::default(),
+        }
+    }
+
+    /// The answer, if it may be shown at the time `now`.
+    pub fn shown(&self, now: Timestamp) -> Option<&OcspAnswerRecord> {
+        let answer = self.answer.as_ref();
+        answer.filter(|answer| now < answer.next_update)
+    }
+
+    /// That the certificate is revoked, which stays so after the answer's end.
+    pub fn revoked(&self) -> Option<&RevocationRecord> {
+        self.answer.as_ref()?.revoked.as_ref()
+    }
+}
+
+impl Record for OcspRecord {
+    const TABLE: &'static str = "certificate_ocsp";
+    fn key(&self) -> Vec<u8> {
+        CertificateRecord::key_of(&self.name)
+    }
+}
+
 /// What load balancers were last given; there is one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CertificateSetRecord {

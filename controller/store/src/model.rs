@@ -173,6 +173,9 @@ pub struct EnvironmentRecord {
     /// It shall have no instances until somebody asks for it.
     #[serde(default)]
     pub asleep: Option<SleepRecord>,
+    /// Its ports that load balancers could not open, as far as that was told in events.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub closed_ports: Vec<ClosedPort>,
     /// When it was created.
     pub created_at: Timestamp,
     /// When it last changed.
@@ -183,6 +186,15 @@ pub struct EnvironmentRecord {
     /// The time of its newest event: the next one is later.
     #[serde(default)]
     pub last_event_at: Timestamp,
+}
+
+/// A port of a network environment that a load balancer cannot open.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ClosedPort {
+    /// Which port.
+    pub port: u16,
+    /// The load balancer's name.
+    pub balancer: String,
 }
 
 /// An environment that nobody asks for.

@@ -72,6 +72,7 @@ fn environment(number: u128, status: EnvironmentStatus) -> EnvironmentRecord {
         mend_failures: 0,
         failed_by: None,
         asleep: None,
+        closed_ports: Vec::new(),
         created_at: Timestamp::EPOCH,
         updated_at: Timestamp::EPOCH,
         terminated_at: None,

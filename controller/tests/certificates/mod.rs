@@ -1,6 +1,8 @@
 //! Certificates through the JSON API of a real controller. What load balancers make of them is tested with
 //! these.
 
+mod ocsp;
+
 use crate::support::{Controller, Reply};
 use beanpole_store::Store;
 use beanpole_store::certificates::CertificateRecord;

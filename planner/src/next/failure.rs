@@ -177,8 +177,9 @@ impl Turn<'_, '_> {
         let message = if let Some(process) = silent {
             let variable = port_variable(process);
             format!(
-                "{message} Process `{process}` has a port of its own: it finds it in PORT, and every process in \
-                 {variable}. It has to listen there on all addresses."
+                "{message} Process `{process}` has a port of its own: the one that has a line `{process}:` in the Procfile finds it in \
+                 PORT, and every process in {variable}. It has to listen there on all addresses; where there is no such \
+                 line, `web` has to."
             )
         } else if unreached {
             let (first, last) = (INSTANCE_PORTS.start(), INSTANCE_PORTS.end());

@@ -179,6 +179,7 @@ mod tests {
             environments: Vec::new(),
             releases: Vec::new(),
             listeners: Vec::new(),
+            streams: Vec::new(),
         };
         let state = InstanceState {
             host: host.clone(),

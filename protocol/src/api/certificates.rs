@@ -64,6 +64,8 @@ pub enum CertificateStatus {
     Pending,
     /// Its key cannot be read: it was sealed with another key than that of this controller.
     Unreadable,
+    /// Its authority's OCSP responder says that it is revoked.
+    Revoked,
 }
 
 impl fmt::Display for CertificateStatus {
@@ -105,11 +107,41 @@ pub struct Certificate {
     pub terms: Terms,
     /// Environments with a hostname for which it is the one that is shown.
     pub used_by: Vec<EnvironmentName>,
+    /// What its authority's OCSP responder says; absent where it is not asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ocsp: Option<CertificateOcsp>,
     /// When it was added.
     pub added_at: Timestamp,
     /// The chain, PEM; absent in lists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chain: Option<String>,
+}
+
+/// What an authority's OCSP responder says of a certificate.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct CertificateOcsp {
+    /// The responder's URL; absent where the certificate names none that can be asked.
+    pub responder: Option<String>,
+    /// What its newest answer says; absent before the first.
+    pub says: Option<OcspStatus>,
+    /// When that was known to be so.
+    pub since: Option<Timestamp>,
+    /// Until when clients are shown that answer.
+    pub until: Option<Timestamp>,
+    /// When it is asked next.
+    pub next_at: Option<Timestamp>,
+    /// Why the last time came to nothing, for people.
+    pub trouble: Option<String>,
+}
+
+/// What an OCSP responder says of a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OcspStatus {
+    /// It is not revoked.
+    Good,
+    /// It is revoked.
+    Revoked,
 }
 
 /// A certificate to show, in the place of one of the same name.
@@ -126,6 +158,9 @@ pub struct PutCertificate {
     /// Hostnames of the one before may be without a certificate from then on.
     #[serde(default)]
     pub drop_names: bool,
+    /// Show it with an answer of its authority's OCSP responder, or not any more; absent: as it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ocsp: Option<bool>,
 }
 
 /// What to change of a certificate. What is absent stays.
@@ -150,6 +185,9 @@ pub struct UpdateCertificate {
     /// Ask clients for no certificate.
     #[serde(default)]
     pub no_client_authorities: bool,
+    /// Show it with an answer of its authority's OCSP responder, or not any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ocsp: Option<bool>,
 }
 
 /// How it is proved to an authority that a hostname leads here.
@@ -211,6 +249,9 @@ pub struct RequestCertificate {
     /// How long to wait after the hook, in seconds; 0 to 3600.
     #[serde(default)]
     pub dns_wait_s: u64,
+    /// Show it with an answer of the authority's OCSP responder, or not any more; absent: as it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ocsp: Option<bool>,
 }
 
 /// A new account with an authority.

@@ -3,7 +3,7 @@
 use super::{MaintenanceView, Operation, OperationStatus};
 use crate::agent::{Platform, ProcessReport};
 use crate::options::{BatchSize, DeploymentPolicy, OptionSettings, SplitSteps};
-use crate::proxy::{CheckResult, Traffic};
+use crate::proxy::{CheckResult, StreamMode, Traffic};
 use crate::{
     ApplicationName, Cname, DomainName, EnvironmentId, EnvironmentName, HostId, HostName, Hostname,
     InstanceId, OperationId, ReleaseNumber, Timestamp, VersionLabel,
@@ -186,8 +186,11 @@ pub struct Environment {
     pub platform: Platform,
     /// The first label of its hostname.
     pub cname: Option<Cname>,
-    /// Where it answers.
+    /// Where it answers by HTTP; absent of what takes no requests.
     pub url: Option<String>,
+    /// The ports on which it takes connections, where it is a network environment; others have none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub listeners: Vec<ListenerView>,
     /// Its other hostnames, and what is said of the one below the default domain.
     #[serde(default)]
     pub domains: Vec<DomainView>,
@@ -224,6 +227,42 @@ pub struct Environment {
     pub created_at: Timestamp,
     /// When it last changed.
     pub updated_at: Timestamp,
+}
+
+impl Environment {
+    /// Where clients come to: its URL, or a network environment's addresses; empty where there are none.
+    pub fn met_at(&self) -> String {
+        let addresses = || self.listeners.iter().map(|one| one.address.as_str());
+        match &self.url {
+            Some(url) => url.clone(),
+            None => addresses().collect::<Vec<_>>().join(", "),
+        }
+    }
+}
+
+/// A port of a network environment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ListenerView {
+    /// The port.
+    pub port: u16,
+    /// What is done to the bytes.
+    pub protocol: StreamMode,
+    /// Whether it takes clients of TLS alone that ask for the environment's hostnames.
+    pub by_name: bool,
+    /// Where it is met: `tcp://db.example.org:5432`.
+    pub address: String,
+    /// Load balancers that cannot listen there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub closed: Vec<ClosedListener>,
+}
+
+/// A load balancer that cannot listen on a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ClosedListener {
+    /// Its name.
+    pub balancer: String,
+    /// Why, and what to do about it; without a full stop.
+    pub why: String,
 }
 
 /// A domain to be added to an environment, or changed.

@@ -1,6 +1,6 @@
 //! Where a URL leads, hop by hop, as the controller sees it: from records and the reports of load balancers.
 
-use super::{Certificate, Colour, EnvironmentStatus, InstanceHealth};
+use super::{Certificate, Colour, EnvironmentStatus, InstanceHealth, ListenerView};
 use crate::proxy::{CheckResult, TargetMode, TracedRequest};
 use crate::{
     ApplicationName, EnvironmentName, Generation, HostName, InstanceId, OperationId, ReleaseNumber,
@@ -33,6 +33,9 @@ pub struct Explained {
     /// where there is no route.
     #[serde(default)]
     pub near: Vec<String>,
+    /// The network environment that has the host, where no route does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<ExplainedNetwork>,
     /// The environment that the route belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<ExplainedEnvironment>,
@@ -45,6 +48,15 @@ pub struct Explained {
     /// What became of the request that was asked about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<ExplainedRequest>,
+}
+
+/// A network environment, which takes connections and no requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ExplainedNetwork {
+    /// Its name.
+    pub environment: EnvironmentName,
+    /// Its ports.
+    pub listeners: Vec<ListenerView>,
 }
 
 /// A load balancer.

@@ -1,5 +1,6 @@
 //! How the load balancer shares requests, read from options.
 
+use super::network::NETWORK_IDLE_S;
 use super::processes::namespace_of;
 use super::split::parse_sticky;
 use super::{LOADBALANCER, OptionSettings, PROXY, SPLIT};
@@ -73,7 +74,10 @@ impl OptionSettings {
     /// What requests may take.
     pub fn pool_limits(&self) -> PoolLimits {
         let usual = PoolLimits::default();
-        let idle = self.number(LOADBALANCER, "IdleTimeout");
+        let idle = match self.get(LOADBALANCER, "IdleTimeout") {
+            None if self.is_network() => Some(NETWORK_IDLE_S),
+            _ => self.number(LOADBALANCER, "IdleTimeout"),
+        };
         PoolLimits {
             idle_ms: idle.map_or(usual.idle_ms, |seconds| seconds * 1_000),
             body_bytes: self.number(PROXY, "MaxBodySize").unwrap_or(0) << 20,
@@ -144,6 +148,9 @@ impl OptionSettings {
         if !self.flag(namespace, "StickinessEnabled") {
             return None;
         }
+        if self.is_network() || self.effective(namespace, "StickinessType") == "source_ip" {
+            return Some(Stickiness::Address);
+        }
         let lasts_s = self.number(namespace, "StickinessLBCookieDuration");
         let lasts_s = lasts_s.and_then(|s| u32::try_from(s).ok());
         Some(match parse_sticky_by(self.effective(PROXY, "StickyBy"))? {
@@ -158,6 +165,9 @@ impl OptionSettings {
     /// What keeps a client on one side of a split: what is set for that, or what keeps it at one instance,
     /// which without its side would not.
     pub fn sticky(&self) -> Option<Sticky> {
+        if self.is_network() {
+            return None;
+        }
         let own = parse_sticky(self.effective(SPLIT, "Sticky")).flatten();
         own.or_else(|| {
             Some(match self.stickiness("")? {

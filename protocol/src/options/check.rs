@@ -108,6 +108,7 @@ impl OptionSettings {
         let by_grpc = self.effective(PROXY, "ProtocolVersion") == "GRPC";
         let protocol = match self.get(namespace, "Protocol") {
             None if by_grpc => "GRPC",
+            None if self.is_network() && !self.asks_for_a_path(namespace) => "TCP",
             _ => self.effective(namespace, "Protocol"),
         };
         match protocol {

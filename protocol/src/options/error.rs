@@ -49,6 +49,16 @@ pub enum OptionError {
         /// What it takes.
         rule: &'static str,
     },
+    /// An option that the environment's kind of load balancer has no use for, or lacks.
+    #[error("Option `{name}` ({namespace}): {rule}.")]
+    Type {
+        /// The namespace.
+        namespace: String,
+        /// The option.
+        name: String,
+        /// What is in the way, and what to do.
+        rule: String,
+    },
     /// Environment properties break EB's limits (guide, "environments-cfg-softwaresettings").
     #[error("Environment property `{}`: {rule}", crate::ids::shown(name))]
     Property {

@@ -182,9 +182,9 @@ pub const KNOWN: &[OptionSpec] = &[
         ENVIRONMENT,
         "LoadBalancerType",
         "application",
-        Kind::OneOf(&["application"]),
+        Kind::OneOf(&["application", "classic", "network"]),
         Change::Fixed,
-        "The kind of load balancer; fixed when the environment is created.",
+        "What the load balancer takes: requests by HTTP (`application`, which `classic` is another word for), or connections to TCP ports (`network`). Fixed when the environment is created.",
     ),
     option(
         ASG,
@@ -339,9 +339,9 @@ pub const KNOWN: &[OptionSpec] = &[
         PROCESS,
         "StickinessType",
         "lb_cookie",
-        Kind::OneOf(&["lb_cookie"]),
+        Kind::OneOf(&["lb_cookie", "source_ip"]),
         Change::Nothing,
-        "A cookie of the load balancer; beanpole:proxy:StickyBy knows more.",
+        "A cookie of the load balancer, or the client's address, as always where the load balancer is a network one; beanpole:proxy:StickyBy knows more.",
     ),
     option(
         APPLICATION,
@@ -518,6 +518,15 @@ pub const KNOWN: &[OptionSpec] = &[
         Change::Nothing,
         "Seconds, from when an instance begins to leave, that its open requests (WebSockets, event streams, uploads) may go on. After DeregistrationDelay the deployment goes on without waiting for it. With more than that, instances are not changed in place: a successor starts beside each. 0: what is open after DeregistrationDelay is cut.",
     ),
+    // An NLB has an address of its own and needs nothing like it.
+    option(
+        PROXY,
+        "RouteBySNI",
+        "false",
+        Kind::Bool,
+        Change::Nothing,
+        "Of a network environment: its ports take clients of TLS alone that ask for its hostnames, so that several environments share a port, also that of HTTPS.",
+    ),
     option(
         PROXY,
         "Algorithm",
@@ -611,7 +620,7 @@ pub const KNOWN: &[OptionSpec] = &[
         "60",
         Kind::Number(1, 3_600),
         Change::Nothing,
-        "How long an instance may stay silent over a request before its client gets a 504, and how long a client may before it gets a 408 or is left, in seconds. WebSockets may be silent for ever.",
+        "How long an instance may stay silent over a request before its client gets a 504, and how long a client may before it gets a 408 or is left, in seconds. WebSockets may be silent for ever. Of a network environment: how long a connection may be silent before it is cut, 350 unless set.",
     ),
     option(
         PROXY,

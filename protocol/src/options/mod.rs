@@ -13,6 +13,7 @@ mod error;
 mod kind;
 mod known;
 mod nearest;
+mod network;
 mod policy;
 mod processes;
 mod property;
@@ -25,6 +26,7 @@ pub use error::OptionError;
 pub use kind::{Kind, parse_label};
 pub use known::{Change, KNOWN, OptionSpec, spec};
 pub use nearest::nearest;
+pub use network::Listener;
 pub use policy::{BatchSize, DeploymentPolicy};
 pub use processes::{ListenerRule, NAMED, RequestRules, named, port_variable};
 pub use split::{GuardLimits, SplitStep, SplitSteps};
@@ -138,8 +140,10 @@ impl OptionSettings {
         all
     }
 
-    /// These settings with as much capacity as `other` asks for.
+    /// These settings with as much capacity as `other` asks for, and its listeners: both belong to an environment,
+    /// whatever release it runs.
     pub fn with_capacity_of(mut self, other: &Self) -> Self {
+        self.take_listeners_of(other);
         for (namespace, option) in CAPACITY {
             match other.get(namespace, option) {
                 Some(value) => self.set(namespace, option, value),

@@ -9,11 +9,13 @@ use std::collections::BTreeMap;
 /// The options of a process besides the default one.
 const ANY_PROCESS: &str = "aws:elasticbeanstalk:environment:process:NAME";
 /// The options of a listener.
-const LISTENER: &str = "aws:elbv2:listener:PORT";
+pub(super) const LISTENER: &str = "aws:elbv2:listener:PORT";
 /// The options of a rule.
-const RULE: &str = "aws:elbv2:listenerrule:NAME";
+pub(super) const RULE: &str = "aws:elbv2:listenerrule:NAME";
 /// What the process is called that takes what no rule does, and the listener of plain HTTP.
 const DEFAULT: &str = "default";
+/// The port of that listener.
+const DEFAULT_PORT: u16 = 80;
 
 /// Processes that an environment has at most besides the default one.
 const MOST_PROCESSES: usize = 9;
@@ -120,9 +122,25 @@ pub const NAMED: &[OptionSpec] = &[
         ANY_PROCESS,
         "StickinessType",
         "lb_cookie",
-        Kind::OneOf(&["lb_cookie"]),
+        Kind::OneOf(&["lb_cookie", "source_ip"]),
         Change::Nothing,
-        "A cookie of the load balancer; beanpole:proxy:StickyBy knows more.",
+        "A cookie of the load balancer, or the client's address, as always where the load balancer is a network one; beanpole:proxy:StickyBy knows more.",
+    ),
+    option(
+        LISTENER,
+        "ListenerEnabled",
+        "true",
+        Kind::Bool,
+        Change::Nothing,
+        "Of a network environment: whether connections to that port are taken. PORT is a number, or `default` for 80, which is off unless this is set.",
+    ),
+    option(
+        LISTENER,
+        "Protocol",
+        "",
+        Kind::OneOf(&["TCP", "TLS", "HTTP", "HTTPS"]),
+        Change::Nothing,
+        "Of a network environment: whether bytes go to an instance as they are, those of TLS included (`TCP`, unless set), or TLS ends at the load balancer, with the certificate of the name asked for (`TLS`). Else `HTTP` or `HTTPS`, which the port says already.",
     ),
     option(
         LISTENER,
@@ -130,7 +148,7 @@ pub const NAMED: &[OptionSpec] = &[
         "default",
         Kind::Process,
         Change::Nothing,
-        "The process that gets what no rule takes.",
+        "The process that gets what no rule takes, or a network environment's connections.",
     ),
     option(
         LISTENER,
@@ -176,9 +194,11 @@ pub const NAMED: &[OptionSpec] = &[
 
 /// The options that a namespace with a name in it has; none where it is of no such kind.
 pub fn named(namespace: &str) -> impl Iterator<Item = &'static OptionSpec> {
+    // What is known of the default process is known by its own namespace.
+    let is_of_default = name_in(ANY_PROCESS, namespace) == Some(DEFAULT);
     NAMED
         .iter()
-        .filter(move |known| name_in(known.namespace, namespace).is_some())
+        .filter(move |known| !is_of_default && name_in(known.namespace, namespace).is_some())
 }
 
 /// The name that a namespace of a kind has in it.
@@ -192,6 +212,16 @@ fn name_in<'n>(kind: &str, namespace: &'n str) -> Option<&'n str> {
 pub(super) fn namespace_of(process: &str) -> String {
     let name = if process.is_empty() { DEFAULT } else { process };
     ANY_PROCESS.replace("NAME", name)
+}
+
+/// The port of a listener.
+fn port_of(name: &str) -> Option<u16> {
+    match name {
+        DEFAULT => Some(DEFAULT_PORT),
+        // Written in one way: two namespaces are of two ports.
+        number if !number.starts_with(['0', '+']) => number.parse().ok().filter(|port| *port > 0),
+        _ => None,
+    }
 }
 
 /// The variable that tells every process of an instance the port of one of them.
@@ -286,6 +316,23 @@ pub struct RequestRules {
 }
 
 impl OptionSettings {
+    /// The process that gets a network environment's connections to a port; empty for the default one.
+    pub fn process_at(&self, port: u16) -> String {
+        let mut names = self.names_in(LISTENER);
+        let name = names.find(|name| port_of(name) == Some(port));
+        name.map_or_else(String::new, |name| {
+            plain_name(self.effective(&LISTENER.replace("PORT", name), "DefaultProcess"))
+        })
+    }
+
+    /// What is set for the listeners of ports: the port, whether it is called by its number, and the namespace.
+    pub(super) fn ports(&self) -> impl Iterator<Item = (u16, bool, &str)> {
+        self.0.keys().filter_map(|namespace| {
+            let name = name_in(LISTENER, namespace)?;
+            Some((port_of(name)?, name != DEFAULT, namespace.as_str()))
+        })
+    }
+
     /// The processes that take requests besides the default one, which the Procfile calls `web`.
     pub fn processes(&self) -> Vec<&str> {
         self.names_in(ANY_PROCESS)
@@ -384,17 +431,18 @@ impl OptionSettings {
                 name_in(LISTENER, namespace),
                 name_in(RULE, namespace),
             ) {
-                (Some("web"), ..) => format!(
-                    "the process `web` of a Procfile is the default one, `{PROCESS}`"
-                ),
+                (Some("web"), ..) => {
+                    format!("the process `web` of a Procfile is the default one, `{PROCESS}`")
+                }
                 (Some("release"), ..) => {
                     "`release` in a Procfile is a command that runs once, not a process".to_owned()
                 }
-                (Some(name), ..) | (_, _, Some(name)) if !is_name(name) => format!(
-                    "a name has letters, digits, - and _ only, {LONGEST_NAME} at most"
-                ),
-                (_, Some(name), _) if ![DEFAULT, "80", "443"].contains(&name) => {
-                    "listeners are `default` (or 80) for plain HTTP and 443 for HTTPS, whatever ports the load balancers have for them".to_owned()
+                (Some(name), ..) | (_, _, Some(name)) if !is_name(name) => {
+                    format!("a name has letters, digits, - and _ only, {LONGEST_NAME} at most")
+                }
+                (_, Some(name), _) if port_of(name).is_none() => {
+                    "a listener is `default`, which stands for 80, or a port from 1 to 65535"
+                        .to_owned()
                 }
                 _ => continue,
             };
@@ -410,6 +458,7 @@ impl OptionSettings {
     /// them: whether what options name is there.
     pub fn validate_whole(&self) -> Result<(), OptionError> {
         self.validate()?;
+        self.validate_type()?;
         self.check_processes()?;
         for name in self.names_in(RULE) {
             self.check_rule(name)?;
@@ -550,6 +599,7 @@ fn plain_name(process: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::spec;
     use crate::proxy::Probe;
 
     const API: &str = "aws:elasticbeanstalk:environment:process:api";
@@ -569,6 +619,14 @@ mod tests {
     fn refusal(all: &[(&str, &str, &str)]) -> String {
         let refused = settings(all).validate_whole();
         refused.expect_err("it is wrong").to_string()
+    }
+
+    #[test]
+    fn what_is_known_of_the_default_process_is_its_own() {
+        assert_eq!(named(PROCESS).count(), 0);
+        let check = |namespace| spec(namespace, "HealthCheckPath").map(|known| known.change);
+        assert_eq!(check(PROCESS), Some(Change::Check));
+        assert_eq!(check(&namespace_of("api")), Some(Change::Restart));
     }
 
     #[test]

@@ -114,6 +114,7 @@ mod tests {
 
     fn report(targets: Vec<TargetReport>) -> ProxyReport {
         ProxyReport {
+            streams: Vec::new(),
             sequence: 1,
             run: String::new(),
             version: String::new(),

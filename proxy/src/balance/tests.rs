@@ -79,6 +79,7 @@ impl World {
                 ..Route::default()
             }],
             pools: vec![pool],
+            streams: Vec::new(),
         };
         let names = Names::default();
         let (table, _) = self.table.follow(source, true, &names, &self.changes);

@@ -3,6 +3,7 @@
 use super::chunked::Chunked;
 use super::date;
 use super::request::{MOST_HEADERS, lower_case, number};
+use std::mem::MaybeUninit;
 
 /// Longest head of an answer, in bytes, as pingora has it.
 pub const LONGEST_HEAD: usize = 1024 * 1024;
@@ -31,8 +32,34 @@ pub enum Body {
     UntilClose,
 }
 
-/// Reads the head of an answer, and writes to `out` how the client gets it, with the lines `told` where it is
-/// the final one. None while it is not over; else what is wrong with it.
+/// What the head of an answer is written to, as its client gets it.
+pub trait Head {
+    /// The first line.
+    fn begin(&mut self, status: u16, reason: &str);
+    /// One header; else what is wrong with it.
+    fn header(&mut self, name: &str, value: &[u8]) -> Result<(), &'static str>;
+}
+
+/// The lines of HTTP/1.1.
+impl Head for Vec<u8> {
+    fn begin(&mut self, status: u16, reason: &str) {
+        self.extend_from_slice(b"HTTP/1.1 ");
+        digits(self, status);
+        self.push(b' ');
+        self.extend_from_slice(reason.as_bytes());
+        self.extend_from_slice(b"\r\n");
+    }
+
+    fn header(&mut self, name: &str, value: &[u8]) -> Result<(), &'static str> {
+        for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+            self.extend_from_slice(part);
+        }
+        Ok(())
+    }
+}
+
+/// Reads the head of an answer, and writes to `out` how a client of HTTP/1.1 gets it, with the lines `told` where it
+/// is the final one. None while it is not over; else what is wrong with it.
 pub fn read(
     bytes: &[u8],
     only_head: bool,
@@ -40,12 +67,41 @@ pub fn read(
     told: &[u8],
     out: &mut Vec<u8>,
 ) -> Result<Option<Answer>, &'static str> {
-    let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
-    let mut answer = httparse::Response::new(&mut headers);
+    let Some((answer, dated)) = read_to(bytes, only_head, out)? else {
+        return Ok(None);
+    };
+    if !dated && answer.status >= 200 {
+        out.extend_from_slice(b"Date: ");
+        date::write(out);
+        out.extend_from_slice(b"\r\n");
+    }
+    if matches!(answer.body, Body::UntilClose) {
+        out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+    }
+    if answer.status >= 200 {
+        out.extend_from_slice(told);
+    }
+    if closes && answer.status >= 200 {
+        out.extend_from_slice(b"Connection: close\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    Ok(Some(answer))
+}
+
+/// Reads the head of an answer, and writes what of it goes on to `out`; also, whether it has a date. None while it is
+/// not over; else what is wrong with it.
+pub fn read_to(
+    bytes: &[u8],
+    only_head: bool,
+    out: &mut impl Head,
+) -> Result<Option<(Answer, bool)>, &'static str> {
+    let mut headers = [const { MaybeUninit::uninit() }; MOST_HEADERS];
+    let mut answer = httparse::Response::new(&mut []);
     let mut parser = httparse::ParserConfig::default();
     parser.allow_spaces_after_header_name_in_responses(true);
     parser.allow_obsolete_multiline_headers_in_responses(true);
-    let head = match parser.parse_response(&mut answer, bytes) {
+    let parsed = parser.parse_response_with_uninit_headers(&mut answer, bytes, &mut headers);
+    let head = match parsed {
         Ok(httparse::Status::Complete(head)) => head,
         Ok(httparse::Status::Partial) if bytes.len() > LONGEST_HEAD => {
             return Err("the head of the app's answer is too long");
@@ -104,11 +160,7 @@ pub fn read(
         Body::UntilClose
     };
     let keeps = keeps && !ends;
-    out.extend_from_slice(b"HTTP/1.1 ");
-    digits(out, status);
-    out.push(b' ');
-    out.extend_from_slice(answer.reason.unwrap_or_default().as_bytes());
-    out.extend_from_slice(b"\r\n");
+    out.begin(status, answer.reason.unwrap_or_default());
     let mut told_length = false;
     for header in answer.headers.iter() {
         let mut lower = [0; 32];
@@ -119,11 +171,8 @@ pub fn read(
                 if status == 204 || encoded.is_some() || std::mem::replace(&mut told_length, true) {
                     continue;
                 }
-                out.extend_from_slice(header.name.as_bytes());
-                out.extend_from_slice(b": ");
                 let value = header.value.split(|byte| *byte == b',').next();
-                out.extend_from_slice(value.unwrap_or_default().trim_ascii());
-                out.extend_from_slice(b"\r\n");
+                out.header(header.name, value.unwrap_or_default().trim_ascii())?;
                 continue;
             }
             "transfer-encoding" if status == 204 => continue,
@@ -131,44 +180,23 @@ pub fn read(
             _ if named && is_named(&answer, header.name) => continue,
             _ => {}
         }
-        out.extend_from_slice(header.name.as_bytes());
-        out.extend_from_slice(b": ");
-        if header
-            .value
-            .iter()
-            .any(|byte| matches!(byte, b'\r' | b'\n'))
-        {
+        let folds = |byte: &u8| matches!(byte, b'\r' | b'\n');
+        if header.value.iter().any(folds) {
             // A value over several lines is one (RFC 9112, section 5.2).
-            out.extend(header.value.iter().map(|byte| match byte {
-                b'\r' | b'\n' => b' ',
-                byte => *byte,
-            }));
+            let one = header.value.iter();
+            let one = one.map(|byte| if folds(byte) { b' ' } else { *byte });
+            out.header(header.name, &one.collect::<Vec<u8>>())?;
         } else {
-            out.extend_from_slice(header.value);
+            out.header(header.name, header.value)?;
         }
-        out.extend_from_slice(b"\r\n");
     }
-    if !dated && status >= 200 {
-        out.extend_from_slice(b"Date: ");
-        date::write(out);
-        out.extend_from_slice(b"\r\n");
-    }
-    if matches!(body, Body::UntilClose) {
-        out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
-    }
-    if status >= 200 {
-        out.extend_from_slice(told);
-    }
-    if closes && status >= 200 {
-        out.extend_from_slice(b"Connection: close\r\n");
-    }
-    out.extend_from_slice(b"\r\n");
-    Ok(Some(Answer {
+    let answer = Answer {
         head,
         status,
         body,
         keeps,
-    }))
+    };
+    Ok(Some((answer, dated)))
 }
 
 /// Adds a header to the head of an answer, which is all of `out`, unless the app gave it.

@@ -1,4 +1,6 @@
-//! Where a chunked body ends (RFC 9112, section 7.1). Its bytes go on as they are: nothing is taken apart.
+//! Where a chunked body ends (RFC 9112, section 7.1), and where its content is.
+
+use std::ops::Range;
 
 /// Longest line of a chunk's size with its extensions, and most bytes of trailers.
 const LONGEST_LINE: usize = 16 * 1024;
@@ -19,7 +21,9 @@ enum At {
     #[default]
     FirstDigit,
     Digits,
-    /// Behind the digits.
+    /// Behind the digits: nothing but blanks may stand there before an extension or the end of the line.
+    Blank,
+    /// Behind the semicolon.
     Extension,
     SizeEnd,
     Data,
@@ -57,12 +61,23 @@ impl Chunked {
 
     /// Takes the next bytes: how many of them belong to the body, and how many of these are its content.
     pub fn take(&mut self, bytes: &[u8]) -> Result<(usize, u64), Broken> {
+        self.take_apart(bytes, |_| {})
+    }
+
+    /// The same; `each` sees where there is content in them.
+    pub fn take_apart(
+        &mut self,
+        bytes: &[u8],
+        mut each: impl FnMut(Range<usize>),
+    ) -> Result<(usize, u64), Broken> {
         let mut next = 0;
         let mut content = 0;
         while next < bytes.len() && self.at != At::Over {
             if self.at == At::Data {
                 let here = self.size.min((bytes.len() - next) as u64);
+                let begin = next;
                 next += here as usize;
+                each(begin..next);
                 content += here;
                 self.size -= here;
                 if self.size == 0 {
@@ -88,8 +103,12 @@ impl Chunked {
                 self.longer(LONGEST_LINE)?;
                 At::Digits
             }
-            (At::Digits | At::Extension, b'\r') => At::SizeEnd,
-            (At::Digits, b';' | b' ' | b'\t') => At::Extension,
+            (At::Digits | At::Blank | At::Extension, b'\r') => At::SizeEnd,
+            (At::Digits | At::Blank, b';') => At::Extension,
+            (At::Digits | At::Blank, b' ' | b'\t') => {
+                self.longer(LONGEST_LINE)?;
+                At::Blank
+            }
             (At::Extension, _) if !is_control(byte) => {
                 self.longer(LONGEST_LINE)?;
                 At::Extension
@@ -175,8 +194,10 @@ mod tests {
 
     #[test]
     fn what_can_be_read_in_two_ways_is_no_body() {
-        let bodies: [&[u8]; 12] = [
+        let bodies: [&[u8]; 14] = [
             b"\r\n",
+            b"5 0\r\nhello\r\n",
+            b"5 \t0x\r\nhello\r\n",
             b";\r\n",
             b"5\nhello\r\n0\r\n\r\n",
             b"5\r\nhello0\r\n\r\n",

@@ -10,7 +10,9 @@ mod answer;
 mod chunked;
 mod date;
 mod kept;
+mod patience;
 mod request;
+mod stream;
 
 use crate::access_log::Entry;
 use crate::asker::{Asker, Headers};
@@ -19,7 +21,7 @@ use crate::compress;
 use crate::connection::{Connection, Rest};
 use crate::fault;
 use crate::forwarded::Client;
-use crate::pages::{self, Page};
+use crate::pages::{self, Page, Rendered};
 use crate::service::{BROKEN_OFF, CLOSED_BEFORE};
 use crate::shared::{Shared, count};
 use crate::sticky::Stay;
@@ -30,14 +32,14 @@ pub use answer::Body;
 #[cfg(any(test, fuzzing))]
 pub use answer::read as read_answer;
 pub use chunked::Chunked;
-use futures::ready;
 use http::header;
 use kept::Kept;
+pub use patience::Patience;
 use request::Plain;
-pub use request::has_bare_line_ends;
 #[cfg(any(test, fuzzing))]
 pub use request::look;
 pub use request::{Known, Look};
+pub use request::{MOST_HEADERS, has_bare_line_ends};
 use std::future::poll_fn;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -45,15 +47,18 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
+pub use stream::Past;
 use tokio::io::AsyncWrite;
 use tokio::net::TcpStream;
-use tokio::time::Sleep;
 use tokio_util::io::poll_read_buf;
 
 /// How much of an answer is read at a time, in bytes: a small one whole, a long one in few pieces.
 const FIRST_PIECE: usize = 8 * 1024;
 const PIECE: usize = 64 * 1024;
+
+/// What the access log calls the version of these requests.
+const HTTP_1_1: &str = "HTTP/1.1";
 
 /// Statuses by which an app, or a proxy in front of it, says that it cannot answer.
 pub const FAILED: std::ops::RangeInclusive<u16> = 502..=504;
@@ -155,41 +160,6 @@ struct Served<'a> {
     patience: Patience,
 }
 
-/// A client's time: one timer for all its requests, moved when it has run out and not before.
-#[derive(Default)]
-struct Patience {
-    timer: Option<Pin<Box<Sleep>>>,
-    until: Option<tokio::time::Instant>,
-    /// When it is over in any case.
-    end: Option<Instant>,
-}
-
-impl Patience {
-    fn renew(&mut self, from: Instant, limit: Duration) {
-        let until = from + limit;
-        self.until = Some(self.end.map_or(until, |end| until.min(end)).into());
-    }
-
-    fn poll_over(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(until) = self.until else {
-            return Poll::Pending;
-        };
-        let timer = self
-            .timer
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
-        if timer.deadline() > until {
-            timer.as_mut().reset(until);
-        }
-        loop {
-            ready!(timer.as_mut().poll(cx));
-            if tokio::time::Instant::now() >= until {
-                return Poll::Ready(());
-            }
-            timer.as_mut().reset(until);
-        }
-    }
-}
-
 impl Exchange {
     /// Keeps `kept` connections to targets at most for the next request.
     pub fn new(shared: Arc<Shared>, kept: usize) -> Arc<Self> {
@@ -284,7 +254,7 @@ impl Exchange {
             let Ok((mut app, reused)) = connected else {
                 self.fail(&mut to, &plain, &bytes, &Trouble::Broken, &mut going)
                     .await;
-                self.end(client, &plain, &bytes, &going);
+                self.end(client, &plain, &bytes, &going, HTTP_1_1);
                 to.connection.state().end();
                 return Next::End;
             };
@@ -337,7 +307,7 @@ impl Exchange {
                     false
                 }
             };
-            self.end(client, &plain, &bytes, &going);
+            self.end(client, &plain, &bytes, &going, HTTP_1_1);
             // Whoever was told that the connection ends sees it end, and nobody else does.
             let ends = going.ends;
             drop(going);
@@ -395,7 +365,7 @@ impl Exchange {
         to.patience.end = going.pool.times.end(going.begun, true);
         going.answered = Some(Instant::now());
         going.at.answered();
-        let (used, mut over) = answer.body.take(&piece[from..], going)?;
+        let (used, mut over) = answer.body.take(&piece[from..], going, |_| {})?;
         going.status = Some(answer.status);
         answer.body.frame(&piece[from..from + used], out);
         let mut extra = from + used < piece.len();
@@ -414,7 +384,7 @@ impl Exchange {
                 send_to(to, b"0\r\n\r\n").await?;
                 break;
             }
-            let (used, now_over) = answer.body.take(&piece, going)?;
+            let (used, now_over) = answer.body.take(&piece, going, |_| {})?;
             over = now_over;
             extra = used < piece.len();
             to.patience.renew(Instant::now(), idle);
@@ -438,9 +408,29 @@ impl Exchange {
         trouble: &Trouble,
         going: &mut Going,
     ) {
+        let Some(rendered) = self.failed(to.client, plain, head, trouble, going) else {
+            return;
+        };
+        let id = plain.id.to_str().unwrap_or_default();
+        let whole = pages::whole(&rendered, id, plain.only_head);
+        to.patience.end = None;
+        to.patience.renew(Instant::now(), going.pool.idle);
+        // A client that has left needs none.
+        let _ = send(to.connection, &mut to.patience, &whole).await;
+    }
+
+    /// Notes how a request failed; with what its client is told, where it is there and has heard nothing yet.
+    fn failed(
+        &self,
+        client: &Client,
+        plain: &Plain,
+        head: &[u8],
+        trouble: &Trouble,
+        going: &mut Going,
+    ) -> Option<Rendered> {
         let environment = going.pool.environment_name.as_str();
         let page = match trouble {
-            Trouble::Client => return,
+            Trouble::Client => return None,
             Trouble::Late => Page::Late { environment },
             Trouble::Broken | Trouble::Odd(_) | Trouble::Unwanted => Page::Broken { environment },
         };
@@ -451,15 +441,13 @@ impl Exchange {
         going.failed = true;
         if going.status.is_some() {
             going.why = Some(BROKEN_OFF);
-            return;
+            return None;
         }
         going.why = Some(page.code());
         let headers = Headers::Raw(head);
         let accept = headers.get(header::ACCEPT.as_str()).unwrap_or_default();
         let accept = std::str::from_utf8(accept).unwrap_or_default();
-        let here = to
-            .client
-            .is_here(|name| headers.get(name.as_str()).is_some());
+        let here = client.is_here(|name| headers.get(name.as_str()).is_some());
         let id = plain.id.to_str().unwrap_or_default();
         let own = self.shared.own_page(&going.pool, &page);
         let rendered = page
@@ -471,14 +459,18 @@ impl Exchange {
         } else {
             rendered.body.len() as u64
         };
-        let whole = pages::whole(&rendered, id, plain.only_head);
-        to.patience.end = None;
-        to.patience.renew(Instant::now(), going.pool.idle);
-        // A client that has left needs none.
-        let _ = send(to.connection, &mut to.patience, &whole).await;
+        Some(rendered)
     }
 
-    fn end(&self, client: &Client, plain: &Plain, bytes: &[u8], going: &Going) {
+    /// Counts a request that is over, and tells of it.
+    fn end(
+        &self,
+        client: &Client,
+        plain: &Plain,
+        bytes: &[u8],
+        going: &Going,
+        version: &'static str,
+    ) {
         let answered = going
             .answered
             .map(|at| (at, at.saturating_duration_since(going.begun)));
@@ -507,7 +499,7 @@ impl Exchange {
                 method: text_in(bytes, &plain.method),
                 path: text_in(bytes, &plain.path),
                 query: log.and_then(|log| log.query(plain.query(bytes))),
-                version: "HTTP/1.1",
+                version,
                 referer: log.map_or(b"".as_slice(), |log| log.referer(header("referer"))),
                 user_agent: header("user-agent"),
                 trace: plain.trace,
@@ -524,22 +516,32 @@ impl Exchange {
 }
 
 impl Body {
-    /// Takes the next bytes: how many of them belong to the body, and whether it is over with them.
-    fn take(&mut self, bytes: &[u8], going: &mut Going) -> Result<(usize, bool), Trouble> {
+    /// Takes the next bytes: how many of them belong to the body, and whether it is over with them. `each` sees where
+    /// there is content in them.
+    fn take(
+        &mut self,
+        bytes: &[u8],
+        going: &mut Going,
+        mut each: impl FnMut(Range<usize>),
+    ) -> Result<(usize, bool), Trouble> {
         let (used, content, over) = match self {
             Self::None => (0, 0, true),
             Self::Length(left) => {
                 let here = (bytes.len() as u64).min(*left);
                 *left -= here;
+                each(0..here as usize);
                 (here as usize, here, *left == 0)
             }
             Self::Chunked(chunked) => {
-                let taken = chunked.take(bytes);
+                let taken = chunked.take_apart(bytes, each);
                 let (used, content) = taken
                     .map_err(|_| Trouble::Odd("the app's answer is not chunked as it says"))?;
                 (used, content, chunked.is_over())
             }
-            Self::UntilClose => (bytes.len(), bytes.len() as u64, false),
+            Self::UntilClose => {
+                each(0..bytes.len());
+                (bytes.len(), bytes.len() as u64, false)
+            }
         };
         going.sent += content;
         Ok((used, over))
@@ -620,10 +622,11 @@ async fn read_head(
                         answer::add(out, name.as_str(), hsts.as_bytes());
                     }
                     let compression = going.pool.content.compression.as_ref();
-                    let warning = compression
-                        .and_then(|wanted| compress::warning(out, answer.status, wanted));
-                    if let Some(line) = warning {
-                        answer::append(out, line.as_bytes());
+                    let headers = Headers::Raw(out);
+                    if compression
+                        .is_some_and(|wanted| compress::depends(headers, answer.status, wanted))
+                    {
+                        answer::append(out, b"Vary: Accept-Encoding\r\n");
                     }
                     return Ok((answer, from));
                 }
@@ -640,15 +643,27 @@ async fn next_piece(
     piece: &mut Vec<u8>,
     room: usize,
 ) -> Result<usize, Trouble> {
+    let (connection, patience) = (&mut *to.connection, &mut to.patience);
+    piece_of(app, piece, room, patience, |cx| connection.poll_left(cx)).await
+}
+
+/// Waits for the next bytes of the app, whose number it tells, and for the client to leave, as `left` says.
+async fn piece_of(
+    app: &mut TcpStream,
+    piece: &mut Vec<u8>,
+    room: usize,
+    patience: &mut Patience,
+    mut left: impl FnMut(&mut Context<'_>) -> Poll<()>,
+) -> Result<usize, Trouble> {
     piece.reserve(room);
     poll_fn(|cx| {
         if let Poll::Ready(read) = poll_read_buf(Pin::new(&mut *app), cx, piece) {
             return Poll::Ready(read.map_err(|_| Trouble::Broken));
         }
-        if to.connection.poll_left(cx).is_ready() {
+        if left(cx).is_ready() {
             return Poll::Ready(Err(Trouble::Client));
         }
-        to.patience.poll_over(cx).map(|()| Err(Trouble::Late))
+        patience.poll_over(cx).map(|()| Err(Trouble::Late))
     })
     .await
 }

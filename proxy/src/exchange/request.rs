@@ -7,6 +7,7 @@ use crate::host::Asked;
 use crate::tls::CHALLENGES;
 use crate::trace_context::{Made, TRACEPARENT, TRACESTATE, TraceId, Tracing, trace_of};
 use http::HeaderValue;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use std::sync::Arc;
 pub const MOST_HEADERS: usize = 256;
 /// Longest body that is waited for before the request is sent: what comes in one segment with the head, and
 /// fits into the buffers of a socket, so that the app may answer before it has read it.
-const LONGEST_BODY: usize = 32 * 1024;
+pub const LONGEST_BODY: usize = 32 * 1024;
 /// Longest name of a header that any rule speaks of.
 const LONGEST_NAME: usize = 32;
 
@@ -76,9 +77,9 @@ impl Plain {
 
 /// Looks at what has come of a request, and writes its head as the app gets it to `out`, where it is plain.
 pub fn look(bytes: &[u8], client: &Client, tracing: Tracing, out: &mut Vec<u8>) -> Look {
-    let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
-    let mut request = httparse::Request::new(&mut headers);
-    let head = match request.parse(bytes) {
+    let mut headers = [const { MaybeUninit::uninit() }; MOST_HEADERS];
+    let mut request = httparse::Request::new(&mut []);
+    let head = match request.parse_with_uninit_headers(bytes, &mut headers) {
         Ok(httparse::Status::Complete(head)) => head,
         Ok(httparse::Status::Partial) => return Look::Partial,
         Err(_) => return Look::Other(Known::Nothing),

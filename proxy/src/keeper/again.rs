@@ -2,6 +2,7 @@
 //! holds waits in a socket meanwhile, which the next executable finds as its standard input.
 
 use super::Event;
+use super::opened::{Opening, Wants};
 use super::process::{Process, Role};
 use super::words::{self, First};
 use beanpole_daemon::inherited;
@@ -10,7 +11,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -36,6 +37,9 @@ pub struct Successor {
 struct Held {
     first: First,
     processes: Vec<HeldProcess>,
+    /// Where the listeners are that processes asked for. Behind all other descriptors.
+    #[serde(default)]
+    opened: Vec<SocketAddr>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -45,12 +49,16 @@ struct HeldProcess {
     /// What was read of its next word.
     #[serde(default)]
     ahead: Vec<u8>,
+    /// Whether there is a socket by which it asks for listeners: these come last.
+    #[serde(default)]
+    asks: bool,
 }
 
 /// What was taken over.
 pub struct TakenOver {
     pub first: First,
     pub listeners: Vec<TcpListener>,
+    pub opening: Opening,
     pub processes: BTreeMap<u32, Process>,
 }
 
@@ -78,15 +86,30 @@ pub fn taken_over(events: &mpsc::UnboundedSender<Event>) -> io::Result<Option<Ta
     let mut handed = handed.into_iter();
     let listeners = handed.by_ref().take(held.first.listeners.len());
     let listeners = listeners.map(TcpListener::from).collect();
-    let processes = held.processes.into_iter().zip(handed).map(|(held, fd)| {
+    let sockets: Vec<OwnedFd> = handed.by_ref().take(held.processes.len()).collect();
+    let opened: Vec<OwnedFd> = handed.by_ref().take(held.opened.len()).collect();
+    let opened = held.opened.into_iter().zip(opened);
+    let opening = Opening::with(opened.map(|(at, fd)| (at, TcpListener::from(fd))));
+    let mut processes = BTreeMap::new();
+    for (held, fd) in held.processes.into_iter().zip(sockets) {
+        let asks = if held.asks { handed.next() } else { None };
+        let asks = asks.map(UnixStream::from);
+        if let Some(asks) = &asks {
+            let wants = match held.role {
+                Role::Comes => Wants::Unsaid,
+                Role::Serves => Wants::All,
+                Role::Drains => Wants::Nothing,
+            };
+            opening.serve(asks, wants)?;
+        }
         let socket = UnixStream::from(fd);
-        let process = Process::adopt(held.pid, held.role, socket, held.ahead, events)?;
-        Ok((held.pid, process))
-    });
-    let processes = processes.collect::<io::Result<_>>()?;
+        let process = Process::adopt(held.pid, held.role, (socket, asks), held.ahead, events)?;
+        processes.insert(held.pid, process);
+    }
     Ok(Some(TakenOver {
         first: held.first,
         listeners,
+        opening,
         processes,
     }))
 }
@@ -97,25 +120,47 @@ const MARK: &str = "BEANPOLE_KEEPER_GOES_ON";
 /// Becomes `successor`. Returns only where that fails.
 pub fn become_it(
     successor: &Successor,
-    first: &First,
-    listeners: &[TcpListener],
+    (first, listeners): (&First, &[TcpListener]),
+    opening: &Opening,
+    processes: &BTreeMap<u32, Process>,
+) -> io::Error {
+    opening.hold(|opened| become_with(successor, (first, listeners), opened, processes))
+}
+
+fn become_with(
+    successor: &Successor,
+    (first, listeners): (&First, &[TcpListener]),
+    opened: &BTreeMap<SocketAddr, TcpListener>,
     processes: &BTreeMap<u32, Process>,
 ) -> io::Error {
     let held = || {
         let mut held = Held {
             first: first.clone(),
             processes: Vec::new(),
+            opened: opened.keys().copied().collect(),
         };
         let mut sockets = Vec::new();
-        for (pid, process) in processes {
+        let mut asks = Vec::new();
+        // The one that serves is the newest.
+        let mut in_turn: Vec<_> = processes.iter().collect();
+        in_turn.sort_by_key(|(_, process)| process.role == Role::Serves);
+        for (pid, process) in in_turn {
             let (socket, ahead) = process.hand_on()?;
             held.processes.push(HeldProcess {
                 pid: *pid,
                 role: process.role,
                 ahead,
+                asks: process.asks.is_some(),
             });
             sockets.push(socket);
+            if let Some(one) = &process.asks {
+                asks.push(one.as_fd().try_clone_to_owned()?);
+            }
         }
+        for listener in opened.values() {
+            sockets.push(listener.as_fd().try_clone_to_owned()?);
+        }
+        sockets.extend(asks);
         Ok::<_, io::Error>((held, sockets))
     };
     match held() {

@@ -1,8 +1,10 @@
 //! A process that serves: from the keeper's first word to the end of the last connection.
 
+use super::opened::Asks;
 use super::words::{self, First, Order, Told, Word};
 use crate::carried::{Carried, Counts};
 use crate::control::{self, Control, Kept, Known, Since};
+use crate::network::Binder;
 use crate::serve::{self, Server};
 use crate::shared::Shared;
 use crate::{CONTROL_PATIENCE, ProxyConfig, ProxyError};
@@ -33,7 +35,7 @@ const SUCCESSORS_REPORTS: u64 = 1_000_000;
 /// Serves as the keeper says, which is at the other end of standard input: until it says otherwise or is gone,
 /// or until `stop`.
 pub async fn serve_kept(config: ProxyConfig, stop: CancellationToken) -> Result<(), ProxyError> {
-    let (socket, first, listeners) = hear_first().map_err(ProxyError::Keeper)?;
+    let (socket, first, listeners, binder) = hear_first().map_err(ProxyError::Keeper)?;
     let (from_keeper, mut to_keeper) = socket.into_split();
     let orders = BufReader::new(from_keeper).lines();
     let (words, mut said) = mpsc::unbounded_channel();
@@ -47,7 +49,7 @@ pub async fn serve_kept(config: ProxyConfig, stop: CancellationToken) -> Result<
         to_keeper.forget();
     });
     let listeners = first.listeners.iter().copied().zip(listeners).collect();
-    let result = live(config, listeners, orders, &words, stop).await;
+    let result = live(config, (listeners, binder), orders, &words, stop).await;
     if let Err(error) = &result {
         let why = chain(error);
         let _ = words.send(Word::Failed { why });
@@ -60,10 +62,26 @@ pub async fn serve_kept(config: ProxyConfig, stop: CancellationToken) -> Result<
 type Orders = Lines<BufReader<OwnedReadHalf>>;
 type Listeners = Vec<(crate::Scheme, tokio::net::TcpListener)>;
 
-fn hear_first() -> io::Result<(tokio::net::UnixStream, First, Vec<tokio::net::TcpListener>)> {
+/// The socket for orders, the first word, the listeners, and who opens more.
+type Heard = (
+    tokio::net::UnixStream,
+    First,
+    Vec<tokio::net::TcpListener>,
+    Binder,
+);
+
+fn hear_first() -> io::Result<Heard> {
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     socket.set_read_timeout(Some(FIRST_WORD))?;
-    let (first, handed) = words::receive_first::<First>(&socket)?;
+    let (first, mut handed) = words::receive_first::<First>(&socket)?;
+    // A keeper of before hands no socket along by which listeners are asked for.
+    let asks = handed
+        .split_off(first.listeners.len().min(handed.len()))
+        .pop();
+    let binder = match asks {
+        Some(asks) => Binder::Kept(Arc::new(Asks::by(UnixStream::from(asks))?)),
+        None => Binder::Own,
+    };
     let listener = |fd| {
         let listener = TcpListener::from(fd);
         listener.set_nonblocking(true)?;
@@ -71,7 +89,8 @@ fn hear_first() -> io::Result<(tokio::net::UnixStream, First, Vec<tokio::net::Tc
     };
     let listeners = handed.into_iter().map(listener).collect::<Result<_, _>>()?;
     socket.set_nonblocking(true)?;
-    Ok((tokio::net::UnixStream::from_std(socket)?, first, listeners))
+    let socket = tokio::net::UnixStream::from_std(socket)?;
+    Ok((socket, first, listeners, binder))
 }
 
 /// An error with all its causes.
@@ -110,13 +129,13 @@ enum End {
 
 async fn live(
     config: ProxyConfig,
-    listeners: Listeners,
+    (listeners, binder): (Listeners, Binder),
     mut orders: Orders,
     words: &mpsc::UnboundedSender<Word>,
     stop: CancellationToken,
 ) -> Result<(), ProxyError> {
     serve::make_directory(&config)?;
-    let server = Server::prepare(&config, listeners)?;
+    let server = Server::prepare(&config, listeners, binder)?;
     control::is_readable(&server.kept.table).map_err(ProxyError::Kept)?;
     let mut life = Life {
         config: &config,

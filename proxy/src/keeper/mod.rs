@@ -17,6 +17,7 @@
 
 mod again;
 mod kept;
+pub mod opened;
 mod process;
 pub mod words;
 
@@ -38,6 +39,7 @@ use beanpole_daemon::socket::{self, BindError};
 use beanpole_protocol::Generation;
 use beanpole_protocol::problem::Problem;
 use http::Method;
+use opened::Opening;
 use process::{Process, Role};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -185,6 +187,8 @@ struct Keeper {
     config: KeeperConfig,
     first: First,
     listeners: Vec<TcpListener>,
+    /// The listeners that processes asked for.
+    opening: Opening,
     processes: BTreeMap<u32, Process>,
     change: Option<Change>,
     events: mpsc::UnboundedSender<Event>,
@@ -207,7 +211,10 @@ pub async fn keep(config: KeeperConfig, stop: CancellationToken) -> Result<(), K
     let mut hang_up = signal(SignalKind::hangup()).map_err(KeeperError::System)?;
     let (events, mut happens) = mpsc::unbounded_channel();
     let mut keeper = match again::taken_over(&events).map_err(KeeperError::Again)? {
-        Some(held) => Keeper::with(config, held.first, held.listeners, held.processes, events),
+        Some(held) => Keeper {
+            opening: held.opening,
+            ..Keeper::with(config, held.first, held.listeners, held.processes, events)
+        },
         None => {
             let (first, listeners) = bind(&config).await?;
             Keeper::with(config, first, listeners, BTreeMap::new(), events)
@@ -275,6 +282,7 @@ impl Keeper {
             config,
             first,
             listeners,
+            opening: Opening::default(),
             processes,
             change: None,
             events,
@@ -608,10 +616,11 @@ impl Keeper {
             config,
             first,
             listeners,
+            opening,
             events,
             ..
         } = self;
-        let started = Process::start(&path, &config.program, first, listeners, events);
+        let started = Process::start(&path, &config.program, (first, listeners), opening, events);
         let mut change = Change {
             pid: 0,
             stage: Stage::Prepares,
@@ -659,10 +668,11 @@ impl Keeper {
             let Self {
                 first,
                 listeners,
+                opening,
                 processes,
                 ..
             } = self;
-            let error = again::become_it(successor, first, listeners, processes);
+            let error = again::become_it(successor, (first, listeners), opening, processes);
             tracing::error!(%error, path = %successor.path.display(),
                 "the keeper cannot become the executable on disk, and goes on as it is");
             self.is_another = false;
@@ -676,6 +686,7 @@ impl Keeper {
     /// Has all of them stop, and waits for that.
     async fn end(mut self, mut happens: mpsc::UnboundedReceiver<Event>) {
         self.listeners.clear();
+        self.opening.close();
         for process in self.processes.values() {
             process.dismiss();
         }

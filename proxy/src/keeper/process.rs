@@ -1,6 +1,7 @@
 //! A process that serves, as its keeper knows it.
 
 use super::Event;
+use super::opened::{Opening, Wants};
 use super::words::{self, First, Order, Word};
 use crate::carried::Counts;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, kill_process, waitpid};
@@ -59,6 +60,8 @@ pub struct Process {
     pub told: Option<Counts>,
     /// Why it cannot go on, if it said so.
     pub why: Option<String>,
+    /// By which it asks for listeners.
+    pub asks: Option<std::os::unix::net::UnixStream>,
     socket: Arc<UnixStream>,
     /// What was read of its next word.
     ahead: Arc<Mutex<Vec<u8>>>,
@@ -70,12 +73,20 @@ impl Process {
     pub fn start(
         path: &Path,
         program: &Program,
-        first: &First,
-        listeners: &[TcpListener],
+        (first, listeners): (&First, &[TcpListener]),
+        opening: &Opening,
         events: &mpsc::UnboundedSender<Event>,
     ) -> io::Result<Self> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-        words::send_first(&ours, first, listeners)?;
+        let (opens, asks) = std::os::unix::net::UnixStream::pair()?;
+        opening.serve(&opens, Wants::Unsaid)?;
+        // The last one is known by there being one more than the first word tells of.
+        let handed: Vec<_> = listeners
+            .iter()
+            .map(AsFd::as_fd)
+            .chain([asks.as_fd()])
+            .collect();
+        words::send_first(&ours, first, &handed)?;
         let mut command = Command::new(path);
         command
             .arg0(&program.path)
@@ -84,14 +95,23 @@ impl Process {
             // Ctrl-C is for the keeper.
             .process_group(0);
         let child = command.spawn()?;
-        Self::adopt(child.id(), Role::Comes, ours, Vec::new(), events)
+        Self::adopt(
+            child.id(),
+            Role::Comes,
+            (ours, Some(opens)),
+            Vec::new(),
+            events,
+        )
     }
 
     /// Takes over one that was started before.
     pub fn adopt(
         pid: u32,
         role: Role,
-        socket: std::os::unix::net::UnixStream,
+        (socket, asks): (
+            std::os::unix::net::UnixStream,
+            Option<std::os::unix::net::UnixStream>,
+        ),
         ahead: Vec<u8>,
         events: &mpsc::UnboundedSender<Event>,
     ) -> io::Result<Self> {
@@ -105,6 +125,7 @@ impl Process {
             since: Instant::now(),
             told: None,
             why: None,
+            asks,
             socket,
             ahead,
             hearing,

@@ -198,40 +198,52 @@ impl Statics {
     /// Takes a set in; gives the files that it lacks. It waits for the disk.
     pub fn begin(&self, name: Digest, set: StaticSet) -> Result<Vec<Digest>, NotTaken> {
         check(&set)?;
-        let mut coming = self.coming();
         if self.held.load().contains_key(&name) {
             return Ok(Vec::new());
         }
-        coming.sets.insert(name.clone(), set);
+        self.coming().sets.insert(name.clone(), set);
         self.untidy.store(true, Relaxed);
-        self.complete(&mut coming, &name)
+        self.complete(&name)
     }
 
     /// Counts a set where no file of it is lacking; gives those that are.
-    fn complete(&self, coming: &mut Coming, name: &Digest) -> Result<Vec<Digest>, NotTaken> {
-        let Some(set) = coming.sets.get(name) else {
-            return Err(NotTaken::Unknown);
-        };
-        let held = self.held.load_full();
+    fn complete(&self, name: &Digest) -> Result<Vec<Digest>, NotTaken> {
+        let lacking = self.lacking(&self.coming(), name)?;
+        if !lacking.is_empty() {
+            return Ok(lacking);
+        }
+        // All of them at once: a file at a time would take the disk seconds. This may take some as well, in which
+        // tables are not to wait.
+        File::open(&self.files)
+            .and_then(|directory| Ok(rustix::fs::syncfs(directory)?))
+            .map_err(NotTaken::Disk)?;
+        let mut coming = self.coming();
+        let lacking = self.lacking(&coming, name)?;
+        if lacking.is_empty()
+            && let Some(set) = coming.sets.remove(name)
+        {
+            files::write_json(&self.sets.join(name.as_str()), &set, 0o600)
+                .map_err(NotTaken::Disk)?;
+            let mut all = HashMap::clone(&self.held.load());
+            all.insert(name.clone(), Arc::new(Set::new(&set)));
+            self.held.store(Arc::new(all));
+        }
+        Ok(lacking)
+    }
+
+    /// The files that a set lacks.
+    fn lacking(&self, coming: &Coming, name: &Digest) -> Result<Vec<Digest>, NotTaken> {
+        let held = self.held.load();
+        if held.contains_key(name) {
+            return Ok(Vec::new());
+        }
+        let set = coming.sets.get(name).ok_or(NotTaken::Unknown)?;
         let is_here = |digest: &Digest| {
             coming.files.contains(digest) || held.values().any(|set| set.files.contains(digest))
         };
         let wanted: BTreeSet<&Digest> = set.files.values().map(|file| &file.digest).collect();
         let lacking = wanted.into_iter().filter(|digest| !is_here(digest));
-        let lacking: Vec<Digest> = lacking.cloned().collect();
-        if lacking.is_empty() {
-            // All of them at once: a file at a time would take the disk seconds.
-            File::open(&self.files)
-                .and_then(|directory| Ok(rustix::fs::syncfs(directory)?))
-                .map_err(NotTaken::Disk)?;
-            files::write_json(&self.sets.join(name.as_str()), set, 0o600)
-                .map_err(NotTaken::Disk)?;
-            let mut all = HashMap::clone(&held);
-            all.insert(name.clone(), Arc::new(Set::new(set)));
-            self.held.store(Arc::new(all));
-            coming.sets.remove(name);
-        }
-        Ok(lacking)
+        Ok(lacking.cloned().collect())
     }
 
     /// Forgets all sets but these, and the files that no other one has. It waits for the disk.

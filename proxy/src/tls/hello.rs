@@ -1,9 +1,8 @@
 //! The first thing that a client of TLS says, read before anything is decided.
 
-use crate::connection::Buffered;
 use rustls::server::Acceptor;
 use std::io;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// The longest greeting, in bytes with all that frames it. Real ones have 2 kB with a post-quantum key share;
 /// OpenSSL and BoringSSL draw the line at 16 KiB, too.
@@ -29,15 +28,49 @@ pub struct Hello {
     pub bytes: Vec<u8>,
 }
 
+/// What a client says first.
+#[derive(Debug)]
+pub enum First {
+    /// A greeting.
+    Hello(Hello),
+    /// Something else, or a greeting that cannot be read.
+    Odd {
+        /// All that was read.
+        bytes: Vec<u8>,
+        /// What a client of TLS is to be told.
+        alert: Vec<u8>,
+        /// Why, for people.
+        why: String,
+    },
+}
+
 /// Reads a greeting. A client whose greeting is none has been told so when this returns an error.
-pub async fn hear(io: &mut Buffered) -> io::Result<Hello> {
+pub async fn hear(io: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<Hello> {
+    match listen(io).await? {
+        First::Hello(hello) => Ok(hello),
+        First::Odd { alert, why, .. } => {
+            io.write_all(&alert).await?;
+            io.flush().await?;
+            if alert == alert_of(Alert::IllegalParameter) {
+                io.shutdown().await?;
+            }
+            Err(io::Error::other(why))
+        }
+    }
+}
+
+/// Reads a greeting, and tells the client nothing.
+pub async fn listen(io: &mut (impl AsyncRead + Unpin)) -> io::Result<First> {
     let mut acceptor = Acceptor::default();
     let mut bytes = Vec::with_capacity(2048);
     loop {
         let room = (LONGEST - bytes.len()) as u64;
         if room == 0 {
-            refuse(io, Alert::IllegalParameter).await?;
-            return Err(io::Error::other("its greeting is too long"));
+            return Ok(First::Odd {
+                bytes,
+                alert: alert_of(Alert::IllegalParameter).to_vec(),
+                why: "its greeting is too long".to_owned(),
+            });
         }
         let before = bytes.len();
         if (&mut *io).take(room).read_buf(&mut bytes).await? == 0 {
@@ -52,26 +85,29 @@ pub async fn hear(io: &mut Buffered) -> io::Result<Hello> {
                 let name = hello.server_name().map(str::to_ascii_lowercase);
                 let alpn = hello.alpn().into_iter().flatten().map(<[u8]>::to_vec);
                 let alpn = alpn.collect();
-                return Ok(Hello { name, alpn, bytes });
+                return Ok(First::Hello(Hello { name, alpn, bytes }));
             }
-            Err((error, mut alert)) => {
-                let mut told = Vec::new();
-                alert.write_all(&mut told)?;
-                io.write_all(&told).await?;
-                io.flush().await?;
-                return Err(io::Error::other(error));
+            Err((error, mut told)) => {
+                let mut alert = Vec::new();
+                told.write_all(&mut alert)?;
+                let why = error.to_string();
+                return Ok(First::Odd { bytes, alert, why });
             }
         }
     }
 }
 
 /// Ends a connection on which nothing was agreed yet.
-pub async fn refuse(io: &mut Buffered, alert: Alert) -> io::Result<()> {
+pub async fn refuse(io: &mut (impl AsyncWrite + Unpin), alert: Alert) -> io::Result<()> {
+    io.write_all(&alert_of(alert)).await?;
+    io.flush().await?;
+    io.shutdown().await
+}
+
+/// An alert as it is sent.
+fn alert_of(alert: Alert) -> [u8; 7] {
     const KIND_ALERT: u8 = 21;
     const FATAL: u8 = 2;
     // A record of TLS 1.2's number, as every version sends them (RFC 8446, section 5.1).
-    io.write_all(&[KIND_ALERT, 3, 3, 0, 2, FATAL, alert as u8])
-        .await?;
-    io.flush().await?;
-    io.shutdown().await
+    [KIND_ALERT, 3, 3, 0, 2, FATAL, alert as u8]
 }

@@ -6,23 +6,27 @@
 
 mod hello;
 mod own;
+mod staple;
 
+pub use hello::{Alert, First, Hello, hear, listen, refuse};
 pub use own::{CertificateError, certificate_path, self_signed};
 
-use crate::connection::{Buffered, ConnState};
+use crate::buffered::Buffered;
+use crate::connection::ConnState;
 use arc_swap::ArcSwap;
 use beanpole_protocol::tls::{
     AlpnChallenge, CertificateSet, CertificatesReport, ServedCertificate, SessionKey,
     ShownCertificate, TlsVersion, UnusableCertificate, covers,
 };
 use beanpole_protocol::{Digest, Generation};
-use hello::{Alert, Hello};
 use http::HeaderValue;
 use rustls::RootCertStore;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::ring::sign::any_supported_type;
 use rustls::crypto::ring::{Ticketer, default_provider};
-use rustls::server::{NoServerSessionStorage, ProducesTickets, ServerConfig, WebPkiClientVerifier};
+use rustls::server::{
+    NoServerSessionStorage, ProducesTickets, ResolvesServerCert, ServerConfig, WebPkiClientVerifier,
+};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -117,7 +121,7 @@ impl Maker {
     /// alone.
     fn serving(
         &self,
-        key: Arc<CertifiedKey>,
+        resolver: Arc<dyn ResolvesServerCert>,
         oldest: TlsVersion,
         clients_by: Option<&Arc<str>>,
     ) -> Result<Arc<ServerConfig>, String> {
@@ -139,7 +143,7 @@ impl Maker {
                 builder.with_client_cert_verifier(verifier)
             }
         };
-        let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
+        let mut config = builder.with_cert_resolver(resolver);
         config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         config.ticketer = match clients_by {
             None => self.tickets.clone(),
@@ -235,6 +239,7 @@ impl Certificates {
             tickets: Ticketer::new()?,
             clients_tickets: Mutex::default(),
         };
+        let own = Arc::new(SingleCertAndKey::from(own));
         let config = maker.serving(own, TlsVersion::V12, None);
         Ok(Self {
             held: ArcSwap::default(),
@@ -348,6 +353,7 @@ impl Certificates {
             .ok_or("its private key is not here, and the controller cannot read it")?;
         let key = read_key(&certificate.chain, &key.0)?;
         check_key(&key)?;
+        let key = staple::with(key, certificate);
         let clients_by = spoken.clients_by.as_ref();
         self.maker
             .serving(key, certificate.terms.min_tls, clients_by)
@@ -407,22 +413,29 @@ impl Certificates {
         by_others || spoken.is_some_and(|spoken| spoken.oldest < shown.spoken.oldest)
     }
 
-    /// Reads the greeting of a client and says how to go on; an error has been told to the client. What was
-    /// read is given back to `io`.
-    pub async fn greet(&self, io: &mut Buffered) -> io::Result<Offer> {
-        let hello = hello::hear(io).await?;
+    /// How to go on with a client that greeted so; an error has been told to the client. What was read is given
+    /// back to `io`.
+    pub async fn greet(&self, io: &mut Buffered, hello: Hello) -> io::Result<Offer> {
         if let Some(offer) = self.offer(&hello) {
             io.give_back(hello.bytes);
             return Ok(offer);
         }
-        hello::refuse(io, Alert::UnrecognisedName).await?;
+        refuse(io, Alert::UnrecognisedName).await?;
         let asked = hello.name.unwrap_or_default();
         Err(io::Error::other(format!(
             "there is no certificate for `{asked}`"
         )))
     }
 
-    fn offer(&self, hello: &Hello) -> Option<Offer> {
+    /// Whether it is the greeting of an authority that looks at a challenge of ours.
+    pub fn is_challenge(&self, hello: &Hello) -> bool {
+        let name = hello.name.as_deref();
+        hello.alpn.as_slice() == [ACME]
+            && name.is_some_and(|name| self.held.load().challenges.contains_key(name))
+    }
+
+    /// The same without a word to the client; none where there is no certificate for it.
+    pub fn offer(&self, hello: &Hello) -> Option<Offer> {
         let held = self.held.load();
         let name = hello.name.as_deref();
         if hello.alpn.as_slice() == [ACME] {

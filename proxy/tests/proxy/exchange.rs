@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 /// What an app does with a request.
-enum Does {
+pub enum Does {
     /// Says this, and takes the next one.
     Says(&'static str),
     /// Says this, and closes.
@@ -22,16 +22,16 @@ enum Does {
 const FINE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine";
 
 /// An app whose answer depends on the number of the request at it, over all its connections, counted from 1.
-struct App {
-    address: SocketAddr,
-    connections: Arc<AtomicUsize>,
-    requests: Arc<AtomicUsize>,
+pub struct App {
+    pub address: SocketAddr,
+    pub connections: Arc<AtomicUsize>,
+    pub requests: Arc<AtomicUsize>,
     /// How many of its connections have ended.
     ended: Arc<AtomicUsize>,
 }
 
 impl App {
-    async fn start(does: impl Fn(usize) -> Does + Send + Sync + 'static) -> Self {
+    pub async fn start(does: impl Fn(usize) -> Does + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let app = Self {
             address: listener.local_addr().expect("address"),
@@ -56,7 +56,7 @@ impl App {
     }
 
     /// A proxy in front of it, which checks only that it can be connected to.
-    async fn behind_a_proxy(&self) -> Proxy {
+    pub async fn behind_a_proxy(&self) -> Proxy {
         let proxy = Proxy::start().await;
         let mut wanted = table(1, vec![target(1, self.address, TargetMode::Serve)]);
         check_all(&mut wanted, |check| check.probe = Probe::Tcp);

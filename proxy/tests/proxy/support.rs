@@ -275,6 +275,7 @@ pub fn table(generation: u64, targets: Vec<Target>) -> RoutingTable {
         generation: Generation(generation),
         routes: vec![route(HOST, &[("main", 1)])],
         pools: vec![pool("main", targets)],
+        streams: Vec::new(),
     }
 }
 

@@ -1,12 +1,13 @@
 //! Certificates: which one a client is shown, on what terms, and what becomes of clients that ask oddly.
 
 use crate::support::{Answer, Backend, HOST, Proxy, serving, table};
+use beanpole_daemon::clock;
 use beanpole_daemon::http::CallError;
 use beanpole_protocol::tls::{
-    AlpnChallenge, CertificateSet, Hsts, HttpChallenge, PrivateKey, ServedCertificate, Terms,
-    TlsVersion,
+    AlpnChallenge, CertificateSet, Hsts, HttpChallenge, PrivateKey, ServedCertificate, Staple,
+    Terms, TlsVersion,
 };
-use beanpole_protocol::{CertificateName, Digest, Generation};
+use beanpole_protocol::{CertificateName, Digest, Generation, Timestamp};
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full};
@@ -18,7 +19,7 @@ use rustls::{
     SupportedProtocolVersion,
 };
 use std::os::unix::fs::PermissionsExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -26,7 +27,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 /// A certificate for `names`.
-fn certificate(name: &str, names: &[&str]) -> ServedCertificate {
+pub fn certificate(name: &str, names: &[&str]) -> ServedCertificate {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let made = rcgen::generate_simple_self_signed(names.clone()).expect("a certificate");
     ServedCertificate {
@@ -37,6 +38,7 @@ fn certificate(name: &str, names: &[&str]) -> ServedCertificate {
         key: Some(PrivateKey(made.signing_key.serialize_pem())),
         fallback: false,
         terms: Terms::default(),
+        staple: None,
     }
 }
 
@@ -53,7 +55,7 @@ fn challenge(name: &str) -> ServedCertificate {
     }
 }
 
-fn set(generation: u64, certificates: Vec<ServedCertificate>) -> CertificateSet {
+pub fn set(generation: u64, certificates: Vec<ServedCertificate>) -> CertificateSet {
     CertificateSet {
         generation: Generation(generation),
         digest: Some(Digest::new(format!("{generation:064x}")).expect("a digest")),
@@ -62,9 +64,9 @@ fn set(generation: u64, certificates: Vec<ServedCertificate>) -> CertificateSet 
     }
 }
 
-/// Believes everybody: what is shown is looked at afterwards.
-#[derive(Debug)]
-struct Credulous;
+/// Believes everybody: what is shown is looked at afterwards. Keeps what was stapled.
+#[derive(Debug, Default)]
+struct Credulous(Mutex<Vec<u8>>);
 
 impl ServerCertVerifier for Credulous {
     fn verify_server_cert(
@@ -72,9 +74,10 @@ impl ServerCertVerifier for Credulous {
         _: &CertificateDer<'_>,
         _: &[CertificateDer<'_>],
         _: &ServerName<'_>,
-        _: &[u8],
+        stapled: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
+        *self.0.lock().expect("no panic") = stapled.to_vec();
         Ok(ServerCertVerified::assertion())
     }
 
@@ -105,22 +108,23 @@ impl ServerCertVerifier for Credulous {
 }
 
 /// A client of TLS, which remembers its sessions.
-struct Visitor(Arc<ClientConfig>);
+pub struct Visitor(pub Arc<ClientConfig>, Arc<Credulous>);
 
 impl Visitor {
     fn new(versions: &[&'static SupportedProtocolVersion], alpn: &[&[u8]]) -> Self {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = Arc::new(Credulous::default());
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(versions)
             .expect("versions")
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Credulous))
+            .with_custom_certificate_verifier(verifier.clone())
             .with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|one| one.to_vec()).collect();
-        Self(Arc::new(config))
+        Self(Arc::new(config), verifier)
     }
 
-    fn usual() -> Self {
+    pub fn usual() -> Self {
         Self::new(rustls::DEFAULT_VERSIONS, &[b"http/1.1"])
     }
 
@@ -137,6 +141,17 @@ impl Visitor {
     async fn shown(&self, proxy: &Proxy, name: &str) -> Vec<u8> {
         let io = self.greet(proxy, name).await.expect("a handshake");
         der(&io)
+    }
+
+    /// What is shown for a name besides the certificate, to one that comes for the first time.
+    async fn stapled(
+        versions: &[&'static SupportedProtocolVersion],
+        proxy: &Proxy,
+        name: &str,
+    ) -> Vec<u8> {
+        let visitor = Self::new(versions, &[b"http/1.1"]);
+        visitor.shown(proxy, name).await;
+        visitor.1.0.lock().expect("no panic").clone()
     }
 
     /// How the handshake of a request goes, which waits for the answer: tickets come before that.
@@ -522,11 +537,12 @@ async fn authorities_get_their_answers_before_any_route() {
 /// A client that shows a certificate, if it has one.
 fn with_certificate(made: Option<&rcgen::CertifiedKey<rcgen::KeyPair>>, alpn: &[u8]) -> Visitor {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = Arc::new(Credulous::default());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("versions")
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Credulous));
+        .with_custom_certificate_verifier(verifier.clone());
     let mut config = match made {
         None => config.with_no_client_auth(),
         Some(made) => {
@@ -538,7 +554,7 @@ fn with_certificate(made: Option<&rcgen::CertifiedKey<rcgen::KeyPair>>, alpn: &[
         }
     };
     config.alpn_protocols = vec![alpn.to_vec()];
-    Visitor(Arc::new(config))
+    Visitor(Arc::new(config), verifier)
 }
 
 async fn ask_h2(io: TlsStream<TcpStream>, host: &str) -> (u16, http::HeaderMap) {
@@ -687,4 +703,62 @@ async fn browsers_are_told_to_come_by_https_where_that_is_wanted() {
         .expect("put");
     let (_, answer) = Visitor::usual().visit(&proxy, HOST).await;
     assert_eq!(answer.headers.get("strict-transport-security"), None);
+}
+
+fn stapled(answer: &[u8], until: Timestamp) -> Option<Staple> {
+    let answer = hex::encode(answer);
+    Some(Staple { answer, until })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_of_ocsp_is_stapled_while_it_holds_and_changes_nothing_else() {
+    const BOTH: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS12, &rustls::version::TLS13];
+    let far = clock::now().after(Duration::from_hours(1));
+    let backend = Backend::start().await;
+    let proxy = Proxy::start().await;
+    proxy.serve(&table(1, vec![serving(1, &backend)])).await;
+    let mut shop = certificate("shop", &[HOST]);
+    shop.staple = stapled(b"first", far);
+    let mut ended = certificate("ended", &["ended.example.com"]);
+    ended.staple = stapled(b"old", clock::now());
+    let mut odd = certificate("odd", &["odd.example.com"]);
+    odd.staple = stapled(b"", far).map(|staple| Staple {
+        answer: "zz".to_owned(),
+        ..staple
+    });
+    let plain = certificate("plain", &["plain.example.com"]);
+    let others = [ended, odd, plain];
+    let all = |shop: &ServedCertificate| [vec![shop.clone()], others.to_vec()].concat();
+    let report = proxy
+        .put_certificates(&set(1, all(&shop)))
+        .await
+        .expect("put");
+    assert_eq!(report.unusable, []);
+    for version in BOTH {
+        assert_eq!(Visitor::stapled(&[version], &proxy, HOST).await, b"first");
+        for none in ["ended.example.com", "odd.example.com", "plain.example.com"] {
+            assert_eq!(
+                Visitor::stapled(&[version], &proxy, none).await,
+                b"",
+                "{none}"
+            );
+        }
+    }
+    let visitor = Visitor::usual();
+    let (kind, _) = visitor.visit(&proxy, HOST).await;
+    assert_eq!(kind, HandshakeKind::Full);
+    let open = visitor.greet(&proxy, HOST).await.expect("a handshake");
+    shop.staple = stapled(b"second", far);
+    proxy
+        .put_certificates(&set(2, all(&shop)))
+        .await
+        .expect("put");
+    assert_eq!(Visitor::stapled(&BOTH, &proxy, HOST).await, b"second");
+    assert_eq!(ask(open, HOST).await.status, 200, "it goes on");
+    let (kind, answer) = visitor.visit(&proxy, HOST).await;
+    assert_eq!((kind, answer.status), (HandshakeKind::Resumed, 200));
+    // It is on disk with the certificate.
+    let directory = proxy.stopped().await;
+    let proxy = Proxy::start_in(directory, |_| {}).await;
+    assert_eq!(Visitor::stapled(&BOTH, &proxy, HOST).await, b"second");
 }

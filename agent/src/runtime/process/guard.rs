@@ -1,4 +1,4 @@
-//! Watches over an instance's port while it starts, see [`super::super::port`].
+//! Watches over an instance's ports, see [`super::super::port`].
 
 use super::{Instance, Known, ProcessRuntime, lock};
 use crate::runtime::port::{self, Look};
@@ -46,30 +46,44 @@ impl ProcessRuntime {
         });
     }
 
-    /// Looks at the port until these very processes have it, or are not the ones that run any more.
+    /// Looks at the ports for as long as these very processes run: until all are their own often, and then now and
+    /// then, for a process may stop to listen and go on.
     async fn secure(&self, instance: &Instance, spec: ShimSpec, runs: &Runs) {
-        let Some(number) = port_of(&spec) else { return };
+        let ports = ports_of(&spec);
         let began = Instant::now();
-        let mut strange = 0;
+        let (mut strange, mut secure, mut told_taken) = (0, false, false);
         while instance.runs().as_ref() == Some(runs) {
-            let (shim, group) = (runs.shim, spec.cgroup.clone());
-            let look =
-                tokio::task::spawn_blocking(move || port::look(number, shim, group.as_ref()));
-            let look = look.await.unwrap_or_else(|_| Look::unknown());
-            strange = match look.port {
-                PortUse::Taken => strange + 1,
-                _ => 0,
-            };
-            if look.port != PortUse::Taken || strange == SURE_AFTER {
-                self.found(instance, number, &look, runs);
-            }
-            if look.port == PortUse::Own {
+            let (shim, group, numbers) = (runs.shim, spec.cgroup.clone(), ports.clone());
+            let looks = tokio::task::spawn_blocking(move || {
+                let looks = numbers.into_iter();
+                looks
+                    .map(|number| (number, port::look(number, shim, group.as_ref())))
+                    .collect::<Vec<_>>()
+            });
+            let looks = looks.await.unwrap_or_default();
+            let Some((number, look)) = instance.verdict(&looks, shim) else {
                 return;
+            };
+            let taken = look.port == PortUse::Taken;
+            strange = if taken { strange + 1 } else { 0 };
+            // Of those that had them all nothing but a stranger counts, and that it has left.
+            let counts = if taken {
+                strange == SURE_AFTER
+            } else {
+                !secure || told_taken
+            };
+            let all_own = looks.iter().all(|(_, look)| look.port == PortUse::Own);
+            secure |= all_own;
+            if counts {
+                told_taken = taken;
+                self.found(instance, *number, look, (runs, all_own));
             }
             let pace = PACE.iter().find(|(until, _)| began.elapsed() < *until);
             let mut pause = pace.map_or(PACE[3].1, |(_, pause)| *pause);
             if strange > 0 {
                 pause = SURE_PAUSE;
+            } else if secure {
+                pause = PACE[3].1;
             }
             let mut changes = instance.changed.subscribe();
             // A process that ended ends the pause.
@@ -80,10 +94,13 @@ impl ProcessRuntime {
         }
     }
 
-    fn found(&self, instance: &Instance, number: u16, look: &Look, runs: &Runs) {
+    fn found(&self, instance: &Instance, number: u16, look: &Look, (runs, all_own): (&Runs, bool)) {
         let taken = look.port == PortUse::Taken;
         {
-            let known = lock(&instance.known);
+            let mut known = lock(&instance.known);
+            if all_own {
+                known.had_its_ports = Some(runs.shim);
+            }
             if known.port_seen.as_ref() == Some(runs)
                 && known.port == look.port
                 && known.taken.is_some() == taken
@@ -153,28 +170,39 @@ impl Instance {
         !known.watched
     }
 
-    /// What runs, when its port is not known to be its own yet.
+    /// What looks at all its ports come to, and of which port that is; the first is that of the web process. One of
+    /// its further processes that is started again takes nothing from what had all its ports once.
+    fn verdict<'l>(&self, looks: &'l [(u16, Look)], shim: i32) -> Option<&'l (u16, Look)> {
+        let is = |wanted: PortUse| move |(_, look): &&(u16, Look)| look.port == wanted;
+        let web = looks.first()?;
+        if let Some(taken) = looks.iter().find(is(PortUse::Taken)) {
+            return Some(taken);
+        }
+        if web.1.port != PortUse::Own || lock(&self.known).had_its_ports == Some(shim) {
+            return Some(web);
+        }
+        let missing = looks.iter().find(|(_, look)| look.port != PortUse::Own);
+        Some(missing.unwrap_or(web))
+    }
+
+    /// What runs and has ports to watch over.
     fn port_to_watch(&self) -> Option<(ShimSpec, Runs)> {
-        let runs = {
-            let known = lock(&self.known);
-            let runs = known.runs()?;
-            if known.port == PortUse::Own && known.port_seen.as_ref() == Some(&runs) {
-                return None;
-            }
-            runs
-        };
+        let runs = lock(&self.known).runs()?;
         let path = self.directory.join(files::SPEC);
         let spec: ShimSpec = beanpole_daemon::files::read_json(&path).ok().flatten()?;
-        port_of(&spec)?;
-        Some((spec, runs))
+        (!ports_of(&spec).is_empty()).then_some((spec, runs))
     }
 }
 
-/// The port of an instance that is to listen on one.
-fn port_of(spec: &ShimSpec) -> Option<u16> {
+/// The ports of an instance that is to listen on some: that of its web process, then those of further ones.
+fn ports_of(spec: &ShimSpec) -> Vec<u16> {
     let web = spec.processes.iter().any(|process| process.name == WEB);
-    let port = spec.environment.0.get("PORT").filter(|_| web)?;
-    port.parse().ok()
+    let port = spec.environment.0.get("PORT").filter(|_| web);
+    let Some(port) = port.and_then(|port| port.parse().ok()) else {
+        return Vec::new();
+    };
+    let further = spec.ports.values().copied();
+    std::iter::once(port).chain(further).collect()
 }
 
 pub(super) fn has_web(processes: &[crate::runtime::ProcessSpec]) -> bool {

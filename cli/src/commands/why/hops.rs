@@ -4,7 +4,8 @@
 use super::outside::{Answer, Attempt, Found, Handshake, SPEAKS_TLS, Seen, Trusted, Url};
 use crate::output::{duration, plural};
 use beanpole_protocol::api::{
-    CertificateStatus, Explained, ExplainedBalancer, ExplainedPool, ExplainedTarget,
+    CertificateStatus, Explained, ExplainedBalancer, ExplainedNetwork, ExplainedPool,
+    ExplainedTarget,
 };
 use beanpole_protocol::proxy::TracedRequest;
 use beanpole_protocol::{Digest, ReleaseNumber};
@@ -498,6 +499,9 @@ impl<'a> Known<'a> {
             Err(why) => return Hop::skipped(Name::Route, why),
         };
         let Some(route) = &told.route else {
+            if let Some(network) = &told.network {
+                return of_network(host, network);
+            }
             let text = format!("no environment has the hostname {host} for the path {path}");
             let hop = Hop::failed(Name::Route, text);
             let near = (!told.near.is_empty()).then(|| told.near.join(", "));
@@ -579,7 +583,7 @@ impl<'a> Known<'a> {
                 .as_ref()
                 .map(|id| format!("{name} is {}, by the operation {id}", environment.status)),
         );
-        if self.is_answered() {
+        if self.is_answered() || self.why() == Some("static-file") {
             return hop;
         }
         let refused = match self.why() {
@@ -631,6 +635,9 @@ impl<'a> Known<'a> {
         }
         if let Some(hop) = self.not_met(Name::Target) {
             return hop;
+        }
+        if self.why() == Some("static-file") {
+            return Hop::skipped(Name::Target, "a static file needs none");
         }
         let Some(told) = self.explained() else {
             return Hop::skipped(Name::Target, "unknown");
@@ -837,6 +844,27 @@ fn standing(one: &ExplainedBalancer, generation: u64) -> String {
         (false, None) => "has not been heard of since the controller started".to_owned(),
     };
     format!("the load balancer `{}` {seen}", one.name)
+}
+
+/// What of a network environment is said to somebody who sends requests.
+fn of_network(host: &str, network: &ExplainedNetwork) -> Hop {
+    let name = &network.environment;
+    let mut hop = Hop::failed(
+        Name::Route,
+        format!(
+            "{host} is the network environment {name}, which takes connections and no requests"
+        ),
+    );
+    for listener in &network.listeners {
+        hop = hop.and(format!("it is met at {}", listener.address));
+        for closed in &listener.closed {
+            hop = hop.and(format!(
+                "there, the load balancer {} is closed: {}",
+                closed.balancer, closed.why
+            ));
+        }
+    }
+    hop.hint(format!("See how it is: beanpole status {name}"))
 }
 
 /// The address of a listener: `https://192.0.2.1:443`.

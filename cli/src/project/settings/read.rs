@@ -260,6 +260,10 @@ fn check_options(text: &str, settings: &Settings) -> Result<(), Wrong> {
         let Err(error) = all.validate() else {
             continue;
         };
+        // What a part of the file says may make sense with another part of it, or with the environment as it is.
+        if matches!(error, options::OptionError::Type { .. }) {
+            continue;
+        }
         let (line, hint) = match &error {
             options::OptionError::Unknown { name, .. } => (
                 find_key(text, name),
@@ -271,7 +275,8 @@ fn check_options(text: &str, settings: &Settings) -> Result<(), Wrong> {
                 find_key(text, name).or_else(|| find_key(text, setting_of(namespace, name))),
                 None,
             ),
-            options::OptionError::StaticPath { name, .. }
+            options::OptionError::Type { name, .. }
+            | options::OptionError::StaticPath { name, .. }
             | options::OptionError::Property { name, .. } => (find_key(text, name), None),
             options::OptionError::Namespace { namespace, .. } => (find_text(text, namespace), None),
         };

@@ -84,6 +84,7 @@ fn seen(
         }],
         releases: releases.iter().map(of_release).collect(),
         listeners: Vec::new(),
+        streams: Vec::new(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{existing, gets_requests};
 use crate::events::{Draft, emit_for};
-use crate::{Call, Engine, Fault, Observed};
+use crate::{Call, Engine, Fault, Observed, network};
 use beanpole_protocol::api::{EnvironmentStatus, MaintenanceView, PageView};
 use beanpole_protocol::content::PageFor;
 use beanpole_protocol::event::Severity;
@@ -165,6 +165,7 @@ impl Engine {
         let changed = self.store.update(|tx| {
             let before = existing(tx, name)?;
             gets_requests(&before)?;
+            network::takes_requests(&before, "pages")?;
             let mut environment = before.clone();
             let Some((code, text)) = change(&mut environment, tx)? else {
                 return Ok(before);

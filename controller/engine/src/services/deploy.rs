@@ -4,6 +4,7 @@ use super::problems::{nothing_deployed, refused};
 use super::settings::{acceptable, changed};
 use super::{NewOperation, idle, rules as odd, version};
 use crate::health::health;
+use crate::network::check_ports;
 use crate::read::{self, Reader, Repute};
 use crate::{Call, Engine, Fault};
 use beanpole_planner::{
@@ -340,7 +341,14 @@ impl Engine {
         body: &api::Deploy,
     ) -> Result<(Deployment, OptionSettings), Fault> {
         let settings = environment.settings.overlaid(&body.settings);
-        let change = acceptable(&environment.settings, &settings)?;
+        let change = acceptable(reader, environment, &settings)?;
+        check_ports(
+            reader,
+            call.observed,
+            &environment.name,
+            &settings,
+            self.config.api_port,
+        )?;
         let label = match (&body.version, environment.live) {
             (Some(label), _) => label.clone(),
             (None, Some(live)) => read::release(reader, &environment.id, live)?

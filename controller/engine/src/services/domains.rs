@@ -3,7 +3,7 @@
 use super::{existing, gets_requests};
 use crate::events::{Draft, emit_for};
 use crate::read::Reader;
-use crate::{Call, Engine, Fault, Observed};
+use crate::{Call, Engine, Fault, Observed, network};
 use beanpole_protocol::api::{DomainView, EnvironmentStatus, SetDomain};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::problem::Problem;
@@ -118,6 +118,7 @@ impl Engine {
     ) -> Result<(), Problem> {
         let name = &environment.name;
         gets_requests(environment)?;
+        network::takes_domain(environment, domain)?;
         let others = all
             .iter()
             .filter(|other| other.status != EnvironmentStatus::Terminated);

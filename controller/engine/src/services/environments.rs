@@ -6,6 +6,7 @@ use super::queue::drop_queued;
 use super::settings::check_tier;
 use super::{NewOperation, application, existing, free, version};
 use crate::events::{Draft, emit_for};
+use crate::network::check_ports;
 use crate::read::{Reader, Repute};
 use crate::{Call, Engine, Fault, linger};
 use beanpole_planner::{Goal, Plan, Stage};
@@ -34,6 +35,13 @@ impl Engine {
         let operation = self.store.update(|tx| {
             application(tx, &body.application)?;
             let cname = free_names(tx, &body)?;
+            check_ports(
+                tx,
+                call.observed,
+                &body.name,
+                &body.settings,
+                self.config.api_port,
+            )?;
             let mut environment = EnvironmentRecord {
                 id: EnvironmentId::from_bits(call.bits.rotate_left(40)),
                 name: body.name.clone(),
@@ -58,6 +66,7 @@ impl Engine {
                 mend_failures: 0,
                 failed_by: None,
                 asleep: None,
+                closed_ports: Vec::new(),
                 created_at: call.now,
                 updated_at: call.now,
                 terminated_at: None,

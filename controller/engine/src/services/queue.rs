@@ -168,7 +168,7 @@ fn check(
         QueuedWish::Scale(body) => scaled(environment, body.instances)?,
         QueuedWish::Configure(body) => changed(environment, body),
     };
-    super::settings::acceptable(&environment.settings, &settings)?;
+    super::settings::acceptable(reader, environment, &settings)?;
     if let QueuedWish::Deploy(body) = wish {
         check_policy(environment, body, &settings)?;
     }

@@ -4,6 +4,7 @@ use super::deploy::{Content, Deployment, Wish};
 use super::problems::{bad_option, nothing_deployed, refused};
 use super::{NewOperation, existing, idle};
 use crate::apply::Scene;
+use crate::network::check_ports;
 use crate::read::{Reader, Repute};
 use crate::{Call, Engine, Fault, read};
 use beanpole_planner::{Goal, Plan, Stage, grow};
@@ -186,8 +187,15 @@ impl Engine {
         settings: OptionSettings,
         call: &Call<'_>,
     ) -> Result<PlanView, Fault> {
-        let change = acceptable(&before.settings, &settings)?;
+        let change = acceptable(&self.store, before, &settings)?;
         check_tier(before.tier, &settings)?;
+        check_ports(
+            &self.store,
+            call.observed,
+            &before.name,
+            &settings,
+            self.config.api_port,
+        )?;
         let live = match before.live {
             Some(live) => read::release(&self.store, &before.id, live)?,
             None => None,
@@ -217,8 +225,15 @@ impl Engine {
         kind: OperationKind,
         call: &Call<'_>,
     ) -> Result<NewOperation, Fault> {
-        let change = acceptable(&environment.settings, &settings)?;
+        let change = acceptable(tx, environment, &settings)?;
         check_tier(environment.tier, &settings)?;
+        check_ports(
+            tx,
+            call.observed,
+            &environment.name,
+            &settings,
+            self.config.api_port,
+        )?;
         let before = std::mem::replace(&mut environment.settings, settings);
         let live = match environment.live {
             Some(live) => read::release(tx, &environment.id, live)?,
@@ -376,6 +391,13 @@ pub(super) fn check_tier(tier: Tier, settings: &OptionSettings) -> Result<(), Pr
         )
         .hint("Set DeploymentPolicy to Immutable, Rolling or another one."));
     }
+    if tier == Tier::Worker && settings.is_network() {
+        return Err(Problem::invalid(
+            "policy-needs-traffic",
+            "A worker gets no connections from outside: it has no use for a network load balancer.",
+        )
+        .hint("Leave LoadBalancerType out, or create a `web` environment."));
+    }
     if tier == Tier::Worker && settings.sleeps_after_ms().is_some() {
         return Err(Problem::invalid(
             "nothing-wakes-it",
@@ -387,9 +409,61 @@ pub(super) fn check_tier(tier: Tier, settings: &OptionSettings) -> Result<(), Pr
 }
 
 /// Refuses settings that are not valid or may not change so; else the heaviest consequence.
-pub(super) fn acceptable(from: &OptionSettings, to: &OptionSettings) -> Result<Change, Problem> {
+pub(super) fn acceptable(
+    reader: &impl Reader,
+    environment: &EnvironmentRecord,
+    to: &OptionSettings,
+) -> Result<Change, Fault> {
+    if environment.settings.is_network() != to.is_network() {
+        let live = match environment.live {
+            Some(live) => read::release(reader, &environment.id, live)?,
+            None => None,
+        };
+        return Err(type_is_fixed(environment, to, live.as_ref()).into());
+    }
     to.validate_whole().map_err(bad_option)?;
-    change(from, to)
+    Ok(change(&environment.settings, to)?)
+}
+
+/// Why an environment's load balancer stays of its type, and how to get one of the other.
+fn type_is_fixed(
+    environment: &EnvironmentRecord,
+    to: &OptionSettings,
+    live: Option<&ReleaseRecord>,
+) -> Problem {
+    let EnvironmentRecord {
+        name, application, ..
+    } = environment;
+    let is = if environment.settings.is_network() {
+        "network"
+    } else {
+        "application"
+    };
+    // Names have 40 characters at most.
+    let mut other = name.to_string();
+    other.truncate(38);
+    let version = live.map_or_else(|| "LABEL".to_owned(), |live| live.version.to_string());
+    let create = if to.is_network() {
+        let listener = to.listeners().first().map(|listener| listener.port);
+        let port = listener.map_or_else(|| "PORT".to_owned(), |port| port.to_string());
+        format!(
+            "beanpole create {other}-2 --application {application} --load-balancer network --listen {port} --version {version}"
+        )
+    } else {
+        format!(
+            "beanpole create {other}-2 --application {application} --load-balancer application --version {version}"
+        )
+    };
+    Problem::conflict(
+        "option-fixed",
+        format!(
+            "LoadBalancer type option cannot be changed: that of `{name}` is `{is}` since it was created."
+        ),
+    )
+    .hint(format!(
+        "Create another environment beside it and have it take over: `{create}`, `beanpole swap {name} {other}-2`, \
+         `beanpole terminate {name}`."
+    ))
 }
 
 /// The heaviest consequence of going from one set of settings to another.
@@ -413,6 +487,8 @@ fn change(from: &OptionSettings, to: &OptionSettings) -> Result<Change, Problem>
             continue;
         }
         match known.change {
+            // Of the type it was asked before: two words mean the same one.
+            Change::Fixed if name == "LoadBalancerType" => {}
             // What they come to together is looked at below.
             Change::Check => {}
             Change::Nothing | Change::Restart | Change::Replace => {

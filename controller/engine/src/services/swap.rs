@@ -1,6 +1,7 @@
 //! Two environments exchange their hostnames: what is tried out behind one goes live behind the other.
 
 use super::{NewOperation, existing, free};
+use crate::network::takes_domain;
 use crate::{Call, Engine, Fault};
 use beanpole_planner::{Plan, Stage};
 use beanpole_protocol::EnvironmentName;
@@ -34,6 +35,7 @@ impl Engine {
                 free(tx, environment, false)?;
                 check(environment)?;
             }
+            swap_ports(&mut one, &mut other)?;
             std::mem::swap(&mut one.cname, &mut other.cname);
             std::mem::swap(&mut one.domains, &mut other.domains);
             (one.routed, other.routed) = (None, None);
@@ -76,6 +78,31 @@ fn check(environment: &EnvironmentRecord) -> Result<(), Problem> {
             "no-hostname",
             format!("`{name}` is a worker: it has no hostname to exchange."),
         ));
+    }
+    Ok(())
+}
+
+/// Exchanges the ports of two network environments: all that leads to one leads to the other. Where one of the two
+/// takes requests, each keeps what it listens on, and what goes to the other has to mean something there.
+fn swap_ports(one: &mut EnvironmentRecord, other: &mut EnvironmentRecord) -> Result<(), Problem> {
+    if one.settings.is_network() && other.settings.is_network() {
+        let ports = one.settings.clone();
+        one.settings.take_listeners_of(&other.settings);
+        other.settings.take_listeners_of(&ports);
+        return Ok(());
+    }
+    for (from, to) in [(&*one, &*other), (&*other, &*one)] {
+        if !to.settings.is_network() {
+            continue;
+        }
+        for record in &from.domains {
+            takes_domain(to, &record.domain).map_err(|problem| {
+                let (from, domain) = (&from.name, &record.domain.name);
+                problem.hint(format!(
+                    "Remove that domain first: beanpole domain remove {from} {domain}"
+                ))
+            })?;
+        }
     }
     Ok(())
 }
@@ -163,6 +190,7 @@ mod tests {
             environments: Vec::new(),
             releases: Vec::new(),
             listeners: Vec::new(),
+            streams: Vec::new(),
         };
         observed.proxy_report("edge", report, Timestamp::EPOCH);
         observed

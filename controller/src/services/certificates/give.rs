@@ -1,6 +1,6 @@
 //! Giving a certificate, changing how it is shown, taking it away.
 
-use super::{authority, get, no_certificate, order, publish, sealed_as, terms_in};
+use super::{authority, get, no_certificate, ocsp, order, publish, sealed_as, terms_in};
 use crate::app::{App, Refused};
 use beanpole_certs::inspect::{self, Inspected, Leave, Wrong};
 use beanpole_daemon::clock;
@@ -11,7 +11,7 @@ use beanpole_protocol::problem::Problem;
 use beanpole_protocol::tls::{Hsts, Terms};
 use beanpole_protocol::{CertificateName, RequestId, Timestamp};
 use beanpole_store::certificates::{
-    CertificateRecord, CertificateTermsRecord, WantedCertificateRecord,
+    CertificateRecord, CertificateSource, CertificateTermsRecord, WantedCertificateRecord,
 };
 use beanpole_store::{StoreError, Tx};
 
@@ -72,6 +72,9 @@ pub(crate) fn put(
     };
     let inspected =
         inspect::inspect(&body.chain, &body.key.0, leave, now).map_err(|error| wrong(&error))?;
+    if body.ocsp == Some(true) {
+        ocsp::check(&inspected.chain)?;
+    }
     let record = record_of(app, name, CertificateOrigin::Given, inspected, now)?;
     let new = app.store.update(|tx| {
         let before: Option<CertificateRecord> = tx.get(&CertificateRecord::key_of(name))?;
@@ -93,12 +96,29 @@ pub(crate) fn put(
             _ => {}
         }
         replace(tx, record, before.as_ref(), Some(request_id))?;
+        if let Some(ocsp) = body.ocsp {
+            set_ocsp(tx, name, ocsp)?;
+        }
         Ok(before.is_none())
     })?;
     app.tell_news();
     publish(app)?;
     app.certificates.due.notify_one();
     Ok((get(app, name)?, new))
+}
+
+/// Whether a certificate is to be shown with an answer of its authority's OCSP responder.
+pub(super) fn set_ocsp(
+    tx: &mut Tx<'_>,
+    name: &CertificateName,
+    ocsp: bool,
+) -> Result<(), StoreError> {
+    let mut terms = terms_in(tx, name)?;
+    if terms.terms.ocsp != ocsp {
+        terms.terms.ocsp = ocsp;
+        tx.put(&terms)?;
+    }
+    if ocsp { Ok(()) } else { ocsp::forget(tx, name) }
 }
 
 fn kept_by_itself(name: &CertificateName) -> Problem {
@@ -164,6 +184,10 @@ pub(super) fn replace(
     if let Some(before) = before {
         record.added_at = before.added_at;
     }
+    if before.is_some_and(|before| before.chain != record.chain) {
+        // With another chain, a responder may be asked that could not be before.
+        ocsp::forget(tx, name)?;
+    }
     let mut draft = Draft::new(Severity::Info, code, message, clock::now());
     if let Some(request_id) = request_id {
         draft = draft.request(request_id);
@@ -197,6 +221,7 @@ pub(crate) fn remove(
         let wanted: Option<WantedCertificateRecord> = tx.get(&key)?;
         tx.delete::<CertificateRecord>(&key)?;
         tx.delete::<CertificateTermsRecord>(&key)?;
+        ocsp::forget(tx, name)?;
         tx.delete::<WantedCertificateRecord>(&key)?;
         let message = format!("Certificate {name} removed.");
         let draft = Draft::new(Severity::Info, "certificate-removed", message, clock::now());
@@ -231,6 +256,12 @@ pub(crate) fn update(
         if next == before {
             return Ok(false);
         }
+        if next.terms.ocsp && !before.terms.ocsp {
+            check_ocsp(tx, name)?;
+        }
+        if !next.terms.ocsp {
+            ocsp::forget(tx, name)?;
+        }
         if next.fallback {
             for mut other in tx.list::<CertificateTermsRecord>()? {
                 if other.fallback && other.name != *name {
@@ -250,6 +281,19 @@ pub(crate) fn update(
         publish(app)?;
     }
     get(app, name)
+}
+
+/// Refuses to ask about a certificate that is here, or is to be signed here, where nobody can be asked.
+fn check_ocsp(tx: &Tx<'_>, name: &CertificateName) -> Result<(), Refused> {
+    let key = CertificateRecord::key_of(name);
+    let wanted: Option<WantedCertificateRecord> = tx.get(&key)?;
+    if wanted.is_some_and(|wanted| wanted.source == CertificateSource::Ca) {
+        return Err(ocsp::impossible_by_ca().into());
+    }
+    if let Some(shown) = tx.get::<CertificateRecord>(&key)? {
+        ocsp::check(&shown.chain)?;
+    }
+    Ok(())
 }
 
 fn check(body: &UpdateCertificate) -> Result<(), Problem> {
@@ -302,6 +346,7 @@ fn change(terms: &mut Terms, body: &UpdateCertificate) {
         terms.client_authorities = None;
     }
     terms.hsts = body.hsts.or(terms.hsts);
+    terms.ocsp = body.ocsp.unwrap_or(terms.ocsp);
     if let Some(text) = &body.client_authorities {
         terms.client_authorities = Some(text.clone());
     }
@@ -315,6 +360,9 @@ fn words(record: &CertificateTermsRecord) -> String {
     }
     if terms.client_authorities.is_some() {
         words.push("clients have to show a certificate".to_owned());
+    }
+    if terms.ocsp {
+        words.push("shown with answers of its OCSP responder".to_owned());
     }
     if record.fallback {
         words.push("shown where no other certificate has the name".to_owned());

@@ -2,7 +2,7 @@
 //! in which they are shown.
 
 use super::view::status;
-use super::{authority, lifetime, order, publish};
+use super::{authority, lifetime, ocsp, order, publish};
 use crate::app::{App, Refused, store_problem};
 use beanpole_daemon::clock;
 use beanpole_engine::{Draft, emit};
@@ -29,7 +29,8 @@ const AT_ONCE: usize = 8;
 pub(crate) async fn keep(app: App) {
     let stop = app.stop.clone();
     // What an order does may be given up anywhere: the next start takes it up.
-    stop.run_until_cancelled(keep_on(app)).await;
+    let all = async { tokio::join!(keep_on(app.clone()), ocsp::keep(app)) };
+    stop.run_until_cancelled(all).await;
 }
 
 async fn keep_on(app: App) {
@@ -125,6 +126,8 @@ fn due(
     let due = match status(app, record, now).0 {
         CertificateStatus::Expired => (0, Severity::Error, "certificate-expired"),
         CertificateStatus::Unreadable => (UNREADABLE, Severity::Error, "certificate-unreadable"),
+        // It is told when it is known, and to be replaced whatever its time.
+        CertificateStatus::Revoked => return None,
         _ => {
             let days = lifetime(record).warning(renewed, now)?;
             (days, Severity::Warn, "certificate-expiring")

@@ -1,10 +1,12 @@
 //! Certificates of load balancers: what there is, giving one, changing how it is shown, taking it away. How
 //! they get to load balancers is in `publish`, what their time asks for in `keeper`. Those that come by
-//! themselves are in `wanted`, step by step in `order`; `authority` is the controller's own.
+//! themselves are in `wanted`, step by step in `order`; `authority` is the controller's own. What others
+//! say of them is in `ocsp`.
 
 mod authority;
 mod give;
 mod keeper;
+mod ocsp;
 mod order;
 mod publish;
 mod view;
@@ -66,11 +68,13 @@ fn key_of(app: &App, record: &CertificateRecord) -> Option<String> {
 }
 
 /// All certificates in the order in which they are shown where several have a name in the same way: those that
-/// are valid before those that have expired, those that somebody gave before those of ACME before those of our
+/// are valid before those that have expired or are revoked, those that somebody gave before those of ACME before those of our
 /// own authority, those that are valid for longer before others.
 fn in_order(store: &Store, now: Timestamp) -> Result<Vec<CertificateRecord>, StoreError> {
     let mut all: Vec<CertificateRecord> = store.list()?;
-    all.sort_by(|one, other| rank(one, now).cmp(&rank(other, now)));
+    let revoked = ocsp::all_revoked(store)?;
+    let bad = |one: &CertificateRecord| one.not_after <= now || revoked.contains(&one.name);
+    all.sort_by(|one, other| rank(one, bad(one)).cmp(&rank(other, bad(other))));
     Ok(all)
 }
 
@@ -81,13 +85,8 @@ type Rank<'a> = (
     &'a CertificateName,
 );
 
-fn rank(record: &CertificateRecord, now: Timestamp) -> Rank<'_> {
-    (
-        record.not_after <= now,
-        record.origin,
-        Reverse(record.not_after),
-        &record.name,
-    )
+fn rank(record: &CertificateRecord, bad: bool) -> Rank<'_> {
+    (bad, record.origin, Reverse(record.not_after), &record.name)
 }
 
 /// Which of `records`, in their order, is shown for a hostname: the name itself comes before a wildcard.

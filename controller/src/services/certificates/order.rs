@@ -5,7 +5,7 @@
 use super::give::{record_of, replace};
 use super::publish::InForce;
 use super::wanted::{connect, hook_path, note_url};
-use super::{authority, lifetime, publish};
+use super::{authority, lifetime, ocsp, publish};
 use crate::app::{App, Refused, store_problem};
 use beanpole_certs::acme::{AcmeError, Kind, Session, Standing};
 use beanpole_certs::hook::{self, Act};
@@ -98,7 +98,12 @@ async fn step(app: &App, record: WantedCertificateRecord) -> Result<Timestamp, P
             Some(shown) if authority::is_of_another(app, &shown)? => None,
             shown => shown,
         };
-        let due = due_at(&record, shown.as_ref());
+        let mut due = due_at(&record, shown.as_ref());
+        if let Some(shown) = &shown
+            && let Some(at) = ocsp::replaced_at(&app.store, shown).map_err(store_problem)?
+        {
+            due = due.min(at.max(record.wait_until.unwrap_or_default()));
+        }
         if due > now {
             return Ok(due);
         }

@@ -2,7 +2,7 @@
 //! content differs from what was given out, or from what they hold.
 
 use super::order::proof_sealed_as;
-use super::{in_order, key_of, terms_of};
+use super::{in_order, key_of, ocsp, terms_of};
 use crate::app::{App, store_problem};
 use beanpole_certs::SealingKey;
 use beanpole_daemon::clock;
@@ -12,7 +12,7 @@ use beanpole_protocol::tls::{
     AlpnChallenge, CertificateSet, CertificatesReport, HttpChallenge, PrivateKey,
     ServedCertificate, SessionKey,
 };
-use beanpole_protocol::{CertificateName, Digest};
+use beanpole_protocol::{CertificateName, Digest, Timestamp};
 use beanpole_store::StoreError;
 use beanpole_store::certificates::{
     CertificateRecord, CertificateSetRecord, CertificateSource, SessionKeyRecord,
@@ -29,6 +29,8 @@ pub(crate) struct Shown {
     pub(crate) sealing: SealingKey,
     /// Told when something may be due sooner than was thought.
     pub(crate) due: Notify,
+    /// Told when load balancers are given something else.
+    pub(super) other: Notify,
     /// Sets are derived one after the other.
     turn: Mutex<()>,
     /// What each load balancer that is connected said last.
@@ -40,6 +42,7 @@ impl Shown {
         Self {
             sealing,
             due: Notify::new(),
+            other: Notify::new(),
             turn: Mutex::default(),
             held: Mutex::default(),
         }
@@ -122,8 +125,9 @@ pub(crate) fn publish(app: &App) -> Result<(), Problem> {
 
 fn derive(app: &App) -> Result<CertificateSet, StoreError> {
     let mut set = CertificateSet::default();
-    for record in in_order(&app.store, clock::now())? {
-        set.certificates.push(served(app, record)?);
+    let now = clock::now();
+    for record in in_order(&app.store, now)? {
+        set.certificates.push(served(app, record, now)?);
     }
     for wanted in app.store.list::<WantedCertificateRecord>()? {
         add_proofs(app, &wanted, &mut set);
@@ -153,6 +157,7 @@ fn derive(app: &App) -> Result<CertificateSet, StoreError> {
             digest: Some(digest),
         };
         app.store.update(|tx| tx.put(&record))?;
+        app.certificates.other.notify_one();
     }
     Ok(set)
 }
@@ -177,8 +182,13 @@ fn session_key(app: &App) -> Result<SessionKey, StoreError> {
     Ok(made)
 }
 
-fn served(app: &App, record: CertificateRecord) -> Result<ServedCertificate, StoreError> {
+fn served(
+    app: &App,
+    record: CertificateRecord,
+    now: Timestamp,
+) -> Result<ServedCertificate, StoreError> {
     let terms = terms_of(&app.store, &record.name)?;
+    let staple = ocsp::staple(&app.store, &record, &terms.terms, now)?;
     let key = key_of(app, &record).map(PrivateKey);
     Ok(ServedCertificate {
         name: record.name,
@@ -188,6 +198,7 @@ fn served(app: &App, record: CertificateRecord) -> Result<ServedCertificate, Sto
         key,
         fallback: terms.fallback,
         terms: terms.terms,
+        staple,
     })
 }
 

@@ -2,7 +2,7 @@
 
 use super::order::due_at;
 use super::publish::InForce;
-use super::{in_order, key_of, lifetime, no_certificate, shown_for, terms_of};
+use super::{in_order, key_of, lifetime, no_certificate, ocsp, shown_for, terms_of};
 use crate::app::{App, store_problem};
 use beanpole_certs::lifetime::DAY;
 use beanpole_daemon::clock;
@@ -66,6 +66,7 @@ fn pending(app: &App, wanted: &WantedCertificateRecord) -> Result<Certificate, P
         fallback: terms.fallback,
         terms: terms.terms,
         used_by: Vec::new(),
+        ocsp: None,
         added_at: wanted.created_at,
         chain: None,
     })
@@ -190,11 +191,15 @@ fn view(
         let mut shown = held.in_force.iter();
         shown.any(|one| one.name == record.name && one.fingerprint == record.fingerprint)
     };
+    let (ocsp, odd) = ocsp::view(&app.store, record, &terms.terms, now).map_err(store_problem)?;
+    causes.extend(odd);
     let wanted = wanted_of(app, &record.name)?;
     let renews_at = match &wanted {
         Some(wanted) => {
             causes.extend(wanted.trouble.clone());
-            next_attempt(wanted, Some(record))
+            let replaced = ocsp::replaced_at(&app.store, record).map_err(store_problem)?;
+            let next = next_attempt(wanted, Some(record));
+            next.map(|at| at.min(replaced.unwrap_or(at)))
         }
         None if record.origin == CertificateOrigin::Ca => {
             Some(lifetime(record).renew_at(record.fingerprint.as_str().as_bytes()))
@@ -227,6 +232,7 @@ fn view(
         fallback: terms.fallback,
         terms: terms.terms,
         used_by: used_by.into_iter().collect(),
+        ocsp,
         added_at: record.added_at,
         chain: None,
     })
@@ -248,6 +254,10 @@ pub(super) fn status(
     if record.not_after <= now {
         let why = format!("It expired on {}. {}", record.not_after, remedy(record));
         return (CertificateStatus::Expired, vec![why]);
+    }
+    // Records that cannot be read are told elsewhere.
+    if let Some(why) = ocsp::revoked(&app.store, record).unwrap_or_default() {
+        return (CertificateStatus::Revoked, vec![why]);
     }
     let renewed = record.origin != CertificateOrigin::Given;
     match lifetime(record).warning(renewed, now) {

@@ -1,7 +1,8 @@
 //! Certificates that are got and renewed by themselves: asking for one, having it renewed now; and the accounts
 //! that they are ordered with.
 
-use super::{authority, get, no_certificate, order};
+use super::give::set_ocsp;
+use super::{authority, get, no_certificate, ocsp, order};
 use crate::app::{App, Refused, store_problem};
 use beanpole_certs::acme::{self, AcmeError, Directory, LETS_ENCRYPT, Session};
 use beanpole_daemon::clock;
@@ -337,6 +338,9 @@ pub(crate) fn request(
         .hint("Spread them over several certificates."));
     }
     let source = source_of(app, &body, &hosts)?;
+    if body.ocsp == Some(true) && source == CertificateSource::Ca {
+        return Err(ocsp::impossible_by_ca());
+    }
     let name = body.name;
     let record = WantedCertificateRecord {
         name: name.clone(),
@@ -376,6 +380,9 @@ pub(crate) fn request(
                 .extend(known.order.into_iter().flat_map(|order| order.proofs));
         }
         tx.put(&record)?;
+        if let Some(ocsp) = body.ocsp {
+            set_ocsp(tx, &name, ocsp)?;
+        }
         let message = format!(
             "Certificate {name} for {} is wanted.",
             record.hosts.join(", ")

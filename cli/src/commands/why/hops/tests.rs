@@ -422,6 +422,7 @@ fn certificate() -> Certificate {
         fallback: false,
         terms: Terms::default(),
         used_by: Vec::new(),
+        ocsp: None,
         added_at: Timestamp::EPOCH,
         chain: None,
     }
