@@ -23,8 +23,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// How many routes are worked on before others may work: a fraction of a millisecond.
-const PIECE: usize = 256;
+/// How many routes are worked on before others may work: some two milliseconds. Where requests use up the core, each
+/// turn that is given away costs the table several.
+const PIECE: usize = 2_048;
 /// Longest turn of a route's weights. Shares are exact over one turn.
 const LONGEST_TURN: u64 = 10_000;
 
