@@ -14,7 +14,7 @@ use beanpole_daemon::files::{read_json, write_json};
 use beanpole_daemon::http::{CallError, Connection};
 use beanpole_daemon::{clock, files as daemon_files};
 use beanpole_protocol::agent::{Failure, InstancePhase, InstanceReport, Limits, Properties};
-use beanpole_protocol::edge::{EdgeOrders, EdgeReport};
+use beanpole_protocol::edge::{EdgeOrders, EdgeReport, RELOAD_PATH};
 use beanpole_protocol::{ApplicationName, Incarnation, InstanceId, ReleaseNumber, Timestamp};
 use http::Method;
 use rustix::fs::{Mode, OFlags};
@@ -39,8 +39,6 @@ const TABLE_WAIT: Duration = Duration::from_secs(10);
 const SOCKET: &str = "control.sock";
 /// The socket of the process that keeps its listeners, beside that.
 const KEEPER: &str = "control.keep";
-/// What that process is asked to have a newer one take over.
-const RELOAD_PATH: &str = "/v1/reload";
 /// How long that may take: twice what it gives one that is to take over.
 const RELOAD: Duration = Duration::from_secs(45);
 /// What it is told besides its addresses, where its user can read it and not write.

@@ -10,6 +10,10 @@ use crate::agent::{ExitReport, InstancePhase};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 
+/// What the process that keeps a proxy's listeners is asked, by `POST` over its own socket, to have the executable on
+/// disk take over.
+pub const RELOAD_PATH: &str = "/v1/reload";
+
 /// What a connection to an agent is turned into.
 pub const CONTROL_UPGRADE: &str = "beanpole-control";
 

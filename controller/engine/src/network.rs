@@ -194,17 +194,17 @@ pub(crate) fn takes_domain(
     takes_requests(environment, "redirects and no paths")
 }
 
+fn ports_of(environment: &EnvironmentRecord) -> Vec<u16> {
+    let listeners = environment.settings.listeners().into_iter();
+    listeners.map(|one| one.port).collect()
+}
+
 /// Why a port is closed at a load balancer, of those that an environment has: which one, where, and why.
 fn closed<'o>(
     environment: &EnvironmentRecord,
     observed: &'o Observed,
 ) -> Vec<(u16, &'o str, &'o str)> {
-    let ports: Vec<u16> = environment
-        .settings
-        .listeners()
-        .iter()
-        .map(|one| one.port)
-        .collect();
+    let ports = ports_of(environment);
     let mut all = Vec::new();
     for (name, seen) in observed.proxies.iter().filter(|(_, seen)| seen.connected) {
         for stream in seen.report.iter().flat_map(|report| &report.streams) {
@@ -333,12 +333,7 @@ fn closed_now(environment: &EnvironmentRecord, observed: &Observed) -> Vec<Close
             balancer: balancer.to_owned(),
         })
         .collect();
-    let ports: Vec<u16> = environment
-        .settings
-        .listeners()
-        .iter()
-        .map(|one| one.port)
-        .collect();
+    let ports = ports_of(environment);
     let unheard = |known: &&ClosedPort| {
         let seen = observed.proxies.get(&known.balancer);
         // One that has just begun to serve has not tried yet.

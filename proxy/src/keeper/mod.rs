@@ -37,6 +37,7 @@ use beanpole_daemon::http::{CallError, Connection, problem_response};
 use beanpole_daemon::notify;
 use beanpole_daemon::socket::{self, BindError};
 use beanpole_protocol::Generation;
+use beanpole_protocol::edge::RELOAD_PATH;
 use beanpole_protocol::problem::Problem;
 use http::Method;
 use opened::Opening;
@@ -75,8 +76,6 @@ const LEAVES: Duration = Duration::from_secs(3);
 const GOODBYE: Duration = Duration::from_secs(1);
 /// How long a reload may be waited for: another one may be under way.
 const RELOAD: Duration = Duration::from_mins(2);
-
-const RELOAD_PATH: &str = "/v1/reload";
 
 /// What a keeper keeps.
 #[derive(Clone, Debug)]
