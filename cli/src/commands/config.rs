@@ -138,17 +138,12 @@ fn show(context: &Context, settings: &OptionSettings) -> Result<(), Failure> {
 
 /// What holds: some defaults follow from other options.
 fn in_force(settings: &OptionSettings, spec: &OptionSpec) -> String {
-    let value = settings.effective(spec.namespace, spec.name);
-    let follows = (spec.namespace, spec.name) == (LOADBALANCER, "IdleTimeout");
-    if !value.is_empty() && !follows {
-        return value.to_owned();
-    }
     match (spec.namespace, spec.name) {
         (COMMAND, "DeploymentPolicy") => settings.deployment().policy.to_string(),
+        (INSTANCE, "StartTimeout") => (settings.deployment().start_timeout_ms / 1_000).to_string(),
         // A connection may be silent for longer than a request.
         (LOADBALANCER, "IdleTimeout") => (settings.pool_limits().idle_ms / 1_000).to_string(),
-        (INSTANCE, "StartTimeout") => (settings.deployment().start_timeout_ms / 1_000).to_string(),
-        _ => String::new(),
+        (namespace, name) => settings.effective(namespace, name).to_owned(),
     }
 }
 
