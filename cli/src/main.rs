@@ -1,9 +1,10 @@
 //! The `beanpole` executable: the command line, and the root that puts the daemons together.
 //!
-//! It is the only crate that sees every daemon. `args` is the table of contents, `commands` has one
+//! It is the only crate that sees every daemon. `allocator` is what each process asks for memory, `args` is the table of contents, `commands` has one
 //! file per verb, `client` talks to the controller, `project` reads `deploy.toml` and packs,
 //! `local` runs things on this machine, `output` writes.
 
+mod allocator;
 mod args;
 mod client;
 mod commands;
