@@ -1,7 +1,7 @@
 //! The `beanpole` executable: the command line, and the root that puts the daemons together.
 //!
-//! It is the only crate that sees every daemon. `allocator` is what each process asks for memory, `args` is the table of contents, `commands` has one
-//! file per verb, `client` talks to the controller, `project` reads `deploy.toml` and packs,
+//! It is the only crate that sees every daemon. `allocator` is where each process has its memory from, `args` is the table
+//! of contents, `commands` has one file per verb, `client` talks to the controller, `project` reads `deploy.toml` and packs,
 //! `local` runs things on this machine, `output` writes.
 
 mod allocator;
