@@ -31,14 +31,18 @@ pub struct Commands {
     pub release: Option<String>,
     /// Its container commands, in their order.
     pub container: Vec<ContainerCommand>,
+    /// The processes that its Procfile names; none where it has no Procfile.
+    pub processes: Vec<String>,
 }
 
-/// The release command and the container commands of a bundle.
+/// The release command and the container commands of a bundle, and its processes by name.
 pub fn commands(file: File) -> Result<Commands, Refused> {
     look_into(file, |packed| {
+        let named = platform::named(packed)?;
         Ok(Commands {
-            release: platform::release_command(packed)?,
+            release: named.release_command,
             container: ebextensions::read(packed)?.commands,
+            processes: named.processes.into_iter().map(|(name, _)| name).collect(),
         })
     })
 }

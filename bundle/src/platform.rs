@@ -154,12 +154,26 @@ pub fn find<T: Top>(top: &mut T, platform: Platform) -> Result<Plan, T::Error> {
     })
 }
 
-/// The release command of a bundle, whatever its platform.
-pub fn release_command<T: Top>(top: &mut T) -> Result<Option<String>, T::Error> {
+/// What a Procfile names.
+#[derive(Default)]
+pub struct Named {
+    /// Processes and their commands, in its order.
+    pub processes: Vec<(String, String)>,
+    /// What runs once for each deployment.
+    pub release_command: Option<String>,
+}
+
+/// What the Procfile of a bundle names, whatever its platform; nothing where it has none.
+pub fn named<T: Top>(top: &mut T) -> Result<Named, T::Error> {
     let Some(text) = text(top, "Procfile", procfile::LONGEST)? else {
-        return Ok(None);
+        return Ok(Named::default());
     };
-    Ok(procfile::take_release(&mut procfile::parse(&text)?))
+    let mut processes = procfile::parse(&text)?;
+    let release_command = procfile::take_release(&mut processes);
+    Ok(Named {
+        processes,
+        release_command,
+    })
 }
 
 fn node_command<T: Top>(top: &T, package: Option<&Value>) -> Result<String, Refused> {

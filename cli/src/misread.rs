@@ -17,7 +17,14 @@ fn help_of(command: &Command) -> String {
 pub fn explain(error: &clap::Error, words: &[String]) -> Failure {
     let command = command_of(words);
     let failure = match error.kind() {
-        ErrorKind::ValueValidation => Failure::misuse(wrong_value(error)),
+        ErrorKind::ValueValidation => {
+            let failure = Failure::misuse(wrong_value(error));
+            let value = text(error, ContextKind::InvalidValue);
+            match set_instead(&command, &value, words) {
+                Some(hint) => failure.hint(hint),
+                None => failure,
+            }
+        }
         ErrorKind::UnknownArgument => unknown_argument(error, &command, words),
         ErrorKind::InvalidSubcommand => {
             let word = text(error, ContextKind::InvalidSubcommand);
@@ -108,10 +115,28 @@ fn unknown_argument(error: &clap::Error, command: &Command, words: &[String]) ->
             shown(&word)
         ));
     }
+    if let Some(hint) = set_instead(command, &word, words) {
+        return failure.hint(hint);
+    }
     match likeliest(error, ContextKind::SuggestedArg) {
         near if near.is_empty() => failure,
         near => failure.hint(format!("Did you mean `{near}`? {}", help_of(command))),
     }
+}
+
+/// What to type where an option of an environment stands in the place of its name, or behind it.
+fn set_instead(command: &Command, word: &str, words: &[String]) -> Option<String> {
+    let (option, _) = word.split_once('=')?;
+    if path_of(command) != "beanpole config" || word.starts_with('-') {
+        return None;
+    }
+    let mut plain = words.iter().filter(|given| !given.starts_with('-')).skip(1);
+    let environment = plain.next().filter(|given| *given != word);
+    let environment = environment.map_or_else(|| "ENVIRONMENT".to_owned(), |name| shown(name));
+    // Its value may be a secret.
+    Some(format!(
+        "To set an option: beanpole config {environment} --set {option}=VALUE"
+    ))
 }
 
 /// Whether `word` is an option of `command` that wants a value.

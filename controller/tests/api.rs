@@ -360,6 +360,33 @@ fn a_bundle_that_no_host_could_run_is_refused_before_anything_changes() {
 }
 
 #[test]
+fn an_application_that_comes_with_an_environment_does_not_stay_without_it() {
+    let controller = Controller::start();
+    let body = |name: &str| {
+        json!({"application": "shop", "new_application": "The shop", "name": "shop-prod",
+            "cname": name})
+    };
+    controller.application("other");
+    let taken = json!({"application": "other", "name": "other-prod", "cname": "shop"});
+    assert_eq!(controller.post("/v1/environments", &taken).status, 202);
+    controller
+        .post("/v1/environments", &body("shop"))
+        .expect_problem(409, "cname-taken");
+    controller
+        .post("/v1/environments?plan=true", &body("shop"))
+        .expect_problem(409, "cname-taken");
+    let planned = controller.post("/v1/environments?plan=true", &body("shop-2"));
+    assert_eq!(planned.status, 200, "{planned:?}");
+    controller
+        .get("/v1/applications/shop")
+        .expect_problem(404, "application-not-found");
+    let created = controller.post("/v1/environments", &body("shop-2"));
+    assert_eq!(created.status, 202, "{created:?}");
+    let application = controller.get("/v1/applications/shop").json();
+    assert_eq!(application["description"], "The shop");
+}
+
+#[test]
 fn a_platform_or_name_that_cannot_be_is_refused_and_not_described() {
     let controller = Controller::start();
     controller.application("shop");

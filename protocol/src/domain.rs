@@ -1,6 +1,7 @@
 //! Hostnames that an environment has besides the one below the default domain.
 
 use crate::ids::text_type;
+use crate::names::is_dns_name;
 use serde::{Deserialize, Serialize};
 
 text_type!(
@@ -22,23 +23,12 @@ text_type!(
     }
 );
 
-/// Longest hostname.
-const LONGEST_HOSTNAME: usize = 253;
-/// Longest label of one.
-const LONGEST_LABEL: usize = 63;
 /// Longest path of a domain.
 const LONGEST_PATH: usize = 128;
 
 fn is_hostname(text: &str) -> bool {
-    let is_label = |label: &str| {
-        (1..=LONGEST_LABEL).contains(&label.len())
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
-    };
-    text.len() <= LONGEST_HOSTNAME && text.split('.').all(is_label)
+    let plain = |byte: u8| !byte.is_ascii_uppercase() && byte != b'_';
+    is_dns_name(text) && text.bytes().all(plain)
 }
 
 fn is_path(path: &str) -> bool {

@@ -11,6 +11,17 @@ fn label(text: &str, longest: usize) -> bool {
         && text.chars().all(|c| !c.is_control() && c != '/')
 }
 
+/// Longest name of the DNS (RFC 1035, section 2.3.4), and longest label of one.
+const LONGEST_DNS_NAME: usize = 253;
+const LONGEST_DNS_LABEL: usize = 63;
+
+/// Whether a text is a name of the DNS as hosts have them: labels of 1 to 63 letters, digits and hyphens with dots between, none
+/// with a hyphen at an end, 253 characters in all (RFC 1123, section 2.1). `_` is none of these, and in use.
+pub fn is_dns_name(text: &str) -> bool {
+    let is_label = |label: &str| dns_label(&label.replace('_', "x"), 1, LONGEST_DNS_LABEL);
+    text.len() <= LONGEST_DNS_NAME && text.split('.').all(is_label)
+}
+
 fn dns_label(text: &str, shortest: usize, longest: usize) -> bool {
     (shortest..=longest).contains(&text.len())
         && !text.starts_with('-')

@@ -707,12 +707,12 @@ pub struct Traffic {
     /// How often an instance was left out for a while because of how it answered.
     #[serde(default)]
     pub ejections: u64,
-    /// Bytes that clients of a network environment sent. What its connections are is in `requests`, which counts
-    /// each when it reaches an instance, or none.
-    #[serde(default)]
+    /// Bytes that clients of a network environment sent; absent where there were none, as of requests, whose bytes are not
+    /// counted. What its connections are is in `requests`, which counts each when it reaches an instance, or none.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub bytes_in: u64,
-    /// Bytes that they were sent.
-    #[serde(default)]
+    /// Bytes that they were sent; absent where there were none.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub bytes_out: u64,
 }
 

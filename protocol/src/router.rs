@@ -248,7 +248,8 @@ pub fn is_host_pattern(host: &str) -> bool {
     host == "*" || is_hostname(host.strip_prefix("*.").unwrap_or(host))
 }
 
-/// Whether a host can be called so.
+/// Whether a host can be called so by a table: by a name of the DNS ([`is_dns_name`](crate::names::is_dns_name)), an address, or
+/// whatever else an installation has its domain called, as long as it leads somewhere: a table that is refused serves nobody.
 pub fn is_hostname(host: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte);
     host.len() <= LONGEST_HOST

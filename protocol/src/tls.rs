@@ -8,6 +8,7 @@
 //! Certificates are no part of the routing table: they change at other times, and the table is in places
 //! where private keys have no business.
 
+use crate::names::is_dns_name;
 use crate::{CertificateName, Digest, Generation, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -249,6 +250,11 @@ pub struct UnusableCertificate {
     pub why: String,
 }
 
+/// Whether a certificate can have such a name: one of the DNS, or one with `*` as its first label.
+pub fn is_name(name: &str) -> bool {
+    name.len() <= 253 && is_dns_name(name.strip_prefix("*.").unwrap_or(name))
+}
+
 /// Whether a certificate's name covers a hostname. Both in lower case. A wildcard stands for exactly one label
 /// (RFC 6125, section 6.4.3).
 pub fn covers(name: &str, host: &str) -> bool {
@@ -297,5 +303,32 @@ mod tests {
             subdomains: true,
         };
         assert_eq!(hsts.header(), "max-age=60; includeSubDomains");
+    }
+
+    #[test]
+    fn names_of_certificates_are_told_from_what_is_none() {
+        for good in [
+            "a",
+            "a.example.com",
+            "*.example.com",
+            "xn--bcher-kva.example",
+            "_x.a",
+        ] {
+            assert!(is_name(good), "{good}");
+        }
+        let long = format!("{}.a", "x".repeat(64));
+        for bad in [
+            "",
+            "*",
+            "a.*.b",
+            "-a.b",
+            "a..b",
+            "a b",
+            "a.",
+            &long,
+            &"a.".repeat(127),
+        ] {
+            assert!(!is_name(bad), "{bad}");
+        }
     }
 }

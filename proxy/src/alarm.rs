@@ -1,4 +1,5 @@
-//! Cuts a connection to an app when a request's time is up: pingora has limits for silence alone.
+//! Cuts a connection to an app when a request's time is up, or when it may not be used again: pingora has limits for
+//! silence alone, and asks nobody what it keeps.
 
 #![expect(
     unsafe_code,
@@ -12,6 +13,21 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
+/// Cuts the connection with that number, which has to be open now: nobody gets it after the request that has it. What has
+/// come of it can still be read.
+pub fn cut(number: RawFd) {
+    if let Some(socket) = own(number) {
+        // One that is closed needs no cut.
+        let _ = socket.shutdown(Shutdown::Both);
+    }
+}
+
+fn own(number: RawFd) -> Option<std::net::TcpStream> {
+    // SAFETY: it is borrowed as long as this call lasts, and its owner is the caller's.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    borrowed.try_clone_to_owned().ok().map(Into::into)
+}
+
 /// A time at which a connection is cut, unless its value is gone by then.
 pub struct Alarm {
     socket: Arc<std::net::TcpStream>,
@@ -22,11 +38,8 @@ pub struct Alarm {
 impl Alarm {
     /// Of the connection with that number, which has to be open now; none where no descriptor is left.
     pub fn set(number: RawFd, at: Instant) -> Option<Self> {
-        // SAFETY: it is borrowed as long as this call lasts, and its owner is the caller's.
-        let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
         // A descriptor of its own: the number may be somebody else's once the connection is closed.
-        let own = borrowed.try_clone_to_owned().ok()?;
-        Some(Self::ring(Arc::new(own.into()), at))
+        Some(Self::ring(Arc::new(own(number)?), at))
     }
 
     /// The same, at another time.

@@ -306,8 +306,8 @@ impl Drop for OnStream {
 
 /// Who answers for heads that no service sees.
 pub trait Refuse: std::fmt::Debug + Send + Sync {
-    /// A whole answer with `status` to a head that has been coming for `after`.
-    fn refuse(&self, status: u16, after: Duration) -> Vec<u8>;
+    /// A whole answer with `status` to a head that has been coming for `after`, on the connection whose state that is.
+    fn refuse(&self, status: u16, after: Duration, state: &ConnState) -> Vec<u8>;
 }
 
 /// Where a request that was handed over ends.
@@ -642,7 +642,8 @@ impl Connection {
 
     fn refusal(&self, status: u16) -> Vec<u8> {
         let after = self.head_since.map(|since| since.elapsed());
-        self.refuser.refuse(status, after.unwrap_or_default())
+        let after = after.unwrap_or_default();
+        self.refuser.refuse(status, after, &self.state)
     }
 
     /// Answers a head that is not over, and reads on for a while without looking.

@@ -4,6 +4,7 @@
 
 use crate::cookies;
 use http::header::HeaderName;
+use http::uri::{Authority, Scheme};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
 use pingora_http::{RequestHeader, ResponseHeader};
 
@@ -113,12 +114,20 @@ fn cookies_for_apps(headers: &HeaderMap, version: Version) -> Option<Vec<HeaderV
 
 /// Takes out of an answer what is between the app and the proxy alone (RFC 9110, section 7.6.1), and says
 /// its length in one way (sections 8.6 and 6.4.1), which clients of HTTP/2 insist on; else what is wrong
-/// with it. `Connection` itself is pingora's.
+/// with it. `Connection` itself is pingora's, but for informational answers.
 pub fn clean_answer(answer: &mut ResponseHeader) -> Result<(), &'static str> {
     const HOPS: [&str; 2] = ["keep-alive", "proxy-connection"];
     for name in HOPS {
         if answer.headers.contains_key(name) {
             answer.remove_header(name);
+        }
+    }
+    if answer.status != StatusCode::SWITCHING_PROTOCOLS {
+        for name in named_by(answer) {
+            answer.remove_header(&name);
+        }
+        if answer.status.is_informational() {
+            answer.remove_header(&header::CONNECTION);
         }
     }
     if answer.status == StatusCode::NO_CONTENT {
@@ -148,6 +157,15 @@ pub fn clean_answer(answer: &mut ResponseHeader) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// The headers that an answer names as ones for its next hop alone; what frames it is not among them.
+fn named_by(answer: &ResponseHeader) -> Vec<HeaderName> {
+    let values = answer.headers.get_all(header::CONNECTION).iter();
+    let words = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let names = words.filter_map(|word| HeaderName::from_bytes(word.trim_ascii()).ok());
+    let frames = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING];
+    names.filter(|name| !frames.contains(name)).collect()
+}
+
 /// A target is a path, an `http` address, or `*` of OPTIONS (RFC 9112, section 3.2).
 pub fn has_a_target(head: &RequestHeader) -> Result<(), &'static str> {
     let raw = head.raw_path();
@@ -165,6 +183,42 @@ pub fn has_a_target(head: &RequestHeader) -> Result<(), &'static str> {
     } else {
         Err("Its target is neither a path nor an http address.")
     }
+}
+
+/// What HTTP/2 asks of a head beyond what `h2` sees to (RFC 9113, sections 8.1.1 and 8.3.1); else what is wrong with it,
+/// as a sentence for people. Over HTTP/1.1, which apps get, it would be another one.
+pub fn is_of_http2(head: &RequestHeader) -> Result<(), &'static str> {
+    let raw = head.raw_path();
+    let rooted = raw.first() == Some(&b'/') || (raw == b"*" && head.method == Method::OPTIONS);
+    if !rooted || raw.iter().any(|byte| *byte <= b' ' || *byte == 0x7f) {
+        return Err("Its :path is no path.");
+    }
+    // Without an authority `h2` does not tell it.
+    let scheme = head.uri.scheme();
+    if scheme.is_some_and(|scheme| *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS) {
+        return Err("Its :scheme is neither http nor https.");
+    }
+    let authority = head.uri.authority().map(Authority::as_str);
+    let mut hosts = head.headers.get_all(header::HOST).iter();
+    let host = hosts.next().map(HeaderValue::as_bytes);
+    if hosts.next().is_some() {
+        return Err("It has more than one Host header.");
+    }
+    let asked = [authority.map(str::as_bytes), host];
+    if asked.iter().flatten().any(|host| host.contains(&b'@')) {
+        return Err("Its authority names a user.");
+    }
+    match asked {
+        [None | Some(b""), None | Some(b"")] => return Err("It has no :authority and no Host."),
+        [Some(authority), Some(host)] if !authority.eq_ignore_ascii_case(host) => {
+            return Err("Its :authority and its Host header differ.");
+        }
+        _ => {}
+    }
+    if head.headers.contains_key(header::CONTENT_LENGTH) {
+        one_number(&head.headers)?;
+    }
+    Ok(())
 }
 
 /// Two servers that understand a head differently can be made to see different requests.

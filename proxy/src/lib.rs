@@ -79,6 +79,7 @@ mod tls;
 mod trace_context;
 mod traced;
 mod traffic;
+mod trailers;
 mod worker;
 
 pub use access_log::{LogFormat, LogOptions};

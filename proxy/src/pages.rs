@@ -4,6 +4,7 @@
 //! log has the reason and the names for all others, by the request's id.
 
 use crate::asker::Headers;
+use crate::tls::Spoken;
 use beanpole_protocol::problem::Problem;
 use bytes::Bytes;
 use http::StatusCode;
@@ -92,8 +93,8 @@ pub struct Refusal {
     pub why: &'static str,
 }
 
-/// The answer with `status`.
-pub fn refusal(status: u16, id: &str) -> Refusal {
+/// The answer with `status`, on a connection for which that holds.
+pub fn refusal(status: u16, id: &str, spoken: Option<&Spoken>) -> Refusal {
     let page = match status {
         408 => Page::HeadTooLate,
         414 => Page::TargetTooLong,
@@ -106,22 +107,32 @@ pub fn refusal(status: u16, id: &str) -> Refusal {
     let why = page.code();
     let page = page.render("", id, false);
     Refusal {
-        answer: whole(&page, id, false),
+        answer: whole(&page, id, false, spoken),
         bytes: page.body.len(),
         why,
     }
 }
 
-/// The page as an answer after which the connection ends.
-pub fn whole(page: &Rendered, id: &str, only_head: bool) -> Vec<u8> {
+/// The page as an answer after which the connection ends, for which that holds.
+pub fn whole(page: &Rendered, id: &str, only_head: bool, spoken: Option<&Spoken>) -> Vec<u8> {
     let status = StatusCode::from_u16(page.status).unwrap_or(StatusCode::BAD_REQUEST);
     let mut answer = format!(
         "HTTP/1.1 {status}\r\nContent-Type: {}\r\nContent-Length: {}\r\nCache-Control: no-store\r\n\
-         X-Request-Id: {id}\r\nConnection: close\r\n\r\n",
+         X-Request-Id: {id}\r\nConnection: close\r\n",
         page.content_type,
         page.body.len()
     )
     .into_bytes();
+    if let Some(hsts) = spoken.and_then(|spoken| spoken.hsts.as_ref()) {
+        for part in [
+            &b"Strict-Transport-Security: "[..],
+            hsts.as_bytes(),
+            b"\r\n",
+        ] {
+            answer.extend_from_slice(part);
+        }
+    }
+    answer.extend_from_slice(b"\r\n");
     if !only_head {
         answer.extend_from_slice(&page.body);
     }

@@ -6,7 +6,7 @@
 mod files;
 
 use crate::access_log::Entry;
-use crate::alarm::Alarm;
+use crate::alarm::{self, Alarm};
 use crate::announcing::Ends;
 use crate::asker::{Asker, Headers};
 use crate::balance::{End, Pool};
@@ -36,6 +36,7 @@ use pingora_error::{Error, ErrorSource, ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -134,6 +135,8 @@ pub struct Request {
     admitted: bool,
     /// Where it failed, before it came here.
     failed_at: Option<Arc<TargetState>>,
+    /// Its client waited for leave to send its body, and has it.
+    gave_leave: bool,
     /// It has been sent to another target because of how the first one answered.
     again: bool,
     /// The answer that has begun is not to be passed on: another target is asked.
@@ -142,6 +145,8 @@ pub struct Request {
     full: bool,
     /// Cuts the app's connection when its time is up, where it has such a time.
     alarm: Option<Alarm>,
+    /// The number of the app's connection, while it has that for itself.
+    app: Option<RawFd>,
     /// Its time was up.
     late: bool,
     /// The trace that it belongs to.
@@ -327,7 +332,8 @@ impl Service {
             .get_or_insert_with(|| forwarded::request_id(&session.req_header().headers));
         if grpc::is_of_grpc(&session.req_header().headers) {
             request.counts_as = Some(page.status());
-            let head = grpc::head(page, id.clone())?;
+            let mut head = grpc::head(page, id.clone())?;
+            insist_on_https(&mut head, request.spoken())?;
             leave_body(session, TAKE_CALL).await;
             session.write_response_header(Box::new(head), true).await?;
             return Ok(page.status());
@@ -339,7 +345,8 @@ impl Service {
             .render(accept, text, here)
             .or_own(own.as_deref(), accept, text);
         let status = rendered.status;
-        let head = page_head(&rendered, id.clone())?;
+        let id = id.clone();
+        let head = page_head(&rendered, id, request.spoken())?;
         leave_body(session, TAKE_BODY).await;
         let only_head = session.req_header().method == Method::HEAD;
         session
@@ -397,6 +404,7 @@ impl Service {
         head.insert_header(header::LOCATION, &location)?;
         head.insert_header(header::CONTENT_LENGTH, "0")?;
         head.insert_header("X-Request-Id", id.clone())?;
+        insist_on_https(&mut head, request.spoken())?;
         leave_body(session, TAKE_BODY).await;
         session
             .write_response_header(Box::new(head), true)
@@ -418,7 +426,7 @@ impl Service {
             body: answer.into(),
             retry_after_s: None,
         };
-        let head = page_head(&page, id)?;
+        let head = page_head(&page, id, request.spoken())?;
         let only_head = session.req_header().method == Method::HEAD;
         session
             .write_response_header(Box::new(head), only_head)
@@ -538,22 +546,49 @@ fn takes_trailers(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Makes headers fit for HTTP/2: nothing of a connection is in them (RFC 9113, section 8.2.2), and a client of
-/// HTTP/1.1 that waits for leave to send its body has it from here.
-async fn for_http2(session: &mut Session, headers: &mut HeaderMap, trailers: bool) -> Result<()> {
+/// Makes headers fit for HTTP/2: nothing of a connection is in them (RFC 9113, section 8.2.2).
+fn for_http2(headers: &mut HeaderMap, trailers: bool) {
     headers.remove(header::CONNECTION);
     headers.remove(header::UPGRADE);
+    headers.remove(header::EXPECT);
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
     }
-    let waits = headers.remove(header::EXPECT).is_some();
-    if waits && session.req_header().version == Version::HTTP_11 {
-        session
-            .as_downstream_mut()
-            .write_continue_response()
-            .await?;
+}
+
+/// Whether the head of an answer announces a body where none belongs (RFC 9112, section 6.3).
+fn announces_what_is_not_there(method: &Method, answer: &ResponseHeader) -> bool {
+    let has_none = *method == Method::HEAD
+        || matches!(
+            answer.status,
+            StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+        );
+    let lengths = answer.headers.get_all(header::CONTENT_LENGTH);
+    let announces = answer.headers.contains_key(header::TRANSFER_ENCODING)
+        || lengths.iter().any(|length| length != "0");
+    has_none && !answer.status.is_informational() && announces
+}
+
+/// Whether a client waits for leave to send its body (RFC 9110, section 10.1.1).
+fn waits_for_leave(headers: &HeaderMap) -> bool {
+    let expects = headers.get(header::EXPECT);
+    expects.is_some_and(|expects| expects.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// Lets a client go on that waits for leave to send its body: nothing here speaks against it, and many an app says
+/// nothing before it has the body. Whether it did.
+async fn give_leave(session: &mut Session) -> Result<bool> {
+    let head = session.req_header();
+    let waits = head.version >= Version::HTTP_11 && waits_for_leave(&head.headers);
+    let downstream = session.as_downstream_mut();
+    let gives = waits && !downstream.is_body_done();
+    if gives {
+        // Else the connection would end because the body is not here yet.
+        downstream.set_close_on_response_before_downstream_finish(false);
+        downstream.write_continue_response().await?;
+        downstream.set_close_on_response_before_downstream_finish(true);
     }
-    Ok(())
+    Ok(gives)
 }
 
 /// Ends a call whose answer has begun with a status that says why it goes no further.
@@ -617,9 +652,10 @@ impl std::fmt::Debug for Refuser {
 }
 
 impl Refuse for Refuser {
-    fn refuse(&self, status: u16, after: Duration) -> Vec<u8> {
+    fn refuse(&self, status: u16, after: Duration, state: &ConnState) -> Vec<u8> {
         let id = forwarded::new_id();
-        let refusal = pages::refusal(status, id.to_str().unwrap_or_default());
+        let id_text = id.to_str().unwrap_or_default();
+        let refusal = pages::refusal(status, id_text, Spoken::of(state));
         if let Some(log) = &self.shared.access_log {
             log.add(&Entry {
                 request_id: id.as_bytes(),
@@ -635,9 +671,23 @@ impl Refuse for Refuser {
     }
 }
 
-/// The head of an answer that is a page of ours.
-pub fn page_head(page: &Rendered, id: HeaderValue) -> Result<ResponseHeader> {
-    let mut head = ResponseHeader::build(page.status, Some(6))?;
+/// Tells browsers to come by HTTPS alone, where the certificate of the connection asks for that; without TLS there is
+/// none (RFC 6797, section 7.2).
+fn insist_on_https(head: &mut ResponseHeader, spoken: Option<&Spoken>) -> Result<()> {
+    let hsts = spoken.and_then(|spoken| spoken.hsts.clone());
+    hsts.map_or(Ok(()), |hsts| {
+        head.insert_header(header::STRICT_TRANSPORT_SECURITY, hsts)
+    })
+}
+
+/// The head of an answer that is a page of ours, on a connection for which that holds.
+pub fn page_head(
+    page: &Rendered,
+    id: HeaderValue,
+    spoken: Option<&Spoken>,
+) -> Result<ResponseHeader> {
+    let mut head = ResponseHeader::build(page.status, Some(7))?;
+    insist_on_https(&mut head, spoken)?;
     head.insert_header(header::CONTENT_TYPE, page.content_type)?;
     head.insert_header(header::CONTENT_LENGTH, HeaderValue::from(page.body.len()))?;
     head.insert_header(header::CACHE_CONTROL, "no-store")?;
@@ -680,10 +730,12 @@ impl ProxyHttp for Service {
             counts_as: None,
             admitted: false,
             failed_at: None,
+            gave_leave: false,
             again: false,
             unwanted: false,
             full: false,
             alarm: None,
+            app: None,
             late: false,
             traced: Traced::default(),
             encoder: None,
@@ -746,6 +798,9 @@ impl ProxyHttp for Service {
             }
             let bad = |why| Page::BadRequest { why };
             head::has_a_target(head).map_err(bad)?;
+            if head.version == Version::HTTP_2 {
+                head::is_of_http2(head).map_err(bad)?;
+            }
             let seen = Seen::look(&head.headers, head.version, client.is_trusted()).map_err(bad)?;
             is_read_in_one_way(session, seen.encoded).map_err(bad)?;
             Ok((seen, client.asks(head).map_err(bad)?))
@@ -804,6 +859,7 @@ impl ProxyHttp for Service {
                 let downstream = session.as_downstream_mut();
                 downstream.set_write_timeout(Some(pool.idle));
                 downstream.set_read_timeout(Some(pool.idle));
+                request.gave_leave = give_leave(session).await?;
                 request.id = Some(if seen.has_id {
                     forwarded::request_id(&session.req_header().headers)
                 } else {
@@ -929,6 +985,7 @@ impl ProxyHttp for Service {
         request: &mut Request,
     ) -> Result<()> {
         let shared = request.at.as_ref().is_some_and(|at| at.target().http2);
+        request.app = (!shared).then_some(number);
         request.alarm = request
             .end()
             .filter(|_| !shared)
@@ -997,7 +1054,10 @@ impl ProxyHttp for Service {
         let trailers = http2 && takes_trailers(headers);
         request.seen.clean(headers);
         if http2 {
-            for_http2(session, headers, trailers).await?;
+            for_http2(headers, trailers);
+        } else if waits_for_leave(headers) {
+            // It has been given here.
+            headers.remove(header::EXPECT);
         }
         if let (Some(asked), Some(id)) = (&request.asked, &request.id) {
             self.with_client(session, request.state(), |client| {
@@ -1026,6 +1086,12 @@ impl ProxyHttp for Service {
             request.unwanted = true;
             return Error::e_explain(ErrorType::HTTPStatus(502), "another one is asked");
         }
+        if let Some(number) = request.app
+            && announces_what_is_not_there(&session.req_header().method, response)
+        {
+            // Whoever announces a body may send it, and the next request would take it for its answer.
+            alarm::cut(number);
+        }
         if let Err(why) = head::clean_answer(response) {
             return Error::e_explain(ErrorType::HTTPStatus(502), why);
         }
@@ -1036,13 +1102,12 @@ impl ProxyHttp for Service {
                 response.append_header(header::SET_COOKIE, cookie)?;
             }
         }
-        if let Some(hsts) = request.spoken().and_then(|spoken| spoken.hsts.clone())
-            && !status.is_informational()
+        if !status.is_informational()
             && !response
                 .headers
                 .contains_key(header::STRICT_TRANSPORT_SECURITY)
         {
-            response.insert_header(header::STRICT_TRANSPORT_SECURITY, hsts)?;
+            insist_on_https(response, request.spoken())?;
         }
         // Each side of a proxy has its own version (RFC 9112, section 2.3).
         response.set_version(Version::HTTP_11);
@@ -1185,8 +1250,10 @@ impl ProxyHttp for Service {
         // A kept connection that the app closed at this moment: the request was not taken. One that the
         // app had for longer it may well have begun to answer.
         let at_once = request.begun.elapsed() < CLOSED_BEFORE;
-        // Whatever of an answer has come, the app was at work on it.
-        let silent = session.response_written().is_none();
+        // Whatever of an answer has come, the app was at work on it. Leave is ours.
+        let ours = request.gave_leave.then_some(StatusCode::CONTINUE);
+        let written = session.response_written();
+        let silent = written.is_none_or(|head| Some(head.status) == ours);
         let closed = error.retry() && idempotent && request.reused == 0 && at_once;
         let again = (closed || untouched)
             && !late
@@ -1251,8 +1318,9 @@ impl ProxyHttp for Service {
                 end_call(session, request, code).await;
             }
             // Unless it is over by now: some clients take the reset that follows otherwise for its end.
-            let downstream = session.as_downstream_mut();
-            downstream.shutdown_with_reason(h2::Reason::INTERNAL_ERROR);
+            if let Some(stream) = session.as_downstream_mut().as_custom_mut() {
+                stream.abandon(BROKEN_OFF).await;
+            }
             code = 0;
         }
         if code > 0 {
@@ -1370,6 +1438,7 @@ impl ProxyHttp for Service {
         }
         request.at = None;
         request.alarm = None;
+        request.app = None;
         if let Some(connection) = &request.connection
             && session.req_header().version != Version::HTTP_2
         {

@@ -487,6 +487,7 @@ impl World {
                         platform: beanpole_protocol::agent::Platform::Procfile,
                         settings,
                         version: (dice < 80).then_some(label),
+                        new_application: None,
                     },
                 ),
                 0..45 => self.engine.deploy(
@@ -609,6 +610,7 @@ impl World {
             bundle_size: 1,
             release_command,
             container_commands,
+            processes: None,
             created_at: self.at(),
         };
         self.store.update(|tx| tx.put(&record)).expect("memory");

@@ -4,6 +4,7 @@ pub mod find;
 pub mod sse;
 
 use crate::output::errors::Failure;
+use beanpole_protocol::api::Healthz;
 use beanpole_protocol::ids::shown;
 use beanpole_protocol::problem::Problem;
 use serde::Serialize;
@@ -471,6 +472,12 @@ fn refusal(response: Response<Body>) -> Failure {
         .unwrap_or_default();
     let mut failure = match serde_json::from_str::<Problem>(&text) {
         Ok(problem) => Failure::from(problem),
+        Err(_) if let Ok(health) = serde_json::from_str::<Healthz>(&text) => Failure::new(format!(
+            "The controller is up, of version {}, and not all that belongs to it serves yet.",
+            health.version
+        ))
+        .cause(health.waiting.join(" "))
+        .hint("It takes a moment after a start or a pause; then try again"),
         Err(_) => {
             let mut failure = Failure::new(format!("The controller answered {status}."));
             let line = text.lines().next().unwrap_or_default().trim();

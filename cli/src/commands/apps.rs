@@ -1,7 +1,7 @@
 //! `beanpole app`: applications.
 
 use super::all;
-use crate::client::escape;
+use crate::client::{Client, escape};
 use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::output::table;
@@ -72,7 +72,7 @@ pub fn run(context: &Context, command: Apps) -> Result<(), Failure> {
             )
         }
         AppCommand::Delete { name } => {
-            client.remove(&format!("/v1/applications/{}", escape(name.as_str())))?;
+            remove(client, &name)?;
             context.output.result(
                 &serde_json::json!({ "deleted": name }),
                 format!("Application {name} is deleted."),
@@ -81,13 +81,14 @@ pub fn run(context: &Context, command: Apps) -> Result<(), Failure> {
     }
 }
 
-/// Creates `name` unless it exists.
-pub fn ensure(context: &Context, name: &ApplicationName, description: &str) -> Result<(), Failure> {
-    let client = context.client()?;
-    if client.exists_by_get(&format!("/v1/applications/{}", escape(name.as_str())))? {
-        return Ok(());
-    }
-    let created: Application = client.post(
+/// Whether there is an application of that name.
+pub fn exists(client: &Client, name: &ApplicationName) -> Result<bool, Failure> {
+    client.exists_by_get(&format!("/v1/applications/{}", escape(name.as_str())))
+}
+
+/// Creates an application, and says so.
+pub fn create(context: &Context, name: &ApplicationName, description: &str) -> Result<(), Failure> {
+    let created: Application = context.client()?.post(
         "/v1/applications",
         &CreateApplication {
             name: name.clone(),
@@ -98,4 +99,17 @@ pub fn ensure(context: &Context, name: &ApplicationName, description: &str) -> R
         .output
         .say(format!("Application {} is created.", created.name));
     Ok(())
+}
+
+/// Removes an application that was created for something that came to nothing, and says so.
+pub fn delete(context: &Context, name: &ApplicationName) -> Result<(), Failure> {
+    remove(context.client()?, name)?;
+    context
+        .output
+        .say(format!("Application {name} is removed again."));
+    Ok(())
+}
+
+fn remove(client: &Client, name: &ApplicationName) -> Result<(), Failure> {
+    client.remove(&format!("/v1/applications/{}", escape(name.as_str())))
 }

@@ -7,7 +7,7 @@ use crate::output::errors::Failure;
 use crate::project::pack;
 use crate::watch;
 use beanpole_protocol::agent::Platform;
-use beanpole_protocol::api::{CreateEnvironment, Operation, Tier};
+use beanpole_protocol::api::{CreateEnvironment, Operation, PlanView, Tier};
 use beanpole_protocol::options::{ASG, ENVIRONMENT, OptionSettings, PROPERTIES};
 use beanpole_protocol::{ApplicationName, Cname, EnvironmentName, VersionLabel};
 use clap::Args;
@@ -123,39 +123,54 @@ pub fn run(context: &Context, command: &Create) -> Result<(), Failure> {
     if let Some(from) = &command.from {
         pack::resolve(from)?;
     }
-    let description = project.settings.description.as_deref().unwrap_or_default();
-    apps::ensure(context, &application, description)?;
-    let version = match &command.from {
-        Some(from) => {
-            let stopped = interrupt::failure(format!("Stopped before {name} was created."));
-            interrupt::ends(context.output, || stopped);
-            let wanted = source::Wanted {
-                from: Some(from.clone()),
-                runs_as: Some((platform, tier)),
-                ..source::Wanted::default()
-            };
-            let (version, _) = source::make_version(context, &application, &wanted)?;
-            Some(version.label)
-        }
-        None => command.version.clone(),
+    let client = context.client()?;
+    // The application comes with the environment where it is new, or not at all.
+    let is_new = !apps::exists(client, &application)?;
+    let described = project.settings.description.as_deref().unwrap_or_default();
+    let mut body = CreateEnvironment {
+        new_application: is_new.then(|| described.to_owned()),
+        application,
+        name,
+        cname: command.cname.clone().or(place.cname),
+        description: command.description.clone(),
+        tier,
+        platform,
+        settings,
+        version: command.version.clone(),
     };
+    let (name, application) = (body.name.clone(), body.application.clone());
+    if let Some(from) = &command.from {
+        // What is refused is refused before there is a version, which needs its application.
+        let _: PlanView = client.post("/v1/environments?plan=true", &body)?;
+        let is_new = body.new_application.take().is_some();
+        if is_new {
+            apps::create(context, &application, described)?;
+        }
+        let stopped = interrupt::failure(format!("Stopped before {name} was created."));
+        interrupt::ends(context.output, || stopped);
+        let wanted = source::Wanted {
+            from: Some(from.clone()),
+            runs_as: Some((platform, tier)),
+            ..source::Wanted::default()
+        };
+        let (version, _) =
+            source::make_version(context, &application, &wanted).inspect_err(|_| {
+                if is_new {
+                    // It came for a version that it does not have. What cannot be taken back is no second failure.
+                    let _ = apps::delete(context, &application);
+                }
+            })?;
+        body.version = Some(version.label);
+    }
     let stopped = interrupt::failure(format!(
         "Stopped before the controller answered; {name} may be there."
     ))
     .hint(format!("See whether it is: beanpole status {name}"));
     interrupt::ends(context.output, || stopped);
-    let operation: Operation = context.client()?.post(
-        "/v1/environments",
-        &CreateEnvironment {
-            application,
-            name,
-            cname: command.cname.clone().or(place.cname),
-            description: command.description.clone(),
-            tier,
-            platform,
-            settings,
-            version,
-        },
-    )?;
+    let operation: Operation = client.post("/v1/environments", &body)?;
+    if body.new_application.is_some() {
+        let text = format!("Application {application} is created.");
+        context.output.say(text);
+    }
     watch::finish(context, operation, command.detach)
 }

@@ -330,6 +330,8 @@ pub(super) fn plan_lines(plan: &PlanView) -> Vec<String> {
         ));
     }
     lines.extend(plan.lines.iter().map(|line| format!("  {line}")));
+    let warnings = plan.warnings.iter();
+    lines.extend(warnings.map(|warning| format!("  warning: {warning}")));
     lines
 }
 

@@ -119,16 +119,19 @@ pub fn read(path: &Path) -> Result<String, Failure> {
     let mut html = Vec::new();
     let most = LARGEST_PAGE as u64;
     let read = File::open(path).and_then(|file| file.take(most + 1).read_to_end(&mut html));
-    read.map_err(|error| Failure::caused(format!("The page {shown} cannot be read."), &error))?;
+    read.map_err(|error| {
+        Failure::caused(format!("The page {shown} cannot be read."), &error).into_misuse()
+    })?;
     if html.len() > LARGEST_PAGE {
         let most = format!("{} KiB", LARGEST_PAGE / 1_024);
         return Err(
-            Failure::new(format!("The page {shown} is larger than {most}."))
+            Failure::misuse(format!("The page {shown} is larger than {most}."))
                 .hint("Have it load its images and styles from somewhere else."),
         );
     }
     String::from_utf8(html).map_err(|_| {
-        Failure::new(format!("The page {shown} is not in UTF-8.")).hint("Save it in that encoding.")
+        Failure::misuse(format!("The page {shown} is not in UTF-8."))
+            .hint("Save it in that encoding.")
     })
 }
 

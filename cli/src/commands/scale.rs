@@ -76,5 +76,10 @@ pub fn run(context: &Context, command: &Scale) -> Result<(), Failure> {
         );
         return context.output.result(&operation, text);
     }
+    if instances == 0 {
+        context.output.say(format!(
+            "{name} has an instance while somebody asks for it, and sleeps after IdleTime seconds without a request (900 unless set: beanpole config {name} --set IdleTime=300)."
+        ));
+    }
     watch::finish(context, operation, command.detach)
 }

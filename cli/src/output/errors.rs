@@ -172,6 +172,7 @@ impl Failure {
 impl From<Problem> for Failure {
     fn from(problem: Problem) -> Self {
         Self {
+            kind: Kind::Failed,
             message: if problem.detail.is_empty() {
                 problem.title
             } else {

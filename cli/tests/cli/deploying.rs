@@ -140,6 +140,36 @@ fn a_deployment_that_is_queued_says_what_it_waits_for_and_how_to_take_it_out() {
 }
 
 #[test]
+fn a_version_that_is_refused_leaves_no_new_application_behind() {
+    let script = Script::start(|request, _| {
+        match (request.method.as_str(), request.path.as_str()) {
+            ("POST", "/v1/environments?plan=true") => {
+                (200, operation("running", "pending")["plan"].clone())
+            }
+            ("POST", "/v1/applications") => (
+                201,
+                json!({"name": "shop", "description": "", "created_at": "2026-01-02T03:04:05.678Z"}),
+            ),
+            ("HEAD", _) => (200, json!(null)),
+            ("GET", _) => problem(404, "application-not-found", "There is none."),
+            ("DELETE", _) => (200, json!(null)),
+            _ => problem(422, "nothing-to-run", "Nothing says how to run it."),
+        }
+    });
+    let app = app();
+    let arguments = ["create", "shop-prod", "-a", "shop", "--from", "."];
+    let ran = beanpole(app.path(), &script.url(), &arguments);
+    assert_eq!(ran.code, 1, "{}", ran.all());
+    assert!(ran.err.contains("Nothing says how"), "{}", ran.err);
+    let requests = script.requests();
+    let last = requests.last().expect("requests");
+    assert_eq!(
+        (last.method.as_str(), last.path.as_str()),
+        ("DELETE", "/v1/applications/shop")
+    );
+}
+
+#[test]
 fn a_deployment_that_is_refused_leaves_no_version_behind() {
     let script = Script::start(|request, _| {
         let path = request.path.as_str();
@@ -479,4 +509,26 @@ fn a_plan_shows_capacity_time_and_settings() {
         &["deploy", "shop-prod", "--version", "v2", "--plan"],
     );
     insta::assert_snapshot!("plan", ran.all());
+}
+
+#[test]
+fn a_new_application_comes_with_its_environment_or_not_at_all() {
+    let script = Script::start(|request, _| match request.path.as_str() {
+        "/v1/environments" => problem(409, "port-taken", "Port 5432 belongs to environment `db`."),
+        _ => problem(404, "application-not-found", "There is none."),
+    });
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let arguments = ["create", "shop-db", "--application", "shop"];
+    let ran = beanpole(directory.path(), &script.url(), &arguments);
+    assert_eq!(ran.code, 1, "{}", ran.all());
+    let requests = script.requests();
+    let sent: Vec<&str> = requests
+        .iter()
+        .filter(|request| request.method == "POST")
+        .map(|request| request.path.as_str())
+        .collect();
+    assert_eq!(sent, ["/v1/environments"]);
+    let body: serde_json::Value =
+        serde_json::from_slice(&requests.last().expect("one").body).expect("JSON");
+    assert_eq!(body["new_application"], "");
 }

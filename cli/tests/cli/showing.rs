@@ -3,7 +3,7 @@
 use crate::beanpole;
 use crate::deploying::app;
 use crate::script::{Script, environment, operation, problem, receipt};
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[test]
 fn health_tells_nothing_measured_from_nothing_taken_and_names_the_times() {
@@ -349,4 +349,32 @@ fn what_there_is_not_cannot_be_shown() {
     );
     assert_eq!(ran.code, 2, "{}", ran.all());
     assert!(ran.err.contains("not of other-prod"), "{}", ran.err);
+}
+
+#[test]
+fn version_says_its_own_and_fails_without_a_controller() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let nobody = "http://127.0.0.1:1";
+    let ran = beanpole(directory.path(), nobody, &["version"]);
+    assert_eq!(ran.code, 1, "{}", ran.all());
+    assert_eq!(
+        ran.out,
+        concat!("beanpole ", env!("CARGO_PKG_VERSION"), "\n")
+    );
+    assert!(ran.err.contains("refused"), "{}", ran.err);
+    let ran = beanpole(directory.path(), nobody, &["version", "--json"]);
+    assert_eq!(ran.code, 1, "{}", ran.all());
+    let shown: Value = serde_json::from_str(&ran.out).expect("one document");
+    assert_eq!(shown["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(shown["controller"], Value::Null);
+    assert!(shown["error"]["message"].is_string(), "{shown}");
+    let script = Script::start(|_, _| {
+        (
+            200,
+            json!({"status": "ok", "waiting": [], "version": "9.9.9"}),
+        )
+    });
+    let ran = beanpole(directory.path(), &script.url(), &["version"]);
+    assert_eq!(ran.code, 0, "{}", ran.all());
+    assert!(ran.out.contains("controller 9.9.9 at "), "{}", ran.out);
 }

@@ -129,3 +129,45 @@ fn without_a_controller_it_tells_what_can_be_seen_from_outside() {
     assert_eq!(wrong.code, 2, "{}", wrong.all());
     assert!(!wrong.err.contains("secret"), "{}", wrong.err);
 }
+
+#[test]
+fn a_port_of_a_network_environment_is_followed_to_its_instances() {
+    let app = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = app.local_addr().expect("an address").port();
+    let greets = std::thread::spawn(move || {
+        use std::io::Write;
+        let (mut client, _) = app.accept().expect("a client");
+        client.write_all(b"220 mail\r\n").expect("written");
+    });
+    let controller = Script::start(move |_, _| {
+        let mut said = explained("http://192.0.2.1:80", &Value::Null);
+        let listener = json!({"port": port, "protocol": "TCP", "by_name": false,
+            "address": format!("tcp://shop-mail.localhost:{port}")});
+        said["route"] = Value::Null;
+        said["request"] = Value::Null;
+        said["network"] =
+            json!({"environment": "shop-mail", "listeners": [listener], "port": port});
+        (200, said)
+    });
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let url = format!("tcp://127.0.0.1:{port}");
+    let ran = beanpole(directory.path(), &controller.url(), &["why", &url]);
+    assert_eq!(ran.code, 0, "{}", ran.all());
+    for part in [
+        "works: the application speaks first: 10 bytes in ",
+        &format!("\ntcp://127.0.0.1:{port}\n"),
+        "  tls     skipped  not spoken",
+        "  route   ok       port ",
+        "takes connections for the network environment shop-mail of shop: bytes pass as they are",
+        "  pool    ok       release 2 gets 100 % of the connections",
+        "  target  ok       1 of 1 instance takes connections",
+    ] {
+        assert!(ran.out.contains(part), "{part}\n{}", ran.all());
+    }
+    greets.join().expect("it greets");
+    let asked = &controller.requests()[0].path;
+    assert!(asked.contains("url=tcp%3A%2F%2F127.0.0.1"), "{asked}");
+    let wrong = beanpole(directory.path(), &controller.url(), &["why", "tcp://db"]);
+    assert_eq!(wrong.code, 2, "{}", wrong.all());
+    assert!(wrong.err.contains("needs a port"), "{}", wrong.err);
+}

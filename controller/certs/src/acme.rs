@@ -6,9 +6,8 @@
 
 mod http;
 
-use crate::inspect::is_hostname;
 use beanpole_protocol::api::Proof;
-use beanpole_protocol::tls::PrivateKey;
+use beanpole_protocol::tls::{PrivateKey, is_name};
 use http::Https;
 use instant_acme::{
     Account, AuthorizationStatus, ChallengeStatus, ChallengeType, Error, Identifier, Key, NewOrder,
@@ -324,8 +323,7 @@ pub fn check_hosts(hosts: &[String], proof: Proof) -> Result<(), String> {
         return Err("No hostname is given.".to_owned());
     }
     for host in hosts {
-        if !is_hostname(host) || host.chars().any(|c| c.is_ascii_uppercase()) || !host.contains('.')
-        {
+        if !is_name(host) || host.chars().any(|c| c.is_ascii_uppercase()) || !host.contains('.') {
             return Err(format!(
                 "`{}` is no full hostname in lower case, such as shop.example.com.",
                 beanpole_protocol::ids::shown(host)

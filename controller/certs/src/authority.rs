@@ -1,8 +1,7 @@
 //! A certificate authority of one's own, for names that no public one signs for.
 
-use crate::inspect::is_hostname;
 use beanpole_protocol::Timestamp;
-use beanpole_protocol::tls::PrivateKey;
+use beanpole_protocol::tls::{PrivateKey, is_name};
 use rcgen::{
     BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -84,7 +83,7 @@ pub fn create(name: &str, domains: &[String], now: Timestamp) -> Result<Made, Au
     }
     let mut parameters = CertificateParams::default();
     for domain in domains {
-        if !is_hostname(domain) || domain.starts_with("*.") {
+        if !is_name(domain) || domain.starts_with("*.") {
             return Err(AuthorityError::NoHost(domain.clone()));
         }
     }
@@ -188,7 +187,7 @@ fn subject_name(host: &str, allowed: &[String]) -> Result<SanType, AuthorityErro
             Err(refused())
         };
     }
-    if !is_hostname(host) {
+    if !is_name(host) {
         return Err(AuthorityError::NoHost(host.to_owned()));
     }
     let plain = host.strip_prefix("*.").unwrap_or(host);

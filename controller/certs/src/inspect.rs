@@ -1,7 +1,7 @@
 //! Reading a certificate chain and its key: what it is good for, or what is wrong with it.
 
 use crate::pem::{Block, blocks, is_key};
-use beanpole_protocol::tls::PrivateKey;
+use beanpole_protocol::tls::{PrivateKey, is_name};
 use beanpole_protocol::{Digest, Timestamp};
 use ring::digest::{SHA256, digest};
 use rustls::crypto::ring::sign::any_supported_type;
@@ -254,11 +254,24 @@ pub fn facts(chain: &str) -> Result<Facts, Wrong> {
     facts_of(&parsed[0], &certificates[0])
 }
 
+/// A certificate that somebody shows, whatever is wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Met {
+    /// What it says of itself; it may have no names, and such as are no hostnames.
+    pub facts: Facts,
+    /// Whether it names itself as who signed it.
+    pub by_itself: bool,
+}
+
 /// What a certificate says of itself that was met elsewhere, in DER.
-pub fn facts_of_der(certificate: &[u8]) -> Result<Facts, Wrong> {
+pub fn met(certificate: &[u8]) -> Result<Met, Wrong> {
     let certificates = [CertificateDer::from(certificate)];
     let parsed = parse(&certificates)?;
-    facts_of(&parsed[0], &certificates[0])
+    let leaf = &parsed[0];
+    Ok(Met {
+        facts: facts_with(names_of(leaf), leaf, &certificates[0]),
+        by_itself: leaf.subject().as_raw() == leaf.issuer().as_raw(),
+    })
 }
 
 /// What an authority's own certificate says of itself: it has no hostnames.
@@ -429,36 +442,45 @@ fn names_its_signer(certificate: &X509Certificate<'_>) -> bool {
     })
 }
 
-fn facts_of(leaf: &X509Certificate<'_>, der: &CertificateDer<'_>) -> Result<Facts, Wrong> {
+/// The names of a certificate, in lower case, sorted.
+fn names_of(leaf: &X509Certificate<'_>) -> Vec<String> {
     let alternatives = leaf.subject_alternative_name().ok().flatten();
-    let mut names = Vec::new();
-    for name in alternatives
+    let all = alternatives
         .iter()
-        .flat_map(|names| &names.value.general_names)
-    {
-        if let GeneralName::DNSName(name) = name {
-            let name = name.to_ascii_lowercase();
-            if !is_hostname(&name) {
-                return Err(Wrong::NoHostname(beanpole_protocol::ids::shown(&name)));
-            }
-            names.push(name);
-        }
-    }
+        .flat_map(|names| &names.value.general_names);
+    let mut names: Vec<String> = all
+        .filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some(name.to_ascii_lowercase()),
+            _ => None,
+        })
+        .collect();
     names.sort();
     names.dedup();
+    names
+}
+
+fn facts_of(leaf: &X509Certificate<'_>, der: &CertificateDer<'_>) -> Result<Facts, Wrong> {
+    let names = names_of(leaf);
+    if let Some(odd) = names.iter().find(|name| !is_name(name)) {
+        return Err(Wrong::NoHostname(beanpole_protocol::ids::shown(odd)));
+    }
     match names.len() {
         0 => return Err(Wrong::NoNames),
         count if count > MOST_NAMES => return Err(Wrong::TooManyNames(count)),
         _ => {}
     }
-    Ok(Facts {
+    Ok(facts_with(names, leaf, der))
+}
+
+fn facts_with(names: Vec<String>, leaf: &X509Certificate<'_>, der: &CertificateDer<'_>) -> Facts {
+    Facts {
         names,
         issuer: title(leaf.issuer()),
         serial: hex::encode(leaf.raw_serial()),
         fingerprint: fingerprint(der),
         not_before: timestamp(leaf.validity().not_before),
         not_after: timestamp(leaf.validity().not_after),
-    })
+    }
 }
 
 fn fingerprint(der: &CertificateDer<'_>) -> Digest {
@@ -468,21 +490,6 @@ fn fingerprint(der: &CertificateDer<'_>) -> Digest {
 pub(crate) fn timestamp(time: ASN1Time) -> Timestamp {
     let seconds = u64::try_from(time.timestamp()).unwrap_or(0);
     Timestamp::from_millis(seconds.saturating_mul(1_000))
-}
-
-/// Whether a name is a hostname, or one with `*` as its first label (RFC 1123, section 2.1; `_` is in use).
-pub fn is_hostname(name: &str) -> bool {
-    let plain = name.strip_prefix("*.").unwrap_or(name);
-    !plain.is_empty()
-        && name.len() <= 253
-        && plain.split('.').all(|label| {
-            (1..=63).contains(&label.len())
-                && !label.starts_with('-')
-                && !label.ends_with('-')
-                && label
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
-        })
 }
 
 /// A name for people: the common name, else the organisation, else all of it.

@@ -3,12 +3,13 @@
 use crate::{Engine, Fault, Observed, network};
 use beanpole_protocol::api::{
     self, Explained, ExplainedBalancer, ExplainedEnvironment, ExplainedNetwork, ExplainedPool,
-    ExplainedRoute, ExplainedTarget, InstanceHealth,
+    ExplainedRoute, ExplainedTarget, InstanceHealth, Scheme,
 };
 use beanpole_protocol::options::nearest;
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::proxy::{
-    Rate, Route, RouteRule, RoutingTable, Target, TargetMode, TargetPool, TargetReport,
+    Rate, Route, RouteRule, RoutingTable, Stream, Target, TargetMode, TargetPool, TargetReport,
+    WeightedPool,
 };
 use beanpole_protocol::router::{Router, normal_host};
 use beanpole_protocol::{ReleaseNumber, Timestamp};
@@ -19,78 +20,104 @@ use std::collections::BTreeSet;
 /// The most hostnames that are named as those that may have been meant.
 const MOST_NEAR: usize = 5;
 
+/// What is asked where it leads.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// How its client speaks.
+    pub scheme: Scheme,
+    /// The host that it asks for.
+    pub host: &'a str,
+    /// The port that it goes to.
+    pub port: u16,
+    /// The path, without the query.
+    pub path: &'a str,
+}
+
 impl Engine {
-    /// Where requests for `path` of `host` lead, over TLS or not. What certificates and single requests have to do with it is not
-    /// told here.
+    /// Where requests, or connections, lead. What certificates and single requests have to do with it is not told here.
     pub fn explain(
         &self,
-        host: &str,
-        path: &str,
-        https: bool,
+        asked: Asked<'_>,
         observed: &Observed,
         now: Timestamp,
     ) -> Result<Explained, Problem> {
         let table = self.routing_table().map_err(Fault::from)?;
-        let host = normal_host(host).into_owned();
+        let host = normal_host(asked.host).into_owned();
         let default = self.config.domain.to_lowercase();
         let mut explained = Explained {
             generation: table.generation,
             balancers: balancers(observed),
             default_domain: host == default || host.ends_with(&format!(".{default}")),
-            path: path.to_owned(),
+            path: asked.path.to_owned(),
             ..Explained::default()
         };
-        match route_of(&table, &host, path) {
-            None => {
-                explained.near = near(&table, &host);
-                explained.network = self.network_of(&host, observed).map_err(Fault::from)?;
+        let asked = Asked {
+            host: &host,
+            ..asked
+        };
+        match stream_of(&table, asked, observed) {
+            ByPort::Taken(stream) => {
+                self.explain_pools(&table, &stream.pools, observed, now, &mut explained)?;
+                if let Some(environment) = &explained.environment {
+                    let named = |one: &EnvironmentRecord| one.name == environment.name;
+                    let found = self.network_of(named, observed).map_err(Fault::from)?;
+                    explained.network = found.map(|network| ExplainedNetwork {
+                        port: Some(asked.port),
+                        ..network
+                    });
+                }
             }
-            Some(route) => {
-                let rule = route.rule(&host, path, https);
-                self.explain_route(&table, (route, rule), observed, now, &mut explained)?;
+            ByPort::ByName(names) => {
+                explained.near = names;
+                explained.no_such_name = true;
             }
+            ByPort::Open => match route_of(&table, &host, asked.path)
+                .filter(|_| asked.scheme.asks())
+            {
+                None => {
+                    explained.near = near(&table, &host);
+                    let domain = &self.config.domain;
+                    let has = |one: &EnvironmentRecord| network::hosts(one, domain).contains(&host);
+                    explained.network = self.network_of(has, observed).map_err(Fault::from)?;
+                }
+                Some(route) => {
+                    let rule = route.rule(&host, asked.path, asked.scheme.is_tls());
+                    explained.route = Some(explain_route(route, rule));
+                    let pools = rule.map_or(&route.pools, |rule| &rule.pools);
+                    self.explain_pools(&table, pools, observed, now, &mut explained)?;
+                }
+            },
         }
         explained.host = host;
         Ok(explained)
     }
 
-    /// The network environment that has a hostname.
+    /// The network environment that `is` meant.
     fn network_of(
         &self,
-        host: &str,
+        is: impl Fn(&EnvironmentRecord) -> bool,
         observed: &Observed,
     ) -> Result<Option<ExplainedNetwork>, StoreError> {
         let environments = self.store.list::<EnvironmentRecord>()?;
-        let domain = &self.config.domain;
         let found = environments.into_iter().find(|one| {
-            one.settings.is_network()
-                && one.status != api::EnvironmentStatus::Terminated
-                && network::hosts(one, domain).iter().any(|own| own == host)
+            one.settings.is_network() && one.status != api::EnvironmentStatus::Terminated && is(one)
         });
         Ok(found.map(|one| ExplainedNetwork {
-            listeners: network::view_listeners(&one, observed, domain),
+            listeners: network::view_listeners(&one, observed, &self.config.domain),
             environment: one.name,
+            port: None,
         }))
     }
 
-    fn explain_route(
+    /// The pools that something leads to, all of one environment.
+    fn explain_pools(
         &self,
         table: &RoutingTable,
-        (route, rule): (&Route, Option<&RouteRule>),
+        leads: &[WeightedPool],
         observed: &Observed,
         now: Timestamp,
         explained: &mut Explained,
     ) -> Result<(), Problem> {
-        explained.route = Some(ExplainedRoute {
-            host: route.host.clone(),
-            paths: route.paths.clone(),
-            redirect_to: route.redirect.as_ref().map(|to| to.host.clone()),
-            only_https: route.only_https,
-            rule: rule
-                .map(|rule| rule.name.clone())
-                .filter(|name| !name.is_empty()),
-        });
-        let leads = rule.map_or(&route.pools, |rule| &rule.pools);
         let all: u32 = leads.iter().map(|pool| pool.weight).sum();
         let pools: Vec<(&TargetPool, u32)> = leads
             .iter()
@@ -99,7 +126,6 @@ impl Engine {
                 Some((pool, weighted.weight * 100 / all.max(1)))
             })
             .collect();
-        // All pools of a route are of one environment.
         let Some((first, _)) = pools.first() else {
             return Ok(());
         };
@@ -126,6 +152,71 @@ impl Engine {
             operation: view.operation.map(|operation| operation.id),
         });
         Ok(())
+    }
+}
+
+/// Where a port leads by itself.
+enum ByPort<'t> {
+    /// A network environment takes the connection.
+    Taken(&'t Stream),
+    /// It is shared by the names that clients of TLS ask for, and nobody has this one.
+    ByName(Vec<String>),
+    /// It is no port of network environments, or one where requests are taken as well.
+    Open,
+}
+
+/// As a load balancer with this table looks for it: by the name that a client of TLS asks for, then whoever takes what is left.
+fn stream_of<'t>(table: &'t RoutingTable, asked: Asked<'_>, observed: &Observed) -> ByPort<'t> {
+    let of_port: Vec<&Stream> = table
+        .streams
+        .iter()
+        .filter(|stream| stream.port == asked.port)
+        .collect();
+    if of_port.is_empty() {
+        return ByPort::Open;
+    }
+    let mut names = Router::default();
+    for (number, stream) in of_port.iter().enumerate() {
+        for host in &stream.hosts {
+            names.insert(&normal_host(host), &[], 0, &number);
+        }
+    }
+    names.sort();
+    let by_name = names
+        .find(asked.host, "/")
+        .filter(|_| asked.scheme.is_tls())
+        .map(|number| of_port[*number]);
+    let rest = || {
+        of_port
+            .iter()
+            .copied()
+            .find(|stream| stream.hosts.is_empty())
+    };
+    if let Some(stream) = by_name.or_else(rest) {
+        return ByPort::Taken(stream);
+    }
+    // On the port of HTTPS, what has another name is a request.
+    let mut reports = observed
+        .proxies
+        .values()
+        .filter_map(|seen| seen.report.as_ref());
+    let ending = format!(":{}", asked.port);
+    if reports.any(|report| report.listeners.iter().any(|own| own.ends_with(&ending))) {
+        return ByPort::Open;
+    }
+    let hosts = of_port.iter().flat_map(|stream| &stream.hosts);
+    ByPort::ByName(hosts.take(MOST_NEAR).cloned().collect())
+}
+
+fn explain_route(route: &Route, rule: Option<&RouteRule>) -> ExplainedRoute {
+    ExplainedRoute {
+        host: route.host.clone(),
+        paths: route.paths.clone(),
+        redirect_to: route.redirect.as_ref().map(|to| to.host.clone()),
+        only_https: route.only_https,
+        rule: rule
+            .map(|rule| rule.name.clone())
+            .filter(|name| !name.is_empty()),
     }
 }
 
@@ -287,6 +378,7 @@ mod tests {
     use super::*;
     use crate::EngineConfig;
     use crate::derive::tests::{environment, host, instance, release};
+    use beanpole_protocol::options::{ENVIRONMENT, PROXY};
     use beanpole_protocol::proxy::{CheckResult, Ejection, ProxyReport, Traffic};
     use beanpole_protocol::{Cname, Domain, DomainName, HostId, Hostname, Incarnation, InstanceId};
     use beanpole_store::Store;
@@ -305,10 +397,23 @@ mod tests {
         }
     }
 
+    fn http<'a>(host: &'a str, path: &'a str) -> Asked<'a> {
+        Asked {
+            scheme: Scheme::Http,
+            host,
+            port: 80,
+            path,
+        }
+    }
+
     /// An environment with two instances and some domains, and its table.
     fn engine() -> Engine {
+        with(|_| {})
+    }
+
+    fn with(change: impl FnOnce(&mut EnvironmentRecord)) -> Engine {
         let store = Store::in_memory();
-        let environment = EnvironmentRecord {
+        let mut environment = EnvironmentRecord {
             cname: Some(Cname::new("shop").expect("a name")),
             tier: api::Tier::Web,
             domains: vec![
@@ -318,6 +423,7 @@ mod tests {
             ],
             ..environment()
         };
+        change(&mut environment);
         store
             .update(|tx| {
                 tx.put(&host(&HostId::from_bits(1)))?;
@@ -386,7 +492,7 @@ mod tests {
     fn a_request_is_followed_to_the_instances_that_would_take_it() {
         let engine = engine();
         let seen = observed(vec![seen(1, true, false), seen(2, true, true)]);
-        let explained = engine.explain("WWW.example.org.", "/cart", false, &seen, NOW);
+        let explained = engine.explain(http("WWW.example.org.", "/cart"), &seen, NOW);
         let explained = explained.expect("explained");
         assert_eq!(explained.host, "www.example.org");
         assert_eq!(explained.balancers[0].listeners, ["http://0.0.0.0:80"]);
@@ -410,7 +516,7 @@ mod tests {
         let engine = engine();
         let mut seen = observed(vec![seen(1, true, false)]);
         seen.proxy_connected("local", false);
-        let explained = engine.explain("shop.localhost", "/", false, &seen, NOW);
+        let explained = engine.explain(http("shop.localhost", "/"), &seen, NOW);
         let explained = explained.expect("explained");
         assert!(!explained.balancers[0].connected);
         assert!(explained.default_domain);
@@ -422,7 +528,7 @@ mod tests {
     fn hosts_and_paths_that_lead_nowhere_get_the_nearest_ones() {
         let engine = engine();
         let near = |host: &str, path: &str| {
-            let explained = engine.explain(host, path, false, &Observed::default(), NOW);
+            let explained = engine.explain(http(host, path), &Observed::default(), NOW);
             let explained = explained.expect("explained");
             assert_eq!(explained.route, None, "{host}{path}");
             explained.near
@@ -438,8 +544,86 @@ mod tests {
 
     #[test]
     fn a_redirect_says_where_to() {
-        let explained = engine().explain("old.example.org", "/", false, &Observed::default(), NOW);
+        let explained = engine().explain(http("old.example.org", "/"), &Observed::default(), NOW);
         let route = explained.expect("explained").route.expect("a route");
         assert_eq!(route.redirect_to.as_deref(), Some("www.example.org"));
+    }
+
+    /// The same as a network environment at 5432, by name or for whoever comes.
+    fn network(by_name: bool) -> Engine {
+        with(|environment| {
+            environment.domains.truncate(1);
+            let settings = &mut environment.settings;
+            settings.set(ENVIRONMENT, "LoadBalancerType", "network");
+            settings.set("aws:elbv2:listener:5432", "Protocol", "TCP");
+            if by_name {
+                settings.set(PROXY, "RouteBySNI", "true");
+            }
+        })
+    }
+
+    fn at(scheme: Scheme, host: &str, port: u16) -> Asked<'_> {
+        Asked {
+            scheme,
+            host,
+            port,
+            path: "/",
+        }
+    }
+
+    #[test]
+    fn a_port_leads_to_its_network_environment_and_its_instances() {
+        let engine = network(false);
+        let seen = observed(vec![seen(1, true, false), seen(2, false, false)]);
+        for (scheme, host) in [
+            (Scheme::Tcp, "127.0.0.1"),
+            (Scheme::Http, "127.0.0.1"),
+            (Scheme::Tls, "elsewhere.test"),
+        ] {
+            let explained = engine.explain(at(scheme, host, 5432), &seen, NOW);
+            let explained = explained.expect("explained");
+            let network = explained.network.expect("a port of a network environment");
+            assert_eq!(
+                network.listener().expect("it").address,
+                "tcp://shop.localhost:5432"
+            );
+            assert_eq!(
+                explained.environment.expect("one").name,
+                network.environment
+            );
+            let pool = &explained.pools[0];
+            assert_eq!((pool.percent, pool.serving, pool.taking), (100, 2, 1));
+            assert_eq!(explained.targets.len(), 2);
+            assert_eq!(explained.route, None);
+        }
+        let other = engine.explain(at(Scheme::Tcp, "shop.localhost", 5433), &seen, NOW);
+        let network = other.expect("explained").network.expect("by its host");
+        assert_eq!(network.port, None, "no listener is there");
+    }
+
+    #[test]
+    fn a_port_that_is_shared_by_name_takes_clients_of_tls_with_these_names() {
+        let engine = network(true);
+        let nobody = Observed::default();
+        let explain = |scheme, host| {
+            let explained = engine.explain(at(scheme, host, 5432), &nobody, NOW);
+            explained.expect("explained")
+        };
+        let taken = explain(Scheme::Tls, "www.example.org");
+        assert!(taken.network.is_some_and(|one| one.port == Some(5432)));
+        for (scheme, host) in [
+            (Scheme::Tls, "elsewhere.test"),
+            (Scheme::Tcp, "www.example.org"),
+        ] {
+            let refused = explain(scheme, host);
+            assert!(refused.no_such_name && refused.network.is_none());
+            assert_eq!(refused.near, ["shop.localhost", "www.example.org"]);
+        }
+        let mut https = observed(Vec::new());
+        let proxy = https.proxies.get_mut("local").expect("it");
+        let report = proxy.report.as_mut().expect("one");
+        report.listeners = vec!["https://0.0.0.0:5432".to_owned()];
+        let request = engine.explain(at(Scheme::Https, "elsewhere.test", 5432), &https, NOW);
+        assert!(!request.expect("explained").no_such_name);
     }
 }

@@ -37,12 +37,13 @@ mod watch;
 mod withdraw;
 
 pub use events::{Draft, emit, tell_restore};
+pub use explain::Asked;
 pub use kept::{Need, needed_releases};
 pub use linger::with_lingering;
 pub use observed::{HostObserved, Observed, ProxyObserved};
 pub use pace::{Kept, Pace, Reading};
 pub use read::Reader;
-pub use services::{Closing, OwnPage, Target};
+pub use services::{Closing, OwnPage, Target, write_application};
 pub use turn::Turn;
 
 use beanpole_planner::IllegalTransition;

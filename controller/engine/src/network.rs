@@ -10,6 +10,7 @@ use beanpole_protocol::options::{Listener, OptionSettings};
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::proxy::{Stream, StreamMode, WeightedPool};
 use beanpole_protocol::{EnvironmentName, Timestamp};
+use beanpole_store::StoreError;
 use beanpole_store::model::{ClosedPort, EnvironmentRecord, HostRecord, OperationRecord};
 use std::collections::BTreeSet;
 
@@ -143,7 +144,7 @@ fn own_ports(reader: &impl Reader, observed: &Observed) -> Result<Vec<(u16, bool
 
 fn is_own_port(port: u16, https: bool, whose: &str) -> Problem {
     let (protocol, hint) = if https {
-        let hint = "Share it by the hostnames that clients of TLS ask for (`--set RouteBySNI=true`), or choose \
+        let hint = "Share it by the hostnames that clients of TLS ask for (RouteBySNI=true, by `create --option` or `config --set`), or choose \
                     another port.";
         ("HTTPS", hint)
     } else {
@@ -163,7 +164,7 @@ fn is_taken(port: u16, other: &EnvironmentName) -> Problem {
     )
     .hint(
         "Choose another port, or have both share it: one of them by the hostnames that its clients ask for by TLS \
-         (`--set RouteBySNI=true`).",
+         (RouteBySNI=true, by `create --option` or `config --set`).",
     )
 }
 
@@ -268,6 +269,31 @@ pub(crate) fn worsen(colour: &mut Colour, causes: &mut Vec<String>, listeners: &
 }
 
 impl Engine {
+    /// The hostnames for which load balancers end TLS, and who has them: all of those that requests come to, and those of
+    /// network environments with a listener where TLS ends. Where TLS passes, its certificate is the application's.
+    pub fn tls_hosts(&self) -> Result<Vec<(String, EnvironmentName)>, StoreError> {
+        let mut all = Vec::new();
+        for environment in self.store.list::<EnvironmentRecord>()? {
+            let listeners = environment.settings.listeners();
+            let passes = environment.settings.is_network()
+                && !listeners.iter().any(|listener| listener.terminates);
+            // One without a name of its own has no place in the table.
+            if environment.cname.is_none()
+                || environment.status == EnvironmentStatus::Terminated
+                || passes
+            {
+                continue;
+            }
+            let hosts = hosts(&environment, &self.config.domain);
+            all.extend(
+                hosts
+                    .into_iter()
+                    .map(|host| (host, environment.name.clone())),
+            );
+        }
+        Ok(all)
+    }
+
     /// Tells of ports that cannot be opened, and of those that can again.
     pub(crate) fn watch_ports(
         &self,

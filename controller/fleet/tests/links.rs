@@ -533,10 +533,10 @@ impl FakeProxy {
         tokio::spawn(socket::serve(listener, router, CancellationToken::new()));
     }
 
-    /// A table comes again where a report of before it was on its way: that is one call.
+    /// A table comes again where a report of before it was on its way, also behind what came after it: that is one call.
     fn note(&self, call: String) {
         let mut calls = self.calls.lock().expect("lock");
-        if calls.last() != Some(&call) {
+        if !(call.starts_with("table ") && calls.contains(&call)) {
             calls.push(call);
         }
     }

@@ -87,17 +87,25 @@ async fn list(
 }
 
 /// Create an environment.
-#[utoipa::path(post, path = "/v1/environments", tag = "environments", request_body = CreateEnvironment, responses(
+#[utoipa::path(post, path = "/v1/environments", tag = "environments", params(Deploying), request_body = CreateEnvironment, responses(
+    (status = 200, description = "With `plan`: what would be done", body = PlanView),
     (status = 202, description = "It is being created", body = Operation),
 ))]
 async fn create(
     State(app): State<App>,
     caller: Caller,
+    Asked(asked): Asked<Deploying>,
     Json(body): Json<CreateEnvironment>,
 ) -> Answer<Response> {
     let checked = body.clone();
     app.blocking(move |app| deployments::check_create(app, &checked))
         .await?;
+    if asked.plan {
+        return planned(app, caller, move |engine, call| {
+            engine.plan_create(call, &body)
+        })
+        .await;
+    }
     let operation = app
         .operate(caller.request_id, move |engine, call| {
             engine.create_environment(call, body)

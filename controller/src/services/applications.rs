@@ -2,7 +2,7 @@
 
 use crate::app::{App, Refused, store_problem};
 use beanpole_daemon::clock;
-use beanpole_engine::{Draft, Need, emit, needed_releases};
+use beanpole_engine::{Draft, Need, emit, needed_releases, write_application};
 use beanpole_protocol::api::{
     Application, CreateApplication, CreateVersion, EnvironmentStatus, Version,
 };
@@ -95,19 +95,7 @@ pub(crate) fn create(
                 format!("There is an application `{}` already.", record.name),
             )));
         }
-        tx.put(&record)?;
-        let message = format!("Application {} created.", record.name);
-        emit(
-            tx,
-            Draft::new(
-                Severity::Info,
-                "application-created",
-                message,
-                record.created_at,
-            )
-            .request(request_id)
-            .application(&record.name),
-        )?;
+        write_application(tx, request_id, &record)?;
         Ok(())
     })?;
     app.tell_news();
@@ -214,17 +202,18 @@ pub(crate) fn create_version(
     application: &ApplicationName,
     body: CreateVersion,
 ) -> Result<Version, Problem> {
-    let (release_command, container_commands) = super::bundles::commands(app, &body.bundle)?;
     let mut record = VersionRecord {
         application: application.clone(),
         label: body.label,
         description: body.description,
-        release_command,
-        container_commands,
+        release_command: None,
+        container_commands: Default::default(),
+        processes: None,
         bundle: body.bundle,
         bundle_size: 0,
         created_at: clock::now(),
     };
+    super::bundles::note_commands(app, &mut record)?;
     app.store.update(|tx| {
         if tx
             .get::<ApplicationRecord>(&ApplicationRecord::key_of(application))?

@@ -7,7 +7,7 @@ use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::{Bundle, Tier};
 use beanpole_protocol::problem::Problem;
 use beanpole_store::blobs::BlobError;
-use beanpole_store::model::ContainerCommands;
+use beanpole_store::model::{ContainerCommands, VersionRecord};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use std::collections::BTreeMap;
@@ -185,16 +185,15 @@ pub(crate) fn check_static_files(
     }
 }
 
-/// The release command of a bundle and the names of its container commands, for people. A bundle where
-/// they cannot be read has none here: deploying it is refused, with the reason.
-pub(crate) fn commands(
-    app: &App,
-    bundle: &Digest,
-) -> Result<(Option<String>, ContainerCommands), Problem> {
-    let Some((file, _)) = app.blobs.file(bundle).map_err(problem)? else {
-        return Ok(Default::default());
+/// Notes in the record of a version what its bundle has run: its release command and the names of its container commands,
+/// for people, and its processes. A bundle where they cannot be read has none here: deploying it is refused, with the reason.
+pub(crate) fn note_commands(app: &App, record: &mut VersionRecord) -> Result<(), Problem> {
+    let Some((file, _)) = app.blobs.file(&record.bundle).map_err(problem)? else {
+        return Ok(());
     };
-    let found = beanpole_bundle::commands(file).unwrap_or_default();
+    let Ok(found) = beanpole_bundle::commands(file) else {
+        return Ok(());
+    };
     let mut container = ContainerCommands::default();
     for command in found.container {
         let of = if command.leader_only {
@@ -204,8 +203,10 @@ pub(crate) fn commands(
         };
         of.push(procfile::shown(&command.name));
     }
-    let release = found.release.map(|command| procfile::shown(&command));
-    Ok((release, container))
+    record.release_command = found.release.map(|command| procfile::shown(&command));
+    record.container_commands = container;
+    record.processes = Some(found.processes);
+    Ok(())
 }
 
 fn torn() -> Problem {

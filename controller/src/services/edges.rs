@@ -74,6 +74,28 @@ fn no_edge(name: &HostName) -> Problem {
     ))
 }
 
+/// Of the controller's own load balancer there is no log by this way, but a file where `beanpole up` runs it.
+fn no_log(app: &App, name: &HostName, access: bool) -> Problem {
+    let problem = no_edge(name);
+    if !is_local_proxy(name.as_str()) {
+        return problem;
+    }
+    let file = app.data.join(if access {
+        "logs/access.log"
+    } else {
+        "logs/proxy.log"
+    });
+    if file.is_file() {
+        return problem.hint(format!(
+            "It runs on the controller's machine, not on a host. Read its file there: tail -n 100 {}",
+            file.display()
+        ));
+    }
+    problem.hint(
+        "It runs on the controller's machine, not on a host: its log is where `beanpole proxy` was started, and its requests are in the file of its --access-log",
+    )
+}
+
 fn newest_table(app: &App) -> Result<Generation, Problem> {
     let table = app.engine.routing_table();
     table
@@ -423,7 +445,7 @@ pub(crate) async fn log(
                 .edge
                 .is_some()
                 .then_some(found)
-                .ok_or_else(|| no_edge(&host))
+                .ok_or_else(|| no_log(app, &host, access))
         })
         .await?;
     let client = app.links.client(&host.id);

@@ -4,7 +4,8 @@
 use super::certificates;
 use crate::app::App;
 use axum::http::Uri;
-use beanpole_protocol::api::{Explained, ExplainedRequest};
+use beanpole_engine::Asked;
+use beanpole_protocol::api::{Explained, ExplainedRequest, Scheme};
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::proxy::TRACED;
 use futures::StreamExt;
@@ -21,7 +22,7 @@ pub(crate) async fn explain(
     url: &str,
     request: Option<String>,
 ) -> Result<Explained, Problem> {
-    let (https, host, path) = read(url)?;
+    let (scheme, host, port, path) = read(url)?;
     if let Some(id) = &request {
         check_id(id)?;
     }
@@ -36,9 +37,13 @@ pub(crate) async fn explain(
     let mut explained = app
         .blocking(move |app| {
             let observed = app.observations.snapshot();
-            let found = app
-                .engine
-                .explain(&host, &path, https, &observed, app.time.now())?;
+            let asked = Asked {
+                scheme,
+                host: &host,
+                port,
+                path: &path,
+            };
+            let found = app.engine.explain(asked, &observed, app.time.now())?;
             let certificate = certificates::for_host(app, &found.host)?;
             Ok(Explained {
                 certificate,
@@ -50,8 +55,8 @@ pub(crate) async fn explain(
     Ok(explained)
 }
 
-/// Whether a URL is `https:`, its host and its path.
-fn read(url: &str) -> Result<(bool, String, String), Problem> {
+/// The scheme of a URL, its host, port and path.
+fn read(url: &str) -> Result<(Scheme, String, u16, String), Problem> {
     let wrong = |why: &str| {
         Problem::invalid(
             "invalid-url",
@@ -63,11 +68,9 @@ fn read(url: &str) -> Result<(bool, String, String), Problem> {
         return Err(wrong("it is longer than 64 KiB"));
     }
     let uri: Uri = url.parse().map_err(|_| wrong("it is none"))?;
-    let https = match uri.scheme_str() {
-        Some("https") => true,
-        Some("http") => false,
-        _ => return Err(wrong("it does not begin with http:// or https://")),
-    };
+    let scheme = uri.scheme_str().and_then(Scheme::read);
+    let scheme = scheme
+        .ok_or_else(|| wrong("it does not begin with http://, https://, tcp:// or tls://"))?;
     let authority = uri.authority().ok_or_else(|| wrong("it names no host"))?;
     if authority.as_str().contains('@') {
         return Err(wrong("it has a user or a password"));
@@ -75,7 +78,15 @@ fn read(url: &str) -> Result<(bool, String, String), Problem> {
     if authority.host().is_empty() {
         return Err(wrong("it names no host"));
     }
-    Ok((https, authority.host().to_owned(), uri.path().to_owned()))
+    let port = authority.port_u16().or_else(|| scheme.usual_port());
+    let port = port
+        .filter(|port| *port > 0)
+        .ok_or_else(|| wrong("it names no port"))?;
+    let path = match uri.path() {
+        "" => "/",
+        path => path,
+    };
+    Ok((scheme, authority.host().to_owned(), port, path.to_owned()))
 }
 
 /// The id goes into the path of a call.
@@ -126,18 +137,26 @@ mod tests {
     #[test]
     fn a_url_is_read_without_its_query() {
         let read = |url| read(url).map_err(|problem| problem.code);
-        let parts = |https, host: &str, path: &str| Ok((https, host.to_owned(), path.to_owned()));
+        let parts = |scheme, host: &str, port, path: &str| {
+            Ok((scheme, host.to_owned(), port, path.to_owned()))
+        };
         assert_eq!(
             read("https://Shop.example.org:8443/cart?token=secret"),
-            parts(true, "Shop.example.org", "/cart")
+            parts(Scheme::Https, "Shop.example.org", 8443, "/cart")
         );
-        assert_eq!(read("http://[::1]"), parts(false, "[::1]", "/"));
+        assert_eq!(read("http://[::1]"), parts(Scheme::Http, "[::1]", 80, "/"));
+        assert_eq!(
+            read("tcp://db.example.org:5432"),
+            parts(Scheme::Tcp, "db.example.org", 5432, "/")
+        );
         for wrong in [
             "shop",
             "ftp://shop/",
             "http://me:secret@shop/",
             "http://",
             "/cart",
+            "tls://shop",
+            "http://shop:0/",
         ] {
             assert_eq!(read(wrong), Err("invalid-url".to_owned()), "{wrong}");
         }

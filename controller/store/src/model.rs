@@ -88,6 +88,10 @@ pub struct VersionRecord {
     /// The names of its container commands.
     #[serde(default)]
     pub container_commands: ContainerCommands,
+    /// The processes that its Procfile names; none where it has no Procfile. Absent where nobody has looked: the record is of
+    /// before that was kept, or the Procfile cannot be read.
+    #[serde(default)]
+    pub processes: Option<Vec<String>>,
     /// When it was created.
     pub created_at: Timestamp,
 }

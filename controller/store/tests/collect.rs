@@ -42,6 +42,7 @@ fn version(label: &str, bundle: &Digest) -> VersionRecord {
         bundle: bundle.clone(),
         bundle_size: 0,
         release_command: None,
+        processes: None,
         container_commands: Default::default(),
         created_at: Timestamp::EPOCH,
     }

@@ -352,6 +352,53 @@ fn another_authority_signs_anew_and_one_that_nobody_needs_is_forgotten() {
         .expect_problem(404, "authority-not-found");
 }
 
+/// A network environment is created that takes connections at a port, and TLS ends there, or passes (`TCP`).
+fn network(controller: &Controller, name: &str, port: u16, protocol: &str) {
+    let listener = format!("aws:elbv2:listener:{port}");
+    let settings = json!({
+        "aws:elasticbeanstalk:environment": {"LoadBalancerType": "network"},
+        listener: {"Protocol": protocol},
+    });
+    let body = json!({"application": "shop", "name": name, "settings": settings});
+    let created = controller.post("/v1/environments", &body);
+    assert_eq!(created.status, 202, "{created:?}");
+    controller.until_ready(name);
+}
+
+#[test]
+fn hostnames_of_network_environments_get_certificates_where_tls_ends() {
+    let controller = Controller::start();
+    controller.application("shop");
+    network(&controller, "shop-mqtt", 8883, "TLS");
+    network(&controller, "shop-db", 5432, "TCP");
+    let body = json!({"domains": ["localhost"], "automatic": true});
+    assert_eq!(controller.post("/v1/authority", &body).status, 201);
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let signed = || controller.get("/v1/certificates/ca-shop-mqtt.localhost");
+    while signed().status != 200 {
+        assert!(std::time::Instant::now() < end, "it is signed");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let view = signed().json();
+    assert_eq!(view["hosts"], json!(["shop-mqtt.localhost"]));
+    assert_eq!(view["used_by"], json!(["shop-mqtt"]));
+    // All are signed in one go: the other would be here by now.
+    controller
+        .get("/v1/certificates/ca-shop-db.localhost")
+        .expect_problem(404, "certificate-not-found");
+
+    let (chain, key) = certificate(&["*.localhost"], |_| {});
+    let given = put(&controller, "all", &json!({"chain": chain, "key": key}));
+    assert_eq!(given.status, 201, "{given:?}");
+    // What was given takes the place of what was signed for the same, and of nothing that passes.
+    while signed().status != 404 {
+        assert!(std::time::Instant::now() < end, "it is needed no more");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let used_by = &controller.get("/v1/certificates/all").json()["used_by"];
+    assert_eq!(*used_by, json!(["shop-mqtt"]));
+}
+
 #[test]
 fn what_no_authority_could_sign_is_refused_before_any_is_asked() {
     let controller = Controller::start();

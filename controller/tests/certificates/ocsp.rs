@@ -11,6 +11,7 @@ use rcgen::{
 };
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Lines};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -189,7 +190,34 @@ fn an_answer_is_got_kept_while_the_responder_is_away_and_a_revocation_is_told() 
     assert!(told.contains(&"certificate-revoked".to_owned()), "{told:?}");
 
     let view = patch(&controller, "shop", &json!({"ocsp": false})).json();
-    assert_eq!((&view["status"], view.get("ocsp")), (&json!("Valid"), None));
+    let told = (&view["status"], view.get("ocsp"));
+    assert_eq!(told, (&json!("Revoked"), None), "it is not forgotten");
+    let causes = view["causes"].to_string();
+    assert!(causes.contains("cert set shop --ocsp"), "{causes}");
+    let view = patch(&controller, "shop", &json!({"ocsp": true})).json();
+    assert_eq!(view["ocsp"]["says"], "revoked");
+}
+
+#[test]
+fn a_responder_that_says_nothing_keeps_no_other_waiting_and_is_being_asked_now() {
+    let authority = Authority::new();
+    authority.says("V");
+    let responder = authority.respond();
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = silent.local_addr().expect("an address").port();
+    let controller = Controller::start();
+    let (chain, key) = authority.certificate(port);
+    let body = json!({"chain": chain, "key": key, "ocsp": true});
+    assert_eq!(put(&controller, "slow", &body).status, 201);
+    let _held = silent.accept().expect("it is asked");
+    let (chain, key) = authority.certificate(responder.port);
+    let body = json!({"chain": chain, "key": key, "ocsp": true});
+    assert_eq!(put(&controller, "shop", &body).status, 201);
+    until(&controller, |view| view["ocsp"]["says"] == "good");
+    let slow = controller.get("/v1/certificates/slow").json();
+    assert_eq!(slow["ocsp"]["trouble"], Value::Null, "it is still asked");
+    let next: Timestamp = serde_json::from_value(slow["ocsp"]["next_at"].clone()).expect("a time");
+    assert!(next <= beanpole_daemon::clock::now(), "and not only later");
 }
 
 #[test]

@@ -128,7 +128,7 @@ pub struct CertificateOcsp {
     pub since: Option<Timestamp>,
     /// Until when clients are shown that answer.
     pub until: Option<Timestamp>,
-    /// When it is asked next.
+    /// When it is asked next; now while it is being asked.
     pub next_at: Option<Timestamp>,
     /// Why the last time came to nothing, for people.
     pub trouble: Option<String>,

@@ -48,6 +48,9 @@ pub struct CreateEnvironment {
     /// The version to start with; without it instances start at the first deployment.
     #[serde(default)]
     pub version: Option<VersionLabel>,
+    /// Has the application created as well where it does not exist, with this description; both are, or neither.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_application: Option<String>,
 }
 
 /// Where an environment stands (EB's statuses).

@@ -33,10 +33,14 @@ pub struct Explained {
     /// where there is no route.
     #[serde(default)]
     pub near: Vec<String>,
-    /// The network environment that has the host, where no route does.
+    /// The network environment that takes connections to the port, or that has the host where neither a port nor a route does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<ExplainedNetwork>,
-    /// The environment that the route belongs to.
+    /// Whether the port is one of network environments that take clients of TLS by the names that they ask for, and none of
+    /// them has the host; `near` has those names then.
+    #[serde(default)]
+    pub no_such_name: bool,
+    /// The environment that the route, or the port, belongs to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<ExplainedEnvironment>,
     /// The pools that share its requests.
@@ -57,6 +61,78 @@ pub struct ExplainedNetwork {
     pub environment: EnvironmentName,
     /// Its ports.
     pub listeners: Vec<ListenerView>,
+    /// That of its ports which takes the connection; absent where only the host leads to this environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+}
+
+impl ExplainedNetwork {
+    /// The listener that takes the connection, if one does.
+    pub fn listener(&self) -> Option<&ListenerView> {
+        let mut listeners = self.listeners.iter();
+        listeners.find(|listener| Some(listener.port) == self.port)
+    }
+}
+
+/// How a client speaks to a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// Requests without TLS.
+    Http,
+    /// Requests over TLS.
+    Https,
+    /// Whatever it says, without TLS from the start.
+    Tcp,
+    /// Whatever it says, over TLS.
+    Tls,
+}
+
+impl Scheme {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Http, Self::Https, Self::Tcp, Self::Tls];
+
+    /// As it stands in a URL, before `://`.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+        }
+    }
+
+    /// The one of that name, in any case.
+    pub fn read(word: &str) -> Option<Self> {
+        let mut all = Self::ALL.into_iter();
+        all.find(|scheme| scheme.word().eq_ignore_ascii_case(word))
+    }
+
+    /// Whether TLS is spoken.
+    pub const fn is_tls(self) -> bool {
+        matches!(self, Self::Https | Self::Tls)
+    }
+
+    /// Whether requests are sent.
+    pub const fn asks(self) -> bool {
+        matches!(self, Self::Http | Self::Https)
+    }
+
+    /// The same, over TLS.
+    pub const fn with_tls(self) -> Self {
+        match self {
+            Self::Http | Self::Https => Self::Https,
+            Self::Tcp | Self::Tls => Self::Tls,
+        }
+    }
+
+    /// The port where none is said; connections without requests have none.
+    pub const fn usual_port(self) -> Option<u16> {
+        match self {
+            Self::Http => Some(80),
+            Self::Https => Some(443),
+            Self::Tcp | Self::Tls => None,
+        }
+    }
 }
 
 /// A load balancer.

@@ -222,6 +222,9 @@ pub struct PlanView {
     /// Settings that change with it: only in such a plan, too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub settings: Vec<super::PlannedSetting>,
+    /// What will probably go wrong with it, and what to do about that, for people: only in such a plan, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// An instance that a plan leaves out.

@@ -1,7 +1,7 @@
 //! How the load balancer shares requests, read from options.
 
 use super::network::NETWORK_IDLE_S;
-use super::processes::namespace_of;
+use super::processes::process_namespace;
 use super::split::parse_sticky;
 use super::{LOADBALANCER, OptionSettings, PROXY, SPLIT};
 use crate::proxy::{
@@ -144,7 +144,7 @@ impl OptionSettings {
 
     /// What keeps a client at one instance.
     fn stickiness(&self, process: &str) -> Option<Stickiness> {
-        let namespace = &namespace_of(process);
+        let namespace = &process_namespace(process);
         if !self.flag(namespace, "StickinessEnabled") {
             return None;
         }

@@ -1,7 +1,7 @@
 //! How the load balancer checks instances, read from options.
 
 use super::kind::{parse_ranges, parse_statuses};
-use super::processes::namespace_of;
+use super::processes::process_namespace;
 use super::{OptionSettings, PROXY};
 use crate::proxy::{
     BodyMatch, HealthCheck, HttpDetails, LAST_GRPC_CODE, LONGEST_PATTERN, Probe, ProxyProtocol,
@@ -83,7 +83,7 @@ impl OptionSettings {
 
     /// How it checks a process of theirs; the default one where `process` is empty.
     pub fn health_check_of(&self, process: &str) -> HealthCheck {
-        let namespace = &namespace_of(process);
+        let namespace = &process_namespace(process);
         let small = |name, default| {
             self.number(namespace, name)
                 .and_then(|n| u32::try_from(n).ok())
@@ -99,7 +99,7 @@ impl OptionSettings {
     }
 
     fn probe(&self, process: &str) -> Probe {
-        let namespace = &namespace_of(process);
+        let namespace = &process_namespace(process);
         let path = if process.is_empty() {
             self.health_check_path()
         } else {

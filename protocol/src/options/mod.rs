@@ -28,7 +28,7 @@ pub use known::{Change, KNOWN, OptionSpec, spec};
 pub use nearest::nearest;
 pub use network::Listener;
 pub use policy::{BatchSize, DeploymentPolicy};
-pub use processes::{ListenerRule, NAMED, RequestRules, named, port_variable};
+pub use processes::{ListenerRule, NAMED, RequestRules, named, port_variable, process_namespace};
 pub use split::{GuardLimits, SplitStep, SplitSteps};
 pub use statics::{OLDER_STATIC_FILES, is_of_static_files};
 pub use typed::DeploymentOptions;

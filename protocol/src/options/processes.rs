@@ -209,7 +209,7 @@ fn name_in<'n>(kind: &str, namespace: &'n str) -> Option<&'n str> {
 }
 
 /// The namespace of a process; `process` is empty for the default one.
-pub(super) fn namespace_of(process: &str) -> String {
+pub fn process_namespace(process: &str) -> String {
     let name = if process.is_empty() { DEFAULT } else { process };
     ANY_PROCESS.replace("NAME", name)
 }
@@ -483,7 +483,7 @@ impl OptionSettings {
             let variable = port_variable(name);
             let refused = |rule| {
                 Err(OptionError::Namespace {
-                    namespace: namespace_of(name),
+                    namespace: process_namespace(name),
                     rule,
                 })
             };
@@ -626,7 +626,7 @@ mod tests {
         assert_eq!(named(PROCESS).count(), 0);
         let check = |namespace| spec(namespace, "HealthCheckPath").map(|known| known.change);
         assert_eq!(check(PROCESS), Some(Change::Check));
-        assert_eq!(check(&namespace_of("api")), Some(Change::Restart));
+        assert_eq!(check(&process_namespace("api")), Some(Change::Restart));
     }
 
     #[test]

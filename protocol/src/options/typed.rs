@@ -1,7 +1,7 @@
 //! Options as values: what is in force, with its type.
 
 use super::kind::{parse_bool, parse_labels};
-use super::processes::namespace_of;
+use super::processes::process_namespace;
 use super::split::{GuardLimits, SplitStep};
 use super::{
     APPLICATION, ASG, BatchSize, COMMAND, CONNECTIONS, DeploymentPolicy, ENVIRONMENT, HEALTH,
@@ -91,7 +91,7 @@ impl OptionSettings {
     fn drain_s(&self) -> u64 {
         let processes = std::iter::once("").chain(self.processes());
         let delays = processes
-            .filter_map(|process| self.number(&namespace_of(process), "DeregistrationDelay"));
+            .filter_map(|process| self.number(&process_namespace(process), "DeregistrationDelay"));
         delays.max().unwrap_or(20)
     }
 

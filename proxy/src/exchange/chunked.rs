@@ -1,4 +1,4 @@
-//! Where a chunked body ends (RFC 9112, section 7.1), and where its content is.
+//! Where a chunked body ends (RFC 9112, section 7.1), and where its content and its trailers are.
 
 use std::ops::Range;
 
@@ -39,6 +39,16 @@ enum At {
     Over,
 }
 
+impl At {
+    /// Whether the last chunk was before it.
+    fn is_behind_chunks(self) -> bool {
+        matches!(
+            self,
+            Self::LineStart | Self::TrailerName | Self::Trailer | Self::TrailerEnd | Self::LastLf
+        )
+    }
+}
+
 /// Whether a byte may be in no line (RFC 9110, section 5.5): readers differ in what they take it for.
 fn is_control(byte: u8) -> bool {
     byte != b'\t' && byte.is_ascii_control()
@@ -47,6 +57,15 @@ fn is_control(byte: u8) -> bool {
 /// Whether a byte may be in the name of a header (RFC 9110, section 5.6.2).
 fn is_of_names(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// What some bytes of a chunked body are.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Content.
+    Content(Range<usize>),
+    /// Of the section behind the last chunk: trailers, and the empty line at its end.
+    Trailers(Range<usize>),
 }
 
 /// It is not a chunked body.
@@ -64,20 +83,21 @@ impl Chunked {
         self.take_apart(bytes, |_| {})
     }
 
-    /// The same; `each` sees where there is content in them.
+    /// The same; `each` sees what of them is not for the chunks alone.
     pub fn take_apart(
         &mut self,
         bytes: &[u8],
-        mut each: impl FnMut(Range<usize>),
+        mut each: impl FnMut(Part),
     ) -> Result<(usize, u64), Broken> {
         let mut next = 0;
         let mut content = 0;
+        let mut trailers = None;
         while next < bytes.len() && self.at != At::Over {
             if self.at == At::Data {
                 let here = self.size.min((bytes.len() - next) as u64);
                 let begin = next;
                 next += here as usize;
-                each(begin..next);
+                each(Part::Content(begin..next));
                 content += here;
                 self.size -= here;
                 if self.size == 0 {
@@ -85,8 +105,14 @@ impl Chunked {
                 }
                 continue;
             }
+            if trailers.is_none() && self.at.is_behind_chunks() {
+                trailers = Some(next);
+            }
             self.step(bytes[next])?;
             next += 1;
+        }
+        if let Some(begin) = trailers {
+            each(Part::Trailers(begin..next));
         }
         Ok((next, content))
     }
@@ -189,6 +215,24 @@ mod tests {
             for piece in 1..=more.len() {
                 assert_eq!(read(&more, piece), Ok((body.len(), content)));
             }
+        }
+    }
+
+    #[test]
+    fn content_and_trailers_are_told_apart_in_whatever_pieces_they_come() {
+        let body = b"4;a=b\r\nfine\r\n2\r\n!!\r\n0;x\r\nX: y\r\nZ:\r\n\r\n";
+        for piece in 1..=body.len() {
+            let mut chunked = Chunked::default();
+            let (mut content, mut trailers) = (Vec::new(), Vec::new());
+            for bytes in body.chunks(piece) {
+                let taken = chunked.take_apart(bytes, |part| match part {
+                    Part::Content(range) => content.extend_from_slice(&bytes[range]),
+                    Part::Trailers(range) => trailers.extend_from_slice(&bytes[range]),
+                });
+                assert!(taken.is_ok());
+            }
+            assert_eq!(content, b"fine!!");
+            assert_eq!(trailers, b"X: y\r\nZ:\r\n\r\n");
         }
     }
 

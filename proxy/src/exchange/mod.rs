@@ -27,11 +27,13 @@ use crate::shared::{Shared, count};
 use crate::sticky::Stay;
 use crate::target::{CONNECT_TIMEOUT, InFlight, KEPT_IDLE};
 use crate::tls::Spoken;
+use crate::trailers;
 use answer::Answer;
 pub use answer::Body;
 #[cfg(any(test, fuzzing))]
 pub use answer::read as read_answer;
 pub use chunked::Chunked;
+use chunked::Part;
 use http::header;
 use kept::Kept;
 pub use patience::Patience;
@@ -365,10 +367,15 @@ impl Exchange {
         to.patience.end = going.pool.times.end(going.begun, true);
         going.answered = Some(Instant::now());
         going.at.answered();
-        let (used, mut over) = answer.body.take(&piece[from..], going, |_| {})?;
+        let mut section = Vec::new();
+        let body = &piece[from..];
+        let (used, behind, mut over) = answer.body.follow(body, going, &mut section)?;
         going.status = Some(answer.status);
-        answer.body.frame(&piece[from..from + used], out);
-        let mut extra = from + used < piece.len();
+        answer.body.frame(&body[..behind], out);
+        if over && used > behind {
+            trailers::write(&section, out);
+        }
+        let mut extra = used < body.len();
         let idle = going.pool.idle;
         to.patience.renew(Instant::now(), idle);
         send_to(to, out).await?;
@@ -384,7 +391,7 @@ impl Exchange {
                 send_to(to, b"0\r\n\r\n").await?;
                 break;
             }
-            let (used, now_over) = answer.body.take(&piece, going, |_| {})?;
+            let (used, behind, now_over) = answer.body.follow(&piece, going, &mut section)?;
             over = now_over;
             extra = used < piece.len();
             to.patience.renew(Instant::now(), idle);
@@ -393,7 +400,11 @@ impl Exchange {
                 answer.body.frame(&piece, out);
                 send_to(to, out).await?;
             } else {
-                send_to(to, &piece[..used]).await?;
+                piece.truncate(behind);
+                if over && used > behind {
+                    trailers::write(&section, &mut piece);
+                }
+                send_to(to, &piece).await?;
             }
         }
         Ok(answer.keeps && !extra)
@@ -412,7 +423,8 @@ impl Exchange {
             return;
         };
         let id = plain.id.to_str().unwrap_or_default();
-        let whole = pages::whole(&rendered, id, plain.only_head);
+        let spoken = Spoken::of(to.connection.state());
+        let whole = pages::whole(&rendered, id, plain.only_head, spoken);
         to.patience.end = None;
         to.patience.renew(Instant::now(), going.pool.idle);
         // A client that has left needs none.
@@ -516,20 +528,39 @@ impl Exchange {
 }
 
 impl Body {
-    /// Takes the next bytes: how many of them belong to the body, and whether it is over with them. `each` sees where
-    /// there is content in them.
+    /// Takes the next bytes: how many of them belong to the body, how many of these go on as they are, and whether it is
+    /// over with them. The others are of the trailers, which are added to `section`: none goes on before all are here.
+    fn follow(
+        &mut self,
+        bytes: &[u8],
+        going: &mut Going,
+        section: &mut Vec<u8>,
+    ) -> Result<(usize, usize, bool), Trouble> {
+        let mut behind = None;
+        let taken = self.take(bytes, going, |part| {
+            if let Part::Trailers(part) = part {
+                behind = Some(part.start);
+                section.extend_from_slice(&bytes[part]);
+            }
+        });
+        let (used, over) = taken?;
+        Ok((used, behind.unwrap_or(used), over))
+    }
+
+    /// Takes the next bytes: how many of them belong to the body, and whether it is over with them. `each` sees what they
+    /// are.
     fn take(
         &mut self,
         bytes: &[u8],
         going: &mut Going,
-        mut each: impl FnMut(Range<usize>),
+        mut each: impl FnMut(Part),
     ) -> Result<(usize, bool), Trouble> {
         let (used, content, over) = match self {
             Self::None => (0, 0, true),
             Self::Length(left) => {
                 let here = (bytes.len() as u64).min(*left);
                 *left -= here;
-                each(0..here as usize);
+                each(Part::Content(0..here as usize));
                 (here as usize, here, *left == 0)
             }
             Self::Chunked(chunked) => {
@@ -539,7 +570,7 @@ impl Body {
                 (used, content, chunked.is_over())
             }
             Self::UntilClose => {
-                each(0..bytes.len());
+                each(Part::Content(0..bytes.len()));
                 (bytes.len(), bytes.len() as u64, false)
             }
         };

@@ -130,13 +130,19 @@ pub fn look(bytes: &[u8], client: &Client, tracing: Tracing, out: &mut Vec<u8>) 
                 }
             }
             "connection" => {
-                if header.value.eq_ignore_ascii_case(b"close") {
-                    closes = true;
-                } else if !header.value.eq_ignore_ascii_case(b"keep-alive") {
-                    plain = false;
+                for word in header.value.split(|byte| *byte == b',') {
+                    let word = word.trim_ascii();
+                    if word.eq_ignore_ascii_case(b"close") {
+                        closes = true;
+                    } else {
+                        let usual = [&b"keep-alive"[..], b"te", b""];
+                        plain &= usual.iter().any(|usual| word.eq_ignore_ascii_case(usual));
+                    }
                 }
                 continue;
             }
+            // The client takes trailers, which it gets in any case; the app sends them to us.
+            "te" if header.value.eq_ignore_ascii_case(b"trailers") => continue,
             "x-request-id" => {
                 plain &= id.is_none() && forwarded::is_sane(header.value);
                 id = HeaderValue::from_bytes(header.value).ok();

@@ -6,6 +6,7 @@
 //! what it tells there of its past ([`Past`]).
 
 use super::answer::{self, Answer, Body, Head};
+use super::chunked::Part;
 use super::request::{self, LONGEST_BODY, Look, Plain};
 use super::{CLOSED_BEFORE, Exchange, FAILED, FIRST_PIECE, Going, Trouble, Unmade};
 use super::{Patience, piece_of, send};
@@ -15,19 +16,20 @@ use crate::compress;
 use crate::connection::ConnState;
 use crate::forwarded::Client;
 use crate::grpc;
+use crate::head::is_of_http2;
 use crate::host::host_of;
 use crate::service::page_head;
 use crate::sticky::Stay;
+use crate::streams::Http2Session;
 use crate::target::TargetState;
 use crate::tls::Spoken;
+use crate::trailers;
 use bytes::Bytes;
-use h2::SendStream;
+use h2::{Reason, SendStream};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use pingora_core::protocols::http::v2::server::HttpSession;
-use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_http::RequestHeader;
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -59,22 +61,26 @@ pub struct Past {
 
 /// A stream that is being answered.
 struct Taker<'a> {
-    stream: &'a mut HttpSession,
+    stream: &'a mut Http2Session,
     /// Once the head of the answer has been sent, and something follows.
     body: Option<SendStream<Bytes>>,
     patience: Patience,
+    /// What holds for its connection.
+    spoken: Option<&'a Spoken>,
 }
 
 impl Exchange {
     /// Answers a request over HTTP/2, on the connection whose state that is; false where it takes the long way.
     pub async fn take_stream(
         &self,
-        stream: &mut HttpSession,
+        stream: &mut Http2Session,
         state: &ConnState,
         client: &Client,
     ) -> bool {
-        let Some(bytes) = spell(stream).await else {
-            return false;
+        let bytes = match spell(stream).await {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return false,
+            Err(Gone) => return true,
         };
         let mut out = Vec::with_capacity(2 * bytes.len());
         let looked = request::look(&bytes, client, self.shared.tracing, &mut out);
@@ -106,6 +112,7 @@ impl Exchange {
             stream,
             body: None,
             patience: Patience::default(),
+            spoken: Spoken::of(state),
         };
         to.patience.end = pool.times.end(begun, false);
         to.patience.renew(begun, pool.idle);
@@ -177,18 +184,16 @@ impl Exchange {
     ) {
         let Some(page) = self.failed(client, plain, bytes, trouble, going) else {
             // Where an answer has begun: some clients take any other end for its end.
-            to.stream.shutdown();
+            to.stream.break_off(Reason::INTERNAL_ERROR);
             return;
         };
-        let Ok(head) = page_head(&page, plain.id.clone()) else {
+        let Ok(head) = page_head(&page, plain.id.clone(), to.spoken) else {
             return;
         };
-        let sent = to
-            .stream
-            .write_response_header(Box::new(head), plain.only_head);
+        let sent = to.stream.send_head(head.into(), plain.only_head);
         if sent.is_ok()
             && !plain.only_head
-            && let Some(mut body) = to.stream.take_response_body_writer()
+            && let Some(mut body) = to.stream.take_writer()
         {
             let _ = body.send_data(page.body, true);
         }
@@ -217,9 +222,10 @@ impl Exchange {
         to.patience.end = going.pool.times.end(going.begun, true);
         going.answered = Some(Instant::now());
         going.at.answered();
-        let mut found = Vec::new();
-        let taken = answer.body.take(&piece[from..], going, |part| {
-            found.push(from + part.start..from + part.end);
+        let (mut found, mut section) = (Vec::new(), Vec::new());
+        let taken = answer.body.take(&piece[from..], going, |part| match part {
+            Part::Content(part) => found.push(from + part.start..from + part.end),
+            Part::Trailers(part) => section.extend_from_slice(&piece[from..][part]),
         });
         let (used, mut over) = taken?;
         found.retain(|part| !part.is_empty());
@@ -233,7 +239,8 @@ impl Exchange {
         add(&mut head, told);
         going.status = Some(answer.status);
         going.spoke = true;
-        to.send_head(answer.status, head, over && found.is_empty())?;
+        let mut ends = over && has_none(&section);
+        to.send_head(answer.status, head, ends && found.is_empty())?;
         let idle = going.pool.idle;
         let mut first = true;
         loop {
@@ -241,15 +248,18 @@ impl Exchange {
             let bytes = Bytes::from(std::mem::take(&mut piece));
             let last = found.len().checked_sub(1);
             for (number, part) in found.drain(..).enumerate() {
-                let ends = over && Some(number) == last;
+                let ends = ends && Some(number) == last;
                 to.patience.renew(Instant::now(), idle);
                 to.send(bytes.slice(part), ends, first).await?;
             }
-            if over && last.is_none() && !first {
+            if ends && last.is_none() && !first {
                 to.send(Bytes::new(), true, true).await?;
             }
             first = false;
             if over {
+                if !ends {
+                    to.send_trailers(trailers::read(&section))?;
+                }
                 break;
             }
             to.patience.renew(Instant::now(), idle);
@@ -257,12 +267,16 @@ impl Exchange {
                 let Body::UntilClose = answer.body else {
                     return Err(Trouble::Broken);
                 };
-                over = true;
+                (over, ends) = (true, true);
                 continue;
             }
-            let taken = answer.body.take(&piece, going, |part| found.push(part));
+            let taken = answer.body.take(&piece, going, |part| match part {
+                Part::Content(part) => found.push(part),
+                Part::Trailers(part) => section.extend_from_slice(&piece[part]),
+            });
             let (used, now_over) = taken?;
             over = now_over;
+            ends = over && has_none(&section);
             extra = used < piece.len();
         }
         if answer.keeps && !extra {
@@ -271,6 +285,11 @@ impl Exchange {
         }
         Ok(())
     }
+}
+
+/// Whether a section of trailers has none that goes on.
+fn has_none(section: &[u8]) -> bool {
+    section.len() <= 2 || trailers::read(section).is_empty()
 }
 
 /// Whether a request may be sent once more that broke off: to the app, it was none.
@@ -314,7 +333,7 @@ impl Taker<'_> {
     fn hand_over(&mut self, past: Past) -> bool {
         let admitted = true;
         let past = Past { admitted, ..past };
-        let head = self.stream.req_header_mut();
+        let head = self.stream.head_mut();
         let empty = RequestHeader::from(http::Request::new(()).into_parts().0);
         let mut parts = Parts::from(std::mem::replace(head, empty));
         parts.extensions.insert(past);
@@ -323,7 +342,7 @@ impl Taker<'_> {
     }
 
     /// Reads to the end of the head of the answer: with it, its headers and where the body begins in `piece`.
-    /// Informational answers end here, as on the long way.
+    /// Informational answers go on at once.
     async fn read_head(
         &mut self,
         app: &mut TcpStream,
@@ -350,8 +369,13 @@ impl Taker<'_> {
                             "the app switched protocols without being asked",
                         ));
                     }
-                    // The app is at work: it has its time anew.
-                    100..200 => self.patience.renew(Instant::now(), going.pool.idle),
+                    100..200 => {
+                        going.spoke = true;
+                        let told = self.stream.inform(parts(answer.status, fields.0)?);
+                        told.map_err(|_| Trouble::Client)?;
+                        // The app is at work: it has its time anew.
+                        self.patience.renew(Instant::now(), going.pool.idle);
+                    }
                     _ => return Ok((answer, fields.0, from)),
                 }
             }
@@ -370,27 +394,31 @@ impl Taker<'_> {
             stream,
             body,
             patience,
+            ..
         } = self;
         piece_of(app, piece, room, patience, |cx| match body {
             Some(body) => body.poll_reset(cx).map(drop),
-            None => Pin::new(&mut stream.idle()).poll(cx).map(drop),
+            None => stream.poll_left(cx).map(drop),
         })
         .await
     }
 
     fn send_head(&mut self, status: u16, headers: HeaderMap, ends: bool) -> Result<(), Trouble> {
-        let (mut head, ()) = http::Response::new(()).into_parts();
-        head.status = StatusCode::from_u16(status)
-            .map_err(|_| Trouble::Odd("the app's answer has no status"))?;
-        head.headers = headers;
-        let head = Box::new(ResponseHeader::from(head));
-        self.stream
-            .write_response_header(head, ends)
-            .map_err(|_| Trouble::Client)?;
+        let head = parts(status, headers)?;
+        let sent = self.stream.send_head(head, ends);
+        sent.map_err(|_| Trouble::Client)?;
         if !ends {
-            self.body = self.stream.take_response_body_writer();
+            self.body = self.stream.take_writer();
         }
         Ok(())
+    }
+
+    fn send_trailers(&mut self, trailers: HeaderMap) -> Result<(), Trouble> {
+        let sent = self.body.as_mut().map(|body| body.send_trailers(trailers));
+        match sent {
+            Some(Ok(())) => Ok(()),
+            _ => Err(Trouble::Client),
+        }
     }
 
     /// Sends a part of the body, where its client takes it, or `at_once`: then it waits in memory where it does not.
@@ -425,6 +453,14 @@ impl Taker<'_> {
     }
 }
 
+fn parts(status: u16, headers: HeaderMap) -> Result<http::response::Parts, Trouble> {
+    let (mut head, ()) = http::Response::new(()).into_parts();
+    head.status =
+        StatusCode::from_u16(status).map_err(|_| Trouble::Odd("the app's answer has no status"))?;
+    head.headers = headers;
+    Ok(head)
+}
+
 /// The headers of an answer as HTTP/2 has them.
 struct Fields(HeaderMap);
 
@@ -443,24 +479,31 @@ impl Head for Fields {
     }
 }
 
+/// The stream of a request is over before all of it has come: nobody waits for an answer, and no app is to hear of it.
+struct Gone;
+
 /// A request as it is over HTTP/1.1, with its body; none where it is not plain at first sight, or where its body is
 /// long or has not come yet.
-async fn spell(stream: &mut HttpSession) -> Option<Vec<u8>> {
-    let head = stream.req_header();
-    let host = host_of(head);
-    if host.is_empty() || grpc::is_of_grpc(&head.headers) {
-        return None;
+async fn spell(stream: &mut Http2Session) -> Result<Option<Vec<u8>>, Gone> {
+    let head = stream.head();
+    if is_of_http2(head).is_err() || grpc::is_of_grpc(&head.headers) {
+        return Ok(None);
     }
+    let host = host_of(head);
     let mut bytes = Vec::with_capacity(HEAD);
-    spell_head(head, host, &mut bytes)?;
-    let body = take_body(stream).await?;
+    if spell_head(head, host, &mut bytes).is_none() {
+        return Ok(None);
+    }
+    let Some(body) = take_body(stream).await? else {
+        return Ok(None);
+    };
     if let Some(body) = &body {
         let length = format!("content-length: {}\r\n", body.len());
         bytes.extend_from_slice(length.as_bytes());
     }
     bytes.extend_from_slice(b"\r\n");
     bytes.extend_from_slice(&body.unwrap_or_default());
-    Some(bytes)
+    Ok(Some(bytes))
 }
 
 /// The head, but for what tells of the body and the empty line at its end.
@@ -482,7 +525,7 @@ fn spell_head(head: &RequestHeader, host: &str, bytes: &mut Vec<u8>) -> Option<(
     let mut cookies = false;
     for (name, value) in &head.headers {
         match name.as_str() {
-            // It says the same as the authority, or the request would not be here; and the length is that of what came.
+            // It says the same as the authority, or the request takes the long way; and the length is that of what came.
             "host" | "content-length" => continue,
             // Not in HTTP/2 (RFC 9113, section 8.2.2); and a client that waits for leave to send its body.
             "connection" | "transfer-encoding" | "upgrade" | "expect" => return None,
@@ -511,28 +554,32 @@ fn spell_head(head: &RequestHeader, host: &str, bytes: &mut Vec<u8>) -> Option<(
 
 /// The body of a request, where it has one that is short and comes at once; on the long way it can be read again. None
 /// where that is to be waited for.
-async fn take_body(stream: &mut HttpSession) -> Option<Option<Vec<u8>>> {
-    let length = stream.req_header().headers.get(header::CONTENT_LENGTH);
+async fn take_body(stream: &mut Http2Session) -> Result<Option<Option<Vec<u8>>>, Gone> {
+    let length = stream.head().headers.get(header::CONTENT_LENGTH);
     let length = length.and_then(|length| request::number(length.as_bytes()));
-    if stream.is_body_done() {
-        return Some(length.map(|_| Vec::new()));
+    if stream.has_whole_body() {
+        return Ok(Some(length.map(|_| Vec::new())));
     }
-    if length? > LONGEST_BODY {
-        return None;
+    if length.is_none_or(|length| length > LONGEST_BODY) {
+        return Ok(None);
     }
-    stream.enable_retry_buffering();
+    stream.keep_body();
     let mut body = Vec::new();
     let reading = async {
-        while !stream.is_body_done() {
-            let Ok(Some(piece)) = stream.read_body_bytes().await else {
-                return None;
-            };
-            body.extend_from_slice(&piece);
+        while !stream.has_whole_body() {
+            match stream.read_body().await {
+                Ok(Some(piece)) => body.extend_from_slice(&piece),
+                Ok(None) => break,
+                Err(_) => return Err(Gone),
+            }
         }
-        Some(())
+        Ok(())
     };
-    tokio::time::timeout(BODY_COMES, reading).await.ok()??;
-    (Some(body.len()) == length).then_some(Some(body))
+    match tokio::time::timeout(BODY_COMES, reading).await {
+        Ok(read) => read?,
+        Err(_) => return Ok(None),
+    }
+    Ok((Some(body.len()) == length).then_some(Some(body)))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Requests that are answered with a static file of a release.
 
-use super::{Request, Service, leave_body};
+use super::{Request, Service, insist_on_https, leave_body};
 use crate::asker::{Asker, Headers};
 use crate::balance::Pool;
 use crate::compress;
@@ -304,10 +304,7 @@ fn add_usual(head: &mut ResponseHeader, request: &Request) -> Result<()> {
     if let Some(id) = &request.id {
         head.insert_header("X-Request-Id", id.clone())?;
     }
-    if let Some(hsts) = request.spoken().and_then(|spoken| spoken.hsts.clone()) {
-        head.insert_header(header::STRICT_TRANSPORT_SECURITY, hsts)?;
-    }
-    Ok(())
+    insist_on_https(head, request.spoken())
 }
 
 /// Sends the client to the same URL with a `/` behind its path, under which a directory's page finds its neighbours.

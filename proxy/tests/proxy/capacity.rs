@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 /// Has a request take the long way.
-const ODD: &str = "TE: trailers\r\n";
+const ODD: &str = "X_Odd: 1\r\n";
 
 fn bounded(backends: &[&Backend], capacity: Capacity) -> RoutingTable {
     let targets = (1..).zip(backends);

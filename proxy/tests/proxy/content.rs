@@ -295,7 +295,7 @@ async fn accepting(proxy: &Proxy, path: &str, accept: &str, odd: bool) -> Answer
     let mut headers = vec![("accept", accept)];
     if odd {
         // Has it take the long way.
-        headers.push(("te", "trailers"));
+        headers.push(("x_odd", "1"));
     }
     let asked = client
         .send(request(Method::GET, HOST, path, &headers))

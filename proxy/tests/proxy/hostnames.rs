@@ -40,16 +40,13 @@ async fn a_part_of_a_hosts_paths_may_be_another_apps_on_both_ways_through_the_pr
     })
     .await;
     let mut client = Client::connect(proxy.http).await;
-    for (path, headers) in [
-        ("/api?x=/", [].as_slice()),
-        ("/api/v1", &[("te", "trailers")]),
-    ] {
+    for (path, headers) in [("/api?x=/", [].as_slice()), ("/api/v1", &[("x_odd", "1")])] {
         let wanted = request(Method::GET, "www.example", path, headers);
         let answer = client.send(wanted).await.expect("an answer");
         assert_eq!(answer.status, 200);
     }
     assert_eq!((first.hits(), second.hits()), (0, 2));
-    for headers in [[].as_slice(), &[("te", "trailers")]] {
+    for headers in [[].as_slice(), &[("x_odd", "1")]] {
         let wanted = request(Method::GET, "www.example", "/apis", headers);
         assert_eq!(client.send(wanted).await.expect("an answer").status, 200);
     }
@@ -86,7 +83,7 @@ async fn rules_of_a_route_lead_to_another_process_of_the_same_instance_on_both_w
     proxy.serve(&wanted).await;
     let mut client = Client::connect(proxy.http).await;
     // The second way is taken by what the short one leaves to it.
-    for headers in [[].as_slice(), &[("te", "trailers")]] {
+    for headers in [[].as_slice(), &[("x_odd", "1")]] {
         for (host, path, to_api) in [
             ("a1.example", "/", false),
             ("a1.example", "/api/v1?x", true),

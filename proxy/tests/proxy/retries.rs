@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 /// Has a request take the long way.
-const ODD: &str = "TE: trailers\r\n";
+const ODD: &str = "X_Odd: 1\r\n";
 const BUSY: &str = "HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy";
 
 /// An app that says the same whatever it is asked, and closes; and how often it was asked.

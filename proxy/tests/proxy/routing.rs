@@ -238,7 +238,7 @@ async fn an_app_is_told_about_the_client_and_not_what_the_client_claims() {
             ("x-request-id", "mine-1"),
             ("connection", "keep-alive, x-hop"),
             ("x-hop", "1"),
-            ("te", "trailers"),
+            ("x_odd", "1"),
         ],
     );
     let answer = client.send(spoofed).await.expect("an answer");

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// With it, a request takes the long way.
-const LONG: (&str, &str) = ("te", "trailers");
+const LONG: (&str, &str) = ("x_odd", "1");
 const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
 #[tokio::test(flavor = "multi_thread")]

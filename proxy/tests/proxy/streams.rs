@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use tokio::net::TcpStream;
 
 /// Has a request take the long way.
-const ODD: (&str, &str) = ("te", "trailers");
+const ODD: (&str, &str) = ("x_odd", "1");
 const FINE: &str = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfine";
 
 /// A client of HTTP/2 with prior knowledge.

@@ -1,5 +1,6 @@
 //! Certificates: which one a client is shown, on what terms, and what becomes of clients that ask oddly.
 
+use crate::exchange::{App, Does};
 use crate::support::{Answer, Backend, HOST, Proxy, serving, table};
 use beanpole_daemon::clock;
 use beanpole_daemon::http::CallError;
@@ -703,6 +704,52 @@ async fn browsers_are_told_to_come_by_https_where_that_is_wanted() {
         .expect("put");
     let (_, answer) = Visitor::usual().visit(&proxy, HOST).await;
     assert_eq!(answer.headers.get("strict-transport-security"), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn our_own_pages_tell_browsers_to_come_by_https_as_well() {
+    let app = App::start(|_| Does::SaysAndCloses("")).await;
+    let proxy = app.behind_a_proxy().await;
+    let mut shop = certificate("shop", &[HOST]);
+    shop.terms.hsts = Some(Hsts {
+        max_age_s: 86_400,
+        subdomains: false,
+    });
+    let certificates = set(1, vec![shop]);
+    proxy.put_certificates(&certificates).await.expect("put");
+    let insists = |headers: &http::HeaderMap| {
+        let told = headers.get("strict-transport-security");
+        told.is_some_and(|told| told == "max-age=86400")
+    };
+    let visitor = Visitor::usual();
+    // No app answers, and nobody has the other host: on the short way and on the long one.
+    let (_, page) = visitor.visit(&proxy, HOST).await;
+    assert_eq!((page.status, insists(&page.headers)), (502, true));
+    let over_h2 = Visitor::new(rustls::DEFAULT_VERSIONS, &[b"h2"]);
+    for (host, status) in [(HOST, 502), ("nobody.localhost", 404)] {
+        let io = visitor.greet(&proxy, HOST).await.expect("a handshake");
+        let page = ask(io, host).await;
+        assert_eq!((page.status, insists(&page.headers)), (status, true));
+        let io = over_h2.greet(&proxy, HOST).await.expect("a handshake");
+        let (told, headers) = ask_h2(io, host).await;
+        assert_eq!((told, insists(&headers)), (status, true));
+    }
+    // What is no request, either.
+    let mut io = visitor.greet(&proxy, HOST).await.expect("a handshake");
+    let odd = b"GET / HTTP/1.1\r\nHost : app.localhost\r\n\r\n";
+    io.write_all(odd).await.expect("write");
+    let mut page = Vec::new();
+    let _ = io.read_to_end(&mut page).await;
+    let page = String::from_utf8_lossy(&page);
+    assert!(page.starts_with("HTTP/1.1 400 "), "{page}");
+    assert!(
+        page.contains("\r\nStrict-Transport-Security: max-age=86400\r\n"),
+        "{page}"
+    );
+    // Without TLS nobody is told (RFC 6797, section 7.2).
+    let page = proxy.get("/").await;
+    assert_eq!(page.status, 502);
+    assert_eq!(page.headers.get("strict-transport-security"), None);
 }
 
 fn stapled(answer: &[u8], until: Timestamp) -> Option<Staple> {

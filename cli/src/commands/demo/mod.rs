@@ -110,6 +110,7 @@ impl Stage {
                 platform: Platform::Auto,
                 settings: settings(&self.data)?,
                 version: Some(v1),
+                new_application: None,
             },
         )?;
         let first = first_answer(http, host.clone());

@@ -31,10 +31,10 @@ const ENDLESS: u8 = 18;
 /// Say why a URL does not work: which hop fails, and what shows it
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Asks for the URL once, by GET, with whatever query it has.\n\nExamples:\n  beanpole why https://shop.example.org/cart\n  beanpole why http://shop.localhost:8080 --json\n  beanpole why https://shop.example.org --at 192.0.2.7\n\nExit codes: 0 the application answers, with a status below 500; what fails is 11 DNS, 12 the way to a load balancer, 13 TLS, 14 the route, 15 the pool, 16 all instances, 17 the application; 18 redirects without end."
+    after_help = "Asks for the URL once, by GET, with whatever query it has. Connections of network environments are opened, and nothing is sent: tcp://HOST:PORT, or tls://HOST:PORT with TLS.\n\nExamples:\n  beanpole why https://shop.example.org/cart\n  beanpole why http://shop.localhost:8080 --json\n  beanpole why https://shop.example.org --at 192.0.2.7\n  beanpole why tcp://shop-db.localhost:5432\n\nExit codes: 0 the application answers, with a status below 500; what fails is 11 DNS, 12 the way to a load balancer, 13 TLS, 14 the route, 15 the pool, 16 all instances, 17 the application; 18 redirects without end."
 )]
 pub struct Why {
-    /// The URL, as a client would ask for it; http:// if it begins with none
+    /// The URL, as a client would ask for it, or tcp:// or tls:// with a port; http:// if it begins with none
     // Not `url`, which is the controller's.
     #[arg(value_name = "URL")]
     asked: String,
@@ -105,7 +105,7 @@ pub fn run(context: &Context, command: &Why) -> Result<(), Failure> {
             without_secrets(&command.asked)
         );
         Failure::misuse(text)
-            .hint("Give it as a browser shows it: beanpole why https://shop.example.org/cart")
+            .hint("Give it as a browser shows it, or as a port: beanpole why https://shop.example.org/cart, beanpole why tcp://db.example.org:5432")
     })?;
     let found = find(context, command, url);
     let output = context.output;
@@ -131,18 +131,19 @@ fn without_query(url: &str) -> &str {
 
 fn find(context: &Context, command: &Why, first: Url) -> Found {
     let authority = OnceCell::new();
-    let given = (first.tls, first.port);
+    let given = (first.scheme, first.port);
     let mut urls: Vec<Visited> = Vec::new();
     let mut next = first;
     loop {
         // Nothing else asks for it.
         let own = next
-            .tls
+            .scheme
+            .is_tls()
             .then(|| authority.get_or_init(|| own_authority(context)));
         let own = own.and_then(|own| own.as_deref());
         let at = command
             .at
-            .map(|(address, port)| (address, port.filter(|_| (next.tls, next.port) == given)));
+            .map(|(address, port)| (address, port.filter(|_| (next.scheme, next.port) == given)));
         let (visited, follows) = visit(context, command, at, &next, own);
         let failed = failing(&visited.hops).cloned();
         urls.push(visited);
@@ -252,7 +253,10 @@ fn visit(
 
 /// What the controller says of a URL; else why it says nothing.
 fn explain(context: &Context, url: &Url, seen: &Seen, request: &str) -> Result<Explained, String> {
-    let mut path = format!("/v1/explain?url={}", escape(&url.plain()));
+    // The port that it went to decides, where that is another one by --at.
+    let gone_to = seen.attempts.last().map(|last| last.address.port());
+    let asked = url.by(url.scheme, gone_to.unwrap_or(url.port));
+    let mut path = format!("/v1/explain?url={}", escape(&asked.plain()));
     if seen.answer.is_some() {
         path.push_str(&format!("&request={request}"));
     }

@@ -1,16 +1,17 @@
-//! What can be seen of a URL from here, without the controller: its addresses, a connection, TLS, an answer.
-//! Nothing is concluded here.
+//! What can be seen of a URL from here, without the controller: its addresses, a connection, TLS, an answer, or
+//! whether the connection stands. Nothing is concluded here.
 
 use beanpole_certs::inspect::{self, Facts};
 use beanpole_daemon::clock;
+use beanpole_protocol::api::Scheme;
 use beanpole_protocol::tls::covers;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{ClientConfig, ClientConnection, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{
-    CertificateError, DigitallySignedStruct, ProtocolVersion, RootCertStore, SignatureScheme,
-    StreamOwned,
+    AlertDescription, CertificateError, DigitallySignedStruct, ProtocolVersion, RootCertStore,
+    SignatureScheme, StreamOwned,
 };
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
@@ -22,6 +23,8 @@ use std::time::{Duration, Instant};
 const RESOLVE: Duration = Duration::from_secs(15);
 /// How long a connection may take, and TLS on it.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long it is waited for what an application says before its client does, or for the end of the connection.
+const LISTEN: Duration = Duration::from_secs(1);
 /// The most addresses of a name that are tried.
 const MOST_ADDRESSES: usize = 6;
 /// Longest head of an answer, and how much of its body is read, in bytes.
@@ -36,8 +39,8 @@ pub const SPEAKS_TLS: &str = "it speaks TLS there, and was asked by plain HTTP";
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Url {
-    /// By HTTPS.
-    pub tls: bool,
+    /// How it is spoken to.
+    pub scheme: Scheme,
     /// In lower case, an IPv6 address without brackets.
     pub host: String,
     /// Given or usual.
@@ -52,15 +55,14 @@ impl Url {
     /// Reads one; else what is wrong with it, as the end of a sentence.
     pub fn read(text: &str) -> Result<Self, &'static str> {
         let text = text.split('#').next().unwrap_or_default();
-        let lower = text.to_ascii_lowercase();
-        let (tls, rest) = if lower.starts_with("https://") {
-            (true, &text[8..])
-        } else if lower.starts_with("http://") {
-            (false, &text[7..])
-        } else if text.contains("://") {
-            return Err("it must begin with http:// or https://");
-        } else {
-            (false, text)
+        let (scheme, rest) = match text.split_once("://") {
+            Some((word, rest)) => {
+                let scheme = Scheme::read(word);
+                let scheme =
+                    scheme.ok_or("it must begin with http://, https://, tcp:// or tls://")?;
+                (scheme, rest)
+            }
+            None => (Scheme::Http, text),
         };
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
         let (authority, target) = rest.split_at(end);
@@ -68,6 +70,11 @@ impl Url {
             return Err("it may have no user and no password");
         }
         let authority: authority::Authority = authority.parse().map_err(|()| "it names no host")?;
+        if !scheme.asks() && !matches!(target, "" | "/") {
+            return Err("a connection has no path: leave out what follows the port");
+        }
+        let port = authority.port.or_else(|| scheme.usual_port());
+        let port = port.ok_or("it needs a port, as in tcp://db.example.org:5432")?;
         let target = if target.starts_with('/') {
             target.to_owned()
         } else {
@@ -83,9 +90,9 @@ impl Url {
             None => (target, None),
         };
         Ok(Self {
-            tls,
+            scheme,
             host: authority.host,
-            port: authority.port.unwrap_or(if tls { 443 } else { 80 }),
+            port,
             path,
             query,
         })
@@ -98,8 +105,7 @@ impl Url {
         } else {
             self.host.clone()
         };
-        let usual = if self.tls { 443 } else { 80 };
-        if self.port == usual {
+        if Some(self.port) == self.scheme.usual_port() {
             host
         } else {
             format!("{host}:{}", self.port)
@@ -108,8 +114,8 @@ impl Url {
 
     /// Without its query, which may hold what is nobody's business.
     pub fn plain(&self) -> String {
-        let scheme = if self.tls { "https" } else { "http" };
-        format!("{scheme}://{}{}", self.authority(), self.path)
+        let path = if self.scheme.asks() { &self.path } else { "" };
+        format!("{}://{}{path}", self.scheme.word(), self.authority())
     }
 
     /// For people: that there is a query, and not which.
@@ -118,10 +124,10 @@ impl Url {
         format!("{}{query}", self.plain())
     }
 
-    /// The same by HTTPS, at a port.
-    pub fn with_tls(&self, port: u16) -> Self {
+    /// The same in another way, at a port.
+    pub fn by(&self, scheme: Scheme, port: u16) -> Self {
         Self {
-            tls: true,
+            scheme,
             port,
             ..self.clone()
         }
@@ -138,8 +144,7 @@ impl Url {
     /// Where `location`, in an answer to this URL, leads.
     pub fn join(&self, location: &str) -> Result<Self, &'static str> {
         if location.starts_with("//") {
-            let scheme = if self.tls { "https:" } else { "http:" };
-            return Self::read(&format!("{scheme}{location}"));
+            return Self::read(&format!("{}:{location}", self.scheme.word()));
         }
         if location.contains("://") {
             return Self::read(location);
@@ -224,6 +229,8 @@ pub struct Handshake {
     pub took: Duration,
     /// What the certificate says of itself; else what is wrong with it.
     pub facts: Result<Facts, String>,
+    /// Whether it names itself as who signed it.
+    pub by_itself: bool,
     /// Whether it is for the host and its time is now: what is wrong, as the end of "the certificate …".
     pub wrong: Option<String>,
     /// Who vouches for it.
@@ -239,6 +246,17 @@ pub enum Trusted {
     Own,
     /// Nobody.
     Nobody,
+}
+
+/// What becomes of a connection on which nothing is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stands {
+    /// So many bytes come at once, after so long.
+    Speaks(usize, Duration),
+    /// It is open, and nothing is said.
+    Silent,
+    /// It ends: how.
+    Ends(String),
 }
 
 /// An answer.
@@ -268,6 +286,8 @@ pub struct Seen {
     pub tls: Option<Result<Handshake, String>>,
     /// The answer, where it came to a request.
     pub answer: Option<Result<Answer, String>>,
+    /// What becomes of the connection, where no request is sent.
+    pub stands: Option<Stands>,
 }
 
 /// How to look.
@@ -289,6 +309,7 @@ pub fn look(url: &Url, how: &Look<'_>) -> Seen {
         attempts: Vec::new(),
         tls: None,
         answer: None,
+        stands: None,
     };
     let Ok((addresses, _)) = &seen.addresses else {
         return seen;
@@ -306,18 +327,59 @@ pub fn look(url: &Url, how: &Look<'_>) -> Seen {
     let Some(stream) = stream else {
         return seen;
     };
-    if !url.tls {
-        seen.answer = Some(ask(stream, url, how));
+    if !url.scheme.is_tls() {
+        seen.go_on(stream, url, how);
         return seen;
     }
     match greet(stream, &url.host, how.authority) {
         Err(why) => seen.tls = Some(Err(why)),
         Ok((handshake, stream)) => {
             seen.tls = Some(Ok(handshake));
-            seen.answer = Some(ask(stream, url, how));
+            seen.go_on(stream, url, how);
         }
     }
     seen
+}
+
+impl Seen {
+    /// Does on a connection what the URL wants.
+    fn go_on(&mut self, stream: impl Bounded, url: &Url, how: &Look<'_>) {
+        if url.scheme.asks() {
+            self.answer = Some(ask(stream, url, how));
+        } else {
+            self.stands = Some(listen(stream, how.wait.min(LISTEN)));
+        }
+    }
+}
+
+/// Waits for what comes by itself.
+fn listen(mut stream: impl Bounded, limit: Duration) -> Stands {
+    let begun = Instant::now();
+    let mut piece = [0; 4096];
+    loop {
+        let left = limit.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            return Stands::Silent;
+        }
+        let read = stream.bound(left).and_then(|()| stream.read(&mut piece));
+        match read {
+            Ok(0) => return Stands::Ends("the connection was closed without a word".to_owned()),
+            Ok(count) => return Stands::Speaks(count, begun.elapsed()),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+                ) =>
+            {
+                return Stands::Silent;
+            }
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Stands::Ends("the connection was closed without a word".to_owned());
+            }
+            Err(error) => return Stands::Ends(said(&error, limit)),
+        }
+    }
 }
 
 fn addresses(host: &str, at: Option<IpAddr>) -> Result<(Vec<IpAddr>, Found), String> {
@@ -382,8 +444,26 @@ fn said(error: &io::Error, limit: Duration) -> String {
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
         io::ErrorKind::ConnectionReset => "the connection was reset".to_owned(),
         io::ErrorKind::UnexpectedEof => "the connection was closed without an answer".to_owned(),
-        _ => error.to_string(),
+        _ => of_tls(error).unwrap_or_else(|| error.to_string()),
     }
+}
+
+/// An error of TLS, for people.
+fn of_tls(error: &io::Error) -> Option<String> {
+    let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    Some(match error {
+        rustls::Error::InvalidMessage(_) => "what answers there speaks no TLS".to_owned(),
+        rustls::Error::AlertReceived(AlertDescription::UnrecognisedName) => {
+            "the name is refused, as one that nobody has there (unrecognized_name)".to_owned()
+        }
+        rustls::Error::AlertReceived(AlertDescription::CertificateRequired) => {
+            "a certificate of the client is asked for, and none was shown".to_owned()
+        }
+        rustls::Error::AlertReceived(alert) => {
+            format!("it was broken off there by the alert {alert:?} of TLS")
+        }
+        other => other.to_string(),
+    })
 }
 
 /// Takes any certificate, and keeps it: it is looked at afterwards.
@@ -469,11 +549,20 @@ fn greet(
         done.map_err(|error| said(&error, CONNECT))?;
     }
     let chain = any.chain.lock().unwrap_or_else(PoisonError::into_inner);
-    let (trusted, wrong) = judge(&chain, &name, authority, &provider);
     let leaf = chain.first().map(AsRef::as_ref).unwrap_or_default();
-    let facts = inspect::facts_of_der(leaf).map_err(|wrong| wrong.to_string());
-    let by_itself = || wrong_by(facts.as_ref().ok()?, host);
-    let wrong = wrong.or_else(by_itself);
+    let met = inspect::met(leaf).map_err(|wrong| wrong.to_string());
+    let by_itself = met.as_ref().is_ok_and(|met| met.by_itself);
+    let facts = met.map(|met| met.facts);
+    let (trusted, wrong) = match judge(&chain, &name, authority, &provider) {
+        // Nobody vouches for it: the rest, such as that it could be an authority, is of no account.
+        (_, Some(_)) if by_itself => (Trusted::Nobody, None),
+        judged => judged,
+    };
+    // Where somebody vouches for it, its names and its time are looked at already.
+    let wrong = match trusted {
+        Trusted::Nobody => wrong.or_else(|| wrong_by(facts.as_ref().ok()?, host)),
+        Trusted::Machine | Trusted::Own => wrong,
+    };
     let handshake = Handshake {
         version: match stream.conn.protocol_version() {
             Some(ProtocolVersion::TLSv1_2) => "1.2",
@@ -481,6 +570,7 @@ fn greet(
         },
         took: begun.elapsed(),
         facts,
+        by_itself,
         wrong,
         trusted,
     };
@@ -530,6 +620,13 @@ fn wrong_by(facts: &Facts, host: &str) -> Option<String> {
     }
     if facts.not_before > now {
         return Some("is not valid yet".to_owned());
+    }
+    if host.parse::<IpAddr>().is_ok() {
+        // Addresses are not among the names.
+        return None;
+    }
+    if facts.names.is_empty() {
+        return Some("has no hostnames".to_owned());
     }
     let covered = facts.names.iter().any(|name| covers(name, host));
     (!covered).then(|| "is for other names".to_owned())
@@ -709,7 +806,7 @@ mod tests {
     fn urls_are_read_as_people_type_them() {
         let read = url("https://Shop.Example.org/cart?token=secret#top");
         assert_eq!(read.shown(), "https://shop.example.org/cart?…");
-        assert_eq!((read.tls, read.port), (true, 443));
+        assert_eq!((read.scheme, read.port), (Scheme::Https, 443));
         assert_eq!(read.target(), "/cart?token=secret");
         assert_eq!(
             url("shop.localhost:8080").plain(),
@@ -717,6 +814,9 @@ mod tests {
         );
         assert_eq!(url("http://[::1]:81?a").target(), "/?a");
         assert_eq!(url("http://[::1]:81").authority(), "[::1]:81");
+        let stream = url("TLS://DB.example.org:5432/");
+        assert_eq!((stream.scheme, stream.port), (Scheme::Tls, 5432));
+        assert_eq!(stream.shown(), "tls://db.example.org:5432");
         for wrong in [
             "",
             "http://",
@@ -727,6 +827,9 @@ mod tests {
             "http://sh op/",
             "http://shop/a b",
             "http://[shop]/",
+            "tcp://shop",
+            "tcp://shop:5432/x",
+            "tls://shop:5432?x",
         ] {
             assert!(Url::read(wrong).is_err(), "{wrong}");
         }

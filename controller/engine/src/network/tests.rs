@@ -1,14 +1,15 @@
 use super::*;
 use crate::derive::tests::{environment, host, release};
-use crate::{Call, EngineConfig};
-use beanpole_protocol::api::{CreateEnvironment, SetDomain, Tier, UpdateSettings};
+use crate::{Asked, Call, EngineConfig};
+use beanpole_protocol::api::{CreateEnvironment, Scheme, SetDomain, Tier, UpdateSettings};
 use beanpole_protocol::options::{ENVIRONMENT, PROXY};
 use beanpole_protocol::proxy::{ProxyReport, StreamReport};
 use beanpole_protocol::{
-    Cname, DomainName, EnvironmentId, Generation, HostId, Hostname, ReleaseNumber, RequestId,
+    Cname, Domain, DomainName, EnvironmentId, Generation, HostId, Hostname, ReleaseNumber,
+    RequestId,
 };
 use beanpole_store::Store;
-use beanpole_store::model::{ApplicationRecord, EventRecord};
+use beanpole_store::model::{ApplicationRecord, DomainRecord, EventRecord};
 
 const NOW: Timestamp = Timestamp::from_millis(10_000);
 
@@ -97,6 +98,7 @@ fn create(engine: &Engine, text: &str, settings: OptionSettings) -> Result<(), P
         platform: environment().platform,
         settings,
         version: None,
+        new_application: None,
     };
     let bits = u128::from(text.len() as u64) << 70;
     engine
@@ -319,9 +321,13 @@ fn a_port_that_cannot_be_opened_is_told_once_and_so_is_its_end() {
         seen.causes
     );
     assert_eq!(seen.listeners[0].closed[0].balancer, "local");
-    let explained = engine
-        .explain("db-a.localhost", "/", false, &taken, NOW)
-        .expect("told");
+    let asked = Asked {
+        scheme: Scheme::Http,
+        host: "db-a.localhost",
+        port: 80,
+        path: "/",
+    };
+    let explained = engine.explain(asked, &taken, NOW).expect("told");
     assert_eq!(explained.network.expect("found").environment, name("db-a"));
     turn(
         &engine,
@@ -336,4 +342,38 @@ fn a_port_that_cannot_be_opened_is_told_once_and_so_is_its_end() {
         .filter(|event| event.0.code.starts_with("port-"));
     let codes: Vec<&str> = of_port.map(|event| event.0.code.as_str()).collect();
     assert_eq!(codes, ["port-closed", "port-open"]);
+}
+
+#[test]
+fn tls_ends_for_hostnames_of_requests_and_of_listeners_that_end_it() {
+    let engine = engine();
+    let mut mqtt = record(7, "mqtt", network(&[(8883, "TLS"), (1883, "TCP")], false));
+    mqtt.domains = vec![DomainRecord {
+        domain: Domain {
+            name: DomainName::new("*.mqtt.example.org").expect("a name"),
+            redirect_to: None,
+            only_https: false,
+        },
+        since: NOW,
+    }];
+    let gone = EnvironmentRecord {
+        status: EnvironmentStatus::Terminated,
+        ..record(8, "gone", network(&[(8884, "TLS")], false))
+    };
+    let written = engine.store.update(|tx| {
+        tx.put(&mqtt)?;
+        tx.put(&gone)
+    });
+    written.expect("memory");
+    let found = engine.tls_hosts().expect("memory");
+    let told: Vec<(&str, &str)> = found
+        .iter()
+        .map(|(host, whose)| (host.as_str(), whose.as_str()))
+        .collect();
+    let wanted = [
+        ("shop.localhost", "shop"),
+        ("mqtt.localhost", "mqtt"),
+        ("*.mqtt.example.org", "mqtt"),
+    ];
+    assert_eq!(told, wanted, "`db-a` lets TLS pass");
 }

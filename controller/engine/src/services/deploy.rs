@@ -327,8 +327,13 @@ impl Engine {
             let environment = idle(&self.store, name)?;
             let (deployment, settings) =
                 self.work_out_deploy(&self.store, &environment, call, &body)?;
-            self.foretell(&environment, &deployment.plan, &settings, call)
-                .map_err(Fault::from)
+            let plan = self.foretell(&environment, &deployment.plan, &settings, call)?;
+            let label = &deployment.release.version;
+            let version = version(&self.store, &environment.application, label)?;
+            Ok::<_, Fault>(PlanView {
+                warnings: odd::unnamed_processes(name, &settings, &version),
+                ..plan
+            })
         };
         planned().map_err(Problem::from)
     }

@@ -1,22 +1,25 @@
 //! The life of an environment: created, taken down; and giving up what runs on it.
 
-use super::deploy::{Content, Wish};
+use super::deploy::{Content, Deployment, Wish};
 use super::problems::bad_option;
 use super::queue::drop_queued;
+use super::rules::unnamed_processes;
 use super::settings::check_tier;
 use super::{NewOperation, application, existing, free, version};
-use crate::events::{Draft, emit_for};
+use crate::events::{Draft, emit, emit_for};
 use crate::network::check_ports;
 use crate::read::{Reader, Repute};
 use crate::{Call, Engine, Fault, linger};
 use beanpole_planner::{Goal, Plan, Stage};
-use beanpole_protocol::api::{self, EnvironmentStatus, OperationKind, Tier};
+use beanpole_protocol::api::{self, EnvironmentStatus, OperationKind, PlanView, Tier};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{
-    Cname, EnvironmentId, EnvironmentName, InstanceId, ReleaseNumber, Timestamp,
+    Cname, EnvironmentId, EnvironmentName, InstanceId, ReleaseNumber, RequestId, Timestamp,
 };
-use beanpole_store::model::{EnvironmentRecord, InstanceRecord, LingererRecord, OperationRecord};
+use beanpole_store::model::{
+    ApplicationRecord, EnvironmentRecord, InstanceRecord, LingererRecord, OperationRecord,
+};
 use beanpole_store::{StoreError, Tx};
 
 impl Engine {
@@ -26,77 +29,122 @@ impl Engine {
         call: &Call<'_>,
         body: api::CreateEnvironment,
     ) -> Result<api::Operation, Problem> {
-        body.settings.validate_whole().map_err(bad_option)?;
-        check_tier(body.tier, &body.settings)?;
-        body.name.check_new().map_err(|error| {
-            Problem::invalid("environment-name-reserved", format!("{error}."))
-                .hint("Choose another name, such as one that begins with the application's.")
-        })?;
+        check_body(&body)?;
         let operation = self.store.update(|tx| {
-            application(tx, &body.application)?;
-            let cname = free_names(tx, &body)?;
-            check_ports(
-                tx,
-                call.observed,
-                &body.name,
-                &body.settings,
-                self.config.api_port,
-            )?;
-            let mut environment = EnvironmentRecord {
-                id: EnvironmentId::from_bits(call.bits.rotate_left(40)),
-                name: body.name.clone(),
-                application: body.application.clone(),
-                description: body.description.clone(),
-                tier: body.tier,
-                platform: body.platform,
-                cname,
-                domains: Vec::new(),
-                content: Default::default(),
-                routed: None,
-                status: EnvironmentStatus::Launching,
-                settings: body.settings.clone(),
-                live: None,
-                last_release: ReleaseNumber(0),
-                operation: None,
-                next: None,
-                counted_after: None,
-                hold: false,
-                split: None,
-                mend_after: None,
-                mend_failures: 0,
-                failed_by: None,
-                asleep: None,
-                closed_ports: Vec::new(),
-                created_at: call.now,
-                updated_at: call.now,
-                terminated_at: None,
-                last_event_at: Timestamp::EPOCH,
-            };
-            let new = match &body.version {
+            let key = ApplicationRecord::key_of(&body.application);
+            if let Some(description) = &body.new_application
+                && tx.get::<ApplicationRecord>(&key)?.is_none()
+            {
+                let record = ApplicationRecord {
+                    name: body.application.clone(),
+                    description: description.clone(),
+                    created_at: call.now,
+                };
+                write_application(tx, &call.request_id, &record)?;
+            }
+            let (mut environment, deployment) = self.work_out_create(tx, call, &body)?;
+            let new = match deployment {
                 None => NewOperation::new(OperationKind::Create, Plan::default()),
-                Some(label) => {
-                    let wish = Wish {
-                        content: Content::from(version(tx, &body.application, label)?),
-                        settings: &body.settings,
-                        tree: None,
-                        repute: Repute::New,
-                        runs_once: true,
-                        replaces: false,
-                        policy: None,
-                        batch: None,
-                        split: None,
-                        reason: "create".to_owned(),
-                    };
-                    self.work_out(tx, &environment, call, wish)?.begin(
-                        tx,
-                        &mut environment,
-                        OperationKind::Create,
-                    )?
+                Some(deployment) => {
+                    deployment.begin(tx, &mut environment, OperationKind::Create)?
                 }
             };
             new.write(tx, &mut environment, call).map_err(Fault::from)
         });
         self.answer(operation, call)
+    }
+
+    /// What creating an environment would do. Nothing is written.
+    pub fn plan_create(
+        &self,
+        call: &Call<'_>,
+        body: &api::CreateEnvironment,
+    ) -> Result<PlanView, Problem> {
+        check_body(body)?;
+        let planned = || {
+            let (environment, deployment) = self.work_out_create(&self.store, call, body)?;
+            let plan = deployment.map(|one| one.plan).unwrap_or_default();
+            let plan = self.foretell(&environment, &plan, &environment.settings, call)?;
+            let version = match &body.version {
+                Some(label) => Some(version(&self.store, &body.application, label)?),
+                None => None,
+            };
+            let warnings = version.map(|version| {
+                unnamed_processes(&environment.name, &environment.settings, &version)
+            });
+            Ok::<_, Fault>(PlanView {
+                warnings: warnings.unwrap_or_default(),
+                ..plan
+            })
+        };
+        planned().map_err(Problem::from)
+    }
+
+    /// The environment, and the way to its first version.
+    fn work_out_create(
+        &self,
+        reader: &impl Reader,
+        call: &Call<'_>,
+        body: &api::CreateEnvironment,
+    ) -> Result<(EnvironmentRecord, Option<Deployment>), Fault> {
+        if body.new_application.is_none() {
+            application(reader, &body.application)?;
+        }
+        let cname = free_names(reader, body)?;
+        check_ports(
+            reader,
+            call.observed,
+            &body.name,
+            &body.settings,
+            self.config.api_port,
+        )?;
+        let environment = EnvironmentRecord {
+            id: EnvironmentId::from_bits(call.bits.rotate_left(40)),
+            name: body.name.clone(),
+            application: body.application.clone(),
+            description: body.description.clone(),
+            tier: body.tier,
+            platform: body.platform,
+            cname,
+            domains: Vec::new(),
+            content: Default::default(),
+            routed: None,
+            status: EnvironmentStatus::Launching,
+            settings: body.settings.clone(),
+            live: None,
+            last_release: ReleaseNumber(0),
+            operation: None,
+            next: None,
+            counted_after: None,
+            hold: false,
+            split: None,
+            mend_after: None,
+            mend_failures: 0,
+            failed_by: None,
+            asleep: None,
+            closed_ports: Vec::new(),
+            created_at: call.now,
+            updated_at: call.now,
+            terminated_at: None,
+            last_event_at: Timestamp::EPOCH,
+        };
+        let Some(label) = &body.version else {
+            return Ok((environment, None));
+        };
+        let wish = Wish {
+            content: Content::from(version(reader, &body.application, label)?),
+            settings: &body.settings,
+            tree: None,
+            repute: Repute::New,
+            runs_once: true,
+            replaces: false,
+            policy: None,
+            batch: None,
+            split: None,
+            reason: "create".to_owned(),
+        };
+        let deployment = self.work_out(reader, &environment, call, wish)?;
+        Ok((environment, Some(deployment)))
     }
 
     /// Takes an environment down. Its name and hostname are free afterwards. What was about to begin does not.
@@ -298,6 +346,33 @@ fn going_back(operation: &OperationRecord, name: &EnvironmentName) -> Problem {
 }
 
 /// The hostname of an environment to be created, when neither that nor its name is taken.
+/// Refuses what cannot be an environment, whatever there is besides.
+fn check_body(body: &api::CreateEnvironment) -> Result<(), Problem> {
+    body.settings.validate_whole().map_err(bad_option)?;
+    check_tier(body.tier, &body.settings)?;
+    body.name.check_new().map_err(|error| {
+        Problem::invalid("environment-name-reserved", format!("{error}."))
+            .hint("Choose another name, such as one that begins with the application's.")
+    })
+}
+
+/// Writes an application that is not there yet, with its event.
+pub fn write_application(
+    tx: &mut Tx<'_>,
+    request_id: &RequestId,
+    record: &ApplicationRecord,
+) -> Result<(), StoreError> {
+    tx.put(record)?;
+    let message = format!("Application {} created.", record.name);
+    let draft = Draft::new(
+        Severity::Info,
+        "application-created",
+        message,
+        record.created_at,
+    );
+    emit(tx, draft.request(request_id).application(&record.name)).map(drop)
+}
+
 fn free_names(reader: &impl Reader, body: &api::CreateEnvironment) -> Result<Option<Cname>, Fault> {
     let environments: Vec<EnvironmentRecord> = reader
         .all::<EnvironmentRecord>()?

@@ -22,6 +22,7 @@ use beanpole_store::model::{ApplicationRecord, EnvironmentRecord, OperationRecor
 
 pub use content::{Closing, OwnPage};
 pub use deploy::Target;
+pub use environments::write_application;
 pub(crate) use operation::NewOperation;
 pub(crate) use problems::no_release;
 

@@ -1,6 +1,6 @@
 //! An operation, written with its first event.
 
-use super::rules::idle_rules;
+use super::rules::{idle_rules, unnamed_processes};
 use crate::events::{Draft, emit_for};
 use crate::{Call, receipt};
 use beanpole_planner::Plan;
@@ -8,7 +8,7 @@ use beanpole_protocol::api::{EnvironmentStatus, OperationKind, OperationStatus};
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::options::OptionSettings;
 use beanpole_protocol::{OperationId, ReleaseNumber, Timestamp, VersionLabel};
-use beanpole_store::model::{EnvironmentRecord, OperationRecord, QueuedWish};
+use beanpole_store::model::{EnvironmentRecord, OperationRecord, QueuedWish, VersionRecord};
 use beanpole_store::{StoreError, Tx};
 use std::time::Duration;
 
@@ -188,6 +188,22 @@ impl NewOperation {
                 emit_for(tx, environment, draft)?;
             }
         }
+        let new_release = operation.to.is_some() && operation.to != environment.live;
+        if new_release
+            && matches!(
+                kind,
+                OperationKind::Create | OperationKind::Deploy | OperationKind::Configure
+            )
+            && let Some(label) = &operation.version
+            && let Some(version) =
+                tx.get::<VersionRecord>(&VersionRecord::key_of(&environment.application, label))?
+        {
+            for text in unnamed_processes(&environment.name, &environment.settings, &version) {
+                let draft = Draft::new(Severity::Warn, "process-not-in-procfile", text, now)
+                    .operation(&operation);
+                emit_for(tx, environment, draft)?;
+            }
+        }
         tx.put(&operation.index())?;
         tx.put(&operation)?;
         tx.put(environment)?;
@@ -209,5 +225,60 @@ const fn starting(kind: OperationKind) -> &'static str {
         | OperationKind::Rollback
         | OperationKind::Scale
         | OperationKind::Configure => "Environment update is starting.",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Observed;
+    use crate::derive::tests::environment;
+    use beanpole_protocol::options::process_namespace;
+    use beanpole_protocol::{Digest, RequestId};
+    use beanpole_store::Store;
+    use beanpole_store::model::EventRecord;
+
+    #[test]
+    fn a_deployment_tells_at_once_of_a_process_that_its_procfile_does_not_name() {
+        let store = Store::in_memory();
+        let mut environment = environment();
+        let settings = &mut environment.settings;
+        settings.set(&process_namespace("api"), "HealthCheckPath", "/up");
+        let label = VersionLabel::new("v7").expect("a label");
+        let version = VersionRecord {
+            application: environment.application.clone(),
+            label: label.clone(),
+            description: String::new(),
+            bundle: Digest::new("0".repeat(64)).expect("a digest"),
+            bundle_size: 1,
+            release_command: None,
+            container_commands: Default::default(),
+            processes: Some(vec!["web".to_owned()]),
+            created_at: Timestamp::EPOCH,
+        };
+        let observed = Observed::default();
+        let call = Call {
+            request_id: RequestId::from_bits(1),
+            now: Timestamp::EPOCH,
+            bits: 1,
+            observed: &observed,
+        };
+        let written = store.update(|tx| {
+            tx.put(&version)?;
+            NewOperation {
+                to: Some(ReleaseNumber(2)),
+                version: Some(label.clone()),
+                ..NewOperation::new(OperationKind::Deploy, Plan::default())
+            }
+            .write(tx, &mut environment, &call)
+        });
+        written.expect("memory");
+        let events = store.list::<EventRecord>().expect("memory");
+        let told = events
+            .iter()
+            .find(|event| event.0.code == "process-not-in-procfile");
+        let told = &told.expect("it is told").0;
+        assert_eq!(told.severity, Severity::Warn);
+        assert!(told.message.contains("`api: COMMAND`"), "{told:?}");
     }
 }

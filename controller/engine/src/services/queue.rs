@@ -450,6 +450,7 @@ mod tests {
             bundle: beanpole_protocol::Digest::new("0".repeat(64)).expect("a digest"),
             bundle_size: 1,
             release_command: None,
+            processes: None,
             container_commands: Default::default(),
             created_at: NOW,
         };

@@ -1,10 +1,11 @@
 //! What is odd about rules for requests, and about processes on hosts, without being wrong.
 
 use beanpole_planner::{Action, Plan, World};
-use beanpole_protocol::options::OptionSettings;
+use beanpole_protocol::EnvironmentName;
+use beanpole_protocol::options::{OptionSettings, port_variable, process_namespace};
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::router::may_both_match;
-use beanpole_store::model::EnvironmentRecord;
+use beanpole_store::model::{EnvironmentRecord, VersionRecord};
 
 /// Rules of an environment that do nothing as they are, one sentence each.
 pub(super) fn idle_rules(environment: &EnvironmentRecord) -> Vec<String> {
@@ -38,6 +39,40 @@ pub(super) fn idle_rules(environment: &EnvironmentRecord) -> Vec<String> {
     let mut told: Vec<String> = unused.chain(strange).collect();
     told.dedup();
     told
+}
+
+/// Processes that options make known and the Procfile of a version does not name, one sentence or two each. Another program of
+/// the instance may listen for one (decision 99), so that it is no error; a forgotten line costs a start's whole time.
+pub(super) fn unnamed_processes(
+    name: &EnvironmentName,
+    settings: &OptionSettings,
+    version: &VersionRecord,
+) -> Vec<String> {
+    let Some(named) = &version.processes else {
+        return Vec::new();
+    };
+    let label = &version.label;
+    let has = match named.as_slice() {
+        [] => format!("{label} has no Procfile"),
+        named => format!("the Procfile of {label} has only `{}`", named.join("`, `")),
+    };
+    let unnamed = settings.processes().into_iter();
+    let unnamed = unnamed.filter(|process| !named.iter().any(|known| known == process));
+    unnamed
+        .map(|process| {
+            let namespace = process_namespace(process);
+            let options = settings.0.get(&namespace).into_iter().flat_map(|all| all.keys());
+            let removed: Vec<String> =
+                options.map(|option| format!(" --remove {namespace}:{option}")).collect();
+            format!(
+                "The options make a process `{process}` known, and {has}. Unless another of its programs listens on \
+                 the port in {}, new instances never pass their checks. Add the line `{process}: COMMAND` to the \
+                 Procfile, or take the process out: beanpole config {name}{}",
+                port_variable(process),
+                removed.concat()
+            )
+        })
+        .collect()
 }
 
 /// Refuses processes with ports of their own on hosts whose agents would give all processes the same.
@@ -109,5 +144,41 @@ mod tests {
         assert!(told[0].contains("`left` does nothing"), "{told:?}");
         let wanted = "`beanpole domain add shop-prod example.com`";
         assert!(told[1].contains(wanted), "{told:?}");
+    }
+
+    #[test]
+    fn a_process_that_the_procfile_does_not_name_is_told_with_what_to_type() {
+        let mut settings = OptionSettings::default();
+        let namespace = process_namespace("api");
+        settings.set(&namespace, "HealthCheckPath", "/up");
+        settings.set(&process_namespace("admin"), "Port", "5001");
+        let mut version = VersionRecord {
+            application: environment().application,
+            label: beanpole_protocol::VersionLabel::new("v7").expect("a label"),
+            description: String::new(),
+            bundle: beanpole_protocol::Digest::new("0".repeat(64)).expect("a digest"),
+            bundle_size: 1,
+            release_command: None,
+            container_commands: Default::default(),
+            processes: Some(vec!["web".to_owned(), "admin".to_owned()]),
+            created_at: Timestamp::EPOCH,
+        };
+        let name = environment().name;
+        let told = unnamed_processes(&name, &settings, &version);
+        assert_eq!(told.len(), 1, "{told:?}");
+        for part in [
+            "the Procfile of v7 has only `web`, `admin`",
+            "PORT_API",
+            "`api: COMMAND`",
+            &format!("beanpole config {name} --remove {namespace}:HealthCheckPath"),
+        ] {
+            assert!(told[0].contains(part), "{part}: {told:?}");
+        }
+        version.processes = Some(Vec::new());
+        let told = unnamed_processes(&name, &settings, &version);
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(told[0].contains("v7 has no Procfile"), "{told:?}");
+        version.processes = None;
+        assert!(unnamed_processes(&name, &settings, &version).is_empty());
     }
 }

@@ -2,7 +2,7 @@
 
 use super::deploy::{Content, Deployment, Wish};
 use super::problems::{bad_option, nothing_deployed, refused};
-use super::{NewOperation, existing, idle};
+use super::{NewOperation, existing, idle, rules as odd};
 use crate::apply::Scene;
 use crate::network::check_ports;
 use crate::read::{Reader, Repute};
@@ -14,7 +14,7 @@ use beanpole_protocol::options::{self, Change, DeploymentPolicy, OptionSettings}
 use beanpole_protocol::problem::Problem;
 use beanpole_store::Tx;
 use beanpole_store::model::{
-    EnvironmentRecord, InstanceRecord, OperationRecord, QueuedWish, ReleaseRecord,
+    EnvironmentRecord, InstanceRecord, OperationRecord, QueuedWish, ReleaseRecord, VersionRecord,
 };
 use std::collections::BTreeSet;
 
@@ -204,16 +204,21 @@ impl Engine {
             settings,
             ..before.clone()
         };
+        let mut warnings = Vec::new();
         let plan = match live {
             None => Plan::default(),
             Some(release) if change > Change::Check => {
+                let key = VersionRecord::key_of(&before.application, &release.version);
+                if let Some(version) = self.store.one::<VersionRecord>(&key)? {
+                    warnings = odd::unnamed_processes(&before.name, &after.settings, &version);
+                }
                 self.work_out_settings(&self.store, &after, &release, change, call)?
                     .plan
             }
             Some(release) => self.way_in_place(&self.store, &after, &release, change, call)?,
         };
-        self.foretell(before, &plan, &after.settings, call)
-            .map_err(Fault::from)
+        let plan = self.foretell(before, &plan, &after.settings, call)?;
+        Ok(PlanView { warnings, ..plan })
     }
 
     /// The operation that puts new settings in force, by whatever their difference from the old ones needs.
@@ -346,7 +351,10 @@ pub(super) fn scaled(
             "single-instance",
             format!("`{}` is a single-instance environment.", environment.name),
         )
-        .hint("Set `aws:elasticbeanstalk:environment:EnvironmentType` to `LoadBalanced` first."));
+        .hint(format!(
+            "Have it be one of several first: beanpole config {} --set EnvironmentType=LoadBalanced",
+            environment.name
+        )));
     }
     Ok(settings)
 }
@@ -403,7 +411,10 @@ pub(super) fn check_tier(tier: Tier, settings: &OptionSettings) -> Result<(), Pr
             "nothing-wakes-it",
             "A worker with no instances would sleep for ever: it has no requests that could wake it.",
         )
-        .hint("Give it 1 instance at the least."));
+        .hint(
+            "Give it 1 instance at the least: beanpole scale ENV 1, or take it down: beanpole terminate ENV. Environments that \
+             get requests sleep with 0, after `IdleTime` seconds without one: beanpole config ENV --set MinSize=0 --set IdleTime=900",
+        ));
     }
     Ok(())
 }
@@ -442,16 +453,17 @@ fn type_is_fixed(
     // Names have 40 characters at most.
     let mut other = name.to_string();
     other.truncate(38);
-    let version = live.map_or_else(|| "LABEL".to_owned(), |live| live.version.to_string());
+    // Where nothing was deployed, the other one begins as empty.
+    let version = live.map_or_else(String::new, |live| format!(" --version {}", live.version));
     let create = if to.is_network() {
         let listener = to.listeners().first().map(|listener| listener.port);
         let port = listener.map_or_else(|| "PORT".to_owned(), |port| port.to_string());
         format!(
-            "beanpole create {other}-2 --application {application} --load-balancer network --listen {port} --version {version}"
+            "beanpole create {other}-2 --application {application} --load-balancer network --listen {port}{version}"
         )
     } else {
         format!(
-            "beanpole create {other}-2 --application {application} --load-balancer application --version {version}"
+            "beanpole create {other}-2 --application {application} --load-balancer application{version}"
         )
     };
     Problem::conflict(

@@ -405,13 +405,10 @@ fn needed(
     app: &App,
     record: &AuthorityRecord,
 ) -> Result<BTreeMap<CertificateName, String>, Problem> {
-    let table = app
-        .engine
-        .routing_table()
-        .map_err(|_| Problem::internal("The routing table could not be read."))?;
+    let hosts = app.engine.tls_hosts().map_err(store_problem)?;
     let mut others: Vec<CertificateRecord> = app.store.list().map_err(store_problem)?;
     others.retain(|one| one.origin != CertificateOrigin::Ca && one.not_after > clock::now());
-    let hosts = table.routes.into_iter().map(|route| route.host);
+    let hosts = hosts.into_iter().map(|(host, _)| host);
     let hosts = hosts.filter(|host| {
         // No client asks for an address by name: none could be shown its certificate.
         host.parse::<IpAddr>().is_err()

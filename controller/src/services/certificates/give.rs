@@ -118,7 +118,7 @@ pub(super) fn set_ocsp(
         terms.terms.ocsp = ocsp;
         tx.put(&terms)?;
     }
-    if ocsp { Ok(()) } else { ocsp::forget(tx, name) }
+    if ocsp { Ok(()) } else { ocsp::rest(tx, name) }
 }
 
 fn kept_by_itself(name: &CertificateName) -> Problem {
@@ -186,7 +186,7 @@ pub(super) fn replace(
     }
     if before.is_some_and(|before| before.chain != record.chain) {
         // With another chain, a responder may be asked that could not be before.
-        ocsp::forget(tx, name)?;
+        ocsp::rest(tx, name)?;
     }
     let mut draft = Draft::new(Severity::Info, code, message, clock::now());
     if let Some(request_id) = request_id {
@@ -260,7 +260,7 @@ pub(crate) fn update(
             check_ocsp(tx, name)?;
         }
         if !next.terms.ocsp {
-            ocsp::forget(tx, name)?;
+            ocsp::rest(tx, name)?;
         }
         if next.fallback {
             for mut other in tx.list::<CertificateTermsRecord>()? {

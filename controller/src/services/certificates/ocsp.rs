@@ -18,6 +18,7 @@ use beanpole_store::certificates::{
 };
 use beanpole_store::{Store, StoreError, Tx};
 use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -35,31 +36,58 @@ const MANY: u32 = 3;
 /// an authority that revokes each at once is not asked for more than one an hour.
 const REPLACED_AFTER: Duration = Duration::from_hours(1);
 
-/// Asks as long as it is polled. A call may be given up anywhere: it counts, and comes again.
+/// Asks as long as it is polled. A call may be given up anywhere: it counts, and comes again. One that takes its time keeps
+/// nobody waiting but those that find no room beside it.
 pub(super) async fn keep(app: App) {
+    let mut under_way = FuturesUnordered::new();
     loop {
         let due = app.blocking(due).await.unwrap_or_default();
         let now = clock::now();
-        let (ready, later): (Vec<_>, Vec<_>) = due.into_iter().partition(|(at, _)| *at <= now);
-        if ready.is_empty() {
-            let next = later.first().map_or(EVERY, |(at, _)| at.since(now));
-            tokio::select! {
-                () = app.certificates.other.notified() => {}
-                () = tokio::time::sleep(next.min(EVERY)) => {}
+        let mut next = EVERY;
+        for (at, record) in due {
+            if at > now {
+                next = next.min(at.since(now));
+                break;
             }
-            continue;
+            // Where there is no room, the next one that ends makes some.
+            if under_way.len() < AT_ONCE
+                && let Some(mark) = Asking::begin(&app, &record.name)
+            {
+                under_way.push(ask_once(&app, record, mark));
+            }
         }
-        let ready = ready.into_iter().take(AT_ONCE).map(|(_, record)| record);
-        futures::stream::iter(ready)
-            .for_each_concurrent(AT_ONCE, |record| async {
-                let name = record.name.clone();
-                if let Err(problem) = ask(&app, record).await {
-                    tracing::error!(certificate = %name, %problem, "what a responder says cannot be kept");
-                    // The records are in trouble; whatever is due is due again at once.
-                    tokio::time::sleep(Duration::from_secs(5)).await;
-                }
-            })
-            .await;
+        tokio::select! {
+            Some(()) = under_way.next() => {}
+            () = app.certificates.other.notified() => {}
+            () = tokio::time::sleep(next) => {}
+        }
+    }
+}
+
+async fn ask_once(app: &App, record: CertificateRecord, mark: Asking<'_>) {
+    let name = record.name.clone();
+    if let Err(problem) = ask(app, record).await {
+        tracing::error!(certificate = %name, %problem, "what a responder says cannot be kept");
+        // The records are in trouble; whatever is due is due again at once.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+    drop(mark);
+}
+
+/// That a responder is being asked about a certificate, as long as this is there.
+struct Asking<'a>(&'a App, CertificateName);
+
+impl<'a> Asking<'a> {
+    /// None where one is asked already.
+    fn begin(app: &'a App, name: &CertificateName) -> Option<Self> {
+        let new = app.certificates.all_asking().insert(name.clone());
+        new.then(|| Self(app, name.clone()))
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.0.certificates.all_asking().remove(&self.1);
     }
 }
 
@@ -71,10 +99,7 @@ fn due(app: &App) -> Result<Vec<(Timestamp, CertificateRecord)>, Problem> {
         for record in app.store.list::<CertificateRecord>()? {
             if record.not_after > now && terms_of(&app.store, &record.name)?.terms.ocsp {
                 let known = known(&app.store, &record)?;
-                let at = known.map_or(Timestamp::EPOCH, |known| known.next_at);
-                // One that lies further ahead was written by a clock that has been set back since.
-                let is_odd = at.since(now) > 2 * DAY;
-                let at = if is_odd { Timestamp::EPOCH } else { at };
+                let at = known.map_or(Timestamp::EPOCH, |known| due_at(&known, now));
                 due.push((at, record));
             }
         }
@@ -82,6 +107,17 @@ fn due(app: &App) -> Result<Vec<(Timestamp, CertificateRecord)>, Problem> {
         Ok(due)
     };
     all().map_err(store_problem)
+}
+
+/// When a responder is to be asked.
+fn due_at(known: &OcspRecord, now: Timestamp) -> Timestamp {
+    // One that lies further ahead was written by a clock that has been set back since.
+    let is_odd = known.next_at.since(now) > 2 * DAY;
+    if is_odd {
+        Timestamp::EPOCH
+    } else {
+        known.next_at
+    }
 }
 
 /// What was said of this very certificate.
@@ -328,7 +364,23 @@ pub(super) fn impossible_by_ca() -> Problem {
     .hint("Leave --ocsp out.")
 }
 
-/// Forgets what was said, once it is not to be shown any more.
+/// What was said is not to be shown any more, or to be asked for anew: it is forgotten, but for a revocation, which holds as long
+/// as the certificate is there, whether anybody goes on asking or not.
+pub(super) fn rest(tx: &mut Tx<'_>, name: &CertificateName) -> Result<(), StoreError> {
+    let known: Option<OcspRecord> = tx.get(&CertificateRecord::key_of(name))?;
+    match known {
+        Some(known) if known.revoked().is_some() => tx.put(&OcspRecord {
+            attempts: 0,
+            next_at: Timestamp::EPOCH,
+            trouble: None,
+            told: OcspTold::default(),
+            ..known
+        }),
+        _ => forget(tx, name),
+    }
+}
+
+/// Forgets what was said, with the certificate.
 pub(super) fn forget(tx: &mut Tx<'_>, name: &CertificateName) -> Result<(), StoreError> {
     tx.delete::<OcspRecord>(&CertificateRecord::key_of(name))
 }
@@ -408,21 +460,31 @@ pub(super) fn replaced_at(
 
 /// What callers are told, with what is odd.
 pub(super) fn view(
-    store: &Store,
+    app: &App,
     certificate: &CertificateRecord,
     terms: &Terms,
     now: Timestamp,
 ) -> Result<(Option<CertificateOcsp>, Vec<String>), StoreError> {
     let subject = subject(certificate);
+    let known = known(&app.store, certificate)?;
+    let name = &certificate.name;
     if !terms.ocsp {
-        let name = &certificate.name;
         let bare = subject.must_staple.then(|| format!(
             "It demands to be shown with an answer of its OCSP responder (must-staple), and it is not: some clients refuse it. Have it done: beanpole cert set {name} --ocsp"
         ));
-        return Ok((None, bare.into_iter().collect()));
+        let revoked = known.as_ref().and_then(OcspRecord::revoked);
+        let unasked = revoked.map(|_| {
+            format!("Nobody is asked any more whether it still is: beanpole cert set {name} --ocsp")
+        });
+        return Ok((None, bare.into_iter().chain(unasked).collect()));
     }
-    let known = known(store, certificate)?;
     let known = known.unwrap_or_else(|| OcspRecord::unasked(certificate));
+    let next_at = if app.certificates.all_asking().contains(name) {
+        // The records have when it is asked again, should that come to nothing.
+        now
+    } else {
+        due_at(&known, now).max(now)
+    };
     let mut causes = Vec::new();
     if let Some(trouble) = &known.trouble {
         causes.push(format!("OCSP: {trouble}"));
@@ -433,7 +495,7 @@ pub(super) fn view(
     let asked = subject.question.ok();
     let answer = known.answer.as_ref();
     let view = CertificateOcsp {
-        next_at: asked.as_ref().map(|_| known.next_at),
+        next_at: asked.as_ref().map(|_| next_at),
         responder: asked.map(|question| question.url()),
         says: answer.map(|answer| match answer.revoked {
             None => OcspStatus::Good,

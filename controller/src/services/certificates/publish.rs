@@ -19,7 +19,7 @@ use beanpole_store::certificates::{
     WantedCertificateRecord,
 };
 use sha2::{Digest as _, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
@@ -35,6 +35,8 @@ pub(crate) struct Shown {
     turn: Mutex<()>,
     /// What each load balancer that is connected said last.
     held: Mutex<BTreeMap<String, CertificatesReport>>,
+    /// Those about which an OCSP responder is being asked.
+    asking: Mutex<BTreeSet<CertificateName>>,
 }
 
 impl Shown {
@@ -45,7 +47,13 @@ impl Shown {
             other: Notify::new(),
             turn: Mutex::default(),
             held: Mutex::default(),
+            asking: Mutex::default(),
         }
+    }
+
+    /// Those about which an OCSP responder is being asked.
+    pub(super) fn all_asking(&self) -> MutexGuard<'_, BTreeSet<CertificateName>> {
+        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn all_held(&self) -> MutexGuard<'_, BTreeMap<String, CertificatesReport>> {

@@ -154,25 +154,11 @@ pub(crate) fn warnings_of(
 }
 
 fn uses(app: &App, records: &[CertificateRecord]) -> Result<Uses, Problem> {
-    let table = app
-        .engine
-        .routing_table()
-        .map_err(|_| Problem::internal("The routing table could not be read."))?;
-    let pools: BTreeMap<&str, &EnvironmentName> = table
-        .pools
-        .iter()
-        .map(|pool| (pool.name.as_str(), &pool.environment_name))
-        .collect();
     let mut uses = Uses::new();
-    for route in &table.routes {
-        let Some(record) = shown_for(records, &route.host) else {
-            continue;
-        };
-        for pool in &route.pools {
-            if let Some(environment) = pools.get(pool.pool.as_str()) {
-                let user = ((*environment).clone(), route.host.clone());
-                uses.entry(record.name.clone()).or_default().insert(user);
-            }
+    for (host, environment) in app.engine.tls_hosts().map_err(store_problem)? {
+        if let Some(record) = shown_for(records, &host) {
+            let users = uses.entry(record.name.clone()).or_default();
+            users.insert((environment, host));
         }
     }
     Ok(uses)
@@ -191,7 +177,7 @@ fn view(
         let mut shown = held.in_force.iter();
         shown.any(|one| one.name == record.name && one.fingerprint == record.fingerprint)
     };
-    let (ocsp, odd) = ocsp::view(&app.store, record, &terms.terms, now).map_err(store_problem)?;
+    let (ocsp, odd) = ocsp::view(app, record, &terms.terms, now).map_err(store_problem)?;
     causes.extend(odd);
     let wanted = wanted_of(app, &record.name)?;
     let renews_at = match &wanted {

@@ -370,7 +370,8 @@ async fn ask_h2(proxy: &Proxy, method: &str) -> Vec<(u16, String)> {
                 break;
             };
             match frame.kind {
-                HEADERS => status = frame.status().unwrap_or(0),
+                // Those behind the body are trailers, and some before it informational.
+                HEADERS if status < 200 => status = frame.status().unwrap_or(0),
                 DATA => body.extend_from_slice(&frame.payload),
                 RST_STREAM => status = 0,
                 _ => {}

@@ -251,7 +251,7 @@ impl Way {
             Self::Long => {
                 let mut long = bytes.to_vec();
                 if let Some(end) = first_line_end(bytes) {
-                    long.splice(end..end, *b"\r\nTE: trailers");
+                    long.splice(end..end, *b"\r\nX_Odd: 1");
                 }
                 say(connect(proxy).await, &[&long]).await
             }

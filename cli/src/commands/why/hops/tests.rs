@@ -1,13 +1,18 @@
 use super::*;
+use crate::commands::why::outside::{Attempt, Found, Handshake, SPEAKS_TLS, Trusted};
 use beanpole_protocol::api::{
-    Certificate, CertificateOrigin, Colour, EnvironmentStatus, ExplainedEnvironment,
-    ExplainedRequest, ExplainedRoute, InstanceHealth,
+    Certificate, CertificateOrigin, CertificateStatus, ClosedListener, Colour, EnvironmentStatus,
+    ExplainedEnvironment, ExplainedPool, ExplainedRequest, ExplainedRoute, ExplainedTarget,
+    InstanceHealth,
 };
 use beanpole_protocol::proxy::{CheckResult, TargetMode};
 use beanpole_protocol::tls::Terms;
 use beanpole_protocol::{
-    ApplicationName, CertificateName, EnvironmentName, Generation, InstanceId, Timestamp,
+    ApplicationName, CertificateName, EnvironmentName, Generation, InstanceId, ReleaseNumber,
+    Timestamp,
 };
+use std::net::IpAddr;
+use std::time::Duration;
 
 const HTTP: &str = "http://shop.example.org/cart?secret";
 const HTTPS: &str = "https://shop.example.org/cart";
@@ -35,6 +40,7 @@ fn seen(answer: Answer) -> Seen {
         }],
         tls: None,
         answer: Some(Ok(answer)),
+        stands: None,
     }
 }
 
@@ -400,6 +406,7 @@ fn handshake(trusted: Trusted, wrong: Option<&str>) -> Handshake {
         version: "1.3",
         took: Duration::from_millis(3),
         facts: Err("it has no hostnames".to_owned()),
+        by_itself: false,
         wrong: wrong.map(str::to_owned),
         trusted,
     }
@@ -482,5 +489,198 @@ fn plain_http_at_a_port_of_tls_is_no_fault_of_the_application() {
     assert_eq!(
         tls.hint.as_deref(),
         Some("Ask by HTTPS: beanpole why https://shop.example.org/cart?… --at 192.0.2.7:80")
+    );
+}
+
+/// A network environment at 5432, with one instance.
+fn network(protocol: StreamMode, by_name: bool) -> Explained {
+    Explained {
+        route: None,
+        request: None,
+        network: Some(ExplainedNetwork {
+            environment: EnvironmentName::new("shop-db").expect("a name"),
+            listeners: vec![ListenerView {
+                port: 5432,
+                protocol,
+                by_name,
+                address: "tcp://shop-db.localhost:5432".to_owned(),
+                closed: Vec::new(),
+            }],
+            port: Some(5432),
+        }),
+        ..explained(None)
+    }
+}
+
+/// A connection to it, on which nothing was asked.
+fn connected(stands: Stands) -> Seen {
+    let mut seen = seen(answer(200));
+    seen.attempts[0].address.set_port(5432);
+    seen.answer = None;
+    seen.stands = Some(stands);
+    seen
+}
+
+const TCP: &str = "tcp://shop-db.localhost:5432";
+const TLS: &str = "tls://shop-db.localhost:5432";
+
+#[test]
+fn a_connection_is_followed_from_its_port_to_the_instances() {
+    let told = network(StreamMode::Pass, false);
+    let all = hops(TCP, &connected(Stands::Silent), Ok(&told));
+    assert_eq!(states(&all), "oo-oooo", "{all:?}");
+    let lines: Vec<String> = all.iter().flat_map(|hop| hop.evidence.clone()).collect();
+    let text = lines.join("\n");
+    for part in [
+        "load balancers listen on port 5432 for shop-db",
+        "port 5432 takes connections for the network environment shop-db of shop: bytes pass as they are",
+        "release 4 gets 100 % of the connections: 1 of 1 instance takes them",
+        "1 of 1 instance takes connections",
+        "the connection stands",
+    ] {
+        assert!(text.contains(part), "{part}\n{text}");
+    }
+    let ends = connected(Stands::Ends("the connection was reset".to_owned()));
+    let (fails, _) = verdict(TCP, &ends, Ok(&told));
+    assert_eq!(fails, Some(Name::App));
+    let (fails, why) = verdict(TCP, &ends, Ok(&ill(told)));
+    assert_eq!(
+        (fails, why.as_str()),
+        (Some(Name::Target), "none of 1 instance takes connections")
+    );
+}
+
+#[test]
+fn the_application_behind_tls_that_ends_is_looked_at() {
+    let told = network(StreamMode::Terminate, false);
+    let closed = "the connection was closed without a word".to_owned();
+    let seen = Seen {
+        tls: Some(Ok(handshake(Trusted::Machine, None))),
+        ..connected(Stands::Ends(closed))
+    };
+    assert_eq!(verdict(TLS, &seen, Ok(&told)).0, Some(Name::App));
+    let mut asked = seen;
+    asked.stands = None;
+    asked.answer = Some(Err("it is no HTTP/1.1".to_owned()));
+    let https = "https://shop-db.localhost:5432";
+    assert_eq!(verdict(https, &asked, Ok(&told)).0, Some(Name::App));
+}
+
+#[test]
+fn who_is_cut_off_because_no_instance_takes_anybody_is_told_so_at_any_moment() {
+    let reset = || "the connection was reset".to_owned();
+    for mode in [StreamMode::Pass, StreamMode::Terminate] {
+        let told = ill(network(mode, false));
+        let mut in_greeting = connected(Stands::Silent);
+        in_greeting.stands = None;
+        in_greeting.tls = Some(Err(reset()));
+        assert_eq!(verdict(TLS, &in_greeting, Ok(&told)).0, Some(Name::Target));
+        let mut before = in_greeting;
+        before.tls = None;
+        before.attempts[0].error = Some(reset());
+        assert_eq!(verdict(TLS, &before, Ok(&told)).0, Some(Name::Target));
+    }
+}
+
+#[test]
+fn requests_to_a_network_port_go_to_its_environment() {
+    let told = network(StreamMode::Pass, false);
+    let (fails, why) = verdict("http://127.0.0.1:5432", &seen(answer(200)), Ok(&told));
+    assert_eq!(fails, None, "{why}");
+    let mut other = seen(answer(200));
+    other.answer = Some(Err("it is no HTTP/1.1".to_owned()));
+    let all = hops("http://127.0.0.1:5432", &other, Ok(&told));
+    let failed = failing(&all).expect("it fails");
+    assert_eq!(failed.hop, Name::App);
+    let hint = failed.hint.as_deref().unwrap_or_default();
+    assert!(
+        hint.ends_with("beanpole why tcp://127.0.0.1:5432"),
+        "{hint}"
+    );
+}
+
+#[test]
+fn tls_that_passes_is_the_applications_own_and_so_is_what_is_wrong_with_it() {
+    let told = network(StreamMode::Pass, true);
+    let shown = |trusted, by_itself| Seen {
+        tls: Some(Ok(Handshake {
+            by_itself,
+            ..handshake(trusted, None)
+        })),
+        ..connected(Stands::Silent)
+    };
+    assert_eq!(
+        verdict(TLS, &shown(Trusted::Machine, false), Ok(&told)).0,
+        None
+    );
+    let own = shown(Trusted::Nobody, true);
+    let all = hops(TLS, &own, Ok(&told));
+    let failed = failing(&all).expect("it fails");
+    assert_eq!(
+        failed.evidence[0],
+        "TLS is the application's own, and clients will not trust its certificate: it is signed by itself"
+    );
+    let hint = failed.hint.as_deref().unwrap_or_default();
+    assert!(
+        hint.contains("--set aws:elbv2:listener:5432:Protocol=TLS"),
+        "{hint}"
+    );
+    assert_eq!(states(&all), "oofoooo");
+    let (fails, why) = verdict(TCP, &connected(Stands::Silent), Ok(&told));
+    assert_eq!(fails, Some(Name::Tls), "{why}");
+    assert!(why.contains("is for clients of TLS"), "{why}");
+}
+
+#[test]
+fn a_port_that_no_load_balancer_could_open_is_another_programs() {
+    let mut told = network(StreamMode::Pass, false);
+    let listeners = &mut told.network.as_mut().expect("one").listeners;
+    listeners[0].closed.push(ClosedListener {
+        balancer: "local".to_owned(),
+        why: "postgres (process 7) already listens on port 5432".to_owned(),
+    });
+    let all = hops(TCP, &connected(Stands::Silent), Ok(&told));
+    let failed = failing(&all).expect("it fails");
+    assert_eq!(failed.hop, Name::Edge);
+    assert!(failed.evidence[0].contains("another program"), "{failed:?}");
+    assert!(failed.evidence.iter().any(|line| line.contains("postgres")));
+}
+
+#[test]
+fn ports_that_lead_nowhere_say_what_would() {
+    let mut shared = network(StreamMode::Pass, true);
+    shared.network = None;
+    shared.no_such_name = true;
+    shared.near = vec!["shop-db.localhost".to_owned()];
+    let all = hops(
+        "tls://other.test:5432",
+        &connected(Stands::Silent),
+        Ok(&shared),
+    );
+    let route = &all[3];
+    assert_eq!(
+        route.hint.as_deref(),
+        Some("Ask for one of its names: beanpole why tls://shop-db.localhost:5432")
+    );
+    let mut nobody = network(StreamMode::Pass, false);
+    nobody.network = None;
+    nobody.balancers[0].listeners = vec!["https://192.0.2.7:5432".to_owned()];
+    let all = hops(TLS, &connected(Stands::Silent), Ok(&nobody));
+    let hint = all[3].hint.as_deref().unwrap_or_default();
+    assert_eq!(
+        hint,
+        "Send one: beanpole why https://shop-db.localhost:5432/"
+    );
+    let mut elsewhere = network(StreamMode::Pass, false);
+    elsewhere.network.as_mut().expect("one").port = None;
+    let all = hops(
+        "tcp://shop-db.localhost:1",
+        &connected(Stands::Silent),
+        Ok(&elsewhere),
+    );
+    let hint = all[3].hint.as_deref().unwrap_or_default();
+    assert_eq!(
+        hint,
+        "Look there: beanpole why tcp://shop-db.localhost:5432"
     );
 }
