@@ -102,7 +102,7 @@ pub fn create(context: &Context, name: &ApplicationName, description: &str) -> R
 }
 
 /// Removes an application that was created for something that came to nothing, and says so.
-pub fn delete(context: &Context, name: &ApplicationName) -> Result<(), Failure> {
+pub fn take_back(context: &Context, name: &ApplicationName) -> Result<(), Failure> {
     remove(context.client()?, name)?;
     context
         .output

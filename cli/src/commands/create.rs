@@ -157,7 +157,7 @@ pub fn run(context: &Context, command: &Create) -> Result<(), Failure> {
             source::make_version(context, &application, &wanted).inspect_err(|_| {
                 if is_new {
                     // It came for a version that it does not have. What cannot be taken back is no second failure.
-                    let _ = apps::delete(context, &application);
+                    let _ = apps::take_back(context, &application);
                 }
             })?;
         body.version = Some(version.label);

@@ -208,7 +208,9 @@ impl Http2Session {
             return Ok(());
         }
         let length = piece.len();
-        let writer = self.writer.as_mut().ok_or_else(no_head)?;
+        let Some(writer) = &mut self.writer else {
+            return no_head();
+        };
         // Each piece has the time, and all of it together.
         let writing = v2::write_body(writer, piece, ends, self.write_timeout);
         let written = match self.write_timeout {
@@ -232,7 +234,9 @@ impl Http2Session {
         if self.ended || trailers.is_empty() {
             return self.end();
         }
-        let writer = self.writer.as_mut().ok_or_else(no_head)?;
+        let Some(writer) = &mut self.writer else {
+            return no_head();
+        };
         let sent = writer.send_trailers(trailers);
         sent.or_err(ErrorType::WriteError, "while trailers were sent")?;
         self.ended = true;
@@ -275,9 +279,8 @@ fn for_http2(headers: &mut HeaderMap) {
     }
 }
 
-#[expect(clippy::unnecessary_box_returns, reason = "pingora's errors are boxed")]
-fn no_head() -> Box<Error> {
-    Error::explain(ErrorType::H2Error, "an answer begins with its head")
+fn no_head() -> Result<()> {
+    Error::e_explain(ErrorType::H2Error, "an answer begins with its head")
 }
 
 #[async_trait]

@@ -228,7 +228,7 @@ async fn what_is_between_the_app_and_the_proxy_stays_there_over_http2() {
     let app = App::start(|_| {
         Does::Says(
             "HTTP/1.1 204 Nothing\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: 5\r\nUpgrade: h2c\r\n\
-             Content-Length: 4\r\nX-Far: a\r\n b\r\n\r\n",
+             TE: x\r\nHTTP2-Settings: a\r\nContent-Length: 4\r\nX-Far: a\r\n b\r\n\r\n",
         )
     })
     .await;
@@ -242,6 +242,8 @@ async fn what_is_between_the_app_and_the_proxy_stays_there_over_http2() {
         "x-hop",
         "keep-alive",
         "upgrade",
+        "te",
+        "http2-settings",
         "content-length",
     ] {
         assert!(!answer.headers.contains_key(name), "{name}");

@@ -9,7 +9,7 @@ mod route;
 mod target;
 mod tls;
 
-use super::outside::{Answer, Seen, Stands, Url};
+use super::outside::{Answer, CLOSED, RESET, Seen, Stands, Url};
 use beanpole_protocol::api::{Explained, ExplainedBalancer, ExplainedNetwork, ListenerView};
 use beanpole_protocol::proxy::{StreamMode, TracedRequest};
 use serde::Serialize;
@@ -284,7 +284,7 @@ impl Hop {
     /// It failed because the load balancer cuts off whom no instance can take: another hop says why.
     fn is_cut_off(&mut self, state: State) {
         let first = self.evidence.first();
-        let is_cut = first.is_some_and(|line| line.contains("reset") || line.contains("closed"));
+        let is_cut = first.is_some_and(|line| line.contains(RESET) || line.contains(CLOSED));
         if self.state == State::Failed && is_cut {
             self.state = state;
             self.hint = None;

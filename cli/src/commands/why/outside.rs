@@ -35,6 +35,10 @@ const BODY_READ: usize = 16 * 1024;
 const TLS_ALERT: &[u8] = &[0x15, 3];
 /// What is said of such an answer.
 pub const SPEAKS_TLS: &str = "it speaks TLS there, and was asked by plain HTTP";
+/// A connection was reset.
+pub const RESET: &str = "the connection was reset";
+/// A connection was closed before anything had come on it.
+pub const CLOSED: &str = "the connection was closed without an answer";
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -442,8 +446,8 @@ fn said(error: &io::Error, limit: Duration) -> String {
             format!("no answer within {} s", limit.as_secs())
         }
         io::ErrorKind::ConnectionRefused => "connection refused".to_owned(),
-        io::ErrorKind::ConnectionReset => "the connection was reset".to_owned(),
-        io::ErrorKind::UnexpectedEof => "the connection was closed without an answer".to_owned(),
+        io::ErrorKind::ConnectionReset => RESET.to_owned(),
+        io::ErrorKind::UnexpectedEof => CLOSED.to_owned(),
         _ => of_tls(error).unwrap_or_else(|| error.to_string()),
     }
 }
