@@ -146,7 +146,7 @@ impl Pebble {
                 .arg("-config")
                 .arg(&config)
                 .env("PEBBLE_VA_NOSLEEP", "1")
-                .env("PEBBLE_WFE_NONCEREJECT", "20")
+                .env("PEBBLE_WFE_NONCEREJECT", "40")
                 .env("PEBBLE_AUTHZREUSE", "0"),
         );
         Self {

@@ -18,6 +18,11 @@ use ring::digest::{SHA256, digest};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::time::Duration;
 
+/// How often a call is made again whose nonce was not taken. Each makes three attempts of its own with the
+/// nonce that came with the refusal (RFC 8555, section 6.5); an authority of many machines, or one that refuses
+/// some on purpose as Pebble does, may want more than that.
+const FRESH_NONCES: usize = 5;
+
 /// Let's Encrypt's directory.
 pub const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 
@@ -74,7 +79,7 @@ pub enum Standing {
 /// What kind of failure it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The authority could not be reached, or is in trouble itself: the same may be tried again soon.
+    /// The authority could not be reached, or is in trouble itself.
     Unreachable,
     /// It was asked too often.
     Limited,
@@ -82,10 +87,19 @@ pub enum Kind {
     NoAccount,
     /// It does not know the order.
     NoOrder,
+    /// It did not take the nonce of a request, several times in a row; nothing came of the request.
+    Nonce,
     /// It refuses.
     Refused,
     /// It is a matter of this machine.
     Own,
+}
+
+impl Kind {
+    /// Whether it goes by without anybody's doing: the same may be tried again soon.
+    pub const fn passes(self) -> bool {
+        matches!(self, Self::Unreachable | Self::Nonce)
+    }
 }
 
 /// Why a call came to nothing.
@@ -142,6 +156,19 @@ pub fn new_key() -> Result<PrivateKey, AcmeError> {
     Ok(PrivateKey(key.serialize_pem()))
 }
 
+/// Makes `call` again while a nonce is all that stands in its way.
+async fn with_fresh_nonces<T, F: Future<Output = Result<T, AcmeError>>>(
+    call: impl Fn() -> F,
+) -> Result<T, AcmeError> {
+    for _ in 1..FRESH_NONCES {
+        match call().await {
+            Err(error) if error.kind == Kind::Nonce => {}
+            other => return other,
+        }
+    }
+    call().await
+}
+
 /// An account in use.
 pub struct Session {
     account: Account,
@@ -156,20 +183,24 @@ impl Session {
         email: Option<&str>,
     ) -> Result<String, AcmeError> {
         let http = Https::new(directory)?;
-        let der = account_key(key)?;
-        let known = Key::from_pkcs8_der(der.clone_key())
-            .map_err(|error| AcmeError::own(error.to_string()))?;
-        let (account, _) = Account::builder_with_http(Box::new(http.clone()))
-            .create_from_key((known, PrivateKeyDer::Pkcs8(der)), directory.url.clone())
-            .await
-            .map_err(|error| read(error, &http))?;
-        if let Some(email) = email {
-            account
-                .update_contacts(&[&format!("mailto:{email}")])
+        let http = &http;
+        with_fresh_nonces(|| async move {
+            let der = account_key(key)?;
+            let known = Key::from_pkcs8_der(der.clone_key())
+                .map_err(|error| AcmeError::own(error.to_string()))?;
+            let (account, _) = Account::builder_with_http(Box::new(http.clone()))
+                .create_from_key((known, PrivateKeyDer::Pkcs8(der)), directory.url.clone())
                 .await
-                .map_err(|error| read(error, &http))?;
-        }
-        Ok(account.id().to_owned())
+                .map_err(|error| read(error, http))?;
+            if let Some(email) = email {
+                account
+                    .update_contacts(&[&format!("mailto:{email}")])
+                    .await
+                    .map_err(|error| read(error, http))?;
+            }
+            Ok(account.id().to_owned())
+        })
+        .await
     }
 
     /// Uses the account of `key`, which has this URL.
@@ -189,12 +220,20 @@ impl Session {
     /// Orders a certificate for `hosts`; gives the order's URL.
     pub async fn order(&self, hosts: &[String]) -> Result<String, AcmeError> {
         let names: Vec<Identifier> = hosts.iter().cloned().map(Identifier::Dns).collect();
-        let order = self.account.new_order(&NewOrder::new(&names)).await;
-        Ok(order.map_err(|error| self.read(error))?.url().to_owned())
+        let names = names.as_slice();
+        with_fresh_nonces(|| async move {
+            let order = self.account.new_order(&NewOrder::new(names)).await;
+            Ok(order.map_err(|error| self.read(error))?.url().to_owned())
+        })
+        .await
     }
 
     /// How an order stands.
     pub async fn look(&self, url: &str, proof: Proof) -> Result<Standing, AcmeError> {
+        with_fresh_nonces(|| self.look_once(url, proof)).await
+    }
+
+    async fn look_once(&self, url: &str, proof: Proof) -> Result<Standing, AcmeError> {
         let mut order = self.order_at(url).await?;
         match order.state().status {
             OrderStatus::Ready => return Ok(Standing::Ready),
@@ -268,6 +307,10 @@ impl Session {
 
     /// Tells the authority that everything can be looked at.
     pub async fn tell_ready(&self, url: &str, proof: Proof) -> Result<(), AcmeError> {
+        with_fresh_nonces(|| self.tell_ready_once(url, proof)).await
+    }
+
+    async fn tell_ready_once(&self, url: &str, proof: Proof) -> Result<(), AcmeError> {
         let mut order = self.order_at(url).await?;
         let mut authorizations = order.authorizations();
         while let Some(next) = authorizations.next().await {
@@ -300,15 +343,22 @@ impl Session {
         parameters.distinguished_name = DistinguishedName::new();
         let pair = KeyPair::from_pem(&key.0).map_err(failed)?;
         let request = parameters.serialize_request(&pair).map_err(failed)?;
-        let mut order = self.order_at(url).await?;
-        let sent = order.finalize_csr(request.der()).await;
-        sent.map_err(|error| self.read(error))
+        let request = &request;
+        with_fresh_nonces(|| async move {
+            let mut order = self.order_at(url).await?;
+            let sent = order.finalize_csr(request.der()).await;
+            sent.map_err(|error| self.read(error))
+        })
+        .await
     }
 
     /// The chain that was signed, PEM; none while it is not there yet.
     pub async fn download(&self, url: &str) -> Result<Option<String>, AcmeError> {
-        let mut order = self.order_at(url).await?;
-        order.certificate().await.map_err(|error| self.read(error))
+        with_fresh_nonces(|| async move {
+            let mut order = self.order_at(url).await?;
+            order.certificate().await.map_err(|error| self.read(error))
+        })
+        .await
     }
 
     async fn order_at(&self, url: &str) -> Result<instant_acme::Order, AcmeError> {
@@ -445,6 +495,7 @@ fn meaning(name: &str, status: Option<u16>) -> (Kind, &'static str) {
         ),
         "badCSR" | "badPublicKey" | "badSignatureAlgorithm" | "malformed" => (Kind::Refused, ""),
         "serverInternal" => (Kind::Unreachable, ""),
+        "badNonce" => (Kind::Nonce, ""),
         _ if status == Some(404) => (Kind::NoOrder, ""),
         _ if status.is_some_and(|status| status >= 500) => (Kind::Unreachable, ""),
         _ => (Kind::Refused, ""),

@@ -230,7 +230,7 @@ async fn carry_on(
         Ok(Went::Again(after)) => Ok(clock::now().after(after)),
         Ok(Went::Done) => Ok(clock::now()),
         Err(Trouble::Here(problem)) => Err(problem),
-        Err(Trouble::There(error)) if error.kind == Kind::Unreachable => {
+        Err(Trouble::There(error)) if error.kind.passes() => {
             let (name, why) = (record.name.clone(), sentence(&error));
             app.blocking(move |app| {
                 change(app, &name, |record| {

@@ -82,7 +82,7 @@ pub(crate) async fn register(
         Ok(_) => {}
         Err(error) => {
             // One that may have been made is found again by its key.
-            if error.kind != acme::Kind::Unreachable {
+            if !error.kind.passes() {
                 let gone = record.name.clone();
                 app.blocking(move |app| {
                     app.store.update(|tx| {
