@@ -33,9 +33,16 @@ pub fn start(program: &Path, stage: &Stage<'_>) -> Result<Server, Failed> {
     let mut server = launch(program, stage, "beanpole", |http, https| {
         Ok(arguments(&data, &socket, http, https))
     })?;
+    let end = Instant::now() + READY;
+    // Its ports are open before the process that serves is there.
+    while !socket.exists() {
+        if Instant::now() > end {
+            return Err("it opens no control socket within 20 s".into());
+        }
+        pause(Duration::from_millis(10));
+    }
     let table = table(&stage.site.plan, &stage.site.targets, 1, 0)?;
     put_table(&socket, &serde_json::to_vec(&table)?)?;
-    let end = Instant::now() + READY;
     while !report(&socket)?.targets.iter().all(|target| target.healthy) {
         if Instant::now() > end {
             return Err("its targets are not all healthy within 20 s".into());
