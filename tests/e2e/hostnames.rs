@@ -111,6 +111,11 @@ fn a_swap_is_refused_with_a_reason_and_changes_nothing() {
     bed.run(&["swap", "shop-blue", "shop-work"])
         .exits(1)
         .says("is a worker");
+    bed.run(&["create", "shop-empty"]).ok();
+    bed.run(&["swap", "shop-blue", "shop-empty"])
+        .exits(1)
+        .says("`shop-empty` has no version yet")
+        .says("--allow-empty");
     let slow = ["config", "shop-green", "--set", "MinUptime=60", "--quiet"];
     bed.run(&slow).ok();
     let app = bed.app("shop").version("v3");

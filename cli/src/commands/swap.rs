@@ -24,6 +24,9 @@ pub struct Swap {
     /// The other one [default: `environment` of deploy.toml, for the first]
     #[arg(value_name = "WITH")]
     second: Option<EnvironmentName>,
+    /// Also where one of them has no version yet, so that the hostnames of the other are answered with 503
+    #[arg(long)]
+    allow_empty: bool,
     /// Do not wait for the load balancers
     #[arg(long)]
     detach: bool,
@@ -38,6 +41,7 @@ pub fn run(context: &Context, command: &Swap) -> Result<(), Failure> {
     let client = context.client()?;
     let body = Asked {
         with: other.clone(),
+        allow_empty: command.allow_empty,
     };
     let swapped: Swapped = client.post(&format!("{}/swap", environment_path(&one)), &body)?;
     if command.detach {
@@ -55,7 +59,7 @@ pub fn run(context: &Context, command: &Swap) -> Result<(), Failure> {
             let environment: Environment = client.get(&environment_path(name))?;
             if environment.version.is_none() {
                 warn(&format!(
-                    "{name} has no version yet: its hostnames are answered with 503 until one is deployed. Undo it: beanpole swap {one} {other}"
+                    "{name} has no version yet: its hostnames are answered with 503 until one is deployed. Undo it: beanpole swap {one} {other} --allow-empty"
                 ));
             }
             let version = environment.version.as_ref();

@@ -376,7 +376,7 @@ async fn swap(
 ) -> Answer<Response> {
     let swapped = app
         .changed(caller.request_id, move |engine, call| {
-            engine.swap(call, &name, &body.with)
+            engine.swap(call, &name, &body)
         })
         .await?;
     Ok((StatusCode::ACCEPTED, axum::Json(swapped)).into_response())

@@ -307,6 +307,9 @@ pub struct DomainView {
 pub struct Swap {
     /// The other environment.
     pub with: EnvironmentName,
+    /// Also where one of the two has no release, so that the hostnames of the other are answered with 503 until it has.
+    #[serde(default)]
+    pub allow_empty: bool,
 }
 
 /// What an exchange of hostnames has begun.

@@ -1,7 +1,7 @@
 use super::*;
 use crate::derive::tests::{environment, host, release};
 use crate::{Asked, Call, EngineConfig};
-use beanpole_protocol::api::{CreateEnvironment, Scheme, SetDomain, Tier, UpdateSettings};
+use beanpole_protocol::api::{CreateEnvironment, Scheme, SetDomain, Swap, Tier, UpdateSettings};
 use beanpole_protocol::options::{ENVIRONMENT, PROXY};
 use beanpole_protocol::proxy::{ProxyReport, StreamReport};
 use beanpole_protocol::{
@@ -15,6 +15,13 @@ const NOW: Timestamp = Timestamp::from_millis(10_000);
 
 fn name(text: &str) -> EnvironmentName {
     EnvironmentName::new(text).expect("a name")
+}
+
+fn with(other: &str) -> Swap {
+    Swap {
+        with: name(other),
+        allow_empty: false,
+    }
 }
 
 fn call(bits: u128, observed: &Observed) -> Call<'_> {
@@ -249,7 +256,7 @@ fn a_swap_of_two_network_environments_takes_their_ports_along() {
     let other = record(3, "db-b", network(&[(5433, "TLS")], true));
     engine.store.update(|tx| tx.put(&other)).expect("memory");
     engine
-        .swap(&call(1, &observed), &name("db-a"), &name("db-b"))
+        .swap(&call(1, &observed), &name("db-a"), &with("db-b"))
         .expect("swapped");
     let view = |of: &str| {
         let seen = engine
@@ -281,7 +288,7 @@ fn a_swap_with_one_that_takes_requests_leaves_ports_and_refuses_what_makes_no_se
     engine
         .set_domain(&call(2, &observed), &name("shop"), redirect)
         .expect("set");
-    let refused = engine.swap(&call(3, &observed), &name("shop"), &name("db-a"));
+    let refused = engine.swap(&call(3, &observed), &name("shop"), &with("db-a"));
     let hint = refused.expect_err("a redirect").hint.expect("a hint");
     assert!(
         hint.contains("beanpole domain remove shop old.example"),
@@ -292,7 +299,7 @@ fn a_swap_with_one_that_takes_requests_leaves_ports_and_refuses_what_makes_no_se
         .remove_domain(&call(4, &observed), &name("shop"), &gone)
         .expect("removed");
     engine
-        .swap(&call(5, &observed), &name("shop"), &name("db-a"))
+        .swap(&call(5, &observed), &name("shop"), &with("db-a"))
         .expect("swapped");
     let seen = engine
         .environment(&name("db-a"), &observed, NOW)

@@ -5,7 +5,7 @@ use crate::network::takes_domain;
 use crate::{Call, Engine, Fault};
 use beanpole_planner::{Plan, Stage};
 use beanpole_protocol::EnvironmentName;
-use beanpole_protocol::api::{EnvironmentStatus, OperationKind, Swapped};
+use beanpole_protocol::api::{EnvironmentStatus, OperationKind, Swap, Swapped};
 use beanpole_protocol::problem::Problem;
 use beanpole_store::model::EnvironmentRecord;
 
@@ -19,8 +19,9 @@ impl Engine {
         &self,
         call: &Call<'_>,
         name: &EnvironmentName,
-        with: &EnvironmentName,
+        asked: &Swap,
     ) -> Result<Swapped, Problem> {
+        let with = &asked.with;
         let ids = self.store.update(|tx| {
             let mut one = existing(tx, name)?;
             let mut other = existing(tx, with)?;
@@ -34,6 +35,14 @@ impl Engine {
             for environment in [&one, &other] {
                 free(tx, environment, false)?;
                 check(environment)?;
+            }
+            if !asked.allow_empty {
+                let live = [&one, &other].map(|environment| environment.live.is_some());
+                match live {
+                    [false, true] => return Err(has_nothing(&one, &other).into()),
+                    [true, false] => return Err(has_nothing(&other, &one).into()),
+                    _ => {}
+                }
             }
             swap_ports(&mut one, &mut other)?;
             std::mem::swap(&mut one.cname, &mut other.cname);
@@ -82,6 +91,18 @@ fn check(environment: &EnvironmentRecord) -> Result<(), Problem> {
     Ok(())
 }
 
+/// Refuses to lead what leads to `live` to `empty`, which has no release.
+fn has_nothing(empty: &EnvironmentRecord, live: &EnvironmentRecord) -> Problem {
+    let (empty, live) = (&empty.name, &live.name);
+    Problem::conflict(
+        "nothing-deployed",
+        format!("`{empty}` has no version yet: what leads to `{live}` would be answered with 503."),
+    )
+    .hint(format!(
+        "Deploy to it first: beanpole deploy {empty}. Or exchange them all the same: beanpole swap {live} {empty} --allow-empty"
+    ))
+}
+
 /// Exchanges the ports of two network environments: all that leads to one leads to the other. Where one of the two
 /// takes requests, each keeps what it listens on, and what goes to the other has to mean something there.
 fn swap_ports(one: &mut EnvironmentRecord, other: &mut EnvironmentRecord) -> Result<(), Problem> {
@@ -114,7 +135,9 @@ mod tests {
     use crate::{EngineConfig, Observed};
     use beanpole_protocol::api::{Environment, OperationStatus, SetDomain, Tier};
     use beanpole_protocol::proxy::ProxyReport;
-    use beanpole_protocol::{Cname, DomainName, EnvironmentId, Generation, RequestId, Timestamp};
+    use beanpole_protocol::{
+        Cname, DomainName, EnvironmentId, Generation, ReleaseNumber, RequestId, Timestamp,
+    };
     use beanpole_store::Store;
     use beanpole_store::model::EventRecord;
     use std::time::Duration;
@@ -157,6 +180,13 @@ mod tests {
         let set = engine.set_domain(&call(1, &Observed::default()), &name("blue"), domain);
         assert!(!set.expect("set").in_force);
         engine
+    }
+
+    fn with(other: &str) -> Swap {
+        Swap {
+            with: name(other),
+            allow_empty: false,
+        }
     }
 
     fn hosts(engine: &Engine, pool: &str) -> Vec<String> {
@@ -202,10 +232,10 @@ mod tests {
         let mut observed = reports(Generation(0));
         turn(&engine, &observed, Timestamp::EPOCH);
         assert_eq!(hosts(&engine, "blue"), ["blau.localhost", "blue.example"]);
-        let swapped = engine.swap(&call(2, &observed), &name("blue"), &name("green"));
+        let swapped = engine.swap(&call(2, &observed), &name("blue"), &with("green"));
         let swapped = swapped.expect("swapped");
         assert_ne!(swapped.operation.id, swapped.other.id);
-        let again = engine.swap(&call(3, &observed), &name("green"), &name("blue"));
+        let again = engine.swap(&call(3, &observed), &name("green"), &with("blue"));
         assert_eq!(again.expect_err("busy").code, "operation-in-progress");
         turn(&engine, &observed, Timestamp::EPOCH);
         assert_eq!(hosts(&engine, "blue"), ["green.localhost"]);
@@ -226,10 +256,38 @@ mod tests {
     }
 
     #[test]
+    fn hostnames_that_lead_somewhere_do_not_lead_nowhere_by_mistake() {
+        let engine = blue_and_green();
+        let observed = Observed::default();
+        let written = engine.store.update(|tx| {
+            let mut green = existing(tx, &name("green"))?;
+            green.live = Some(ReleaseNumber(1));
+            tx.put(&green)?;
+            Ok::<_, Fault>(())
+        });
+        assert!(written.is_ok());
+        for (one, other) in [("blue", "green"), ("green", "blue")] {
+            let refused = engine.swap(&call(2, &observed), &name(one), &with(other));
+            let refused = refused.expect_err("blue has nothing");
+            assert_eq!(refused.code, "nothing-deployed");
+            assert!(
+                refused.detail.starts_with("`blue` has no version"),
+                "{refused:?}"
+            );
+        }
+        let all_the_same = Swap {
+            allow_empty: true,
+            ..with("green")
+        };
+        let swapped = engine.swap(&call(2, &observed), &name("blue"), &all_the_same);
+        assert!(swapped.is_ok());
+    }
+
+    #[test]
     fn a_load_balancer_that_stays_away_is_named_and_not_waited_for_longer() {
         let engine = blue_and_green();
         let observed = reports(Generation(0));
-        let swapped = engine.swap(&call(2, &observed), &name("blue"), &name("green"));
+        let swapped = engine.swap(&call(2, &observed), &name("blue"), &with("green"));
         let id = swapped.expect("swapped").operation.id;
         turn(&engine, &observed, Timestamp::EPOCH);
         let later = Timestamp::EPOCH.after(Duration::from_secs(31));
@@ -253,7 +311,7 @@ mod tests {
         };
         let observed = heard(Generation(0));
         turn(&engine, &observed, now);
-        let swapped = engine.swap(&call(2, &observed), &name("blue"), &name("green"));
+        let swapped = engine.swap(&call(2, &observed), &name("blue"), &with("green"));
         let id = swapped.expect("swapped").operation.id;
         turn(&engine, &observed, now);
         let table = engine.routing_table().expect("a table");
