@@ -300,19 +300,34 @@ fn misleads(name: &str) -> bool {
     name == "proxy" || name.as_bytes().contains(&b'_')
 }
 
-/// Headers by which proxies tell of the client. The ones that are set anyway are not among them.
+/// Headers by which proxies tell of the client, or of the URL that it asked for, which some frameworks take for the
+/// path. The ones that are set anyway are not among them.
 fn claims(name: &str) -> bool {
     match name.as_bytes().first() {
         Some(b'x') => {
             matches!(
                 name,
-                "x-real-ip" | "x-client-ip" | "x-cluster-client-ip" | "x-original-host"
+                "x-real-ip"
+                    | "x-client-ip"
+                    | "x-cluster-client-ip"
+                    | "x-remote-ip"
+                    | "x-remote-addr"
+                    | "x-proxyuser-ip"
+                    | "x-azure-clientip"
+                    | "x-envoy-external-address"
+                    | "x-original-forwarded-for"
+                    | "x-original-host"
+                    | "x-original-url"
+                    | "x-rewrite-url"
             ) || (name.starts_with("x-forwarded-")
                 && !matches!(&name[12..], "for" | "proto" | "host" | "port"))
         }
         Some(b't') => name == "true-client-ip",
         Some(b'c') => name == "cf-connecting-ip",
-        Some(b'f') => name == "fastly-client-ip" || name == "front-end-https",
+        Some(b'f') => matches!(
+            name,
+            "fastly-client-ip" | "fly-client-ip" | "front-end-https"
+        ),
         _ => false,
     }
 }
@@ -349,6 +364,40 @@ mod tests {
             let left = cleaned(&[(name, "h2c"), ("accept", "*/*")]);
             let left = left.unwrap_or_else(|why| panic!("{why}"));
             assert_eq!(left.len(), 1, "{name}: {left:?}");
+        }
+    }
+
+    #[test]
+    fn what_proxies_say_is_believed_of_trusted_ones_alone() {
+        for name in [
+            "cf-connecting-ip",
+            "fastly-client-ip",
+            "fly-client-ip",
+            "front-end-https",
+            "true-client-ip",
+            "x-azure-clientip",
+            "x-client-ip",
+            "x-cluster-client-ip",
+            "x-envoy-external-address",
+            "x-forwarded-scheme",
+            "x-original-forwarded-for",
+            "x-original-host",
+            "x-original-url",
+            "x-proxyuser-ip",
+            "x-real-ip",
+            "x-remote-addr",
+            "x-remote-ip",
+            "x-rewrite-url",
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, HeaderValue::from_static("127.0.0.1"));
+            for (trusted, left) in [(true, 1), (false, 0)] {
+                let seen = Seen::look(&headers, Version::HTTP_11, trusted);
+                let mut headers = headers.clone();
+                seen.unwrap_or_else(|why| panic!("{why}"))
+                    .clean(&mut headers);
+                assert_eq!(headers.len(), left, "{name} {trusted}");
+            }
         }
     }
 

@@ -101,7 +101,7 @@ pub fn refusal(status: u16, id: &str, spoken: Option<&Spoken>) -> Refusal {
         431 => Page::HeadTooLarge,
         503 => Page::Crowded,
         _ => Page::BadRequest {
-            why: "Its head cannot be read.",
+            why: "Its head is malformed, or can be read in two ways.",
         },
     };
     let why = page.code();

@@ -3,22 +3,22 @@
 //! Everything per request happens without locks (but the access log's own) and without awaiting
 //! anything but the two peers.
 
+mod choice;
 mod files;
+mod own;
 
 use crate::access_log::Entry;
 use crate::alarm::{self, Alarm};
 use crate::announcing::Ends;
-use crate::asker::{Asker, Headers};
 use crate::balance::{End, Pool};
 use crate::compress::{self, Encoder};
-use crate::connection::{ConnState, Connection, OnStream, Refuse};
+use crate::connection::{ConnState, Connection, OnStream};
 use crate::exchange::{FAILED, MOST_HEADERS, Past, has_bare_line_ends};
 use crate::forwarded::{self, Client};
 use crate::grpc;
 use crate::head::{self, Seen};
-use crate::host::{Asked, host_of, port_of};
-use crate::pages::{self, Page, Rendered, takes_html};
-use crate::redirect::{self, Came};
+use crate::host::{Asked, host_of};
+use crate::pages::{self, Page};
 use crate::shared::{Shared, Way, count};
 use crate::sticky::Stay;
 use crate::target::{InFlight, TargetState};
@@ -29,8 +29,10 @@ use beanpole_protocol::ReleaseNumber;
 use beanpole_protocol::router::normal_host;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Version, header};
+pub use own::{Refuser, page_head};
+use own::{end_call, insist_on_https};
 use pingora_core::modules::http::HttpModules;
-use pingora_core::protocols::{Digest, SocketDigest};
+use pingora_core::protocols::Digest;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, OrErr, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -47,17 +49,6 @@ const CLIENT_PATIENCE: Duration = Duration::from_mins(1);
 /// How long what is left of an unwanted body may take to be read.
 const DRAIN_BODY: Duration = Duration::from_secs(5);
 
-/// How much of a body that nobody wants is taken for the sake of its answer, on HTTP/2, in bytes; and how
-/// long that may take.
-const TAKEN_BODY: usize = 1024 * 1024;
-const TAKE_BODY: Duration = Duration::from_secs(1);
-/// The same for the messages of a call, which may have no end before its answer.
-const TAKE_CALL: Duration = Duration::from_millis(100);
-
-/// What the kernel calls a connection whose other side has closed (`TCP_CLOSE_WAIT` of linux/tcp_states.h), and
-/// one that is gone (`TCP_CLOSE`).
-const CLOSED_STATES: [u8; 2] = [8, 7];
-
 /// How much longer an app may be silent than its client, while the request is not whole: at least, and at most.
 const SLACK: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
@@ -72,31 +63,6 @@ const CHALLENGE: &str = "acme-challenge";
 
 /// Why an answer that had begun is not whole, in the access log.
 pub const BROKEN_OFF: &str = "broken-off";
-
-/// What of a request its way depends on, while it waits.
-struct Asks {
-    client: Arc<Client>,
-    socket: Option<Arc<SocketDigest>>,
-    host: String,
-    path: String,
-    headers: HeaderMap,
-}
-
-impl Asks {
-    fn asker<'a>(&'a self, shared: &'a Shared) -> Asker<'a> {
-        Asker {
-            client: &self.client,
-            trusted: &shared.trusted,
-            path: self.path.as_bytes(),
-            headers: Headers::Map(&self.headers),
-        }
-    }
-
-    /// Whether its client has closed the connection.
-    fn has_left(&self) -> bool {
-        self.socket.as_deref().is_some_and(has_left)
-    }
-}
 
 /// The proxy's logic for one worker.
 pub struct Service(pub Arc<Shared>);
@@ -219,224 +185,6 @@ impl Request {
 }
 
 impl Service {
-    /// Chooses a target, as [`Shared::choose`].
-    fn choose(
-        &self,
-        session: &Session,
-        request: &mut Request,
-        host: &str,
-        except: Option<&Arc<TargetState>>,
-    ) -> Way {
-        let head = session.req_header();
-        let stay = &mut request.stay;
-        let state = state_of(request.connection.as_ref(), request.on_stream.as_ref());
-        self.with_client(session, state, |client| {
-            let asker = Asker {
-                client,
-                trusted: &self.0.trusted,
-                path: head.uri.path().as_bytes(),
-                headers: Headers::Map(&head.headers),
-            };
-            self.0.choose(host, &asker, except, stay)
-        })
-    }
-
-    /// Counts a request of a client that may send it now, once; else how long until it may.
-    fn admit(&self, session: &Session, request: &Request, pool: &Pool) -> Result<(), Duration> {
-        let connection = request.connection.as_ref();
-        let counted = connection.is_some_and(|one| one.admitted.swap(false, Relaxed));
-        if counted || request.admitted || pool.rates.is_none() {
-            return Ok(());
-        }
-        let head = session.req_header();
-        self.with_client(session, request.state(), |client| {
-            pool.admit(&Asker {
-                client,
-                trusted: &self.0.trusted,
-                path: head.uri.path().as_bytes(),
-                headers: Headers::Map(&head.headers),
-            })
-        })
-    }
-
-    /// Answers a request that comes too soon after others.
-    async fn answer_too_many(
-        &self,
-        session: &mut Session,
-        request: &mut Request,
-        pool: Arc<Pool>,
-        wait: Duration,
-    ) -> Result<u16> {
-        pool.counters.limited();
-        request.pool = Some(pool);
-        // In whole seconds, and never at once.
-        let wait_s = u32::try_from(wait.as_secs() + 1).unwrap_or(u32::MAX);
-        self.answer(session, request, &Page::TooManyRequests { wait_s })
-            .await
-    }
-
-    /// What a request asks, for as long as it waits.
-    fn asks(&self, session: &Session, request: &Request, host: &str) -> Asks {
-        let head = session.req_header();
-        let remembered = request.state().and_then(|connection| {
-            let remembered = connection.memory.get()?.clone();
-            remembered.downcast::<Client>().ok()
-        });
-        let digest = session.as_downstream().digest();
-        Asks {
-            client: remembered.unwrap_or_else(|| Arc::new(self.new_client(session))),
-            socket: digest.and_then(|digest| digest.socket_digest.clone()),
-            host: host.to_owned(),
-            path: head.uri.path().to_owned(),
-            headers: head.headers.clone(),
-        }
-    }
-
-    /// Waits where that may help: for a target that can take the request, then for room.
-    async fn wait(
-        &self,
-        session: &Session,
-        request: &mut Request,
-        way: Way,
-        host: &str,
-        except: Option<&Arc<TargetState>>,
-    ) -> Way {
-        if !way.may_wait() && !matches!(way, Way::Full(_)) {
-            return way;
-        }
-        let asks = self.asks(session, request, host);
-        let (shared, stay) = (&self.0, &mut request.stay);
-        let choose = || shared.choose(&asks.host, &asks.asker(shared), except, stay);
-        shared.waited(way, choose, || asks.has_left()).await
-    }
-
-    async fn answer(
-        &self,
-        session: &mut Session,
-        request: &mut Request,
-        page: &Page<'_>,
-    ) -> Result<u16> {
-        let connection = request.state();
-        let here = self.with_client(session, connection, |client| {
-            client.is_here(|name| session.req_header().headers.contains_key(name))
-        });
-        request.why = Some(page.code());
-        let accept = session
-            .req_header()
-            .headers
-            .get(header::ACCEPT)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default();
-        let id = request
-            .id
-            .get_or_insert_with(|| forwarded::request_id(&session.req_header().headers));
-        if grpc::is_of_grpc(&session.req_header().headers) {
-            request.counts_as = Some(page.status());
-            let mut head = grpc::head(page, id.clone())?;
-            insist_on_https(&mut head, request.spoken())?;
-            leave_body(session, TAKE_CALL).await;
-            session.write_response_header(Box::new(head), true).await?;
-            return Ok(page.status());
-        }
-        let pool = request.pool.as_deref();
-        let own = pool.and_then(|pool| self.0.own_page(pool, page));
-        let text = id.to_str().unwrap_or_default();
-        let rendered = page
-            .render(accept, text, here)
-            .or_own(own.as_deref(), accept, text);
-        let status = rendered.status;
-        let id = id.clone();
-        let head = page_head(&rendered, id, request.spoken())?;
-        leave_body(session, TAKE_BODY).await;
-        let only_head = session.req_header().method == Method::HEAD;
-        session
-            .write_response_header(Box::new(head), only_head)
-            .await?;
-        if !only_head {
-            session
-                .write_response_body(Some(rendered.body), true)
-                .await?;
-        }
-        Ok(status)
-    }
-
-    /// Whether a page of the environment takes the place of an error that its app answers with.
-    fn replaces(&self, session: &Session, request: &Request, status: u16) -> bool {
-        let pool = request.pool.as_deref();
-        let replaces = pool.filter(|pool| pool.content.replaces_errors);
-        replaces.is_some_and(|pool| {
-            let page = Page::Replaced { status };
-            takes_html(Headers::Map(&session.req_header().headers))
-                && self.0.own_page(pool, &page).is_some()
-        })
-    }
-
-    /// Sends the client to where its route says; false where that says so no more.
-    async fn send_elsewhere(
-        &self,
-        session: &mut Session,
-        request: &mut Request,
-        host: &str,
-    ) -> Result<bool> {
-        let head = session.req_header();
-        let connection = request.state();
-        let target = head.uri.path_and_query().map(|target| target.as_str());
-        let came = Came {
-            host,
-            target: target.unwrap_or("/"),
-            secure: self.with_client(session, connection, |client| {
-                client.came_securely(Headers::Map(&head.headers))
-            }),
-            port: port_of(host_of(head)),
-        };
-        let table = self.0.table.load();
-        let route = table.route(host, head.uri.path(), || came.secure);
-        let location = route.and_then(|route| redirect::location(route, &came, self.0.https_port));
-        drop(table);
-        let Some(location) = location else {
-            return Ok(false);
-        };
-        request.why = Some("redirect");
-        let id = request
-            .id
-            .get_or_insert_with(|| forwarded::request_id(&session.req_header().headers));
-        let mut head = ResponseHeader::build(redirect::STATUS, Some(3))?;
-        head.insert_header(header::LOCATION, &location)?;
-        head.insert_header(header::CONTENT_LENGTH, "0")?;
-        head.insert_header("X-Request-Id", id.clone())?;
-        insist_on_https(&mut head, request.spoken())?;
-        leave_body(session, TAKE_BODY).await;
-        session
-            .write_response_header(Box::new(head), true)
-            .await
-            .map(|()| true)
-    }
-
-    /// Answers an authority that looks whether a hostname leads here (RFC 8555, section 8.3).
-    async fn answer_challenge(
-        &self,
-        session: &mut Session,
-        request: &mut Request,
-        answer: String,
-    ) -> Result<()> {
-        let id = request.id.get_or_insert_with(forwarded::new_id).clone();
-        let page = Rendered {
-            status: 200,
-            content_type: "application/octet-stream",
-            body: answer.into(),
-            retry_after_s: None,
-        };
-        let head = page_head(&page, id, request.spoken())?;
-        let only_head = session.req_header().method == Method::HEAD;
-        session
-            .write_response_header(Box::new(head), only_head)
-            .await?;
-        if !only_head {
-            session.write_response_body(Some(page.body), true).await?;
-        }
-        Ok(())
-    }
-
     fn new_client(&self, session: &Session) -> Client {
         let digest = session.as_downstream().digest();
         let tls = digest.is_some_and(|digest| digest.ssl_digest.is_some());
@@ -495,35 +243,6 @@ fn ends_of(session: &Session) -> Option<Ends> {
         source: source?,
         destination: destination?,
     })
-}
-
-/// Before an answer to a request whose body nobody wants: what is left of it is not worth keeping the connection.
-/// On HTTP/2 it is taken first, unless it is long: an answer before the body's end resets the stream, and some
-/// clients (curl with nghttp2 1.52) lose the answer with it.
-async fn leave_body(session: &mut Session, limit: Duration) {
-    if !session.as_downstream_mut().is_body_done() {
-        session.as_downstream_mut().set_keepalive(None);
-        if session.req_header().version == Version::HTTP_2 {
-            let _ = tokio::time::timeout(limit, take_body(session)).await;
-        }
-    }
-}
-
-/// Whether the client of a connection has closed it: while a request waits, nobody reads from it.
-fn has_left(socket: &SocketDigest) -> bool {
-    let state = socket.tcp_info().map(|info| info.tcpi_state);
-    state.is_some_and(|state| CLOSED_STATES.contains(&state))
-}
-
-/// Reads on to the end of a request's body, as far as [`TAKEN_BODY`].
-async fn take_body(session: &mut Session) {
-    let mut taken = 0;
-    while taken < TAKEN_BODY {
-        match session.as_downstream_mut().read_request_body().await {
-            Ok(Some(piece)) => taken += piece.len(),
-            _ => break,
-        }
-    }
 }
 
 /// Whether an app says that it did nothing about a request: it takes no more on that connection, or no more at
@@ -591,27 +310,6 @@ async fn give_leave(session: &mut Session) -> Result<bool> {
     Ok(gives)
 }
 
-/// Ends a call whose answer has begun with a status that says why it goes no further.
-async fn end_call(session: &mut Session, request: &mut Request, code: u16) {
-    let Some(pool) = &request.pool else {
-        return;
-    };
-    let environment = pool.environment_name.as_str();
-    let page = match code {
-        504 => Page::Late { environment },
-        502 | 503 => Page::Broken { environment },
-        _ => return,
-    };
-    let trailers = grpc::trailers(&page);
-    request.counts_as = Some(page.status());
-    let sent = session
-        .as_downstream_mut()
-        .write_response_trailers(trailers);
-    if let Err(error) = sent.await {
-        tracing::debug!(%error, "a client left before the end of its call");
-    }
-}
-
 /// Looks at what pingora does not show of a head: the ends of its lines, and a length beside its
 /// `Transfer-Encoding`, which it has taken out by now.
 fn is_read_in_one_way(session: &Session, encoded: bool) -> Result<(), &'static str> {
@@ -635,67 +333,6 @@ fn names_length(raw: &[u8]) -> bool {
         line.get(..NAME.len())
             .is_some_and(|name| name.eq_ignore_ascii_case(NAME))
     })
-}
-
-/// Answers and logs the heads of one client that no service sees.
-pub struct Refuser {
-    /// What all workers share.
-    pub shared: Arc<Shared>,
-    /// The client.
-    pub client: IpAddr,
-}
-
-impl std::fmt::Debug for Refuser {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Refuser").finish_non_exhaustive()
-    }
-}
-
-impl Refuse for Refuser {
-    fn refuse(&self, status: u16, after: Duration, state: &ConnState) -> Vec<u8> {
-        let id = forwarded::new_id();
-        let id_text = id.to_str().unwrap_or_default();
-        let refusal = pages::refusal(status, id_text, Spoken::of(state));
-        if let Some(log) = &self.shared.access_log {
-            log.add(&Entry {
-                request_id: id.as_bytes(),
-                client: self.client.to_canonical().to_string().as_bytes(),
-                status: Some(status),
-                bytes: refusal.bytes,
-                duration: after,
-                why: Some(refusal.why),
-                ..Entry::NONE
-            });
-        }
-        refusal.answer
-    }
-}
-
-/// Tells browsers to come by HTTPS alone, where the certificate of the connection asks for that; without TLS there is
-/// none (RFC 6797, section 7.2).
-fn insist_on_https(head: &mut ResponseHeader, spoken: Option<&Spoken>) -> Result<()> {
-    let hsts = spoken.and_then(|spoken| spoken.hsts.clone());
-    hsts.map_or(Ok(()), |hsts| {
-        head.insert_header(header::STRICT_TRANSPORT_SECURITY, hsts)
-    })
-}
-
-/// The head of an answer that is a page of ours, on a connection for which that holds.
-pub fn page_head(
-    page: &Rendered,
-    id: HeaderValue,
-    spoken: Option<&Spoken>,
-) -> Result<ResponseHeader> {
-    let mut head = ResponseHeader::build(page.status, Some(7))?;
-    insist_on_https(&mut head, spoken)?;
-    head.insert_header(header::CONTENT_TYPE, page.content_type)?;
-    head.insert_header(header::CONTENT_LENGTH, HeaderValue::from(page.body.len()))?;
-    head.insert_header(header::CACHE_CONTROL, "no-store")?;
-    head.insert_header("X-Request-Id", id)?;
-    if let Some(seconds) = page.retry_after_s {
-        head.insert_header(header::RETRY_AFTER, HeaderValue::from(seconds))?;
-    }
-    Ok(head)
 }
 
 fn connection_of(session: &Session) -> Option<Arc<ConnState>> {

@@ -124,6 +124,22 @@ mod tests {
     const VALID: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
     #[test]
+    fn both_halves_of_a_made_trace_differ_from_one_to_the_next() {
+        let traces: Vec<TraceId> = (0..1_000).map(|_| Made::new().trace()).collect();
+        for half in [0..16, 16..32] {
+            let mut seen: Vec<_> = traces.iter().map(|trace| &trace[half.clone()]).collect();
+            seen.sort_unstable();
+            seen.dedup();
+            assert_eq!(seen.len(), traces.len());
+            // What samplers go by: the last byte of each half takes about all values.
+            let mut ends: Vec<_> = seen.iter().map(|half| &half[14..]).collect();
+            ends.sort_unstable();
+            ends.dedup();
+            assert!(ends.len() > 230, "{}", ends.len());
+        }
+    }
+
+    #[test]
     fn what_is_valid_is_told_from_what_is_not() {
         let trace = trace_of(VALID.as_bytes());
         assert_eq!(trace, Some(*b"0af7651916cd43dd8448eb211c80319c"));

@@ -13,6 +13,7 @@ use crate::shared::Shared;
 use crate::streams;
 use crate::tls::{self, Hello};
 use beanpole_daemon::connections::Connections;
+use beanpole_daemon::rarely::Rarely;
 use pingora_core::apps::{HttpServerApp, HttpServerOptions, ServerApp};
 use pingora_core::protocols::Stream;
 use pingora_core::protocols::http::ServerSession;
@@ -143,6 +144,7 @@ impl Worker {
                     app: Arc::new(app),
                     exchange: Exchange::new(shared.clone(), kept),
                     shared,
+                    refused: Rarely::new(),
                     retire: ends.retire.clone(),
                 };
                 runtime.block_on(carry(Arc::new(ways), accepted, ends));
@@ -172,6 +174,8 @@ pub struct Ways {
     /// The long one.
     pub app: Arc<HttpProxy<Service>>,
     shared: Arc<Shared>,
+    /// Clients whose certificates were refused.
+    refused: Rarely,
     /// Turns true when connections are to end.
     pub retire: ShutdownWatch,
 }
@@ -347,11 +351,27 @@ async fn greet(
             Some(Greeted::Here(Box::new(connection), client))
         }
         Ok(Err(error)) => {
+            // Clients are told little, and who gave them their certificates looks here.
+            if let Some(why) = refused_certificate(&error)
+                && let Some(times) = ways.refused.again()
+            {
+                tracing::warn!(%peer, %why, times, "a client's certificate was refused");
+            }
             tracing::debug!(%error, %peer, "no TLS handshake");
             None
         }
         Err(_) => None,
     }
+}
+
+/// Why a handshake failed, where that was the client's certificate, or that it has none.
+fn refused_certificate(error: &io::Error) -> Option<&rustls::Error> {
+    let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    let certificate = matches!(
+        error,
+        rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented
+    );
+    certificate.then_some(error)
 }
 
 /// Answers a client's requests, each on its way, until it has no more.

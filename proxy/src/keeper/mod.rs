@@ -9,7 +9,7 @@
 //! | From | Event | To |
 //! |---|---|---|
 //! | a process comes | it is prepared | the one that serves hands over (none: it takes at once) |
-//! | | it ends, or is late | the one that serves goes on; none serves: another comes, later and later |
+//! | | it ends, or is late (which is soon, where none serves) | the one that serves goes on; none serves: another comes, later and later |
 //! | one hands over | it told | the one that comes takes |
 //! | | it ends, or is late | the same, without what it would have told |
 //! | one takes | it serves | the one before drains |
@@ -63,6 +63,9 @@ const HANDS_OVER: Duration = Duration::from_secs(5);
 /// How long one that follows a crash waits for the controller to say which table is the newest, before it takes
 /// requests. A crash is over within a second.
 const NEWEST_AFTER_A_CRASH: Duration = Duration::from_millis(250);
+/// How long a process that gets ready for a reload still has when the one that serves has ended: what was on disk before
+/// is started again then.
+const HURRY: Duration = Duration::from_millis(250);
 /// The first pause before another start, after one that served for too short a time; doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -408,11 +411,10 @@ impl Keeper {
                         "the process that serves was told to stop by another one: starting the next"
                     );
                     process.role = Role::Drains;
-                    match &self.change {
-                        Some(change) if change.stage == Stage::Waits => self.hand(None).await,
-                        Some(_) => {}
-                        None => self.start_at = Some(Instant::now()),
+                    if self.change.is_none() {
+                        self.start_at = Some(Instant::now());
                     }
+                    self.hurry().await;
                 }
             }
             Word::Prepared | Word::Serving => {}
@@ -513,12 +515,23 @@ impl Keeper {
         if process.since.elapsed() >= WELL {
             self.failures = 0;
         }
-        match &self.change {
-            Some(change) if change.stage == Stage::Waits => self.hand(None).await,
-            Some(_) => {}
-            None => self.start_later(),
+        if self.change.is_none() {
+            self.start_later();
         }
+        self.hurry().await;
         Ok(())
+    }
+
+    /// None serves any more: what comes is waited for by clients.
+    async fn hurry(&mut self) {
+        let Some(change) = &mut self.change else {
+            return;
+        };
+        match change.stage {
+            Stage::Prepares => change.deadline = change.deadline.min(Instant::now() + HURRY),
+            Stage::Waits => self.hand(None).await,
+            Stage::Takes => {}
+        }
     }
 
     /// At once the first time, and then later and later.
@@ -585,9 +598,14 @@ impl Keeper {
             self.enter(Stage::Waits, self.config.patience);
             return;
         }
+        let hurried = change.reload && stage == Stage::Prepares && self.serving().is_none();
         if let Some(process) = self.processes.get_mut(&pid) {
             let seconds = self.config.patience.as_secs_f32();
-            process.why = Some(format!("it was not ready within {seconds} s"));
+            process.why = Some(if hurried {
+                "it was not ready when the process that served ended".to_owned()
+            } else {
+                format!("it was not ready within {seconds} s")
+            });
             process.kill();
         }
         self.enter(stage, self.config.patience);

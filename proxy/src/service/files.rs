@@ -1,6 +1,7 @@
 //! Requests that are answered with a static file of a release.
 
-use super::{Request, Service, insist_on_https, leave_body};
+use super::own::{insist_on_https, leave_body};
+use super::{Request, Service};
 use crate::asker::{Asker, Headers};
 use crate::balance::Pool;
 use crate::compress;
@@ -174,7 +175,7 @@ impl Service {
         {
             request.encoder = compress::begin(session.req_header(), &mut head, wanted)?;
         }
-        leave_body(session, super::TAKE_BODY).await;
+        leave_body(session);
         let ends = method == Method::HEAD || length_of(&parts) == 0;
         session.write_response_header(Box::new(head), ends).await?;
         request.answered = Some(Instant::now());
@@ -318,7 +319,7 @@ async fn add_slash(session: &mut Session, request: &mut Request) -> Result<()> {
     head.insert_header(header::CONTENT_LENGTH, "0")?;
     head.insert_header(header::CACHE_CONTROL, CACHED)?;
     add_usual(&mut head, request)?;
-    leave_body(session, super::TAKE_BODY).await;
+    leave_body(session);
     session.write_response_header(Box::new(head), true).await?;
     request.answered = Some(Instant::now());
     Ok(())

@@ -25,6 +25,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::runtime::Handle;
 
 /// How much of a request's body is kept to be sent once more, in bytes, as pingora has it.
 const MOST_KEPT: usize = 64 * 1024;
@@ -32,6 +33,12 @@ const MOST_KEPT: usize = 64 * 1024;
 /// client's pace bounds them; here they wait in memory, whatever it takes. Those beyond are left out.
 const MOST_INFORMED: usize = 32;
 const LONGEST_INFORMED: usize = 16 * 1024;
+
+/// How long, and for how many bytes, more of a request is taken that has had its answer. A stream that ends before its
+/// client has sent all is reset, and common clients (curl 7.88) take that for a failure and not what was answered,
+/// though they must not (RFC 9113, section 8.1). They stop by themselves when they see it.
+const LINGERS: Duration = Duration::from_secs(2);
+const LINGERS_FOR: usize = 1024 * 1024;
 
 /// What of a request's body can be read once more.
 enum Kept {
@@ -46,7 +53,8 @@ enum Kept {
 /// A request, and what has been answered to it.
 pub struct Http2Session {
     head: RequestHeader,
-    body: RecvStream,
+    /// There until it lingers.
+    body: Option<RecvStream>,
     answer: SendResponse<Bytes>,
     /// Once the head of the answer has been sent.
     writer: Option<SendStream<Bytes>>,
@@ -74,7 +82,7 @@ impl Http2Session {
         let (head, body) = request.into_parts();
         Self {
             head: head.into(),
-            body,
+            body: Some(body),
             answer,
             writer: None,
             written: None,
@@ -101,13 +109,18 @@ impl Http2Session {
 
     /// Whether no more of its body comes.
     pub fn has_whole_body(&self) -> bool {
-        self.has_no_body() || self.body.is_end_stream()
+        self.has_no_body() || self.is_over()
+    }
+
+    /// Whether the client has sent all of it.
+    fn is_over(&self) -> bool {
+        self.body.as_ref().is_none_or(RecvStream::is_end_stream)
     }
 
     /// Whether it has none.
     fn has_no_body(&self) -> bool {
         let length = self.head.headers.get(header::CONTENT_LENGTH);
-        self.taken == 0 && (self.body.is_end_stream() || length.is_some_and(|length| length == "0"))
+        self.taken == 0 && (self.is_over() || length.is_some_and(|length| length == "0"))
     }
 
     /// From here on, what is read of its body can be read once more, as far as it is short.
@@ -119,7 +132,10 @@ impl Http2Session {
 
     /// Reads on in its body; none where that is over.
     pub async fn read_body(&mut self) -> Result<Option<Bytes>> {
-        let piece = self.body.data().await.transpose();
+        let Some(body) = &mut self.body else {
+            return Ok(None);
+        };
+        let piece = body.data().await.transpose();
         let piece = piece.or_err(ErrorType::ReadError, "while a request's body was read")?;
         if let Some(piece) = &piece {
             self.taken += piece.len();
@@ -131,7 +147,7 @@ impl Http2Session {
                 Kept::Nothing | Kept::TooMuch => {}
             }
             // A stream that is over needs no room.
-            let _ = self.body.flow_control().release_capacity(piece.len());
+            let _ = body.flow_control().release_capacity(piece.len());
         }
         Ok(piece)
     }
@@ -261,6 +277,31 @@ impl Http2Session {
         if !self.ended {
             self.answer.send_reset(reason);
         }
+    }
+}
+
+impl Drop for Http2Session {
+    fn drop(&mut self) {
+        if !self.ended || self.is_over() {
+            return;
+        }
+        // Each is one of the requests that its connection may have at once.
+        if let (Some(body), Ok(runtime)) = (self.body.take(), Handle::try_current()) {
+            runtime.spawn(tokio::time::timeout(LINGERS, linger(body)));
+        }
+    }
+}
+
+/// Takes what comes of a request that has had its answer, up to its end or a bound; beyond that, its client waits.
+async fn linger(mut body: RecvStream) {
+    let mut left = LINGERS_FOR;
+    while let Some(Ok(piece)) = body.data().await {
+        let Some(less) = left.checked_sub(piece.len()) else {
+            // Nobody gives it room any more, and it is kept as long as others are.
+            return std::future::pending().await;
+        };
+        left = less;
+        let _ = body.flow_control().release_capacity(piece.len());
     }
 }
 

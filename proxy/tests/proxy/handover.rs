@@ -459,6 +459,34 @@ async fn an_executable_that_cannot_serve_changes_nothing_and_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_crash_while_a_reload_hangs_is_over_within_a_second() {
+    let backend = Backend::start().await;
+    let proxy = kept(|_| {}).await;
+    let directory = proxy.directory.path();
+    proxy.serve(&table(1, vec![serving(1, &backend)])).await;
+    let serving = reload(&proxy).await.expect("reloaded").pid;
+    install_script(directory, r#"touch "$0.hangs"; exec sleep 100"#);
+    let socket = directory.join("proxy.sock");
+    let hangs = tokio::spawn(async move { beanpole_proxy::reload(&socket).await });
+    until("it hangs", || async {
+        directory.join("executable.hangs").exists().then_some(())
+    })
+    .await;
+    install_this(directory);
+    kill(serving);
+    let killed = Instant::now();
+    assert_eq!(get(proxy.http, HOST, "/").await.status, 200);
+    let gap = killed.elapsed();
+    assert!(gap < Duration::from_secs(1), "{gap:?}");
+    let told = why(hangs.await.expect("no panic"));
+    assert!(
+        told.contains("when the process that served ended"),
+        "{told}"
+    );
+    proxy.stopped().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_keeper_becomes_the_executable_on_disk_and_stays_the_same_process() {
     let backend = Backend::start().await;
     let directory = Arc::new(tempfile::tempdir().expect("temporary directory"));

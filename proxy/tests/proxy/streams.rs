@@ -379,3 +379,56 @@ async fn a_client_that_takes_little_gets_little_at_a_time() {
     let last = talk.next_of(1).await.expect("the rest");
     assert_eq!((last.payload, last.flags), (b"e".to_vec(), END_STREAM));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_before_the_end_of_a_request_is_seen_by_clients_that_still_send() {
+    let backend = Backend::start().await;
+    let proxy = Proxy::start().await;
+    let mut wanted = table(1, vec![serving(1, &backend)]);
+    wanted.pools[0].limits.body_bytes = 10;
+    proxy.serve(&wanted).await;
+    let socket = TcpStream::connect(proxy.http).await.expect("connect");
+    let mut talk = Talk::begin(socket, &[]).await;
+    for (stream, host, status) in [(1, HOST, 413), (3, "nobody.localhost", 404)] {
+        let head = block(&[
+            (b":method", b"PUT"),
+            (b":scheme", b"http"),
+            (b":authority", host.as_bytes()),
+            (b":path", b"/"),
+            (b"content-length", b"200000"),
+        ]);
+        assert!(talk.send(&frame(HEADERS, END_HEADERS, stream, &head)).await);
+        let head = talk.next_of(stream).await.expect("a head");
+        assert_eq!(head.status(), Some(status));
+        assert_eq!(
+            talk.next_of(stream).await.expect("a page").flags,
+            END_STREAM
+        );
+        // More than the window of a stream: its room comes back.
+        let mut room = 65_535;
+        for part in 0..20 {
+            while room < 10_000 {
+                let frame = talk.next().await.expect("it goes on");
+                assert!(frame.kind != RST_STREAM, "{frame:?}");
+                if frame.kind == WINDOW_UPDATE && frame.stream == stream {
+                    room += frame.number(0).expect("a number");
+                }
+            }
+            room -= 10_000;
+            let ends = if part == 19 { END_STREAM } else { 0 };
+            let data = frame(DATA, ends, stream, &[b'x'; 10_000]);
+            assert!(talk.send(&data).await);
+        }
+        assert!(talk.send(&frame(PING, 0, 0, b"answered")).await);
+        loop {
+            let frame = talk.next().await.expect("it goes on");
+            assert!(
+                frame.kind != RST_STREAM && frame.kind != GOAWAY,
+                "{frame:?}"
+            );
+            if frame.kind == PING {
+                break;
+            }
+        }
+    }
+}
