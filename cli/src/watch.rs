@@ -10,10 +10,11 @@ use crate::interrupt;
 use crate::output::errors::Failure;
 use crate::output::progress::Board;
 use crate::output::{count, duration, plural, receipt};
-use beanpole_protocol::OperationId;
 use beanpole_protocol::api::{Environment, Operation, OperationKind, OperationStatus};
 use beanpole_protocol::event::Event;
+use beanpole_protocol::options::OptionSettings;
 use beanpole_protocol::proxy::said;
+use beanpole_protocol::{EnvironmentName, OperationId};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -162,10 +163,25 @@ fn conclude(context: &Context, operation: &Operation, waited: Duration) -> Resul
     let took = operation
         .finished_at
         .map_or(waited, |end| end.since(operation.started_at));
-    context
-        .output
-        .line(summary(operation, environment.as_ref(), took));
+    let mut text = summary(operation, environment.as_ref(), took);
+    if operation.kind == OperationKind::Scale
+        && let Some(sleeps) = sleeps(context, &operation.environment_name)
+    {
+        text.push_str(&format!("\n{sleeps}"));
+    }
+    context.output.line(text);
     Ok(())
+}
+
+/// That an environment does without instances while nobody asks, if it does.
+fn sleeps(context: &Context, name: &EnvironmentName) -> Option<String> {
+    let path = format!("/v1/environments/{}/settings", escape(name.as_str()));
+    let settings: OptionSettings = context.client().ok()?.get(&path).ok()?;
+    let after = Duration::from_millis(settings.sleeps_after_ms()?);
+    Some(format!(
+        "It sleeps, without any, after {} without a request (IdleTime), and the next one wakes it. Change that: beanpole config {name} --set IdleTime=SECONDS",
+        duration(after)
+    ))
 }
 
 /// What requests noticed of an operation that changes what runs.

@@ -3,6 +3,7 @@
 use crate::{ControllerConfig, ControllerError, Tls, certificate};
 use axum::{Extension, Router};
 use beanpole_daemon::connections::{Connections, raise_open_files, room_for};
+use beanpole_daemon::files;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -12,6 +13,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -217,10 +219,14 @@ fn acceptor(config: &ControllerConfig) -> Result<Option<TlsAcceptor>, Controller
         Tls::Files { cert, key } => (cert.clone(), key.clone()),
         Tls::SelfSigned => certificate::self_signed(config)?,
     };
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&cert)
-        .and_then(Iterator::collect)
+    let read = |path: &Path| {
+        files::read(path, files::LARGEST)
+            .map_err(|error| wrong(format!("{}: {error}", path.display())))
+    };
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&read(&cert)?)
+        .collect::<Result<_, _>>()
         .map_err(|error| wrong(format!("{}: {error}", cert.display())))?;
-    let key = PrivateKeyDer::from_pem_file(&key)
+    let key = PrivateKeyDer::from_pem_slice(&read(&key)?)
         .map_err(|error| wrong(format!("{}: {error}", key.display())))?;
     let mut tls = rustls::ServerConfig::builder()
         .with_no_client_auth()

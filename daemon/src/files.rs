@@ -1,11 +1,42 @@
-//! Files that are whole or absent, whatever happens while they are written.
+//! Files that are whole or absent, whatever happens while they are written; and files that are read whole.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+/// Largest file that is read whole and small by nature, in bytes: far above any chain of certificates, key or list of settings.
+pub const LARGEST: usize = 1024 * 1024;
+
+/// Reads all that comes. What is larger than `largest` bytes, or has no end as `/dev/zero`, is refused with
+/// [`io::ErrorKind::FileTooLarge`].
+pub fn read_all(from: impl Read, largest: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    from.take(largest as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > largest {
+        let why = format!("it is larger than {} KiB", largest / 1024);
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, why));
+    }
+    Ok(bytes)
+}
+
+/// [`read_all`] of a text in UTF-8; what is none is refused with [`io::ErrorKind::InvalidData`].
+pub fn read_all_text(from: impl Read, largest: usize) -> io::Result<String> {
+    let no_text = |_| io::Error::new(io::ErrorKind::InvalidData, "it is no text in UTF-8");
+    String::from_utf8(read_all(from, largest)?).map_err(no_text)
+}
+
+/// [`read_all`] of a file.
+pub fn read(path: &Path, largest: usize) -> io::Result<Vec<u8>> {
+    read_all(File::open(path)?, largest)
+}
+
+/// [`read_all_text`] of a file.
+pub fn read_text(path: &Path, largest: usize) -> io::Result<String> {
+    read_all_text(File::open(path)?, largest)
+}
 
 /// Why a state file could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -123,6 +154,18 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, ReadErro
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn what_is_too_large_is_not_read_to_its_end() {
+        let refused = read(Path::new("/dev/zero"), LARGEST).expect_err("it has no end");
+        assert_eq!(refused.kind(), io::ErrorKind::FileTooLarge);
+        assert_eq!(refused.to_string(), "it is larger than 1024 KiB");
+        assert_eq!(read_all(&b"four"[..], 4).expect("it fits"), b"four");
+        let kind = |bytes: &[u8]| read_all_text(bytes, 4).map_err(|error| error.kind());
+        assert_eq!(kind(b"text"), Ok("text".to_owned()));
+        assert_eq!(kind(b"texts"), Err(io::ErrorKind::FileTooLarge));
+        assert_eq!(kind(b"\xff"), Err(io::ErrorKind::InvalidData));
+    }
 
     #[test]
     fn a_written_file_has_its_mode_and_leaves_no_temporary_behind() {

@@ -1,7 +1,7 @@
 //! Hostnames that an environment has besides the one below the default domain.
 
-use crate::ids::text_type;
-use crate::names::is_dns_name;
+use crate::ids::{shown, text_type};
+use crate::names::{LONGEST_DNS_LABEL, LONGEST_DNS_NAME, is_dns_name};
 use serde::{Deserialize, Serialize};
 
 text_type!(
@@ -29,6 +29,73 @@ const LONGEST_PATH: usize = 128;
 fn is_hostname(text: &str) -> bool {
     let plain = |byte: u8| !byte.is_ascii_uppercase() && byte != b'_';
     is_dns_name(text) && text.bytes().all(plain)
+}
+
+/// What is wrong with a text as a hostname, as the end of a sentence; none where it is one.
+pub fn wrong_with_host(text: &str) -> Option<String> {
+    if is_hostname(text) {
+        return None;
+    }
+    let odd = |c: char| !(c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c));
+    if let Some(odd) = text.chars().find(|c| odd(*c)) {
+        let shown = odd.escape_debug();
+        return Some(match odd {
+            _ if text.contains("://") => "it is a URL, and the hostname alone is needed".to_owned(),
+            '_' => "hostnames have no `_`, which is for other records of the DNS".to_owned(),
+            '*' => {
+                "`*` stands for whole names below one, and comes first: `*.example.org`".to_owned()
+            }
+            'A'..='Z' => "it has to be in lower case".to_owned(),
+            ':' => "it is without a port".to_owned(),
+            _ if odd.is_whitespace() => "there is a space in it".to_owned(),
+            _ if odd.is_ascii() => {
+                format!("`{shown}` is none of letters, digits, hyphens and dots")
+            }
+            _ => format!(
+                "`{shown}` is not ASCII, and the DNS has such names in a form of their own (`xn--…`)"
+            ),
+        });
+    }
+    let mut labels = text.split('.');
+    Some(if text.is_empty() {
+        "it is empty".to_owned()
+    } else if labels.clone().any(str::is_empty) {
+        "a dot has to stand between two labels".to_owned()
+    } else if let Some(label) = labels.clone().find(|label| label.len() > LONGEST_DNS_LABEL) {
+        let many = label.len();
+        format!(
+            "what is between two dots has {LONGEST_DNS_LABEL} characters at most, and `{}` has {many}",
+            shown(label)
+        )
+    } else if let Some(label) = labels.find(|label| label.starts_with('-') || label.ends_with('-'))
+    {
+        format!("`{label}` has a hyphen at an end")
+    } else {
+        let many = text.len();
+        format!("a name has {LONGEST_DNS_NAME} characters at most, and this one has {many}")
+    })
+}
+
+/// The same of a text as a domain: a hostname or a pattern of them, and a path.
+pub fn wrong_with_domain(text: &str) -> Option<String> {
+    let (host, path) = match text.split_once("://") {
+        // All of a URL is wrong.
+        Some(_) => (text, ""),
+        None => text.split_at(text.find('/').unwrap_or(text.len())),
+    };
+    let wrong = match host {
+        "*" => None,
+        _ => wrong_with_host(host.strip_prefix("*.").unwrap_or(host)),
+    };
+    wrong.or_else(|| {
+        (!is_path(path)).then(|| {
+            format!(
+                "`{}` is no path that a domain can have: without `/` at its end, `..`, or what a URL writes as %20 and \
+                 the like, and {LONGEST_PATH} characters at most",
+                shown(path)
+            )
+        })
+    })
 }
 
 fn is_path(path: &str) -> bool {
@@ -113,6 +180,7 @@ mod tests {
             "example.org/*.png",
         ] {
             assert!(DomainName::new(good).is_ok(), "{good}");
+            assert_eq!(wrong_with_domain(good), None, "{good}");
         }
         for bad in [
             "",
@@ -134,8 +202,37 @@ mod tests {
             "a.",
         ] {
             assert!(DomainName::new(bad).is_err(), "{bad}");
+            assert!(wrong_with_domain(bad).is_some(), "{bad}");
         }
         assert!(DomainName::new("a.".repeat(127)).is_err());
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_domain_is_said_by_its_name() {
+        let long = "a".repeat(64);
+        for (text, said) in [
+            ("", "empty"),
+            ("a b", "a space"),
+            ("a_b.org", "no `_`"),
+            (long.as_str(), "63 characters at most, and `aaa"),
+            ("a.".repeat(127).as_str(), "a dot has to stand"),
+            (
+                format!("{}a", "a.".repeat(127)).as_str(),
+                "253 characters at most, and this one has 255",
+            ),
+            ("bücher.de", "`ü` is not ASCII"),
+            ("a.*.org", "comes first"),
+            ("*.*.org", "comes first"),
+            ("Shop.org", "lower case"),
+            ("https://shop.org", "a URL"),
+            ("shop.org:80", "without a port"),
+            ("-a.org", "`-a` has a hyphen"),
+            ("a@b", "`@` is none"),
+            ("shop.org/", "`/` is no path"),
+        ] {
+            let wrong = wrong_with_domain(text).unwrap_or_default();
+            assert!(wrong.contains(said), "{text}: {wrong}");
+        }
     }
 
     #[test]

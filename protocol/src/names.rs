@@ -12,8 +12,8 @@ fn label(text: &str, longest: usize) -> bool {
 }
 
 /// Longest name of the DNS (RFC 1035, section 2.3.4), and longest label of one.
-const LONGEST_DNS_NAME: usize = 253;
-const LONGEST_DNS_LABEL: usize = 63;
+pub(crate) const LONGEST_DNS_NAME: usize = 253;
+pub(crate) const LONGEST_DNS_LABEL: usize = 63;
 
 /// Whether a text is a name of the DNS as hosts have them: labels of 1 to 63 letters, digits and hyphens with dots between, none
 /// with a hyphen at an end, 253 characters in all (RFC 1123, section 2.1). `_` is none of these, and in use.

@@ -215,6 +215,11 @@ fn an_authority_signs_by_every_proof_whatever_becomes_of_the_controller() {
         bed.run(&register).code == 0
     });
     bed.run(&register).ok().says("Account home");
+    // Pebble's terms, as its directory says.
+    let (_, unagreed) = register.split_last().expect("words");
+    bed.run(unagreed)
+        .exits(1)
+        .says("Read them at data:text/plain,");
     let other = [&register[..], &["--email", "ops@example.com"]].concat();
     bed.run(&other).exits(1).says("There is an account `home`");
 

@@ -3,8 +3,8 @@
 
 use super::Access;
 use crate::output::errors::Failure;
+use beanpole_daemon::files;
 use serde::{Deserialize, Serialize};
-use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -141,7 +141,7 @@ pub fn access(wanted: &Wanted) -> Result<Access, Failure> {
 
 /// The record of an `up` that still runs on `data`.
 pub fn record(data: &Path) -> Option<UpRecord> {
-    let record: UpRecord = beanpole_daemon::files::read_json(&data.join("up.json")).ok()??;
+    let record: UpRecord = files::read_json(&data.join("up.json")).ok()??;
     Path::new("/proc")
         .join(record.pid.to_string())
         .exists()
@@ -233,7 +233,7 @@ fn read_token(path: &Path) -> Result<String, Failure> {
             failure
         }
     };
-    let mut file = std::fs::File::open(path).map_err(|error| cannot(&error))?;
+    let file = std::fs::File::open(path).map_err(|error| cannot(&error))?;
     let mode = file.metadata().map_err(|error| cannot(&error))?.mode();
     if mode & 0o077 != 0 {
         return Err(Failure::new(format!(
@@ -243,9 +243,7 @@ fn read_token(path: &Path) -> Result<String, Failure> {
         ))
         .hint(format!("Close it: chmod 600 {}", path.display())));
     }
-    let mut text = String::new();
-    file.read_to_string(&mut text)
-        .map_err(|error| cannot(&error))?;
+    let text = files::read_all_text(file, files::LARGEST).map_err(|error| cannot(&error))?;
     checked(&text, &format!("in {}", path.display()))
 }
 

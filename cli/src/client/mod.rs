@@ -4,6 +4,7 @@ pub mod find;
 pub mod sse;
 
 use crate::output::errors::Failure;
+use beanpole_daemon::files;
 use beanpole_protocol::api::Healthz;
 use beanpole_protocol::ids::shown;
 use beanpole_protocol::problem::Problem;
@@ -66,7 +67,7 @@ impl Client {
         let mut tls = ureq::tls::TlsConfig::builder();
         let trusted = ca.or(access.ca.as_deref()).map(Path::to_owned);
         if let Some(path) = &trusted {
-            let pem = std::fs::read(path).map_err(|error| {
+            let pem = files::read(path, files::LARGEST).map_err(|error| {
                 Failure::caused(format!("Cannot read {}.", path.display()), &error)
                     .hint("Name the controller's certificate, a PEM file: --ca FILE or BEANPOLE_CA")
                     .into_misuse()

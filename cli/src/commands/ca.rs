@@ -52,7 +52,7 @@ enum CaCommand {
     Show,
     /// Have it sign a certificate for something else than load balancers
     #[command(
-        after_help = "Example:\n  beanpole ca issue nas.home.example 192.168.1.5 --days 90\n\nWrites HOST.crt and HOST.key (mode 0600) here. The controller keeps neither."
+        after_help = "Example:\n  beanpole ca issue nas.home.example 192.168.1.5 --days 90\n\nWrites HOST.crt and HOST.key (mode 0600) here, where there is neither yet. The controller keeps neither."
     )]
     Issue {
         /// Hostnames and addresses
@@ -64,6 +64,9 @@ enum CaCommand {
         /// Where to write them
         #[arg(long, value_name = "DIR", default_value = ".")]
         out: PathBuf,
+        /// Take the place of files that are there: their key is lost
+        #[arg(long)]
+        replace: bool,
     },
     /// Forget the authority and its key
     #[command(
@@ -116,7 +119,12 @@ pub fn run(context: &Context, command: Ca) -> Result<(), Failure> {
             context.output.line(authority.certificate.trim_end());
             Ok(())
         }
-        CaCommand::Issue { hosts, days, out } => issue(context, hosts, days, &out),
+        CaCommand::Issue {
+            hosts,
+            days,
+            out,
+            replace,
+        } => issue(context, hosts, days, &out, replace),
         CaCommand::Remove { yes } => remove(context, yes),
         CaCommand::Auto { switch } => {
             let automatic = switch == Switch::On;
@@ -182,7 +190,13 @@ fn how_to_trust() -> &'static str {
      \x20 curl            curl --cacert ca.pem https://..."
 }
 
-fn issue(context: &Context, hosts: Vec<String>, days: u32, out: &Path) -> Result<(), Failure> {
+fn issue(
+    context: &Context,
+    hosts: Vec<String>,
+    days: u32,
+    out: &Path,
+    replace: bool,
+) -> Result<(), Failure> {
     let name = hosts.first().map_or("host", String::as_str);
     let name: String = name
         .chars()
@@ -194,14 +208,23 @@ fn issue(context: &Context, hosts: Vec<String>, days: u32, out: &Path) -> Result
             }
         })
         .collect();
-    let body = IssueCertificate { hosts, days };
-    let issued: IssuedCertificate = context
-        .client()?
-        .post(&format!("{PATH}/certificates"), &body)?;
     let (cert, key) = (
         out.join(format!("{name}.crt")),
         out.join(format!("{name}.key")),
     );
+    let there = |path: &&PathBuf| path.symlink_metadata().is_ok();
+    if let Some(path) = [&key, &cert].into_iter().find(there).filter(|_| !replace) {
+        // Before anything is signed.
+        return Err(
+            Failure::misuse(format!("There is a file {} already.", path.display())).hint(
+                "Write elsewhere: --out DIR. To put new ones in the place of both, whose key is lost then: --replace",
+            ),
+        );
+    }
+    let body = IssueCertificate { hosts, days };
+    let issued: IssuedCertificate = context
+        .client()?
+        .post(&format!("{PATH}/certificates"), &body)?;
     for (path, text, mode) in [
         (&key, &issued.key.0, 0o600),
         (&cert, &issued.certificate, 0o644),

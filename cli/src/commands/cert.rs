@@ -5,7 +5,7 @@ use crate::client::escape;
 use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::output::{Output, Paint, table};
-use beanpole_daemon::clock;
+use beanpole_daemon::{clock, files};
 use beanpole_protocol::api::{
     Certificate, CertificateOcsp, CertificateStatus, OcspStatus, Proof, PutCertificate,
     RequestCertificate, UpdateCertificate,
@@ -211,7 +211,7 @@ pub fn run(context: &Context, command: Cert) -> Result<(), Failure> {
 
 /// A file of a few lines of text.
 pub fn read(flag: &str, file: &Path) -> Result<String, Failure> {
-    let bytes = std::fs::read(file).map_err(|error| {
+    let bytes = files::read(file, files::LARGEST).map_err(|error| {
         Failure::caused(format!("{flag}: cannot read {}.", file.display()), &error)
             .hint(format!("Name a PEM file that you may read: {flag} FILE"))
             .into_misuse()
@@ -466,6 +466,12 @@ fn change(context: &Context, set: &Set) -> Result<(), Failure> {
         no_client_authorities: set.no_client_ca,
         ocsp: set.ocsp.then_some(true).or(set.no_ocsp.then_some(false)),
     };
+    if body == UpdateCertificate::default() {
+        return Err(Failure::misuse("There is nothing to change.").hint(format!(
+            "Say what: --min-tls, --hsts, --client-ca, --ocsp or --default, or the same with --no-. How it is now: beanpole cert show {}",
+            set.name
+        )));
+    }
     let view: Certificate = context.client()?.patch(&path(&set.name), &body)?;
     context.output.result(&view, show(context.output, &view))
 }

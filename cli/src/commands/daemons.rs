@@ -1,5 +1,6 @@
 //! The daemons on their own: what `up` starts, and what runs on hosts.
 
+use super::check::{self, Check};
 use crate::client::find;
 use crate::context::Context;
 use crate::local::children;
@@ -10,6 +11,7 @@ use beanpole_controller::{ControllerConfig, ControllerError, Tls};
 use beanpole_daemon::http::CallError;
 use beanpole_daemon::supervise::{self, Supervised};
 use beanpole_daemon::{logs, stop};
+use beanpole_protocol::agent::INSTANCE_PORTS;
 use beanpole_protocol::edge::{ALL_OF_THEM, AccessLog, AccessLogFormat, EdgeTerms};
 use beanpole_proxy::{
     KeeperConfig, LINGER, LONGEST_HEADER_TIMEOUT, LogFormat, LogOptions, Network, PATIENCE,
@@ -19,8 +21,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::fs::File;
 use std::future::Future;
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -72,6 +73,29 @@ pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
             text.escape_debug()
         )
     })
+}
+
+/// What is to be said of addresses whose ports instances on this machine are given; each by its flag.
+fn of_instances(given: &[(&str, SocketAddr)]) -> Vec<String> {
+    let (first, last) = (INSTANCE_PORTS.start(), INSTANCE_PORTS.end());
+    let odd = given
+        .iter()
+        .filter(|(_, at)| INSTANCE_PORTS.contains(&at.port()));
+    odd.map(|(flag, at)| {
+        let port = at.port();
+        format!(
+            "{flag} {at}: ports {first} to {last} are those of instances. One on this machine has port {port} where it comes first, \
+             as after a restart, and nothing can listen here then. Choose a port below {first} by {flag}."
+        )
+    })
+    .collect()
+}
+
+/// Warns of such addresses.
+pub fn warn_of_instances(given: &[(&str, SocketAddr)]) {
+    for text in of_instances(given) {
+        warn(&text);
+    }
 }
 
 /// How the controller offers its API: the same for `controller` and `up`.
@@ -374,7 +398,7 @@ pub struct Proxy {
 #[derive(Debug, Subcommand)]
 pub enum ProxyAction {
     Reload(Reload),
-    Check(CheckProxy),
+    Check(Check),
 }
 
 /// Have the executable on disk take over, without a lost request: an upgrade, or a restart
@@ -386,20 +410,6 @@ pub struct Reload {
     /// The proxy's socket [default: that of `beanpole up`]
     #[arg(long, value_name = "SOCKET")]
     pub socket: Option<PathBuf>,
-}
-
-/// Ask whether a load balancer answers by HTTP at an address, within a second
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  beanpole proxy check 127.0.0.1:80\n\nExit code 0: it answers; 1: it does not."
-)]
-pub struct CheckProxy {
-    /// Where
-    #[arg(value_name = "ADDR", value_parser = listen_address)]
-    pub address: SocketAddr,
-    /// It is one with --proxy-protocol
-    #[arg(long)]
-    pub proxy_protocol: bool,
 }
 
 /// Started by the proxy that keeps the listeners: what carries its traffic.
@@ -537,7 +547,7 @@ pub fn agent(command: Agent) -> Result<(), Failure> {
 pub fn proxy(context: &Context, command: Proxy) -> Result<(), Failure> {
     match command.action {
         Some(ProxyAction::Reload(reload)) => have_reloaded(context, &reload),
-        Some(ProxyAction::Check(asked)) => check(asked.address, asked.proxy_protocol),
+        Some(ProxyAction::Check(asked)) => check::run(&asked),
         None => keep_proxy(command.runs),
     }
 }
@@ -548,6 +558,9 @@ fn keep_proxy(runs: ProxyRuns) -> Result<(), Failure> {
         own_path().map_err(|error| Failure::caused("This executable cannot be found.", &error))?;
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let (data, socket) = runs.places()?;
+    let http = runs.http.iter().map(|at| ("--http", *at));
+    let https = runs.https.iter().map(|at| ("--https", *at));
+    warn_of_instances(&http.chain(https).collect::<Vec<_>>());
     let config = ProxyConfig::new(data, &socket);
     let keeper = KeeperConfig {
         socket,
@@ -664,42 +677,10 @@ pub fn proxy_process(command: ProxyProcess) -> Result<(), Failure> {
     )
 }
 
-/// How long a load balancer may take to answer a check.
-const CHECK_LIMIT: Duration = Duration::from_secs(1);
-
-/// Whether a load balancer answers at an address, on the way that requests take. One that does not take requests yet,
-/// because it waits for the newest table, does not answer. Any answer is good: it asks for no host that there is.
-fn check(address: SocketAddr, announced: bool) -> Result<(), Failure> {
-    let asking = || -> std::io::Result<bool> {
-        let mut stream = TcpStream::connect_timeout(&address, CHECK_LIMIT)?;
-        stream.set_read_timeout(Some(CHECK_LIMIT))?;
-        stream.set_write_timeout(Some(CHECK_LIMIT))?;
-        if announced {
-            stream.write_all(b"PROXY UNKNOWN\r\n")?;
-        }
-        stream.write_all(
-            b"GET / HTTP/1.1\r\nHost: beanpole-check.invalid\r\nConnection: close\r\n\r\n",
-        )?;
-        let mut begins = [0; 5];
-        stream.read_exact(&mut begins)?;
-        Ok(begins == *b"HTTP/")
-    };
-    let why = match asking() {
-        Ok(true) => return Ok(()),
-        Ok(false) => "what answers does not speak HTTP".to_owned(),
-        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-            format!("no answer within {} s", CHECK_LIMIT.as_secs())
-        }
-        Err(error) => error.to_string(),
-    };
-    Err(Failure::new(format!(
-        "No load balancer answers at {address}: {why}."
-    )))
-}
-
 /// Runs the controller.
 pub fn controller(command: Controller) -> Result<(), Failure> {
     command.offer.check(command.api)?;
+    warn_of_instances(&[("--api", command.api)]);
     let mut config = ControllerConfig::new(&command.data, command.api);
     config.tls = command.offer.tls();
     config.insecure = command.offer.insecure;
@@ -762,6 +743,24 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_of_instances_is_warned_of() {
+        let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let given = [
+            ("--http", at(19_999)),
+            ("--https", at(20_000)),
+            ("--api", at(29_999)),
+            ("--api", at(30_000)),
+        ];
+        let said = of_instances(&given);
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(
+            said[0].starts_with("--https 127.0.0.1:20000: ports 20000 to 29999"),
+            "{said:?}"
+        );
+        assert!(said[1].ends_with("below 20000 by --api."), "{said:?}");
+    }
 
     #[test]
     fn the_process_that_serves_has_the_proxys_arguments() {

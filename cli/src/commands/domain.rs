@@ -6,6 +6,8 @@ use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::output::{table, warn};
 use beanpole_protocol::api::{Certificate, DomainView, Environment, SetDomain};
+use beanpole_protocol::domain::{wrong_with_domain, wrong_with_host};
+use beanpole_protocol::ids::shown;
 use beanpole_protocol::tls::covers;
 use beanpole_protocol::{DomainName, EnvironmentName, Hostname};
 use clap::{Args, Subcommand};
@@ -42,7 +44,7 @@ enum DomainCommand {
         #[arg(value_name = "[ENVIRONMENT] DOMAIN", num_args = 1..=2, required = true)]
         what: Vec<String>,
         /// Send clients to the same path of this host (status 308)
-        #[arg(long, value_name = "HOST")]
+        #[arg(long, value_name = "HOST", value_parser = host)]
         redirect_to: Option<Hostname>,
         /// Send clients that come over plain HTTP to HTTPS (status 308)
         #[arg(long)]
@@ -109,23 +111,105 @@ fn read(context: &Context, what: &[String]) -> Result<(EnvironmentName, DomainNa
         [] => return Err(Failure::misuse("Give a domain.")),
     };
     let domain = DomainName::new(domain.as_str()).map_err(|error| {
-        let failure = Failure::misuse(format!("{error}."));
-        match meant(domain) {
-            Some(meant) => failure.hint(format!("Write {meant}")),
-            None => failure,
-        }
+        let failure = Failure::misuse(match wrong_with_domain(domain) {
+            Some(why) => format!("`{}` is no domain: {why}.", shown(domain)),
+            None => format!("{error}."),
+        });
+        failure.hint(match meant(domain) {
+            Some(meant) => format!("Write {meant}"),
+            None => {
+                "Give one such as shop.example.org, '*.example.org' or example.org/api".to_owned()
+            }
+        })
     })?;
     Ok((context.environment(name.as_ref())?, domain))
 }
 
-/// What somebody may have meant who gave a URL, or a name in capitals.
+/// Reads a hostname; else what is wrong with it, and what may have been meant.
+fn host(text: &str) -> Result<Hostname, String> {
+    Hostname::new(text).map_err(|error| {
+        let Some(why) = wrong_with_host(text) else {
+            return error.to_string();
+        };
+        let meant = meant(text).filter(|meant| meant.path().is_empty() && !meant.is_wildcard());
+        let instead = meant.map_or_else(String::new, |meant| format!(" (write {meant})"));
+        format!("`{}` is no hostname: {why}{instead}", shown(text))
+    })
+}
+
+/// What somebody may have meant who gave a URL, or a name in capitals or in letters that the DNS writes in a form of their
+/// own.
 fn meant(text: &str) -> Option<DomainName> {
     let bare = text.split_once("://").map_or(text, |(_, rest)| rest);
     let bare = bare.split(['?', '#']).next().unwrap_or(bare);
     let (host, path) = bare.split_at(bare.find('/').unwrap_or(bare.len()));
     let host = host.split(':').next().unwrap_or(host).to_lowercase();
     let path = path.trim_end_matches('/');
-    DomainName::new(format!("{}{path}", host.trim_end_matches('.'))).ok()
+    let host = host.trim_end_matches('.');
+    let labels: Vec<String> = host.split('.').map(in_the_dns).collect::<Option<_>>()?;
+    DomainName::new(format!("{}{path}", labels.join("."))).ok()
+}
+
+/// A label as the DNS has it: ASCII as it is, else as Punycode writes it (RFC 3492, sections 5 and 6.3).
+fn in_the_dns(label: &str) -> Option<String> {
+    const BASE: u32 = 36;
+    const LEAST: u32 = 1;
+    const MOST: u32 = 26;
+    const DIGITS: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
+    if label.is_ascii() {
+        return Some(label.to_owned());
+    }
+    let mut written: String = label.chars().filter(char::is_ascii).collect();
+    let plain = u32::try_from(written.len()).ok()?;
+    if plain > 0 {
+        written.push('-');
+    }
+    let total = u32::try_from(label.chars().count()).ok()?;
+    let (mut done, mut from, mut delta, mut bias) = (plain, 0x80_u32, 0_u32, 72_u32);
+    while done < total {
+        let next = label.chars().map(u32::from).filter(|c| *c >= from).min()?;
+        delta = delta.checked_add((next - from).checked_mul(done + 1)?)?;
+        from = next;
+        for c in label.chars().map(u32::from) {
+            if c < from {
+                delta = delta.checked_add(1)?;
+            }
+            if c != from {
+                continue;
+            }
+            let mut left = delta;
+            let mut place = BASE;
+            loop {
+                let threshold = place.saturating_sub(bias).clamp(LEAST, MOST);
+                if left < threshold {
+                    break;
+                }
+                let digit = threshold + (left - threshold) % (BASE - threshold);
+                written.push(char::from(DIGITS[digit as usize]));
+                left = (left - threshold) / (BASE - threshold);
+                place += BASE;
+            }
+            written.push(char::from(DIGITS[left as usize]));
+            // How far apart the others are decides how many digits the next one may take.
+            let mut scaled = if done == plain {
+                delta / 700
+            } else {
+                delta / 2
+            };
+            scaled += scaled / (done + 1);
+            let mut places = 0;
+            while scaled > (BASE - LEAST) * MOST / 2 {
+                scaled /= BASE - LEAST;
+                places += BASE;
+            }
+            bias = places + (BASE - LEAST + 1) * scaled / (scaled + 38);
+            delta = 0;
+            done += 1;
+        }
+        delta = delta.checked_add(1)?;
+        from += 1;
+    }
+    Some(format!("xn--{written}"))
 }
 
 fn add(
@@ -206,12 +290,21 @@ fn list(context: &Context, only: Option<&EnvironmentName>) -> Result<(), Failure
         let domains: Vec<serde_json::Value> = environments
             .iter()
             .flat_map(|environment| {
+                let cname = cname(environment).map(|host| {
+                    serde_json::json!({ "name": host, "only_https": false, "url": environment.url,
+                        "in_force": null, "since": null, "cname": true })
+                });
                 let domains = environment.domains.iter();
-                domains.filter_map(|domain| {
+                let domains = domains.filter_map(|domain| {
                     let mut value = serde_json::to_value(domain).ok()?;
-                    let fields = value.as_object_mut()?;
-                    fields.insert("environment".to_owned(), environment.name.as_str().into());
+                    value
+                        .as_object_mut()?
+                        .insert("cname".to_owned(), false.into());
                     Some(value)
+                });
+                cname.into_iter().chain(domains).map(|mut value| {
+                    value["environment"] = environment.name.as_str().into();
+                    value
                 })
             })
             .collect();
@@ -219,21 +312,13 @@ fn list(context: &Context, only: Option<&EnvironmentName>) -> Result<(), Failure
     }
     let mut rows = Vec::new();
     for environment in &environments {
-        if let Some(url) = &environment.url {
-            let host = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
-            let host = host.split(':').next().unwrap_or(host).to_owned();
-            if environment
-                .domains
-                .iter()
-                .all(|one| one.name.as_str() != host)
-            {
-                rows.push(vec![
-                    host,
-                    environment.name.to_string(),
-                    "leads here".to_owned(),
-                    String::new(),
-                ]);
-            }
+        if let Some(host) = cname(environment) {
+            rows.push(vec![
+                host,
+                environment.name.to_string(),
+                "leads here".to_owned(),
+                String::new(),
+            ]);
         }
         rows.extend(environment.domains.iter().map(|domain| {
             vec![
@@ -253,6 +338,17 @@ fn list(context: &Context, only: Option<&EnvironmentName>) -> Result<(), Failure
         rows,
     ));
     Ok(())
+}
+
+/// The hostname of an environment's CNAME, unless it is among its domains.
+fn cname(environment: &Environment) -> Option<String> {
+    let url = environment.url.as_deref()?;
+    let host = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let host = host.split([':', '/']).next().unwrap_or(host);
+    let mut domains = environment.domains.iter();
+    domains
+        .all(|one| one.name.as_str() != host)
+        .then(|| host.to_owned())
 }
 
 /// What a domain does with requests.
@@ -283,6 +379,35 @@ mod tests {
             let found = meant(given).map(|found| found.to_string());
             assert_eq!(found.as_deref(), Some(wanted));
         }
-        assert_eq!(meant("bücher.example"), None);
+        let meant = |text| meant(text).map(|found| found.to_string());
+        let wanted = Some("xn--bcher-kva.example/api".to_owned());
+        assert_eq!(meant("Bücher.example/api"), wanted);
+        assert_eq!(meant("a b"), None);
+        // Of RFC 3492, section 7.1.
+        for (label, written) in [
+            ("他们为什么不说中文", "xn--ihqwcrb4cv8a8dqg056pqjye"),
+            (
+                "pročprostěnemluvíčesky",
+                "xn--proprostnemluvesky-uyb24dma41a",
+            ),
+            ("ひとつ屋根の下2", "xn--2-u9tlzr9756bt3uc0v"),
+        ] {
+            assert_eq!(in_the_dns(label).as_deref(), Some(written));
+        }
+    }
+
+    #[test]
+    fn a_host_that_is_none_is_told_with_what_is_meant() {
+        assert!(host("shop.example.org").is_ok());
+        let refused = host("bücher.de").expect_err("no ASCII");
+        assert!(
+            refused.contains("`ü`") && refused.ends_with("(write xn--bcher-kva.de)"),
+            "{refused}"
+        );
+        let refused = host("a_b.de").expect_err("an underscore");
+        assert!(
+            refused.contains("no `_`") && !refused.contains("write"),
+            "{refused}"
+        );
     }
 }

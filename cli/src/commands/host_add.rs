@@ -4,6 +4,7 @@ use super::{ask, can_ask};
 use crate::context::Context;
 use crate::interrupt;
 use crate::output::errors::Failure;
+use beanpole_daemon::files;
 use beanpole_protocol::HostName;
 use beanpole_protocol::api::{AddHost, AdminKey, Host, HostKey, Jump, ProbeHost, SshAddress};
 use beanpole_protocol::ids::shown;
@@ -205,7 +206,7 @@ fn admin(identity: Option<&Path>, agent: bool) -> Result<AdminKey, Failure> {
 }
 
 fn admin_of(path: &Path) -> Result<AdminKey, Failure> {
-    let private_key = std::fs::read_to_string(path).map_err(|error| {
+    let private_key = files::read_text(path, files::LARGEST).map_err(|error| {
         Failure::caused(format!("Cannot read the key {}.", path.display()), &error)
             .hint(
                 "Name a private key that you may read, such as ~/.ssh/id_ed25519: --identity FILE",

@@ -7,6 +7,7 @@ pub mod attach;
 pub mod backup;
 pub mod ca;
 pub mod cert;
+pub mod check;
 pub mod completions;
 pub mod config;
 pub mod create;

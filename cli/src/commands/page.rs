@@ -5,12 +5,12 @@ use crate::client::escape;
 use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::output::{bytes, table};
+use beanpole_daemon::files;
 use beanpole_protocol::EnvironmentName;
 use beanpole_protocol::api::{PageView, SetPage};
 use beanpole_protocol::content::{LARGEST_PAGE, PageFor};
 use clap::{Args, Subcommand};
-use std::fs::File;
-use std::io::Read;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -116,22 +116,15 @@ fn which(context: &Context, what: &[String]) -> Result<(EnvironmentName, PageFor
 /// Reads a page from a file.
 pub fn read(path: &Path) -> Result<String, Failure> {
     let shown = path.display();
-    let mut html = Vec::new();
-    let most = LARGEST_PAGE as u64;
-    let read = File::open(path).and_then(|file| file.take(most + 1).read_to_end(&mut html));
-    read.map_err(|error| {
-        Failure::caused(format!("The page {shown} cannot be read."), &error).into_misuse()
-    })?;
-    if html.len() > LARGEST_PAGE {
-        let most = format!("{} KiB", LARGEST_PAGE / 1_024);
-        return Err(
-            Failure::misuse(format!("The page {shown} is larger than {most}."))
-                .hint("Have it load its images and styles from somewhere else."),
-        );
-    }
-    String::from_utf8(html).map_err(|_| {
-        Failure::misuse(format!("The page {shown} is not in UTF-8."))
-            .hint("Save it in that encoding.")
+    files::read_text(path, LARGEST_PAGE).map_err(|error| match error.kind() {
+        ErrorKind::FileTooLarge => {
+            let most = LARGEST_PAGE / 1_024;
+            Failure::misuse(format!("The page {shown} is larger than {most} KiB."))
+                .hint("Have it load its images and styles from somewhere else.")
+        }
+        ErrorKind::InvalidData => Failure::misuse(format!("The page {shown} is not in UTF-8."))
+            .hint("Save it in that encoding."),
+        _ => Failure::caused(format!("The page {shown} cannot be read."), &error).into_misuse(),
     })
 }
 

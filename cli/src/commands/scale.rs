@@ -76,7 +76,8 @@ pub fn run(context: &Context, command: &Scale) -> Result<(), Failure> {
         );
         return context.output.result(&operation, text);
     }
-    if instances == 0 {
+    // Who waits is told how long it is, at the end.
+    if instances == 0 && command.detach {
         context.output.say(format!(
             "{name} has an instance while somebody asks for it, and sleeps after IdleTime seconds without a request (900 unless set: beanpole config {name} --set IdleTime=300)."
         ));

@@ -4,12 +4,12 @@ use super::{config, source};
 use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::project::envfile::unquoted;
+use beanpole_daemon::files;
 use beanpole_protocol::EnvironmentName;
 use beanpole_protocol::api::UpdateSettings;
 use beanpole_protocol::ids::shown;
 use beanpole_protocol::options::PROPERTIES;
 use clap::Args;
-use std::io::Read;
 use std::path::PathBuf;
 
 /// Set or remove an environment's properties; its processes restart with them
@@ -96,19 +96,14 @@ fn put(change: &mut UpdateSettings, name: &str, value: &str) -> Result<(), Failu
 }
 
 fn read(path: &std::path::Path) -> Result<String, Failure> {
-    let mut text = String::new();
-    let result = if path.as_os_str() == "-" {
-        std::io::stdin()
-            .lock()
-            .read_to_string(&mut text)
-            .map(|_| ())
+    let text = if path.as_os_str() == "-" {
+        files::read_all_text(std::io::stdin().lock(), files::LARGEST)
     } else {
-        std::fs::read_to_string(path).map(|read| text = read)
+        files::read_text(path, files::LARGEST)
     };
-    result.map_err(|error| {
+    text.map_err(|error| {
         Failure::caused(format!("Cannot read {}.", path.display()), &error)
             .hint("Name a file of NAME=VALUE lines, or `-` for standard input")
             .into_misuse()
-    })?;
-    Ok(text)
+    })
 }

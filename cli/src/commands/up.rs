@@ -1,6 +1,6 @@
 //! `beanpole up`: controller, proxy and agent on this machine, from one data directory.
 
-use super::daemons::{Front, Offer, Telling, listen_address};
+use super::daemons::{Front, Offer, Telling, listen_address, warn_of_instances};
 use crate::client::find::{self, UpRecord};
 use crate::context::Context;
 use crate::local::children::{Daemon, keep};
@@ -76,6 +76,11 @@ pub fn run(context: &Context, command: &Up) -> Result<(), Failure> {
             data.display()
         ));
     }
+    warn_of_instances(&[
+        ("--api", command.api),
+        ("--http", command.http),
+        ("--https", command.https),
+    ]);
     let mut command = command.clone();
     let mut addresses = [&mut command.api, &mut command.http, &mut command.https];
     // What was asked for by number comes before what may be any.

@@ -7,6 +7,7 @@ pub mod pack;
 pub mod settings;
 
 use crate::output::errors::Failure;
+use beanpole_daemon::files;
 use settings::Settings;
 use std::path::{Path, PathBuf};
 
@@ -63,7 +64,7 @@ impl Project {
 
     /// Reads the settings file at `path`.
     pub fn read(path: &Path) -> Result<Self, Failure> {
-        let text = std::fs::read_to_string(path).map_err(|error| {
+        let text = files::read_text(path, files::LARGEST).map_err(|error| {
             Failure::caused(format!("Cannot read {}.", path.display()), &error).into_misuse()
         })?;
         let settings = settings::parse(&text).map_err(|wrong| wrong.into_failure(path))?;

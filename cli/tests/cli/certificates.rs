@@ -73,6 +73,18 @@ fn a_certificate_goes_as_its_files_say_and_a_refusal_is_told_with_what_to_do() {
         json!({"chain": "CHAIN", "key": "KEY", "incomplete_chain": false, "drop_names": false})
     );
 
+    let ran = run(&[
+        "cert",
+        "add",
+        "shop",
+        "--cert",
+        "/dev/zero",
+        "--key",
+        "k.pem",
+    ]);
+    assert_eq!(ran.code, 2, "{}", ran.all());
+    assert!(ran.err.contains("larger than 1024 KiB"), "{}", ran.all());
+
     let ran = run(&["cert", "add", "shop", "--cert", "c.pem", "--key", "w.pem"]);
     assert_eq!(ran.code, 1, "{}", ran.all());
     assert!(
@@ -114,6 +126,9 @@ fn a_certificate_goes_as_its_files_say_and_a_refusal_is_told_with_what_to_do() {
     );
     let ran = run(&["cert", "set", "shop", "--min-tls", "1.1"]);
     assert_eq!(ran.code, 2, "{}", ran.all());
+    let ran = run(&["cert", "set", "shop"]);
+    assert_eq!(ran.code, 2, "{}", ran.all());
+    assert!(ran.err.contains("--min-tls"), "{}", ran.all());
 
     let ran = run(&["cert", "remove", "shop"]);
     assert_eq!(ran.code, 2, "{}", ran.all());
@@ -229,6 +244,25 @@ fn the_authority_is_shown_for_files_and_what_it_signs_is_private() {
     assert_eq!(std::fs::read_to_string(&key).expect("written"), "KEY");
     let mode = std::fs::metadata(&key).expect("there").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
+
+    std::fs::write(&key, "ELSE").expect("write");
+    let issue = |more: &[&str]| {
+        let words = [&["ca", "issue", "nas.home.example"], more].concat();
+        beanpole(directory.path(), &script.url(), &words)
+    };
+    let calls = script.requests().len();
+    let ran = issue(&[]);
+    assert_eq!(ran.code, 2, "{}", ran.all());
+    assert!(
+        ran.err.contains("nas.home.example.key already") && ran.err.contains("--replace"),
+        "{}",
+        ran.all()
+    );
+    assert_eq!(script.requests().len(), calls, "nothing is signed");
+    assert_eq!(std::fs::read_to_string(&key).expect("kept"), "ELSE");
+    let ran = issue(&["--replace"]);
+    assert_eq!(ran.code, 0, "{}", ran.all());
+    assert_eq!(std::fs::read_to_string(&key).expect("written"), "KEY");
 }
 
 #[test]

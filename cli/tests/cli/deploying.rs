@@ -532,3 +532,28 @@ fn a_new_application_comes_with_its_environment_or_not_at_all() {
         serde_json::from_slice(&requests.last().expect("one").body).expect("JSON");
     assert_eq!(body["new_application"], "");
 }
+
+#[test]
+fn an_environment_of_no_instances_is_said_to_sleep() {
+    let script = Script::start(|request, _| {
+        let mut scaled = operation("succeeded", "done");
+        scaled["kind"] = json!("scale");
+        match (request.method.as_str(), request.path.as_str()) {
+            ("POST", "/v1/environments/shop-prod/scale") => (202, scaled),
+            ("GET", "/v1/environments/shop-prod/settings") => {
+                let sleeps = json!({"aws:autoscaling:asg": {"MinSize": "0"},
+                    "beanpole:proxy": {"IdleTime": "300"}});
+                (200, sleeps)
+            }
+            ("GET", "/v1/environments/shop-prod") => (200, environment("v1", 1)),
+            ("GET", path) if path.starts_with("/v1/operations/") => (200, scaled),
+            _ => problem(404, "path-not-found", "The API has no such path."),
+        }
+    });
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let words = ["scale", "shop-prod", "0"];
+    let ran = beanpole(directory.path(), &script.url(), &words);
+    assert_eq!(ran.code, 0, "{}", ran.all());
+    let said = "It sleeps, without any, after 5 min 0 s without a request (IdleTime)";
+    assert!(ran.out.contains(said), "{}", ran.all());
+}

@@ -378,3 +378,36 @@ fn version_says_its_own_and_fails_without_a_controller() {
     assert_eq!(ran.code, 0, "{}", ran.all());
     assert!(ran.out.contains("controller 9.9.9 at "), "{}", ran.out);
 }
+
+#[test]
+fn domains_are_listed_with_the_cnames_in_json_too() {
+    let script = Script::start(|_, _| {
+        let mut shop = environment("v1", 1);
+        shop["domains"] = json!([{"name": "shop.example.org", "only_https": true, "url": null,
+            "in_force": true, "since": "2026-01-02T03:04:05.678Z"}]);
+        (200, json!({"items": [shop]}))
+    });
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let run = |arguments: &[&str]| beanpole(directory.path(), &script.url(), arguments);
+    let ran = run(&["domain", "list", "--json"]);
+    let listed: Value = serde_json::from_str(&ran.out).expect("JSON");
+    let shown = |row: usize| {
+        (
+            &listed[row]["name"],
+            &listed[row]["cname"],
+            &listed[row]["environment"],
+        )
+    };
+    let of = json!("shop-prod");
+    let cname = (&json!("shop-prod.localhost"), &json!(true), &of);
+    assert_eq!(shown(0), cname, "{}", ran.all());
+    let domain = (&json!("shop.example.org"), &json!(false), &of);
+    assert_eq!(shown(1), domain, "{}", ran.all());
+    let ran = run(&["domain", "add", "shop-prod", "bücher.de"]);
+    assert_eq!(ran.code, 2, "{}", ran.all());
+    assert!(
+        ran.err.contains("hint: Write xn--bcher-kva.de"),
+        "{}",
+        ran.all()
+    );
+}

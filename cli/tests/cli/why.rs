@@ -171,3 +171,25 @@ fn a_port_of_a_network_environment_is_followed_to_its_instances() {
     assert_eq!(wrong.code, 2, "{}", wrong.all());
     assert!(wrong.err.contains("needs a port"), "{}", wrong.err);
 }
+
+#[test]
+fn the_check_of_a_load_balancer_is_not_fooled_by_what_else_speaks_http() {
+    let api = Script::start(|request, _| match request.method.as_str() {
+        "CONNECT" => problem(
+            405,
+            "method-not-allowed",
+            "The API has this path, but not so.",
+        ),
+        _ => (200, json!({})),
+    });
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let url = api.url();
+    let address = url.trim_start_matches("http://");
+    let ran = beanpole(directory.path(), &url, &["proxy", "check", address]);
+    assert_eq!(ran.code, 1, "{}", ran.all());
+    assert!(
+        ran.err.contains("something else answers by HTTP"),
+        "{}",
+        ran.all()
+    );
+}

@@ -23,6 +23,11 @@ use std::time::Duration;
 /// some on purpose as Pebble does, may want more than that.
 const FRESH_NONCES: usize = 5;
 
+/// How long is asked for an authority's terms, which are for a hint alone.
+const TERMS_LIMIT: Duration = Duration::from_secs(5);
+/// How much of what an authority says is repeated, in characters.
+const LONGEST_SAID: usize = 600;
+
 /// Let's Encrypt's directory.
 pub const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
 
@@ -134,6 +139,17 @@ pub struct Directory {
     pub url: String,
     /// Who signs its own certificate, PEM, besides the public authorities.
     pub roots: Option<String>,
+}
+
+/// Where an authority's terms of service are, as its directory says (RFC 8555, section 7.1.1); none where it does not say, or
+/// cannot be asked.
+pub async fn terms(directory: &Directory) -> Option<String> {
+    let http = Https::new(directory).ok()?;
+    let asked = tokio::time::timeout(TERMS_LIMIT, http.json(&directory.url)).await;
+    let said = asked.ok()?.ok()?;
+    let url = said.get("meta")?.get("termsOfService")?.as_str()?;
+    let plain = url.len() <= LONGEST_SAID && url.bytes().all(|byte| byte.is_ascii_graphic());
+    plain.then(|| url.to_owned())
 }
 
 /// A new account's key, as text to be sealed.
@@ -367,25 +383,72 @@ impl Session {
     }
 }
 
-/// Whether an authority could sign for a name at all, else why not.
-pub fn check_hosts(hosts: &[String], proof: Proof) -> Result<(), String> {
+/// Why nothing can be ordered for a host.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HostError {
+    /// None is given.
+    #[error("No hostname is given.")]
+    None,
+    /// It is no name that anybody could prove.
+    #[error("`{0}` is no full hostname in lower case, such as shop.example.com.")]
+    NoName(String),
+    /// It is an IP address.
+    #[error("`{0}` is an address, and certificates are ordered for hostnames.")]
+    Address(String),
+    /// It is a wildcard, and the proof is for single names.
+    #[error("`{0}` stands for many names: those are proved by dns-01 alone.")]
+    Wildcard(String),
+}
+
+impl HostError {
+    /// What to do about it.
+    pub fn hint(&self) -> String {
+        match self {
+            Self::None | Self::NoName(_) => {
+                "Give whole names of the public DNS. For others, the controller's own authority signs: --by-ca instead of \
+                 --acme, once there is one (beanpole ca init)."
+                    .to_owned()
+            }
+            Self::Address(address) => format!(
+                "Give a hostname that leads there. For something else than load balancers, the controller's own authority \
+                 signs for private addresses: beanpole ca issue {address}"
+            ),
+            Self::Wildcard(_) => "Prove it so: --proof dns-01 --dns-hook NAME".to_owned(),
+        }
+    }
+}
+
+/// Refuses hosts that no authority could sign for.
+pub fn check_hosts(hosts: &[String], proof: Proof) -> Result<(), HostError> {
     if hosts.is_empty() {
-        return Err("No hostname is given.".to_owned());
+        return Err(HostError::None);
     }
     for host in hosts {
+        if host.parse::<std::net::IpAddr>().is_ok() {
+            return Err(HostError::Address(host.clone()));
+        }
         if !is_name(host) || host.chars().any(|c| c.is_ascii_uppercase()) || !host.contains('.') {
-            return Err(format!(
-                "`{}` is no full hostname in lower case, such as shop.example.com.",
-                beanpole_protocol::ids::shown(host)
-            ));
+            return Err(HostError::NoName(beanpole_protocol::ids::shown(host)));
         }
         if host.starts_with("*.") && proof != Proof::Dns01 {
-            return Err(format!(
-                "`{host}` stands for many names: those are proved by dns-01 alone."
-            ));
+            return Err(HostError::Wildcard(host.clone()));
         }
     }
     Ok(())
+}
+
+/// What an authority says, as a part of a line: without what would break it, and not long.
+fn one_line(text: &str) -> String {
+    let plain: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    let words: Vec<&str> = plain.split_whitespace().collect();
+    let line = words.join(" ");
+    match line.char_indices().nth(LONGEST_SAID) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
 }
 
 fn read(error: Error, http: &Https) -> AcmeError {
@@ -399,13 +462,13 @@ fn read(error: Error, http: &Https) -> AcmeError {
     match error {
         Error::Api(problem) => {
             let name = problem.r#type.clone().unwrap_or_default();
-            let name = name.rsplit(':').next().unwrap_or_default();
-            let (kind, advice) = meaning(name, problem.status);
-            let mut why = problem.detail.clone().unwrap_or_else(|| name.to_owned());
+            let name = one_line(name.rsplit(':').next().unwrap_or_default());
+            let (kind, advice) = meaning(&name, problem.status);
+            let mut why = problem.detail.clone().unwrap_or_else(|| name.clone());
             for sub in &problem.subproblems {
                 why.push_str(&format!("; {}", sub.detail.as_deref().unwrap_or_default()));
             }
-            let why = why.trim_end_matches('.').to_owned();
+            let why = one_line(&why).trim_end_matches('.').to_owned();
             with(
                 kind,
                 if name.is_empty() {
@@ -493,6 +556,10 @@ fn meaning(name: &str, status: Option<u16>) -> (Kind, &'static str) {
             Kind::Refused,
             "This authority takes accounts of its customers alone, which is not supported: use another one.",
         ),
+        "invalidContact" | "unsupportedContact" => (
+            Kind::Refused,
+            "Give another address, or none: --email ADDRESS",
+        ),
         "badCSR" | "badPublicKey" | "badSignatureAlgorithm" | "malformed" => (Kind::Refused, ""),
         "serverInternal" => (Kind::Unreachable, ""),
         "badNonce" => (Kind::Nonce, ""),
@@ -520,6 +587,29 @@ mod tests {
             assert!(check_hosts(&hosts(host), proof).is_err(), "{host}");
         }
         assert!(check_hosts(&[], Proof::Http01).is_err());
+        for (host, wrong) in [
+            ("127.0.0.1", "is an address"),
+            ("::1", "is an address"),
+            ("foo_bar", "is no full hostname"),
+            ("*.example.com", "proved by dns-01"),
+        ] {
+            let refused = check_hosts(&hosts(host), Proof::Http01).expect_err("refused");
+            assert!(refused.to_string().contains(wrong), "{refused}");
+            let speaks_of_wildcards = refused.hint().contains("dns-01");
+            assert_eq!(speaks_of_wildcards, host.starts_with('*'), "{host}");
+        }
+    }
+
+    #[test]
+    fn what_an_authority_says_is_one_line() {
+        assert_eq!(
+            one_line("two\nlines\r\n\t of it\u{1b}[1m."),
+            "two lines of it [1m."
+        );
+        assert_eq!(
+            one_line(&"x".repeat(2_000)).chars().count(),
+            LONGEST_SAID + 1
+        );
     }
 
     #[test]

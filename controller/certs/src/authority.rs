@@ -54,6 +54,9 @@ pub enum AuthorityError {
     /// A name is neither a hostname nor an address.
     #[error("`{0}` is neither a hostname nor an IP address")]
     NoHost(String),
+    /// What it is to sign below is no domain.
+    #[error("`{0}` is no domain")]
+    NoDomain(String),
     /// It may not sign for that name.
     #[error(
         "the authority may sign for names below {allowed} and private addresses only, and `{host}` is none"
@@ -75,6 +78,17 @@ pub enum AuthorityError {
     Make(#[from] rcgen::Error),
 }
 
+/// Refuses what is no domain that an authority could sign below. Private addresses are signed for in any case.
+pub fn check_domains(domains: &[String]) -> Result<(), AuthorityError> {
+    let odd = |domain: &&String| {
+        !is_name(domain) || domain.starts_with("*.") || domain.parse::<IpAddr>().is_ok()
+    };
+    match domains.iter().find(odd) {
+        Some(odd) => Err(AuthorityError::NoDomain(beanpole_protocol::ids::shown(odd))),
+        None => Ok(()),
+    }
+}
+
 /// Makes an authority that clients will believe for `domains`, every name below these, and addresses of
 /// private networks alone, whoever gets hold of its key (RFC 5280, section 4.2.1.10).
 pub fn create(name: &str, domains: &[String], now: Timestamp) -> Result<Made, AuthorityError> {
@@ -82,11 +96,7 @@ pub fn create(name: &str, domains: &[String], now: Timestamp) -> Result<Made, Au
         return Err(AuthorityError::NoHosts);
     }
     let mut parameters = CertificateParams::default();
-    for domain in domains {
-        if !is_name(domain) || domain.starts_with("*.") {
-            return Err(AuthorityError::NoHost(domain.clone()));
-        }
-    }
+    check_domains(domains)?;
     let mut subject = DistinguishedName::new();
     subject.push(DnType::OrganizationName, "Beanpole");
     subject.push(DnType::CommonName, name);
@@ -256,6 +266,14 @@ mod tests {
         assert_eq!(seen.facts.issuer, "Beanpole of a test");
         let lifetime = seen.facts.not_after.since(NOW);
         assert_eq!(lifetime, Duration::from_hours(24));
+    }
+
+    #[test]
+    fn it_is_made_for_domains_alone() {
+        for odd in ["ho me", "*.home.example", "192.168.1.5", "-home", ""] {
+            let refused = create("of a test", &hosts(&["home.example", odd]), NOW);
+            assert!(matches!(refused, Err(AuthorityError::NoDomain(_))), "{odd}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Reading a certificate chain and its key: what it is good for, or what is wrong with it.
 
-use crate::pem::{Block, blocks, is_key};
+use crate::pem::{Block, blocks, is_key, missing};
 use beanpole_protocol::tls::{PrivateKey, is_name};
 use beanpole_protocol::{Digest, Timestamp};
 use ring::digest::{SHA256, digest};
@@ -15,6 +15,8 @@ use x509_parser::x509::{X509Name, X509Version};
 
 /// The most certificates of a chain; far more than any authority gives.
 const LONGEST_CHAIN: usize = 10;
+/// Why lines between the markers cannot be read.
+const NO_BASE64: &str = "its lines are no base64";
 /// The most names of a certificate, as Let's Encrypt has it.
 const MOST_NAMES: usize = 100;
 
@@ -60,6 +62,9 @@ pub enum Wrong {
         /// Why.
         why: String,
     },
+    /// Its end is missing.
+    #[error("{0} is cut short: there is no line -----END {1}----- after its beginning.")]
+    CutShort(String, String),
     /// There are too many.
     #[error("The chain has {0} certificates, and at most {LONGEST_CHAIN} make sense.")]
     TooLong(usize),
@@ -131,6 +136,7 @@ impl Wrong {
         match self {
             Self::NoCertificate(_) => "no-certificate",
             Self::Unreadable { .. } => "certificate-unreadable",
+            Self::CutShort(..) => "pem-cut-short",
             Self::TooLong(_) => "chain-too-long",
             Self::NoKey(_) => "no-private-key",
             Self::SeveralKeys(_) => "several-private-keys",
@@ -153,7 +159,10 @@ impl Wrong {
     /// What to do about it.
     pub const fn hint(&self) -> &'static str {
         match self {
-            Self::NoCertificate(_) | Self::Unreadable { .. } => {
+            Self::Unreadable { .. } | Self::CutShort(..) => {
+                "Copy the file anew, with all its lines from -----BEGIN to -----END, and give that one."
+            }
+            Self::NoCertificate(_) => {
                 "Give the chain as PEM (`-----BEGIN CERTIFICATE-----`). From DER: openssl x509 -inform der -in FILE"
             }
             Self::TooLong(_) => {
@@ -314,10 +323,14 @@ pub(crate) fn certificates(found: &[Block<'_>]) -> Result<Vec<CertificateDer<'st
     let mut certificates = Vec::new();
     for block in found.iter().filter(|block| block.label == "CERTIFICATE") {
         let number = certificates.len() + 1;
-        let der = CertificateDer::from_pem_slice(block.text.as_bytes()).map_err(|error| {
+        if !block.is_whole {
+            let what = format!("Certificate {number} of the chain");
+            return Err(Wrong::CutShort(what, block.label.to_owned()));
+        }
+        let der = CertificateDer::from_pem_slice(block.text.as_bytes()).map_err(|_| {
             Wrong::Unreadable {
                 number,
-                why: error.to_string(),
+                why: NO_BASE64.to_owned(),
             }
         })?;
         certificates.push(der);
@@ -343,12 +356,20 @@ pub(crate) fn parse<'a>(
     let parsed = certificates.iter().enumerate().map(|(index, der)| {
         X509Certificate::from_der(der)
             .map(|(_, certificate)| certificate)
-            .map_err(|error| Wrong::Unreadable {
+            .map_err(|_| Wrong::Unreadable {
                 number: index + 1,
-                why: error.to_string(),
+                why: gap(der).unwrap_or_else(|| "what its lines hold is none".to_owned()),
             })
     });
     parsed.collect()
+}
+
+/// Why a value in DER cannot be read, where that is because bytes of it are missing.
+fn gap(der: &[u8]) -> Option<String> {
+    let (missing, whole) = missing(der)?;
+    Some(format!(
+        "{missing} of its {whole} bytes are missing, as where a line was lost"
+    ))
 }
 
 /// The key as it stands in the text, and its public half in DER.
@@ -367,10 +388,15 @@ fn read_key(text: &str) -> Result<(PrivateKey, Vec<u8>), Wrong> {
     if key.label.contains("ENCRYPTED") || key.text.contains("ENCRYPTED") {
         return Err(Wrong::EncryptedKey);
     }
+    if !key.is_whole {
+        let what = "The private key".to_owned();
+        return Err(Wrong::CutShort(what, key.label.to_owned()));
+    }
     let unusable = |why: String| Wrong::UnusableKey(why);
     let der = PrivateKeyDer::from_pem_slice(key.text.as_bytes())
-        .map_err(|error| unusable(error.to_string()))?;
-    let signer = any_supported_type(&der).map_err(|error| unusable(error.to_string()))?;
+        .map_err(|_| unusable(NO_BASE64.to_owned()))?;
+    let signer = any_supported_type(&der)
+        .map_err(|error| unusable(gap(der.secret_der()).unwrap_or_else(|| error.to_string())))?;
     let public = signer
         .public_key()
         .ok_or_else(|| unusable("its public half cannot be told".to_owned()))?;

@@ -183,13 +183,17 @@ pub(crate) fn takes_requests(environment: &EnvironmentRecord, what: &str) -> Res
     .hint("Applications in network environments see to such things themselves."))
 }
 
+/// Whether a domain says nothing of requests, so that a network environment can have it, too.
+pub(crate) fn is_plain(domain: &beanpole_protocol::Domain) -> bool {
+    domain.redirect_to.is_none() && !domain.only_https && domain.name.path().is_empty()
+}
+
 /// Refuses domains that say something of requests.
 pub(crate) fn takes_domain(
     environment: &EnvironmentRecord,
     domain: &beanpole_protocol::Domain,
 ) -> Result<(), Problem> {
-    let plain = domain.redirect_to.is_none() && !domain.only_https && domain.name.path().is_empty();
-    if plain {
+    if is_plain(domain) {
         return Ok(());
     }
     takes_requests(environment, "redirects and no paths")

@@ -260,6 +260,11 @@ fn the_controllers_own_authority_signs_for_its_domains_and_renews_by_itself() {
     controller
         .get("/v1/authority")
         .expect_problem(404, "authority-not-found");
+    for (domain, code) in [("ho me", "invalid-domain"), ("com", "authority-too-wide")] {
+        controller
+            .post("/v1/authority", &json!({"domains": [domain]}))
+            .expect_problem(400, code);
+    }
     let made = controller.post(
         "/v1/authority",
         &json!({"domains": ["home.example"], "name": "of a test"}),
@@ -429,6 +434,8 @@ fn what_no_authority_could_sign_is_refused_before_any_is_asked() {
         .expect_problem(502, "authority-refuses");
     for (change, code) in [
         (json!({"agree_terms": false}), "terms-not-agreed"),
+        (json!({"email": "bad mail"}), "invalid-email"),
+        (json!({"email": "nobody"}), "invalid-email"),
         (
             json!({"directory": "http://127.0.0.1:1/dir"}),
             "invalid-directory",
@@ -444,6 +451,7 @@ fn what_no_authority_could_sign_is_refused_before_any_is_asked() {
     for (change, code) in [
         (json!({"hosts": ["*.a.example"]}), "invalid-host"),
         (json!({"hosts": ["localhost"]}), "invalid-host"),
+        (json!({"hosts": ["127.0.0.1"]}), "invalid-host"),
         (json!({"hosts": []}), "invalid-host"),
         (json!({"proof": "dns-01"}), "hook-missing"),
         (

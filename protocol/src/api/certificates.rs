@@ -164,7 +164,7 @@ pub struct PutCertificate {
 }
 
 /// What to change of a certificate. What is absent stays.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UpdateCertificate {
     /// Show it where no certificate has the name that a client asks for, or not any more. At most one is.

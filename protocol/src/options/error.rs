@@ -49,6 +49,14 @@ pub enum OptionError {
         /// What it takes.
         rule: &'static str,
     },
+    /// A rule of a listener that has nothing to match by.
+    #[error("The rule `{name}` would have neither PathPatterns nor HostHeaders, and take nothing.")]
+    EmptyRule {
+        /// Its name.
+        name: String,
+        /// The command that takes it away, as it is typed.
+        removal: String,
+    },
     /// An option that the environment's kind of load balancer has no use for, or lacks.
     #[error("Option `{name}` ({namespace}): {rule}.")]
     Type {
@@ -67,4 +75,16 @@ pub enum OptionError {
         /// The limit.
         rule: String,
     },
+}
+
+impl OptionError {
+    /// What to do about it, where that is more than to give another value.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::EmptyRule { removal, .. } => Some(format!(
+                "Give it one of both. To remove the rule: {removal}"
+            )),
+            _ => None,
+        }
+    }
 }

@@ -4,7 +4,7 @@
 use super::known::option;
 use super::{Change, Kind, OptionError, OptionSettings, OptionSpec, PROCESS, PROPERTIES};
 use crate::router::{LONGEST_PATTERN, is_path_pattern};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The options of a process besides the default one.
 const ANY_PROCESS: &str = "aws:elasticbeanstalk:environment:process:NAME";
@@ -545,11 +545,43 @@ impl OptionSettings {
             })
         };
         match rule.hosts.len() + rule.paths.len() {
-            0 => return wrong("a pattern at the least, or HostHeaders does".to_owned()),
+            0 => {
+                return Err(OptionError::EmptyRule {
+                    name: name.to_owned(),
+                    removal: self.removal_of(name),
+                });
+            }
             1..=MOST_PATTERNS => {}
             _ => return wrong(format!("{}, HostHeaders included", pattern_rule())),
         }
         self.check_process(&namespace, "Process")
+    }
+
+    /// The command that takes a rule away: out of its listeners, and all of its options.
+    fn removal_of(&self, name: &str) -> String {
+        let mut words = vec!["beanpole config ENV".to_owned()];
+        for listener in self.names_in(LISTENER) {
+            let namespace = LISTENER.replace("PORT", listener);
+            let mut rules = parse_names(self.effective(&namespace, "Rules")).unwrap_or_default();
+            let before = rules.len();
+            rules.retain(|rule| rule != name);
+            if rules.is_empty() && before > 0 {
+                words.push(format!("--remove {namespace}:Rules"));
+            } else if rules.len() < before {
+                words.push(format!("--set {namespace}:Rules={}", rules.join(",")));
+            }
+        }
+        let namespace = RULE.replace("NAME", name);
+        let options = self.0.get(&namespace);
+        let set = options.into_iter().flat_map(|options| options.keys());
+        let mut all: BTreeSet<&str> = set.map(String::as_str).collect();
+        // One of them may be what a change would take away.
+        all.extend(["PathPatterns", "HostHeaders"]);
+        words.extend(
+            all.iter()
+                .map(|option| format!("--remove {namespace}:{option}")),
+        );
+        words.join(" ")
     }
 
     fn check_listener(&self, name: &str) -> Result<(), OptionError> {
@@ -709,7 +741,10 @@ mod tests {
             ),
             (&[(BY_PATH, "PathPatterns", "/*/*/*/*")], "3 wildcards"),
             (&[(BY_PATH, "PathPatterns", "api")], "patterns of paths"),
-            (&[(BY_PATH, "Priority", "2")], "a pattern at the least"),
+            (
+                &[(BY_PATH, "Priority", "2")],
+                "neither PathPatterns nor HostHeaders",
+            ),
             (&[(BY_PATH, "Priority", "1001")], "from 1 to 1000"),
             (&[(BY_HOST, "HostHeaders", "a/b")], "patterns of hostnames"),
             (
@@ -747,5 +782,40 @@ mod tests {
         settings(&[rule, (PLAIN, "Rules", "default,paths")])
             .validate_whole()
             .expect("the rule `default` is everybody's");
+    }
+
+    #[test]
+    fn a_rule_without_patterns_is_refused_with_what_removes_it() {
+        let host = (BY_HOST, "HostHeaders", "a.b");
+        let with = |rules| {
+            [
+                host,
+                (BY_PATH, "Process", "default"),
+                (PLAIN, "Rules", rules),
+            ]
+        };
+        for (rules, out_of) in [
+            (
+                "hosts,paths",
+                format!("config ENV --set {PLAIN}:Rules=hosts --remove "),
+            ),
+            (
+                "paths",
+                format!("config ENV --remove {PLAIN}:Rules --remove "),
+            ),
+        ] {
+            let refused = settings(&with(rules)).validate_whole();
+            let hint = refused.expect_err("nothing to match by").hint();
+            let hint = hint.expect("a hint");
+            assert!(hint.contains(&out_of), "{hint}");
+            assert!(
+                hint.contains(&format!("--remove {BY_PATH}:PathPatterns")),
+                "{hint}"
+            );
+            assert!(
+                hint.contains(&format!("--remove {BY_PATH}:Process")),
+                "{hint}"
+            );
+        }
     }
 }

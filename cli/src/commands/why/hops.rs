@@ -13,7 +13,7 @@ use super::outside::{Answer, CLOSED, RESET, Seen, Stands, Url};
 use beanpole_protocol::api::{Explained, ExplainedBalancer, ExplainedNetwork, ListenerView};
 use beanpole_protocol::proxy::{StreamMode, TracedRequest};
 use serde::Serialize;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// A part of the way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -143,6 +143,8 @@ pub struct Known<'a> {
     pub seen: &'a Seen,
     /// What the controller says of it; else why it says nothing.
     pub told: Result<&'a Explained, &'a str>,
+    /// The URL of the controller's API, where that is known.
+    pub api: Option<&'a str>,
 }
 
 /// Who answered.
@@ -182,6 +184,26 @@ impl<'a> Known<'a> {
             Some(_) => "connections",
             None => "requests",
         }
+    }
+
+    /// Whether it went to the controller's API, which is no load balancer.
+    fn is_api(&self) -> bool {
+        let api = self.api.and_then(|api| Url::read(api).ok());
+        let gone_to = self.seen.attempts.last().map(|last| last.address);
+        api.zip(gone_to).is_some_and(|(api, gone_to)| {
+            let same = match api.host.parse::<IpAddr>() {
+                Ok(ip) => ip == gone_to.ip(),
+                Err(_) if api.host == "localhost" => gone_to.ip().is_loopback(),
+                Err(_) => api.host == self.url.host,
+            };
+            same && api.port == gone_to.port()
+        })
+    }
+
+    /// The port that it went to.
+    fn port(&self) -> u16 {
+        let gone_to = self.seen.attempts.last();
+        gone_to.map_or(self.url.port, |last| last.address.port())
     }
 
     fn traced(&self) -> Option<&'a TracedRequest> {
@@ -307,6 +329,20 @@ pub fn failing(hops: &[Hop]) -> Option<&Hop> {
 /// The address of a listener: `https://192.0.2.1:443`.
 fn listener(text: &str) -> Option<SocketAddr> {
     text.split_once("://")?.1.parse().ok()
+}
+
+/// Where load balancers listen for requests, as a list; empty where none is known to.
+fn listeners(balancers: &[ExplainedBalancer]) -> String {
+    let all = balancers.iter().flat_map(|one| &one.listeners);
+    let all: Vec<&str> = all.map(String::as_str).collect();
+    all.join(", ")
+}
+
+/// A port on which HTTPS is taken.
+fn port_of_https(balancers: &[ExplainedBalancer]) -> Option<u16> {
+    let mut all = balancers.iter().flat_map(|one| &one.listeners);
+    all.find_map(|text| text.starts_with("https://").then(|| listener(text))?)
+        .map(|at| at.port())
 }
 
 /// Who listens on a port, as the end of a sentence.

@@ -5,7 +5,7 @@
 mod hops;
 mod outside;
 
-use crate::client::{escape, without_user};
+use crate::client::{Client, escape, without_user};
 use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::output::{Output, Paint};
@@ -231,6 +231,7 @@ fn visit(
         url,
         seen: &seen,
         told: told.as_ref().map_err(String::as_str),
+        api: context.client().ok().map(Client::base),
     };
     let hops = known.hops();
     let answer = seen.answer.as_ref().and_then(|answer| answer.as_ref().ok());

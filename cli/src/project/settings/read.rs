@@ -279,6 +279,7 @@ fn check_options(text: &str, settings: &Settings) -> Result<(), Wrong> {
             | options::OptionError::StaticPath { name, .. }
             | options::OptionError::Property { name, .. } => (find_key(text, name), None),
             options::OptionError::Namespace { namespace, .. } => (find_text(text, namespace), None),
+            options::OptionError::EmptyRule { name, .. } => (find_text(text, name), error.hint()),
         };
         return Err(Wrong {
             line,

@@ -88,6 +88,14 @@ impl Https {
             .unwrap_or_else(PoisonError::into_inner) = wait.filter(|_| refused);
     }
 
+    /// What a URL answers, as JSON.
+    pub(super) async fn json(&self, url: &str) -> Result<serde_json::Value, Failure> {
+        let request = Request::get(url).body(BodyWrapper::default())?;
+        let answer = self.call(request).await?;
+        let body = answer.into_body().collect().await?.to_bytes();
+        Ok(serde_json::from_slice(&body)?)
+    }
+
     async fn call(
         &self,
         request: Request<BodyWrapper<Bytes>>,

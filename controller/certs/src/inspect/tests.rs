@@ -120,6 +120,51 @@ fn a_chain_that_is_wrong_is_told_apart() {
     assert_eq!(code(&root.pem(), &own_key), "certificate-of-authority");
 }
 
+/// `pem` without its line `number`, counted from 0.
+fn without_line(pem: &str, number: usize) -> String {
+    let lines = pem.lines().enumerate();
+    let kept: Vec<_> = lines
+        .filter(|(at, _)| *at != number)
+        .map(|(_, line)| line)
+        .collect();
+    kept.join("\n")
+}
+
+#[test]
+fn what_was_copied_in_part_is_told_as_such() {
+    let root = root();
+    let (own, key) = leaf(&root, |_| {});
+    let end = own.trim_end().lines().count() - 1;
+    for cut in [&own[..own.len() / 2], &without_line(&own, end)] {
+        assert_eq!(code(cut, &key), "pem-cut-short");
+        assert_eq!(code(&format!("{own}{cut}"), &key), "pem-cut-short");
+        assert_eq!(code(&format!("{cut}\n{own}"), &key), "pem-cut-short");
+    }
+    let said = look(&own[..own.len() / 2], &key)
+        .expect_err("cut")
+        .to_string();
+    assert!(
+        said.starts_with("Certificate 1 of the chain is cut short"),
+        "{said}"
+    );
+    assert_eq!(code(&own, &key[..key.len() / 2]), "pem-cut-short");
+    let said = look(&without_line(&own, 2), &key)
+        .expect_err("a gap")
+        .to_string();
+    assert!(
+        said.contains("48 of its ") && said.contains("bytes are missing"),
+        "{said}"
+    );
+    let said = look(&own.replacen('M', "!", 1), &key)
+        .expect_err("odd")
+        .to_string();
+    assert!(said.ends_with("its lines are no base64."), "{said}");
+    let said = look(&own, &without_line(&key, 1))
+        .expect_err("a gap")
+        .to_string();
+    assert!(!said.contains("Error"), "{said}");
+}
+
 #[test]
 fn a_certificate_that_names_where_its_signer_is_needs_that_one() {
     let root = root();

@@ -2,7 +2,7 @@ use super::*;
 use crate::derive::tests::{environment, host, release};
 use crate::{Asked, Call, EngineConfig};
 use beanpole_protocol::api::{CreateEnvironment, Scheme, SetDomain, Swap, Tier, UpdateSettings};
-use beanpole_protocol::options::{ENVIRONMENT, PROXY};
+use beanpole_protocol::options::{ASG, ENVIRONMENT, PROXY};
 use beanpole_protocol::proxy::{ProxyReport, StreamReport};
 use beanpole_protocol::{
     Cname, Domain, DomainName, EnvironmentId, Generation, HostId, Hostname, ReleaseNumber,
@@ -223,11 +223,21 @@ fn the_type_is_fixed_and_the_way_to_another_one_is_told() {
         .store
         .update(|tx| {
             let mut shop = record(2, "shop", OptionSettings::default());
+            shop.settings.set(ASG, "MinSize", "2");
             shop.live = Some(ReleaseNumber(1));
             tx.put(&release(&shop))?;
             tx.put(&shop)
         })
         .expect("memory");
+    let domain = |text: &str| SetDomain {
+        name: DomainName::new(text).expect("a domain"),
+        redirect_to: None,
+        only_https: false,
+    };
+    for text in ["shop.example", "shop.example/a", "shop.example/b*"] {
+        let set = engine.set_domain(&call(7, &observed), &name("shop"), domain(text));
+        set.expect("set");
+    }
     let wanted = network(&[(8443, "TLS")], false);
     let refused = engine.update_settings(&call(1, &observed), &name("shop"), change(&wanted));
     let refused = refused.expect_err("fixed");
@@ -239,12 +249,19 @@ fn the_type_is_fixed_and_the_way_to_another_one_is_told() {
     );
     let hint = refused.hint.expect("a hint");
     for command in [
-        "beanpole create shop-2 --application shop --load-balancer network --listen 8443 --version v1",
-        "beanpole swap shop shop-2",
+        "beanpole create shop-2 --application shop --load-balancer network --listen 8443 --instances 2 --version v1",
+        "`beanpole domain remove shop shop.example/a`, `beanpole domain remove shop 'shop.example/b*'`, `beanpole swap shop shop-2`",
         "beanpole terminate shop",
     ] {
         assert!(hint.contains(command), "{hint}");
     }
+    // A swap names them all at once as well.
+    let refused = engine.swap(&call(8, &observed), &name("shop"), &with("db-a"));
+    let hint = refused.expect_err("paths").hint.expect("a hint");
+    assert!(
+        hint.contains("shop.example/a`, ") && hint.contains("'shop.example/b*'`"),
+        "{hint}"
+    );
     let back = engine.update_settings(&call(3, &observed), &name("db-a"), change(&classic));
     assert_eq!(back.expect_err("fixed").code, "option-fixed");
 }

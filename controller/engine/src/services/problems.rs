@@ -66,7 +66,11 @@ pub(crate) fn no_release(number: ReleaseNumber, name: &EnvironmentName) -> Probl
 }
 
 pub(super) fn bad_option(error: options::OptionError) -> Problem {
-    Problem::invalid("option-invalid", error.to_string())
+    let problem = Problem::invalid("option-invalid", error.to_string());
+    match error.hint() {
+        Some(hint) => problem.hint(hint),
+        None => problem,
+    }
 }
 
 pub(super) fn refused(refusal: Refusal) -> Problem {

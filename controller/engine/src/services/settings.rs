@@ -2,7 +2,7 @@
 
 use super::deploy::{Content, Deployment, Wish};
 use super::problems::{bad_option, nothing_deployed, refused};
-use super::{NewOperation, existing, idle, rules as odd};
+use super::{NewOperation, existing, idle, rules as odd, swap};
 use crate::apply::Scene;
 use crate::network::check_ports;
 use crate::read::{Reader, Repute};
@@ -454,18 +454,31 @@ fn type_is_fixed(
     let mut other = name.to_string();
     other.truncate(38);
     // Where nothing was deployed, the other one begins as empty.
-    let version = live.map_or_else(String::new, |live| format!(" --version {}", live.version));
+    let mut more = match environment.settings.instance_count() {
+        1 => String::new(),
+        count => format!(" --instances {count}"),
+    };
+    if let Some(live) = live {
+        more.push_str(&format!(" --version {}", live.version));
+    }
     let create = if to.is_network() {
         let listener = to.listeners().first().map(|listener| listener.port);
         let port = listener.map_or_else(|| "PORT".to_owned(), |port| port.to_string());
         format!(
-            "beanpole create {other}-2 --application {application} --load-balancer network --listen {port}{version}"
+            "beanpole create {other}-2 --application {application} --load-balancer network --listen {port}{more}"
         )
     } else {
         format!(
-            "beanpole create {other}-2 --application {application} --load-balancer application{version}"
+            "beanpole create {other}-2 --application {application} --load-balancer application{more}"
         )
     };
+    let mut steps = vec![format!("`{create}`")];
+    if to.is_network() {
+        steps.extend(swap::removals(environment));
+    }
+    steps.push(format!("`beanpole swap {name} {other}-2`"));
+    steps.push(format!("`beanpole terminate {name}`"));
+    let steps = steps.join(", ");
     Problem::conflict(
         "option-fixed",
         format!(
@@ -473,8 +486,8 @@ fn type_is_fixed(
         ),
     )
     .hint(format!(
-        "Create another environment beside it and have it take over: `{create}`, `beanpole swap {name} {other}-2`, \
-         `beanpole terminate {name}`."
+        "Create another environment beside it and have it take over: {steps}. Options and properties do not come along: see \
+         those by `beanpole config {name}`, and copy these by `beanpole printenv {name} | beanpole setenv {other}-2 --file -`."
     ))
 }
 

@@ -1,7 +1,7 @@
 //! Two environments exchange their hostnames: what is tried out behind one goes live behind the other.
 
 use super::{NewOperation, existing, free};
-use crate::network::takes_domain;
+use crate::network::{is_plain, takes_domain};
 use crate::{Call, Engine, Fault};
 use beanpole_planner::{Plan, Stage};
 use beanpole_protocol::EnvironmentName;
@@ -30,12 +30,16 @@ impl Engine {
                     "swap-with-itself",
                     format!("`{name}` cannot exchange hostnames with itself."),
                 )
+                .hint(format!(
+                    "Name another environment: beanpole swap {name} OTHER; see which there are: beanpole list"
+                ))
                 .into());
             }
             for environment in [&one, &other] {
                 free(tx, environment, false)?;
                 check(environment)?;
             }
+            swap_ports(&mut one, &mut other)?;
             if !asked.allow_empty {
                 let live = [&one, &other].map(|environment| environment.live.is_some());
                 match live {
@@ -44,7 +48,6 @@ impl Engine {
                     _ => {}
                 }
             }
-            swap_ports(&mut one, &mut other)?;
             std::mem::swap(&mut one.cname, &mut other.cname);
             std::mem::swap(&mut one.domains, &mut other.domains);
             (one.routed, other.routed) = (None, None);
@@ -116,16 +119,39 @@ fn swap_ports(one: &mut EnvironmentRecord, other: &mut EnvironmentRecord) -> Res
         if !to.settings.is_network() {
             continue;
         }
-        for record in &from.domains {
-            takes_domain(to, &record.domain).map_err(|problem| {
-                let (from, domain) = (&from.name, &record.domain.name);
-                problem.hint(format!(
-                    "Remove that domain first: beanpole domain remove {from} {domain}"
-                ))
-            })?;
+        let mut domains = from.domains.iter().map(|record| &record.domain);
+        let refused = domains.find_map(|domain| takes_domain(to, domain).err());
+        if let Some(problem) = refused {
+            let commands = removals(from);
+            return Err(problem.hint(match commands.as_slice() {
+                [command] => format!("Remove that domain first: {command}"),
+                all => format!("Remove these domains first: {}", all.join(", ")),
+            }));
         }
     }
     Ok(())
+}
+
+/// The commands that take away from an environment the domains that a network environment cannot have.
+pub(super) fn removals(environment: &EnvironmentRecord) -> Vec<String> {
+    let domains = environment.domains.iter().map(|record| &record.domain);
+    let name = &environment.name;
+    domains
+        .filter(|domain| !is_plain(domain))
+        .map(|domain| {
+            let domain = &domain.name;
+            // A shell would make names of files of them.
+            let quote = if domain
+                .as_str()
+                .contains(['*', '?', '&', ';', '$', '(', '!', '~'])
+            {
+                "'"
+            } else {
+                ""
+            };
+            format!("`beanpole domain remove {name} {quote}{domain}{quote}`")
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -39,6 +39,10 @@ fn refused(error: AuthorityError) -> Problem {
             "invalid-host",
             "Name hosts such as nas.home.example, or addresses such as 192.168.1.5.",
         ),
+        AuthorityError::NoDomain(_) => (
+            "invalid-domain",
+            "Name domains without `*`, such as home.example: --domain home.example. Private addresses are signed for in any case.",
+        ),
         AuthorityError::NotAllowed { .. } => (
             "host-not-allowed",
             "What an authority may sign is fixed when it is made: see it with `beanpole ca show`",
@@ -158,6 +162,7 @@ pub(crate) fn create(
     if domains.is_empty() {
         domains.push(app.domain.clone());
     }
+    authority::check_domains(&domains).map_err(refused)?;
     if let Some(public) = domains.iter().find(|domain| is_public_suffix(domain)) {
         return Err(Problem::invalid(
             "authority-too-wide",

@@ -55,7 +55,9 @@ fn account_of(app: &App, name: &CertificateName) -> Result<AcmeAccountRecord, Pr
         .get(&AcmeAccountRecord::key_of(name))
         .map_err(store_problem)?;
     found.ok_or_else(|| {
-        Problem::not_found("account", name).hint("Make one: beanpole acme register --agree-terms")
+        Problem::not_found("account", name).hint(format!(
+            "See which there are: beanpole acme list. Make this one: beanpole acme register {name} --agree-terms"
+        ))
     })
 }
 
@@ -66,12 +68,18 @@ pub(crate) async fn register(
     request_id: RequestId,
     body: CreateAcmeAccount,
 ) -> Result<AcmeAccount, Problem> {
-    if !body.agree_terms {
+    if let Some(odd) = body.email.as_ref().filter(|email| !is_address(email)) {
         return Err(Problem::invalid(
-            "terms-not-agreed",
-            "An account needs that the terms of service of the authority are agreed to.",
+            "invalid-email",
+            format!(
+                "`{}` is no address of e-mail.",
+                beanpole_protocol::ids::shown(odd)
+            ),
         )
-        .hint("Read them, then say --agree-terms"));
+        .hint("Give one such as ops@example.com, or none: --email ADDRESS"));
+    }
+    if !body.agree_terms {
+        return Err(terms_not_agreed(body).await);
     }
     let name = body.name.clone();
     let record = app.blocking(move |app| prepare(app, body)).await?;
@@ -102,10 +110,12 @@ pub(crate) async fn register(
                     record.directory, error.why
                 ),
             )
-            .hint(if error.advice.is_empty() {
-                "Check the URL of its directory: --directory URL"
-            } else {
-                error.advice
+            .hint(match error.advice {
+                "" if error.kind == acme::Kind::Refused => {
+                    "Change what it names, or use another authority: --directory URL"
+                }
+                "" => "Check the URL of its directory: --directory URL",
+                advice => advice,
             }));
         }
     }
@@ -125,6 +135,41 @@ pub(crate) async fn register(
         account(app, &name)
     })
     .await
+}
+
+/// Refuses, and says where the terms are.
+async fn terms_not_agreed(body: CreateAcmeAccount) -> Problem {
+    let directory = Directory {
+        url: body.directory.unwrap_or_else(|| LETS_ENCRYPT.to_owned()),
+        roots: body.roots,
+    };
+    let hint = match acme::terms(&directory).await {
+        Some(url) => format!("Read them at {url}, then say --agree-terms"),
+        None => format!(
+            "Read them where the authority has them ({} may say where, as `termsOfService`), then say --agree-terms",
+            beanpole_protocol::ids::shown(&directory.url)
+        ),
+    };
+    Problem::invalid(
+        "terms-not-agreed",
+        "An account needs that the terms of service of the authority are agreed to.",
+    )
+    .hint(hint)
+}
+
+/// Whether a text could be an address of e-mail, as a URL of the kind `mailto:` has it (RFC 6068): what more there is to it
+/// the authority says.
+fn is_address(text: &str) -> bool {
+    let plain = |part: &str| {
+        !part.is_empty()
+            && part
+                .chars()
+                .all(|c| !c.is_whitespace() && !c.is_control() && !"@,<>?&".contains(c))
+    };
+    text.len() <= 254
+        && text
+            .split_once('@')
+            .is_some_and(|(who, at)| plain(who) && plain(at))
 }
 
 fn account(app: &App, name: &CertificateName) -> Result<AcmeAccount, Problem> {
@@ -402,14 +447,20 @@ fn source_of(
     hosts: &[String],
 ) -> Result<CertificateSource, Problem> {
     let Some(account) = &body.account else {
+        let is_address = |host: &String| host.parse::<std::net::IpAddr>().is_ok();
+        if hosts.iter().all(is_address) {
+            return Err(Problem::invalid(
+                "invalid-host",
+                "A load balancer shows a certificate to clients that ask for a hostname of it, and none is given.",
+            )
+            .hint("Give a hostname as well. For something else than load balancers: beanpole ca issue ADDRESS"));
+        }
         authority::check(app, hosts)?;
         return Ok(CertificateSource::Ca);
     };
     account_of(app, account)?;
-    acme::check_hosts(hosts, body.proof).map_err(|why| {
-        Problem::invalid("invalid-host", why)
-            .hint("For names with *: --proof dns-01 --dns-hook NAME")
-    })?;
+    acme::check_hosts(hosts, body.proof)
+        .map_err(|error| Problem::invalid("invalid-host", error.to_string()).hint(error.hint()))?;
     match (&body.hook, body.proof) {
         (Some(hook), Proof::Dns01) => check_hook(app, hook)?,
         (None, Proof::Dns01) => {

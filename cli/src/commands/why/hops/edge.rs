@@ -1,6 +1,6 @@
 //! The way to a load balancer.
 
-use super::{Hop, Known, Name, State, at_port};
+use super::{Hop, Known, Name, State, at_port, listeners};
 use crate::commands::why::outside::Attempt;
 use crate::output::duration;
 use beanpole_protocol::api::{ClosedListener, ExplainedBalancer, ExplainedNetwork, ListenerView};
@@ -45,19 +45,23 @@ impl Known<'_> {
         }
         if self.is_unheard() && self.answer().is_some() {
             hop.state = State::Failed;
+            let address = last.address;
             let what = match self.answer().and_then(|answer| answer.server.as_ref()) {
-                _ if self.why().is_some() => {
-                    "a load balancer of another controller answers there".to_owned()
+                _ if self.is_api() => {
+                    format!("{address} is the controller's own API, and no load balancer")
                 }
-                Some(server) => format!("something else answers there: {server}"),
-                None => "something else answers there".to_owned(),
+                _ if self.why().is_some() => {
+                    format!("a load balancer of another controller answers at {address}")
+                }
+                Some(server) => format!("something else answers at {address}: {server}"),
+                None => format!("something else answers at {address}"),
             };
-            return hop
-                .and(what)
-                .and("none of the controller's load balancers had the request")
-                .hint(
-                    "See where they listen under `balancers` with --json, and lead the name there",
-                );
+            hop.evidence.insert(0, what);
+            let hop = hop.and("none of the controller's load balancers had the request");
+            return hop.hint(match listeners(&told.balancers) {
+                none if none.is_empty() => "See the load balancers: beanpole edge list".to_owned(),
+                all => format!("They listen on {all}: lead the name there, or try one out by --at"),
+            });
         }
         let listening = at_port(port, &told.balancers);
         hop.and_if(listening.map(|line| format!("at that port {line}")))
@@ -86,12 +90,10 @@ impl Known<'_> {
         if at_port(address.port(), &told.balancers).is_none()
             && told.balancers.iter().any(|one| one.connected)
         {
-            let all = told.balancers.iter().flat_map(|one| &one.listeners);
-            let all: Vec<&str> = all.map(String::as_str).collect();
             return hop.hint(format!(
                 "No load balancer listens on port {}: they listen on {}",
                 address.port(),
-                all.join(", ")
+                listeners(&told.balancers)
             ));
         }
         if told.balancers.iter().all(|one| !one.connected) {

@@ -3,6 +3,7 @@
 use super::edge::newest;
 use super::{Hop, Known, Name, at_port};
 use crate::commands::why::outside::Url;
+use beanpole_protocol::EnvironmentName;
 use beanpole_protocol::api::{
     Explained, ExplainedEnvironment, ExplainedNetwork, ListenerView, Scheme,
 };
@@ -40,7 +41,7 @@ impl Known<'_> {
             let near = (!told.near.is_empty()).then(|| told.near.join(", "));
             return hop
                 .and_if(near.map(|near| format!("there is: {near}")))
-                .hint("Give it to one: beanpole domain add");
+                .hint(self.give_it(told));
         };
         let paths = match route.paths.as_slice() {
             [] => String::new(),
@@ -115,8 +116,31 @@ impl Known<'_> {
             .and_if(near.map(|near| format!("there is: {near}")))
             .hint(match told.near.iter().find(|name| !name.contains('*')) {
                 Some(name) => format!("Ask for one of its names: beanpole why tls://{name}:{port}"),
-                None => "Give the name to an environment: beanpole domain add".to_owned(),
+                None => self.give_it(told),
             })
+    }
+
+    /// What gives the host to an environment.
+    pub(super) fn give_it(&self, told: &Explained) -> String {
+        let host = &self.url.host;
+        if !told.default_domain {
+            return format!(
+                "Give it to an environment: beanpole domain add ENVIRONMENT {host}; see which there are: beanpole list"
+            );
+        }
+        // What is below the default domain belongs to the environment of that name.
+        let label = host.split_once('.').map(|(label, below)| {
+            let name = EnvironmentName::new(label).ok();
+            name.filter(|_| below != "localhost" || host.matches('.').count() == 1)
+        });
+        match label.flatten() {
+            Some(name) => format!(
+                "See which environments there are: beanpole list; or create this one: beanpole create {name}"
+            ),
+            None => {
+                "See which environments there are, and where they are met: beanpole list".to_owned()
+            }
+        }
     }
 
     /// No network environment has the port, nor the host.
@@ -137,12 +161,6 @@ impl Known<'_> {
         let url = self.url.by(scheme, self.url.port).shown();
         hop.and(format!("{listening}, for requests"))
             .hint(format!("Send one: beanpole why {url}"))
-    }
-
-    /// The port that it went to.
-    fn port(&self) -> u16 {
-        let gone_to = self.seen.attempts.last();
-        gone_to.map_or(self.url.port, |last| last.address.port())
     }
 }
 

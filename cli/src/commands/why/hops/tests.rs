@@ -165,6 +165,7 @@ fn hops(url: &str, seen: &Seen, told: Result<&Explained, &str>) -> Vec<Hop> {
         url: &url,
         seen,
         told,
+        api: Some("http://192.0.2.7:7700"),
     };
     known.hops()
 }
@@ -293,7 +294,7 @@ fn the_first_hop_that_fails_is_named() {
             seen(answer(200)),
             &explained(None),
             Some(Name::Edge),
-            "connected to",
+            "something else answers at 192.0.2.7:80",
         ),
     ] {
         let (hop, said) = verdict(url, &seen, Ok(told));
@@ -463,6 +464,7 @@ fn a_certificate_has_to_be_for_the_name_and_somebodys() {
     };
     let mut without = explained(None);
     without.request = None;
+    without.balancers[0].listeners = vec!["https://192.0.2.7:80".to_owned()];
     let all = hops(HTTPS, &refused, Ok(&without));
     assert_eq!(states(&all), "oof ooo-".replace(' ', ""));
     assert!(
@@ -490,6 +492,85 @@ fn plain_http_at_a_port_of_tls_is_no_fault_of_the_application() {
         tls.hint.as_deref(),
         Some("Ask by HTTPS: beanpole why https://shop.example.org/cart?… --at 192.0.2.7:80")
     );
+}
+
+#[test]
+fn tls_at_a_port_of_plain_http_is_told_with_the_port_for_https() {
+    let mut told = explained(None);
+    told.request = None;
+    told.certificate = Some(certificate());
+    let mut seen = seen(answer(200));
+    seen.tls = Some(Err("it does not speak TLS".to_owned()));
+    seen.answer = None;
+    let failed = |told: &Explained| {
+        let all = hops("https://shop.example.org:80/cart", &seen, Ok(told));
+        failing(&all).expect("it fails").clone()
+    };
+    let tls = failed(&told);
+    assert_eq!(tls.hop, Name::Tls);
+    assert!(tls.evidence[0].contains("plain HTTP alone"), "{tls:?}");
+    let hint = tls.hint.unwrap_or_default();
+    assert!(
+        hint.ends_with("beanpole why http://shop.example.org/cart"),
+        "{hint}"
+    );
+    let by_tls = "https://192.0.2.7:8443".to_owned();
+    told.balancers[0].listeners.push(by_tls);
+    let hint = failed(&told).hint.unwrap_or_default();
+    assert!(
+        hint.ends_with("beanpole why https://shop.example.org:8443/cart"),
+        "{hint}"
+    );
+}
+
+#[test]
+fn the_controllers_api_is_no_load_balancer() {
+    let mut seen = seen(answer(200));
+    seen.attempts[0].address.set_port(7700);
+    let all = hops("http://192.0.2.7:7700/healthz", &seen, Ok(&explained(None)));
+    let edge = failing(&all).expect("it fails");
+    assert_eq!(edge.hop, Name::Edge);
+    assert!(
+        edge.evidence[0].contains("the controller's own API"),
+        "{edge:?}"
+    );
+    let hint = edge.hint.as_deref().unwrap_or_default();
+    assert!(hint.contains("http://192.0.2.7:80"), "{hint}");
+}
+
+#[test]
+fn a_host_that_nobody_has_is_given_by_a_command_that_can_be_typed() {
+    let nobody = |default_domain| Explained {
+        route: None,
+        environment: None,
+        pools: Vec::new(),
+        targets: Vec::new(),
+        default_domain,
+        ..explained(Some(traced(404, Some("unknown-host"))))
+    };
+    for (host, default_domain, wanted) in [
+        (
+            "shop.example.org",
+            false,
+            "beanpole domain add ENVIRONMENT shop.example.org;",
+        ),
+        ("s1-net.localhost", true, "beanpole create s1-net"),
+        ("shop.apps.example.org", true, "beanpole create shop"),
+        ("a.shop.localhost", true, "beanpole list"),
+        ("localhost", true, "beanpole list"),
+    ] {
+        let url = format!("http://{host}/");
+        let all = hops(&url, &seen(answer(404)), Ok(&nobody(default_domain)));
+        let hint = failing(&all)
+            .and_then(|hop| hop.hint.clone())
+            .unwrap_or_default();
+        assert!(hint.contains(wanted), "{host}: {hint}");
+        assert_eq!(
+            hint.contains("domain add"),
+            !default_domain,
+            "{host}: {hint}"
+        );
+    }
 }
 
 /// A network environment at 5432, with one instance.

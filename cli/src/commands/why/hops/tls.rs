@@ -1,6 +1,6 @@
 //! TLS, with a load balancer or through it.
 
-use super::{Hop, Known, Name, State, at_port};
+use super::{Hop, Known, Name, State, at_port, port_of_https};
 use crate::commands::why::outside::{Found, Handshake, SPEAKS_TLS, Trusted};
 use crate::output::duration;
 use beanpole_protocol::Digest;
@@ -143,7 +143,25 @@ impl Known<'_> {
                 ));
         }
         if told.no_such_name {
-            return hop.hint("Give the name to one of the environments there: beanpole domain add");
+            return hop.hint(self.give_it(told));
+        }
+        let listening = at_port(self.port(), &told.balancers);
+        if let Some(plain) = listening.filter(|text| !text.contains("https://"))
+            && self.network().is_none()
+        {
+            let first = format!("{plain}: it takes plain HTTP alone, and was asked by TLS");
+            let mut hop = hop;
+            hop.evidence.insert(0, first);
+            return hop.hint(match port_of_https(&told.balancers) {
+                Some(port) => format!(
+                    "Ask at the port for HTTPS: beanpole why {}",
+                    self.url.by(self.url.scheme, port).shown()
+                ),
+                None => format!(
+                    "No load balancer takes HTTPS (beanpole up --https ADDR). Ask by plain HTTP: beanpole why {}",
+                    self.url.by(Scheme::Http, self.url.port).shown()
+                ),
+            });
         }
         match &told.certificate {
             None if !told.default_domain => hop
