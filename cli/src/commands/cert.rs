@@ -468,7 +468,7 @@ fn change(context: &Context, set: &Set) -> Result<(), Failure> {
     };
     if body == UpdateCertificate::default() {
         return Err(Failure::misuse("There is nothing to change.").hint(format!(
-            "Say what: --min-tls, --hsts, --client-ca, --ocsp or --default, or the same with --no-. How it is now: beanpole cert show {}",
+            "Say what: --min-tls, --hsts, --client-ca, --ocsp or --default; --no-hsts, --no-client-ca, --no-ocsp and --no-default take them back. How it is now: beanpole cert show {}",
             set.name
         )));
     }

@@ -63,8 +63,8 @@ const HANDS_OVER: Duration = Duration::from_secs(5);
 /// How long one that follows a crash waits for the controller to say which table is the newest, before it takes
 /// requests. A crash is over within a second.
 const NEWEST_AFTER_A_CRASH: Duration = Duration::from_millis(250);
-/// How long a process that gets ready for a reload still has when the one that serves has ended: what was on disk before
-/// is started again then.
+/// How long a process that gets ready for a reload still has when the one that serves has ended. Clients wait: the
+/// executable that served so far is sooner there than one that may hang.
 const HURRY: Duration = Duration::from_millis(250);
 /// The first pause before another start, after one that served for too short a time; doubles up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
