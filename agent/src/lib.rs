@@ -22,6 +22,7 @@ pub mod shim;
 mod sys;
 pub mod uninstall;
 pub mod upgrade;
+pub mod web;
 
 use crate::api::{Agent, Ending};
 use crate::converge::{Host, Runs, Whose};
@@ -187,7 +188,11 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
         .edge_program
         .clone()
         .unwrap_or_else(|| installation.program(&executable));
-    let edge = Arc::new(edge::Edge::new(edge_runtime, layout.edge(), program));
+    let edge = Arc::new(edge::Edge::new(
+        edge_runtime,
+        layout.edge(),
+        program.clone(),
+    ));
     let workshop = Workshop {
         layout: layout.clone(),
         limits: config.limits,
@@ -196,6 +201,7 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
         boot_id: facts::boot_id(),
         fences: fences.clone(),
         guard: shim,
+        program,
     };
     let blobs = blobs::Blobs::open(layout.blobs(), config.disk_reserve_bytes)
         .map_err(io_error("use", &layout.blobs()))?;

@@ -16,9 +16,14 @@ use std::path::{Component, Path, PathBuf};
 
 /// Refuses a bundle that hosts could not run on `platform` in an environment of `tier`, as far as
 /// that can be told without them.
-pub fn check_runs(file: File, platform: Platform, tier: Tier) -> Result<(), Refused> {
+pub fn check_runs(
+    file: File,
+    platform: Platform,
+    options: &platform::Options,
+    tier: Tier,
+) -> Result<(), Refused> {
     look_into(file, |packed| {
-        platform::find(packed, platform)?.suits(tier)?;
+        platform::find(packed, platform, options)?.suits(tier)?;
         packed.check_hooks()?;
         ebextensions::read(packed).map(|_| ())
     })
@@ -36,9 +41,9 @@ pub struct Commands {
 }
 
 /// The release command and the container commands of a bundle, and its processes by name.
-pub fn commands(file: File) -> Result<Commands, Refused> {
+pub fn commands(file: File, platform: Platform) -> Result<Commands, Refused> {
     look_into(file, |packed| {
-        let named = platform::named(packed)?;
+        let named = platform::named(packed, platform)?;
         Ok(Commands {
             release: named.release_command,
             container: ebextensions::read(packed)?.commands,
@@ -166,7 +171,10 @@ impl Top for Packed<'_> {
         files
             .filter(|(path, _)| path.parent() == Some(&directory))
             .filter_map(|(path, _)| Some(path.file_name()?.to_string_lossy().into_owned()))
-            .filter(|file| self.has_file(&format!("{name}/{file}")))
+            .filter(|file| {
+                let path = Path::new(name).join(file);
+                path.to_str().is_some_and(|path| self.has_file(path))
+            })
             .collect()
     }
 }
@@ -194,8 +202,12 @@ mod tests {
         })
     }
 
+    fn runs(file: File, platform: Platform, tier: Tier) -> Result<(), Refused> {
+        check_runs(file, platform, &platform::Options::new(), tier)
+    }
+
     fn refusal(files: &[(&str, &str)], platform: Platform, tier: Tier) -> Refused {
-        check_runs(bundle(files), platform, tier).expect_err("refused")
+        runs(bundle(files), platform, tier).expect_err("refused")
     }
 
     #[test]
@@ -210,10 +222,10 @@ mod tests {
             (&[("requirements.txt", "flask\n")], Platform::Auto),
             (&[("application.py", "")], Platform::Python),
         ] {
-            check_runs(bundle(files), platform, Tier::Web).expect("runs");
+            runs(bundle(files), platform, Tier::Web).expect("runs");
         }
         let files = &[("Procfile", "jobs: ./x\n")];
-        check_runs(bundle(files), Platform::Auto, Tier::Worker).expect("a worker needs no web");
+        runs(bundle(files), Platform::Auto, Tier::Worker).expect("a worker needs no web");
     }
 
     #[test]
@@ -226,7 +238,11 @@ mod tests {
         assert_eq!(refused.code, "procfile-without-web");
         assert!(refused.message.contains("`jobs`, `cron`"), "{refused}");
         for (files, platform, says) in [
-            (&[("index.html", "")][..], auto, "no Procfile, package.json"),
+            (
+                &[("readme.txt", "")][..],
+                auto,
+                "no Procfile at its top, and no",
+            ),
             (
                 &[("package.json", "{}")],
                 Platform::Procfile,
@@ -262,13 +278,13 @@ mod tests {
             zip.add_symlink("Procfile", "etc/procs", plain)
                 .expect("link");
         });
-        check_runs(file, Platform::Auto, Tier::Web).expect("runs");
+        runs(file, Platform::Auto, Tier::Web).expect("runs");
         let loops = zip(|zip| {
             let plain = SimpleFileOptions::default();
             zip.add_symlink("Procfile", "Procfile", plain)
                 .expect("link");
         });
-        let refused = check_runs(loops, Platform::Auto, Tier::Web).expect_err("leads nowhere");
+        let refused = runs(loops, Platform::Auto, Tier::Web).expect_err("leads nowhere");
         assert_eq!(refused.code, "no-platform");
     }
 
@@ -282,10 +298,10 @@ mod tests {
             (".platform/hooks/predeploy/.gitkeep", ""),
             (".platform/hooks/prebuild/lib/common", "no hook"),
         ];
-        check_runs(bundle(&fine), auto, web).expect("runs");
+        runs(bundle(&fine), auto, web).expect("runs");
         assert_eq!(not_run(bundle(&fine)), Ok(NotRun::default()));
         let other = (".platform/confighooks/predeploy/1.sh", "no script");
-        check_runs(bundle(&[procfile, other]), auto, web).expect("runs, without it");
+        runs(bundle(&[procfile, other]), auto, web).expect("runs, without it");
         let left_out = not_run(bundle(&[procfile, other])).expect("readable");
         assert_eq!(left_out.hooks, [".platform/confighooks"]);
         for place in ["prebuild", "postdeploy"] {
@@ -299,9 +315,13 @@ mod tests {
     #[test]
     fn a_release_command_is_no_process() {
         let (auto, web) = (Platform::Auto, Tier::Web);
-        let command = |files| commands(bundle(files)).expect("readable").release;
+        let command = |files| {
+            commands(bundle(files), Platform::Auto)
+                .expect("readable")
+                .release
+        };
         let both = &[("Procfile", "release: ./migrate up\nweb: ./x\n")];
-        check_runs(bundle(both), auto, web).expect("runs");
+        runs(bundle(both), auto, web).expect("runs");
         assert_eq!(command(both).as_deref(), Some("./migrate up"));
         assert_eq!(command(&[("Procfile", "web: ./x\n")]), None);
         assert_eq!(command(&[("requirements.txt", "")]), None);
@@ -309,7 +329,7 @@ mod tests {
         let refused = refusal(&[only], auto, web);
         assert_eq!(refused.code, "procfile-invalid");
         assert!(refused.message.contains("names no process"), "{refused}");
-        check_runs(bundle(&[only, ("requirements.txt", "flask\n")]), auto, web)
+        runs(bundle(&[only, ("requirements.txt", "flask\n")]), auto, web)
             .expect("gunicorn is the process");
         let no_web = &[("Procfile", "release: ./migrate\njobs: ./x\n")];
         let refused = refusal(no_web, auto, web);
@@ -324,8 +344,10 @@ mod tests {
         let config = |text| (".ebextensions/01.config", text);
         let fine = "packages: {yum: {git: []}}\ncontainer_commands:\n  b: {command: x}\n  a: {command: y}\n";
         let files = [procfile, config(fine)];
-        check_runs(bundle(&files), auto, web).expect("runs");
-        let found = commands(bundle(&files)).expect("readable").container;
+        runs(bundle(&files), auto, web).expect("runs");
+        let found = commands(bundle(&files), Platform::Auto)
+            .expect("readable")
+            .container;
         let names: Vec<_> = found.iter().map(|command| command.name.as_str()).collect();
         assert_eq!(names, ["a", "b"]);
         let left_out = not_run(bundle(&files)).expect("readable").extensions;
@@ -350,7 +372,13 @@ mod tests {
             zip.add_symlink(".ebextensions", "deploy/eb", plain)
                 .expect("link");
         });
-        assert_eq!(commands(file).expect("readable").container.len(), 1);
+        assert_eq!(
+            commands(file, Platform::Auto)
+                .expect("readable")
+                .container
+                .len(),
+            1
+        );
     }
 
     #[test]

@@ -15,6 +15,11 @@ const SHOWN: usize = 80;
 
 /// The processes in a `Procfile`, in its order: name and command line.
 pub fn parse(text: &str) -> Result<Vec<(String, String)>, Refused> {
+    parse_as(text, "Procfile")
+}
+
+/// The lines of `file`, which has the grammar of a `Procfile`.
+pub(crate) fn parse_as(text: &str, file: &str) -> Result<Vec<(String, String)>, Refused> {
     let mut processes: Vec<(String, String)> = Vec::new();
     for (index, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
         let line = line.trim_end();
@@ -24,7 +29,7 @@ pub fn parse(text: &str) -> Result<Vec<(String, String)>, Refused> {
         let refuse = |why: &str| {
             let shown: String = line.chars().take(SHOWN).collect();
             Err(invalid(format!(
-                "Line {} of the Procfile, `{}`, {why}. A line is `name: command`.",
+                "Line {} of the {file}, `{}`, {why}. A line is `name: command`.",
                 index + 1,
                 printable(&shown)
             )))
@@ -53,14 +58,14 @@ pub fn parse(text: &str) -> Result<Vec<(String, String)>, Refused> {
             return refuse("has a name that an earlier line has");
         }
         if processes.len() == MOST_PROCESSES {
-            return refuse("is one more than the 32 processes that a Procfile may name");
+            return refuse("is one more than the 32 lines that such a file may have");
         }
         processes.push((name.to_owned(), command.to_owned()));
     }
     if processes.is_empty() {
-        return Err(invalid(
-            "The Procfile names no process. A line is `name: command`, such as `web: ./server`.",
-        ));
+        return Err(invalid(format!(
+            "The {file} has no line. A line is `name: command`, such as `web: ./server`."
+        )));
     }
     Ok(processes)
 }
@@ -146,9 +151,7 @@ mod tests {
         assert_eq!(refused.code, "procfile-invalid");
         assert!(refused.message.contains("Line 33"), "{refused}");
         assert!(
-            refused
-                .message
-                .contains(&format!("{MOST_PROCESSES} processes")),
+            refused.message.contains(&format!("{MOST_PROCESSES} lines")),
             "{refused}"
         );
     }

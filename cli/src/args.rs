@@ -4,7 +4,7 @@ use crate::commands::{
     abort, acme, apps, attach, backup, ca, cert, completions, config, create, cut, daemons, demo,
     demo_app, deploy, domain, edge, events, health, host, init, list, logs, maintenance, open,
     page, printenv, promote, releases, restart, restore, rollback, scale, setenv, show, status,
-    swap, terminate, up, version, versions, why,
+    swap, terminate, up, version, versions, web, why,
 };
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -146,6 +146,8 @@ pub enum Command {
     Complete(completions::Complete),
     #[command(hide = true)]
     DemoApp(demo_app::DemoApp),
+    #[command(hide = true)]
+    Web(web::Web),
 }
 
 impl Command {

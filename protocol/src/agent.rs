@@ -163,19 +163,48 @@ impl std::fmt::Debug for Properties {
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Platform {
-    /// Found from the bundle's files: `package.json` is Node.js, else `requirements.txt` is Python,
-    /// else a `Procfile` alone. Where there is a `Procfile`, it says what to start in each case.
+    /// Found from the bundle's files, by the rules of `beanpole_bundle::platform`. Where there is a `Procfile`, it
+    /// says what to start in each case.
     #[default]
     Auto,
     /// The commands of a `Procfile`, nothing installed.
     Procfile,
-    /// Node.js: `npm ci` (or `npm install`), then the `Procfile` or `npm start`.
+    /// Node.js: what the lock file's package manager installs, then the `Procfile`, `npm start` or `app.js`.
     Node,
-    /// Python: a virtualenv with `requirements.txt`, then the `Procfile` or gunicorn.
+    /// Python: a virtualenv with what is required, then the `Procfile`, gunicorn or uvicorn.
     Python,
+    /// Ruby: `bundle install`, then the `Procfile` or Puma.
+    Ruby,
+    /// PHP: `composer install`, then php-fpm behind a web server of the agent.
+    Php,
+    /// Go: `go build`, or what was built before; then the `Procfile` or `bin/application`.
+    Go,
+    /// Java SE: a JAR, or what a `Buildfile`, Maven or Gradle makes.
+    Java,
+    /// Tomcat: one WAR or several.
+    Tomcat,
+    /// .NET on Linux: what `dotnet publish` made.
+    Dotnet,
+    /// A directory of files.
+    Static,
 }
 
 impl Platform {
+    /// All that can be chosen, with `auto` first.
+    pub const ALL: [Self; 11] = [
+        Self::Auto,
+        Self::Node,
+        Self::Python,
+        Self::Ruby,
+        Self::Php,
+        Self::Go,
+        Self::Java,
+        Self::Tomcat,
+        Self::Dotnet,
+        Self::Static,
+        Self::Procfile,
+    ];
+
     /// The name users type.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -183,6 +212,30 @@ impl Platform {
             Self::Procfile => "procfile",
             Self::Node => "node",
             Self::Python => "python",
+            Self::Ruby => "ruby",
+            Self::Php => "php",
+            Self::Go => "go",
+            Self::Java => "java",
+            Self::Tomcat => "tomcat",
+            Self::Dotnet => "dotnet",
+            Self::Static => "static",
+        }
+    }
+
+    /// What people call it.
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::Auto => "found from the files",
+            Self::Procfile => "Procfile",
+            Self::Node => "Node.js",
+            Self::Python => "Python",
+            Self::Ruby => "Ruby",
+            Self::Php => "PHP",
+            Self::Go => "Go",
+            Self::Java => "Java SE",
+            Self::Tomcat => "Tomcat",
+            Self::Dotnet => ".NET on Linux",
+            Self::Static => "static site",
         }
     }
 }

@@ -71,6 +71,13 @@ const INHERITED: &[&str] = &[
     "NPM_CONFIG_REGISTRY",
     "npm_config_registry",
     "npm_config_cafile",
+    "GOPROXY",
+    "GOSUMDB",
+    "GONOSUMDB",
+    "GOPRIVATE",
+    "BUNDLE_MIRROR__ALL",
+    "CURL_CA_BUNDLE",
+    "COMPOSER_CAFILE",
 ];
 
 /// Where a build happens.
@@ -91,6 +98,26 @@ pub struct Site<'a> {
     pub progress: &'a (dyn Fn(ReleasePhase) + Send + Sync),
 }
 
+impl Site<'_> {
+    /// A directory beside the tree for what the platform is configured by; it stays with the release.
+    pub fn platform_directory(&self) -> Result<PathBuf, Fault> {
+        let directory = self.work.join(super::PLATFORM);
+        fs::create_dir_all(&directory)
+            .and_then(|()| fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)))
+            .map_err(|error| Fault::io("make", &directory, &error))?;
+        Ok(directory)
+    }
+
+    /// Makes a file readable for the application and root alone.
+    pub fn keep_private(&self, file: &Path) -> Result<(), Fault> {
+        let mode = if self.user.is_some() { 0o640 } else { 0o600 };
+        let group = self.user.as_ref().map(|user| user.gid);
+        fs::set_permissions(file, fs::Permissions::from_mode(mode))
+            .and_then(|()| std::os::unix::fs::chown(file, None, group))
+            .map_err(|error| Fault::io("protect", file, &error))
+    }
+}
+
 /// What a build adds to a plan.
 #[derive(Default)]
 pub struct Made {
@@ -100,6 +127,8 @@ pub struct Made {
     pub path: Vec<PathBuf>,
     /// What processes get in their environment.
     pub environment: BTreeMap<String, String>,
+    /// What only what builds it gets in its environment.
+    pub build_environment: BTreeMap<String, String>,
     /// Caches that the tree refers to.
     pub caches: Vec<String>,
     /// Caches that a later release may want, though this one does without.
@@ -165,7 +194,7 @@ pub(super) struct Codes {
     pub(super) out_of_memory: &'static str,
 }
 
-const CODES: Codes = Codes {
+pub(super) const CODES: Codes = Codes {
     failed: "build-failed",
     out_of_memory: "build-out-of-memory",
 };

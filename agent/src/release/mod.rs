@@ -7,12 +7,20 @@
 pub mod build;
 pub mod cache;
 mod commands;
+pub mod dotnet;
+pub mod go;
 mod hooks;
+pub mod java;
 pub mod node;
 pub mod once;
+pub mod php;
 pub mod platform;
 pub mod programs;
 pub mod python;
+pub mod ruby;
+pub mod runtimes;
+pub mod site;
+pub mod tomcat;
 pub mod tree;
 pub mod unpack;
 
@@ -37,6 +45,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
+
+/// Holds what a platform is configured by, beside a release's tree.
+const PLATFORM: &str = "platform";
 
 /// The most lines of output that a failure carries.
 pub const FAILURE_LINES: usize = 20;
@@ -239,6 +250,8 @@ pub struct Workshop {
     pub fences: Fences,
     /// What runs their commands.
     pub guard: ShimProgram,
+    /// The executable that instances start for what the agent serves itself.
+    pub program: PathBuf,
 }
 
 /// One preparation under way.
@@ -327,12 +340,8 @@ impl Workshop {
             &named(&job.order),
         )
         .await?;
-        let plan = platform::find(&tree, job.order.platform)?;
-        let made = match plan.platform {
-            Platform::Node => node::build(self, &site).await?,
-            Platform::Python => python::build(self, &site, &plan).await?,
-            Platform::Auto | Platform::Procfile => build::Made::default(),
-        };
+        let plan = platform::find(&tree, &job.order)?;
+        let made = self.install(&site, &plan).await?;
         // The tree has not its final name yet.
         let place = self.layout.release(&job.order.key).join("app");
         let path: Vec<PathBuf> = made
@@ -346,6 +355,7 @@ impl Workshop {
         let path = programs::path_with(path.iter().map(PathBuf::as_path));
         let mut extra = made.environment.clone();
         extra.extend(named(&job.order));
+        let plan = self.build(&site, plan, &made, &path, &extra).await?;
         let around = commands::Around {
             site: &site,
             path: &path,
@@ -374,6 +384,67 @@ impl Workshop {
             boot_id: self.boot_id.clone(),
         };
         self.finish(work, job, prepared).await
+    }
+
+    /// Installs what a release of a platform needs.
+    async fn install(
+        &self,
+        site: &build::Site<'_>,
+        plan: &platform::Plan,
+    ) -> Result<build::Made, Fault> {
+        match plan.platform {
+            Platform::Node => node::install(self, site).await,
+            Platform::Python => python::install(self, site, plan).await,
+            Platform::Ruby => ruby::install(self, site).await,
+            Platform::Php => php::install(self, site, plan.from_procfile).await,
+            Platform::Go => go::install(self, site, plan).await,
+            Platform::Java => java::install(self, site, plan).await,
+            Platform::Tomcat => tomcat::install(self, site, plan).await,
+            Platform::Dotnet => dotnet::install(self, site, plan).await,
+            Platform::Static => site::install(self, site, plan),
+            Platform::Auto | Platform::Procfile => Ok(build::Made::default()),
+        }
+    }
+
+    /// Runs what builds a release, and looks again how it runs then.
+    async fn build(
+        &self,
+        site: &build::Site<'_>,
+        plan: platform::Plan,
+        made: &build::Made,
+        path: &str,
+        extra: &BTreeMap<String, String>,
+    ) -> Result<platform::Plan, Fault> {
+        if plan.build.is_empty() {
+            return Ok(plan);
+        }
+        let mut environment = extra.clone();
+        environment.extend(made.build_environment.clone());
+        node::hand_over(site).await?;
+        for (name, command) in &plan.build {
+            let step = build::Step {
+                program: Path::new(commands::SHELL),
+                arguments: &["-c".to_owned(), command.clone()],
+                directory: &site.tree,
+                path,
+            };
+            let shown = format!("{name}: {}", procfile::shown(command));
+            self.run_as(site, &step, &shown, &build::CODES, &environment)
+                .await?;
+        }
+        node::take_back(site).await?;
+        let built = platform::find(&site.tree, site.order)?;
+        if built.processes.is_empty() && made.processes.is_none() {
+            return Err(Fault::new(
+                "no-platform",
+                format!(
+                    "The build of this {} application left nothing that can be started: put a Procfile with a line \
+                     such as `web: java -jar target/app.jar` at the top of the bundle.",
+                    built.platform.title()
+                ),
+            ));
+        }
+        Ok(built)
     }
 
     /// Unpacks the bundle and makes it fit to run; gives its container commands.
@@ -463,6 +534,21 @@ impl Drop for SetOnDrop {
     }
 }
 
+/// The executable that instances start for what the agent serves itself.
+fn own_program(workshop: &Workshop, for_others: bool) -> Result<PathBuf, Fault> {
+    if !for_others || programs::open_to_others(&workshop.program) {
+        return Ok(workshop.program.clone());
+    }
+    Err(Fault::new(
+        "program-out-of-reach",
+        format!(
+            "The application's user cannot reach {}, which serves its files: put it where every user may run it, for \
+             example into /usr/local/bin.",
+            workshop.program.display()
+        ),
+    ))
+}
+
 /// Runs `work` where it may block.
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Fault> + Send + 'static,
@@ -497,6 +583,7 @@ mod tests {
             boot_id: "this".to_owned(),
             fences: Fences::none(),
             guard: ShimProgram::current(),
+            program: PathBuf::new(),
         };
         let order = ReleaseOrder {
             key: ReleaseKey {

@@ -1,4 +1,4 @@
-//! Node.js: `npm` installs what `package.json` asks for, then `npm start` or the `Procfile`.
+//! Node.js: npm, Yarn or pnpm installs what `package.json` asks for, then `npm start` or the `Procfile`.
 //!
 //! `node_modules` is installed in the tree itself, since install scripts may need the sources, and
 //! kept as a cache of hard links for the next release with the same lock file. Packages with
@@ -6,9 +6,10 @@
 
 use super::build::{Made, Site, Step};
 use super::cache::Key;
-use super::platform::Tree;
 use super::programs::{self, Program};
+use super::runtimes::{self, Found};
 use super::{Fault, Workshop, blocking, tree};
+use beanpole_bundle::platform::{self, Directory, PackageManager};
 use serde_json::Value;
 use std::path::Path;
 
@@ -25,20 +26,19 @@ const INSTALL_SCRIPTS: &[&str] = &[
 /// Where a package lists what it needs.
 const DEPENDENCIES: &[&str] = &["dependencies", "devDependencies", "optionalDependencies"];
 
-const INSTALL_NODE: &str =
-    "Install Node.js with npm on it, for example `apt-get install nodejs npm`.";
-
 /// What `package.json` says, as far as it matters here.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Package {
     present: bool,
     needs_install: bool,
     reusable: bool,
+    /// The versions of Node.js that it asks for.
+    engine: Option<String>,
 }
 
 impl Package {
     fn read(tree: &Path) -> Result<Self, Fault> {
-        let Some(package) = beanpole_bundle::platform::package(&mut Tree(tree))? else {
+        let Some(package) = platform::package(&mut Directory(tree))? else {
             return Ok(Self::default());
         };
         let script = |name: &str| package["scripts"][name].is_string();
@@ -55,6 +55,7 @@ impl Package {
             present: true,
             needs_install: own_scripts || workspaces || locked || !versions.is_empty(),
             reusable: locked && !own_scripts && !workspaces && !from_path,
+            engine: package["engines"]["node"].as_str().map(str::to_owned),
         })
     }
 }
@@ -67,39 +68,74 @@ fn comes_from_a_path(version: &str) -> bool {
 }
 
 fn has_lock(tree: &Path) -> bool {
-    ["package-lock.json", "npm-shrinkwrap.json"]
+    let manager = platform::package_manager(&Directory(tree));
+    manager
+        .lock_files()
         .iter()
         .any(|name| tree.join(name).is_file())
 }
 
 /// Installs what it needs.
-pub async fn build(workshop: &Workshop, site: &Site<'_>) -> Result<Made, Fault> {
+pub async fn install(workshop: &Workshop, site: &Site<'_>) -> Result<Made, Fault> {
     let package = Package::read(&site.tree)?;
     let others = site.user.is_some();
-    let node = workshop.require("node", others, INSTALL_NODE)?;
+    let asked = package.engine.clone().map(|text| runtimes::Wanted {
+        text,
+        by: "`engines.node` of the bundle's package.json",
+    });
+    let option = site.order.options.get("RuntimeVersion");
+    let node = workshop.runtime(&runtimes::NODE, others, option, asked);
+    let node = node.await?;
     // Where the modules will lie once the tree has its final name.
     let place = workshop.layout.release(&site.order.key).join("app");
     let mut made = Made {
-        path: vec![place.join("node_modules/.bin"), node.directory.clone()],
+        path: vec![
+            place.join("node_modules/.bin"),
+            node.program.directory.clone(),
+        ],
         ..Made::default()
     };
     let vendored = site.tree.join("node_modules").is_dir();
     if package.present && package.needs_install && !vendored {
-        let npm = workshop.require("npm", others, INSTALL_NODE)?;
-        let name = install(workshop, site, &package, &node, &npm).await?;
+        let name = install_packages(workshop, site, &package, &node).await?;
         made.keeps.push(name);
     }
-    made.environment
-        .insert("npm_config_update_notifier".to_owned(), "false".to_owned());
+    for (name, value) in [
+        ("npm_config_update_notifier", "false"),
+        // As on EB.
+        ("NODE_ENV", "production"),
+    ] {
+        made.environment.insert(name.to_owned(), value.to_owned());
+    }
     Ok(made)
 }
 
-async fn install(
+/// A package manager of the host, and what comes before its own arguments.
+struct Tool {
+    program: Program,
+    first: Vec<&'static str>,
+}
+
+/// The package manager that the lock file is of. What the host lacks is had through npm.
+fn tool(workshop: &Workshop, others: bool, manager: PackageManager) -> Result<Tool, Fault> {
+    if let Some(program) = programs::find(manager.as_str(), others) {
+        let first = Vec::new();
+        return Ok(Tool { program, first });
+    }
+    let program = workshop.require("npm", others, runtimes::NODE.install)?;
+    let first = match manager {
+        PackageManager::Npm => Vec::new(),
+        PackageManager::Yarn => vec!["exec", "--yes", "--", "yarn@1"],
+        PackageManager::Pnpm => vec!["exec", "--yes", "--", "pnpm@9"],
+    };
+    Ok(Tool { program, first })
+}
+
+async fn install_packages(
     workshop: &Workshop,
     site: &Site<'_>,
     package: &Package,
-    node: &Program,
-    npm: &Program,
+    node: &Found,
 ) -> Result<String, Fault> {
     let with_dev = site
         .order
@@ -107,20 +143,22 @@ async fn install(
         .0
         .get("NPM_USE_PRODUCTION")
         .is_some_and(|value| value.eq_ignore_ascii_case("false"));
-    let arguments = arguments(has_lock(&site.tree), with_dev);
-    let version = programs::version(&node.path, "--version")
-        .await
-        .unwrap_or_default();
-    let name = Key::default()
+    let manager = platform::package_manager(&Directory(&site.tree));
+    let tool = tool(workshop, site.user.is_some(), manager)?;
+    let berry = site.tree.join(".yarnrc.yml").is_file();
+    let mut arguments: Vec<String> = tool.first.iter().map(|&text| text.to_owned()).collect();
+    arguments.extend(arguments_of(manager, berry, has_lock(&site.tree), with_dev));
+    let mut key = Key::default()
         .with(site.order.application.as_str())
-        .with(version)
+        .with(&node.version)
         .with(std::env::consts::ARCH)
         .with(arguments.join(" "))
         .with_file(&site.tree, "package.json")?
-        .with_file(&site.tree, "package-lock.json")?
-        .with_file(&site.tree, "npm-shrinkwrap.json")?
-        .with_file(&site.tree, ".npmrc")?
-        .name("node");
+        .with_file(&site.tree, ".npmrc")?;
+    for lock in manager.lock_files() {
+        key = key.with_file(&site.tree, lock)?;
+    }
+    let name = key.name("node");
     let modules = site.tree.join("node_modules");
     let _turn = workshop.caches.turn(&name).await;
     if package.reusable && workshop.caches.is_complete(&name) {
@@ -139,9 +177,13 @@ async fn install(
         }
     }
     hand_over(site).await?;
-    let path = programs::path_with([npm.directory.as_path(), node.directory.as_path()]);
+    let directories = [
+        node.program.directory.as_path(),
+        tool.program.directory.as_path(),
+    ];
+    let path = programs::path_with(directories);
     let step = Step {
-        program: &npm.path,
+        program: &tool.program.path,
         arguments: &arguments,
         directory: &site.tree,
         path: &path,
@@ -154,13 +196,23 @@ async fn install(
     Ok(name)
 }
 
-fn arguments(locked: bool, with_dev: bool) -> Vec<String> {
-    let mut arguments = vec![if locked { "ci" } else { "install" }];
-    if !with_dev {
-        arguments.push("--omit=dev");
-    }
-    arguments.extend(["--no-audit", "--no-fund"]);
-    arguments.into_iter().map(str::to_owned).collect()
+/// What a package manager is told; `berry` for Yarn from version 2 on.
+fn arguments_of(manager: PackageManager, berry: bool, locked: bool, with_dev: bool) -> Vec<String> {
+    let arguments: &[&str] = match (manager, locked) {
+        (PackageManager::Npm, true) => &["ci", "--no-audit", "--no-fund"],
+        (PackageManager::Npm, false) => &["install", "--no-audit", "--no-fund"],
+        (PackageManager::Yarn, _) if berry => &["install", "--immutable"],
+        (PackageManager::Yarn, _) => &["install", "--frozen-lockfile", "--non-interactive"],
+        (PackageManager::Pnpm, _) => &["install", "--frozen-lockfile"],
+    };
+    let without_dev = match manager {
+        _ if with_dev => None,
+        PackageManager::Npm => Some("--omit=dev"),
+        PackageManager::Yarn => (!berry).then_some("--production"),
+        PackageManager::Pnpm => Some("--prod"),
+    };
+    let all = arguments.iter().copied().chain(without_dev);
+    all.map(str::to_owned).collect()
 }
 
 /// A cache saves time and is nothing else: without it the release is as good.
@@ -232,7 +284,11 @@ mod tests {
 
     #[test]
     fn development_packages_stay_out_unless_wanted() {
-        assert_eq!(arguments(true, false)[..2], ["ci", "--omit=dev"]);
-        assert_eq!(arguments(false, true)[..2], ["install", "--no-audit"]);
+        let npm =
+            |locked, with_dev| arguments_of(PackageManager::Npm, false, locked, with_dev).join(" ");
+        assert_eq!(npm(true, false), "ci --no-audit --no-fund --omit=dev");
+        assert_eq!(npm(false, true), "install --no-audit --no-fund");
+        let pnpm = arguments_of(PackageManager::Pnpm, false, true, false);
+        assert_eq!(pnpm.join(" "), "install --frozen-lockfile --prod");
     }
 }

@@ -1,6 +1,6 @@
 //! Finds interpreters on the host, as the user who will run them.
 
-use super::{Fault, Workshop};
+use super::{Fault, Workshop, runtimes};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -52,14 +52,18 @@ pub fn path_with<'a>(first: impl IntoIterator<Item = &'a Path>) -> String {
 pub fn find(name: &str, for_others: bool) -> Option<Program> {
     search_path().into_iter().find_map(|directory| {
         let path = directory.join(name);
-        let usable = path.is_file()
-            && rustix::fs::access(&path, rustix::fs::Access::EXEC_OK).is_ok()
-            && (!for_others || open_to_others(&path));
+        let usable = is_program(&path) && (!for_others || open_to_others(&path));
         usable.then_some(Program { path, directory })
     })
 }
 
-fn open_to_others(path: &Path) -> bool {
+/// Whether this process may run a file.
+pub fn is_program(path: &Path) -> bool {
+    path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+/// Whether every user may reach and run a file.
+pub fn open_to_others(path: &Path) -> bool {
     let Ok(real) = path.canonicalize() else {
         return false;
     };
@@ -70,6 +74,11 @@ fn open_to_others(path: &Path) -> bool {
                 .is_ok_and(|metadata| metadata.mode() & 0o001 != 0)
         })
     })
+}
+
+/// `text` as one word for a shell.
+pub fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
 }
 
 /// What a program says to one argument, trimmed, at most 100 characters.
@@ -98,17 +107,7 @@ pub async fn version(program: &Path, argument: &str) -> Option<String> {
 impl Workshop {
     /// The program `name`, or a failure that says what to install.
     pub fn require(&self, name: &str, for_others: bool, install: &str) -> Result<Program, Fault> {
-        find(name, for_others).ok_or_else(|| {
-            let whose = if for_others {
-                " that every user may run"
-            } else {
-                ""
-            };
-            Fault::new(
-                "interpreter-missing",
-                format!("The host has no `{name}`{whose}. {install}"),
-            )
-        })
+        find(name, for_others).ok_or_else(|| runtimes::missing(name, for_others, install))
     }
 }
 

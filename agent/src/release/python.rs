@@ -1,4 +1,4 @@
-//! Python: a virtualenv with `requirements.txt`, then the `Procfile` or gunicorn.
+//! Python: a virtualenv with what is required, then the `Procfile`, gunicorn or uvicorn.
 //!
 //! Virtualenvs hold absolute paths, so one is built where it stays, in the cache, and releases
 //! refer to it there.
@@ -6,46 +6,50 @@
 use super::build::{Made, Site, Step};
 use super::cache::Key;
 use super::node::{hand_over, take_back};
-use super::platform::{Plan, Tree};
-use super::programs;
-use super::{Fault, Workshop, blocking, tree};
+use super::platform::Plan;
+use super::{Fault, Workshop, blocking, programs, runtimes, tree};
+use beanpole_bundle::platform::{self, Directory, Requirements};
+use std::fs;
 use std::path::Path;
 
-/// Longest `requirements.txt` in bytes.
-const LONGEST: u64 = 1 << 20;
+/// Longest file that names a version, in bytes.
+const LONGEST_VERSION: u64 = 4096;
 
-const INSTALL_PYTHON: &str =
-    "Install Python 3 with venv on it, for example `apt-get install python3 python3-venv`.";
-
-/// Installs and says how to start.
-pub async fn build(workshop: &Workshop, site: &Site<'_>, plan: &Plan) -> Result<Made, Fault> {
-    let requirements =
-        beanpole_bundle::platform::text(&mut Tree(&site.tree), "requirements.txt", LONGEST)?;
-    let gunicorn = plan.processes.is_empty();
-    let start = gunicorn.then(|| gunicorn_command(site)).transpose()?;
-    let python = workshop.require("python3", site.user.is_some(), INSTALL_PYTHON)?;
-    let mut made = Made {
-        processes: start.map(|command| vec![("web".to_owned(), command)]),
-        ..Made::default()
-    };
+/// Installs what a bundle needs, and the server that the platform starts it with.
+pub async fn install(workshop: &Workshop, site: &Site<'_>, plan: &Plan) -> Result<Made, Fault> {
+    let requirements = platform::requirements(&mut Directory(&site.tree))?;
+    let server = server(plan);
+    let others = site.user.is_some();
+    let option = site.order.options.get("RuntimeVersion");
+    let asked = asked_version(&site.tree)?;
+    let python = workshop.runtime(&runtimes::PYTHON, others, option, asked);
+    let python = python.await?;
+    let mut made = Made::default();
     made.environment
         .insert("PYTHONUNBUFFERED".to_owned(), "1".to_owned());
-    if requirements.is_none() && !gunicorn {
-        made.path.push(python.directory);
+    if requirements.is_none() && server.is_none() {
+        made.path.push(python.program.directory);
         return Ok(made);
     }
-    let requirements = requirements.unwrap_or_default();
-    let version = programs::version(&python.path, "--version")
-        .await
-        .unwrap_or_default();
     let mut key = Key::default()
         .with(site.order.application.as_str())
-        .with(python.path.to_string_lossy().as_bytes())
-        .with(version)
+        .with(python.program.path.to_string_lossy().as_bytes())
+        .with(&python.version)
         .with(std::env::consts::ARCH)
-        .with(&requirements)
-        .with([u8::from(gunicorn)]);
-    if refers_to_files(&requirements) {
+        .with(server.unwrap_or_default());
+    let lines = match &requirements {
+        Some(
+            Requirements::Text(text) | Requirements::Locked(text) | Requirements::Pipfile(text),
+        ) => text.as_str(),
+        Some(Requirements::Project(text)) => {
+            // The bundle itself is installed.
+            key = key.with(site.order.bundle.as_str());
+            text
+        }
+        None => "",
+    };
+    key = key.with(lines);
+    if refers_to_files(lines) {
         key = key.with(site.order.bundle.as_str());
     }
     let name = key.name("python");
@@ -53,15 +57,13 @@ pub async fn build(workshop: &Workshop, site: &Site<'_>, plan: &Plan) -> Result<
     let venv = workshop.caches.path(&name);
     if !workshop.caches.is_complete(&name) {
         workshop.caches.clear(&name)?;
-        let built = install(
-            workshop,
-            site,
-            &python.path,
-            &venv,
-            !requirements.is_empty(),
-            gunicorn,
-        );
-        if let Err(fault) = built.await {
+        let what = Wanted {
+            python: &python.program.path,
+            venv: &venv,
+            requirements: requirements.as_ref(),
+            server,
+        };
+        if let Err(fault) = make(workshop, site, &what).await {
             let _ = workshop.caches.clear(&name);
             return Err(fault);
         }
@@ -84,14 +86,48 @@ pub async fn build(workshop: &Workshop, site: &Site<'_>, plan: &Plan) -> Result<
     Ok(made)
 }
 
-async fn install(
-    workshop: &Workshop,
-    site: &Site<'_>,
-    python: &Path,
-    venv: &Path,
-    requirements: bool,
-    gunicorn: bool,
-) -> Result<(), Fault> {
+/// The server that the platform starts: where a `Procfile` starts it, it is among the requirements.
+fn server(plan: &Plan) -> Option<&'static str> {
+    let command = plan.processes.first().filter(|_| !plan.from_procfile)?;
+    let program = command.1.split(' ').next();
+    ["gunicorn", "uvicorn"]
+        .into_iter()
+        .find(|server| program == Some(*server))
+}
+
+/// The version that the bundle asks for: `.python-version` of pyenv and uv, `runtime.txt` of Heroku.
+fn asked_version(tree: &Path) -> Result<Option<runtimes::Wanted>, Fault> {
+    for (file, by) in [
+        (".python-version", "the bundle's .python-version"),
+        ("runtime.txt", "the bundle's runtime.txt"),
+    ] {
+        let Some(text) = platform::text(&mut Directory(tree), file, LONGEST_VERSION)? else {
+            continue;
+        };
+        let version = text.trim().trim_start_matches("python-");
+        // A host has one release of 3.11, whichever it is.
+        let parts: Vec<&str> = version.split('.').take(2).collect();
+        let digits = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+        if parts.iter().all(digits) {
+            return Ok(Some(runtimes::Wanted {
+                text: parts.join("."),
+                by,
+            }));
+        }
+    }
+    Ok(None)
+}
+
+/// A virtualenv to be made.
+struct Wanted<'a> {
+    python: &'a Path,
+    venv: &'a Path,
+    requirements: Option<&'a Requirements>,
+    server: Option<&'static str>,
+}
+
+async fn make(workshop: &Workshop, site: &Site<'_>, wanted: &Wanted<'_>) -> Result<(), Fault> {
+    let venv = wanted.venv;
     tree::make_private(venv, site.user.as_ref())?;
     if let Some(user) = &site.user {
         tree::give(venv, user)?;
@@ -110,16 +146,31 @@ async fn install(
         workshop.run(site, &step).await
     };
     let place = venv.to_string_lossy();
-    run(python, &["-m", "venv", &place])
+    run(wanted.python, &["-m", "venv", &place])
         .await
         .map_err(explain_venv)?;
     let pip = bin.join("pip");
     let install = ["install", "--no-input", "--disable-pip-version-check"];
-    if requirements {
-        run(&pip, &[&install[..], &["-r", "requirements.txt"]].concat()).await?;
+    match wanted.requirements {
+        None => {}
+        Some(Requirements::Text(text)) if text.trim().is_empty() => {}
+        Some(Requirements::Text(_)) => {
+            run(&pip, &[&install[..], &["-r", "requirements.txt"]].concat()).await?;
+        }
+        Some(Requirements::Locked(lines) | Requirements::Pipfile(lines)) => {
+            let file = site.work.join("requirements.txt");
+            fs::write(&file, lines).map_err(|error| Fault::io("write", &file, &error))?;
+            let file = file.to_string_lossy();
+            run(&pip, &[&install[..], &["-r", &file]].concat()).await?;
+        }
+        Some(Requirements::Project(_)) => {
+            run(&pip, &[&install[..], &["."]].concat()).await?;
+        }
     }
-    if gunicorn && !bin.join("gunicorn").exists() {
-        run(&pip, &[&install[..], &["gunicorn"]].concat()).await?;
+    if let Some(server) = wanted.server
+        && !bin.join(server).exists()
+    {
+        run(&pip, &[&install[..], &[server]].concat()).await?;
     }
     take_back(site).await
 }
@@ -137,7 +188,10 @@ fn explain_venv(fault: Fault) -> Fault {
     let log = fault.0.log;
     Fault::new(
         "interpreter-missing",
-        format!("The host's Python cannot make a virtualenv. {INSTALL_PYTHON}"),
+        format!(
+            "The host's Python cannot make a virtualenv. {}",
+            runtimes::PYTHON.install
+        ),
     )
     .with_log(log)
 }
@@ -159,72 +213,9 @@ fn refers_to_files(requirements: &str) -> bool {
         })
 }
 
-fn gunicorn_command(site: &Site<'_>) -> Result<String, Fault> {
-    let option = |name: &str, default: &str| {
-        let value = site.order.options.get(name).map(String::as_str);
-        value
-            .filter(|value| !value.is_empty())
-            .unwrap_or(default)
-            .to_owned()
-    };
-    let target = wsgi_target(&option("WSGIPath", "application"))?;
-    let number = |name: &str, default: &str| {
-        let value = option(name, default);
-        value.parse::<u32>().map_err(|_| {
-            Fault::new(
-                "option-invalid",
-                format!("The option {name} is `{value}`, which is not a number."),
-            )
-        })
-    };
-    let (workers, threads) = (number("NumProcesses", "1")?, number("NumThreads", "15")?);
-    Ok(format!(
-        "gunicorn --bind 0.0.0.0:$PORT --workers {workers} --threads {threads} {target}"
-    ))
-}
-
-/// `module:callable` for gunicorn, from what EB takes: `application`, `app.py`, `a/wsgi.py`,
-/// `module:callable`.
-fn wsgi_target(path: &str) -> Result<String, Fault> {
-    let (module, callable) = path.split_once(':').unwrap_or((path, "application"));
-    let module = module
-        .strip_suffix(".py")
-        .unwrap_or(module)
-        .replace('/', ".");
-    let word = |text: &str| {
-        !text.is_empty()
-            && text
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'.')
-    };
-    if !word(&module) || !word(callable) {
-        return Err(Fault::new(
-            "option-invalid",
-            format!(
-                "The option WSGIPath is `{}`, which is neither a module nor `module:callable`.",
-                path.escape_debug()
-            ),
-        ));
-    }
-    Ok(format!("{module}:{callable}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn wsgi_paths_in_every_form_of_eb() {
-        for (path, target) in [
-            ("application", "application:application"),
-            ("app.py", "app:application"),
-            ("shop/wsgi.py", "shop.wsgi:application"),
-            ("shop.wsgi:app", "shop.wsgi:app"),
-        ] {
-            assert_eq!(wsgi_target(path).expect(path), target);
-        }
-        assert!(wsgi_target("x; rm -rf /").is_err());
-    }
 
     #[test]
     fn requirements_that_name_files_are_noticed() {

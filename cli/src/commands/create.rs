@@ -42,7 +42,7 @@ pub struct Create {
     /// The first label of its hostname [default: its name]
     #[arg(long)]
     cname: Option<Cname>,
-    /// auto, procfile, node or python
+    /// auto, or one of `beanpole platform list`
     #[arg(long, value_parser = source::platform)]
     platform: Option<Platform>,
     /// What it is, for people
@@ -150,7 +150,11 @@ pub fn run(context: &Context, command: &Create) -> Result<(), Failure> {
         interrupt::ends(context.output, || stopped);
         let wanted = source::Wanted {
             from: Some(from.clone()),
-            runs_as: Some((platform, tier)),
+            runs_as: Some(source::RunsAs {
+                platform,
+                options: body.settings.platform_options(),
+                tier,
+            }),
             ..source::Wanted::default()
         };
         let (version, _) =

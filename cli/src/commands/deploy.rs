@@ -9,12 +9,14 @@ use crate::output::{Output, plural, receipt};
 use crate::project::pack;
 use crate::project::settings::InForce;
 use crate::watch;
+use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::{Deploy as Body, Environment, Operation, PlanView, Tier};
 use beanpole_protocol::options::{
     BatchSize, DeploymentPolicy, ENVIRONMENT, OptionSettings, SplitSteps,
 };
 use beanpole_protocol::{EnvironmentName, VersionLabel};
 use clap::Args;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Deploy the project, or a version that exists, to an environment
@@ -112,7 +114,11 @@ pub fn run(context: &Context, command: &Deploy) -> Result<(), Failure> {
                 git: command.git.clone(),
                 label: command.label.clone(),
                 description: command.description.clone(),
-                runs_as: Some((environment.platform, environment.tier)),
+                runs_as: Some(source::RunsAs {
+                    platform: environment.platform,
+                    options: platform_options(context, &environment, &place.deployment)?,
+                    tier: environment.tier,
+                }),
             };
             let (version, new) = source::make_version(context, &environment.application, &wanted)?;
             (version.label, new)
@@ -253,6 +259,20 @@ fn planned(context: &Context, path: &str, body: &Body) -> Result<Option<PlanView
         Err(failure) if body.queue && failure.has_code("operation-in-progress") => Ok(None),
         Err(failure) => Err(failure),
     }
+}
+
+/// Options of the environment's platform. Only those of a static site decide whether a bundle is one.
+fn platform_options(
+    context: &Context,
+    environment: &Environment,
+    wanted: &OptionSettings,
+) -> Result<BTreeMap<String, String>, Failure> {
+    if environment.platform != Platform::Static {
+        return Ok(BTreeMap::new());
+    }
+    let path = format!("{}/settings", environment_path(&environment.name));
+    let current: OptionSettings = context.client()?.get(&path)?;
+    Ok(current.overlaid(wanted).platform_options())
 }
 
 /// What `deploy.toml` says that the environment does not have yet.

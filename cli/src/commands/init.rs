@@ -4,6 +4,7 @@ use super::source;
 use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::project::FILE;
+use beanpole_bundle::platform::{self, Directory};
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::{ApplicationName, EnvironmentName};
 use clap::Args;
@@ -101,16 +102,10 @@ fn default_environment(application: &ApplicationName) -> Result<EnvironmentName,
 
 /// The platform that the files here speak of.
 fn detect(here: &Path) -> Platform {
-    let has = |name: &str| here.join(name).is_file();
-    if has("Procfile") {
-        Platform::Auto
-    } else if has("package.json") {
-        Platform::Node
-    } else if has("requirements.txt") {
-        Platform::Python
-    } else {
-        Platform::Auto
+    if here.join("Procfile").is_file() {
+        return Platform::Auto;
     }
+    platform::detect(&Directory(here)).unwrap_or(Platform::Auto)
 }
 
 fn render(

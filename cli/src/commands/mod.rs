@@ -44,6 +44,7 @@ pub mod terminate;
 pub mod up;
 pub mod version;
 pub mod versions;
+pub mod web;
 pub mod why;
 
 use crate::args::Command;
@@ -137,6 +138,7 @@ fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::ProxyProcess(command) => daemons::proxy_process(command),
         Command::Shim(_) => Err(Failure::misuse("The shim is started by the agent.")),
         Command::DemoApp(command) => demo_app::run(&command),
+        Command::Web(command) => web::run(command),
     }
 }
 

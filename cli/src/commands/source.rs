@@ -29,7 +29,18 @@ pub struct Wanted {
     /// `--description`.
     pub description: Option<String>,
     /// What the environment that it is for runs it as.
-    pub runs_as: Option<(Platform, Tier)>,
+    pub runs_as: Option<RunsAs>,
+}
+
+/// What an environment runs versions as.
+#[derive(Debug)]
+pub struct RunsAs {
+    /// Its platform.
+    pub platform: Platform,
+    /// Options of that, as far as they are known here.
+    pub options: beanpole_bundle::platform::Options,
+    /// Its tier.
+    pub tier: Tier,
 }
 
 /// Packs, uploads and names a version; says whether it is new.
@@ -39,8 +50,8 @@ pub fn make_version(
     wanted: &Wanted,
 ) -> Result<(Version, bool), Failure> {
     let (packed, commit) = pack(context, wanted)?;
-    if let Some((platform, tier)) = wanted.runs_as {
-        packed.check_runs(platform, tier)?;
+    if let Some(runs_as) = &wanted.runs_as {
+        packed.check_runs(runs_as)?;
         for note in notes(&packed.not_run()?) {
             crate::output::warn(&note);
         }
@@ -267,13 +278,8 @@ pub fn property(text: &str) -> Result<(&str, &str), Failure> {
 
 /// Reads a platform's name.
 pub fn platform(text: &str) -> Result<Platform, String> {
-    if text == "docker" {
-        return Err(
-            "the platform `docker` is not available yet. Known: auto, procfile, node, python"
-                .to_owned(),
-        );
-    }
-    named(text, &["auto", "procfile", "node", "python"], "platform")
+    let known = Platform::ALL.map(Platform::as_str);
+    named(text, &known, "platform")
 }
 
 /// Reads a tier's name. EB's own spellings will do.
@@ -335,8 +341,6 @@ mod tests {
     fn an_unknown_platform_suggests_the_nearest() {
         let error = platform("pyton").expect_err("unknown");
         assert!(error.contains("Did you mean `python`?"), "{error}");
-        let error = platform("docker").expect_err("not yet");
-        assert!(error.contains("not available yet"), "{error}");
         assert_eq!(tier("WebServer"), Ok(Tier::Web));
     }
 

@@ -4,11 +4,10 @@
 //! when they stay inside; one that leads out is an error, because it would lead elsewhere on a host.
 
 use super::ignored;
+use crate::commands::source::RunsAs;
 use crate::output::errors::Failure;
 use beanpole_bundle::{NotRun, Refused, UnpackLimits};
 use beanpole_protocol::Digest;
-use beanpole_protocol::agent::Platform;
-use beanpole_protocol::api::Tier;
 use sha2::{Digest as _, Sha256};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
@@ -37,8 +36,13 @@ pub struct Packed {
 
 impl Packed {
     /// Refuses what the hosts of an environment could not run, before it is sent.
-    pub fn check_runs(&self, platform: Platform, tier: Tier) -> Result<(), Failure> {
-        beanpole_bundle::check_runs(self.reader()?, platform, tier)
+    pub fn check_runs(&self, as_what: &RunsAs) -> Result<(), Failure> {
+        let RunsAs {
+            platform,
+            options,
+            tier,
+        } = as_what;
+        beanpole_bundle::check_runs(self.reader()?, *platform, options, *tier)
             .map_err(|refused| self.refused(&refused))
     }
 

@@ -159,10 +159,13 @@ pub(crate) fn check_runs(
     app: &App,
     bundle: &Digest,
     platform: Platform,
+    options: &BTreeMap<String, String>,
     tier: Tier,
 ) -> Result<(), Problem> {
     match app.blobs.file(bundle).map_err(problem)? {
-        Some((file, _)) => beanpole_bundle::check_runs(file, platform, tier).map_err(refused),
+        Some((file, _)) => {
+            beanpole_bundle::check_runs(file, platform, options, tier).map_err(refused)
+        }
         None => Ok(()),
     }
 }
@@ -191,7 +194,7 @@ pub(crate) fn note_commands(app: &App, record: &mut VersionRecord) -> Result<(),
     let Some((file, _)) = app.blobs.file(&record.bundle).map_err(problem)? else {
         return Ok(());
     };
-    let Ok(found) = beanpole_bundle::commands(file) else {
+    let Ok(found) = beanpole_bundle::commands(file, Platform::Auto) else {
         return Ok(());
     };
     let mut container = ContainerCommands::default();

@@ -20,7 +20,13 @@ pub(crate) fn check_deploy(
     let Some(target) = app.engine.target(name, version, &body.settings)? else {
         return Ok(());
     };
-    bundles::check_runs(app, &target.bundle, target.platform, target.tier)?;
+    bundles::check_runs(
+        app,
+        &target.bundle,
+        target.platform,
+        &target.options,
+        target.tier,
+    )?;
     bundles::check_static_files(app, &target.bundle, &target.static_files, target.tier)
 }
 
@@ -57,7 +63,8 @@ pub(crate) fn check_create(app: &App, body: &CreateEnvironment) -> Result<(), Pr
         .map_err(store_problem)?;
     match version {
         Some(version) => {
-            bundles::check_runs(app, &version.bundle, body.platform, body.tier)?;
+            let options = body.settings.platform_options();
+            bundles::check_runs(app, &version.bundle, body.platform, &options, body.tier)?;
             let paths = body.settings.static_files();
             bundles::check_static_files(app, &version.bundle, &paths, body.tier)
         }

@@ -14,6 +14,7 @@ mod kind;
 mod known;
 mod nearest;
 mod network;
+mod platforms;
 mod policy;
 mod processes;
 mod property;
@@ -67,6 +68,16 @@ pub const UPDATE: &str = "aws:autoscaling:updatepolicy:rollingupdate";
 pub const ENVIRONMENT: &str = "aws:elasticbeanstalk:environment";
 /// Python's own options.
 pub const PYTHON: &str = "aws:elasticbeanstalk:container:python";
+/// Beanpole's own: which server runs Python applications.
+pub const PYTHON_SERVER: &str = "beanpole:python";
+/// Beanpole's own: what all platforms have.
+pub const PLATFORM: &str = "beanpole:platform";
+/// PHP's own options.
+pub const PHP: &str = "aws:elasticbeanstalk:container:php:phpini";
+/// Options of the JVM, of Tomcat and Java SE.
+pub const JVM: &str = "aws:elasticbeanstalk:container:tomcat:jvmoptions";
+/// Beanpole's own: static sites.
+pub const SITE: &str = "beanpole:static";
 /// Beanpole's own: what an instance may use.
 pub const INSTANCE: &str = "beanpole:instance";
 /// Beanpole's own: how releases are kept and prepared.
@@ -183,6 +194,10 @@ impl OptionSettings {
                 }
                 if is_of_static_files(namespace) {
                     statics::validate(namespace, name, value)?;
+                    continue;
+                }
+                if namespace == JVM && spec(namespace, name).is_none() {
+                    platforms::validate_jvm(name, value)?;
                     continue;
                 }
                 let Some(spec) = spec(namespace, name) else {

@@ -5,8 +5,8 @@ use super::processes::process_namespace;
 use super::split::{GuardLimits, SplitStep};
 use super::{
     APPLICATION, ASG, BatchSize, COMMAND, CONNECTIONS, DeploymentPolicy, ENVIRONMENT, HEALTH,
-    INSTANCE, KNOWN, OptionSettings, PLACEMENT, PROCESS, PROPERTIES, PROXY, PYTHON, RELEASE, SPLIT,
-    SPLITTING, SplitSteps,
+    INSTANCE, OptionSettings, PLACEMENT, PROCESS, PROPERTIES, PROXY, RELEASE, SPLIT, SPLITTING,
+    SplitSteps,
 };
 use crate::agent::{Limits, Properties, ReadyOrder};
 use crate::proxy::{Algorithm, Hold};
@@ -233,21 +233,6 @@ impl OptionSettings {
             .and_then(|n| u32::try_from(n).ok())
             .unwrap_or(1)
             .max(1)
-    }
-
-    /// Options of the platform, for the agent: name to value in force.
-    pub fn platform_options(&self) -> BTreeMap<String, String> {
-        KNOWN
-            .iter()
-            .filter(|known| {
-                known.namespace == PYTHON
-                    || known.namespace == RELEASE && known.name.starts_with("Build")
-            })
-            .map(|known| (known, self.effective(known.namespace, known.name)))
-            // Limits that are not set are the agent's to decide.
-            .filter(|(known, value)| known.namespace == PYTHON || !value.is_empty())
-            .map(|(known, value)| (known.name.to_owned(), value.to_owned()))
-            .collect()
     }
 }
 

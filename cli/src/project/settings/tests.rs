@@ -174,10 +174,10 @@ fn a_label_of_a_host_may_begin_with_x() {
 }
 
 #[test]
-fn a_platform_that_is_not_available_yet_is_refused_with_its_line() {
-    let error = wrong("application = \"shop\"\nplatform = \"docker\"\n");
+fn a_platform_that_is_none_is_refused_with_its_line() {
+    let error = wrong("application = \"shop\"\nplatform = \"cobol\"\n");
     assert_eq!(error.line, Some(2));
-    assert!(error.message.contains("not available yet"), "{error:?}");
+    assert!(error.message.contains("no platform"), "{error:?}");
 }
 
 #[test]

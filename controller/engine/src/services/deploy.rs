@@ -100,6 +100,8 @@ pub struct Target {
     pub tier: Tier,
     /// What the load balancer would serve of it, as [`OptionSettings::static_files`].
     pub static_files: BTreeMap<String, String>,
+    /// Options of its platform, as [`OptionSettings::platform_options`].
+    pub options: BTreeMap<String, String>,
 }
 
 /// What a deployment is asked to do.
@@ -284,6 +286,7 @@ impl Engine {
                 platform: environment.platform,
                 tier: environment.tier,
                 static_files: settings(&environment).static_files(),
+                options: settings(&environment).platform_options(),
             }))
         };
         found().map_err(Problem::from)

@@ -1,0 +1,43 @@
+//! Go: modules and what was compiled stay in a cache of the application.
+
+use super::build::{Made, Site};
+use super::cache::Key;
+use super::platform::Plan;
+use super::{Fault, Workshop, runtimes, tree};
+
+/// Finds Go where something is built.
+pub async fn install(workshop: &Workshop, site: &Site<'_>, plan: &Plan) -> Result<Made, Fault> {
+    let mut made = Made::default();
+    if plan.build.is_empty() {
+        return Ok(made);
+    }
+    let option = site.order.options.get("RuntimeVersion");
+    let go = workshop.runtime(&runtimes::GO, site.user.is_some(), option, None);
+    let go = go.await?;
+    let name = Key::default()
+        .with(site.order.application.as_str())
+        .with(&go.version)
+        .with(std::env::consts::ARCH)
+        .name("go");
+    let cache = workshop.caches.path(&name);
+    {
+        // It is the application's own, and stays so: two builds of it may use it at once.
+        let _turn = workshop.caches.turn(&name).await;
+        if !cache.is_dir() {
+            tree::make_private(&cache, site.user.as_ref())?;
+            if let Some(user) = &site.user {
+                tree::give(&cache, user)?;
+            }
+        }
+    }
+    for (variable, below) in [("GOCACHE", "build"), ("GOMODCACHE", "modules")] {
+        let place = cache.join(below).to_string_lossy().into_owned();
+        made.build_environment.insert(variable.to_owned(), place);
+    }
+    // Files of modules are read-only otherwise, and nobody could remove them.
+    made.build_environment
+        .insert("GOFLAGS".to_owned(), "-modcacherw".to_owned());
+    made.path.push(go.program.directory);
+    made.keeps.push(name);
+    Ok(made)
+}
