@@ -202,6 +202,7 @@ pub async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), Age
         fences: fences.clone(),
         guard: shim,
         program,
+        installing: tokio::sync::Mutex::default(),
     };
     let blobs = blobs::Blobs::open(layout.blobs(), config.disk_reserve_bytes)
         .map_err(io_error("use", &layout.blobs()))?;

@@ -157,6 +157,8 @@ pub(crate) struct ChildFence {
     pub first_to_go: bool,
     /// Whether it keeps root's right to listen on ports below 1024, whoever it becomes.
     pub low_ports: bool,
+    /// Whether it stays root with all that root may: what installs packages.
+    pub whole_root: bool,
 }
 
 /// What lets a process listen on ports below 1024 (capability.h).
@@ -212,6 +214,10 @@ fn apply(fence: &ChildFence) -> io::Result<()> {
         check(libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core))?;
         if let Some(most) = fence.open_files {
             set_open_files(most)?;
+        }
+        if fence.whole_root {
+            libc::umask(0o022);
+            return Ok(());
         }
         libc::umask(0o027);
         if fence.root {

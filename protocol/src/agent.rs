@@ -111,6 +111,9 @@ pub struct ReleaseOrder {
     /// Options of the platform, `namespace` + `:` + `name` (for example `WSGIPath`).
     #[serde(default)]
     pub options: BTreeMap<String, String>,
+    /// Whether the agent may install what the platform needs on the host, as root.
+    #[serde(default)]
+    pub install: bool,
     /// How long preparing may take, in milliseconds.
     pub prepare_timeout_ms: u64,
     /// The operation that waits for it now. One that did not ask before has a failure of before tried

@@ -24,6 +24,7 @@ mod network;
 mod ocsp;
 mod once;
 mod over_ssh;
+mod platforms;
 mod policies;
 mod processes;
 mod receipts;

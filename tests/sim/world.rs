@@ -167,6 +167,7 @@ impl World {
                         edge: None,
                         agent: None,
                         taken: None,
+                        no_install: false,
                         added_at: Timestamp::from_millis(START_MS),
                     })?;
                 }

@@ -54,7 +54,7 @@ const PROCESSES: u64 = 1024;
 const LEAST_MEMORY: u64 = 512 << 20;
 
 /// What the agent passes on from its own environment: how to reach the network, and no secrets.
-const INHERITED: &[&str] = &[
+pub(super) const INHERITED: &[&str] = &[
     "HTTP_PROXY",
     "HTTPS_PROXY",
     "NO_PROXY",
@@ -317,6 +317,7 @@ impl Workshop {
             cgroup: cgroup.map(|trees| trees.build(&site.order.key)),
             limits: limits(&site.order.options),
             private_tmp,
+            whole_root: false,
         };
         let command = Guarded {
             shown,

@@ -14,8 +14,7 @@ pub async fn install(workshop: &Workshop, site: &Site<'_>, plan: &Plan) -> Resul
     let mut made = Made::default();
     let starts = |(_, command): &(String, String)| command.starts_with("dotnet ");
     if plan.processes.iter().any(starts) {
-        let option = site.order.options.get("RuntimeVersion");
-        let dotnet = workshop.runtime(&runtimes::DOTNET, site.user.is_some(), option, None);
+        let dotnet = workshop.runtime(site, &runtimes::DOTNET, None);
         made.path.push(dotnet.await?.program.directory);
     }
     for (name, value) in [

@@ -11,8 +11,7 @@ pub async fn install(workshop: &Workshop, site: &Site<'_>, plan: &Plan) -> Resul
     if plan.build.is_empty() {
         return Ok(made);
     }
-    let option = site.order.options.get("RuntimeVersion");
-    let go = workshop.runtime(&runtimes::GO, site.user.is_some(), option, None);
+    let go = workshop.runtime(site, &runtimes::GO, None);
     let go = go.await?;
     let name = Key::default()
         .with(site.order.application.as_str())

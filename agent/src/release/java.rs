@@ -25,10 +25,7 @@ pub async fn java(workshop: &Workshop, site: &Site<'_>) -> Result<Found, Fault> 
         text,
         by: "java.runtime.version of the bundle's system.properties",
     });
-    let option = site.order.options.get("RuntimeVersion");
-    workshop
-        .runtime(&runtimes::JAVA, site.user.is_some(), option, asked)
-        .await
+    workshop.runtime(site, &runtimes::JAVA, asked).await
 }
 
 /// Finds Java, and makes the caches of what builds.

@@ -10,6 +10,7 @@ mod commands;
 pub mod dotnet;
 pub mod go;
 mod hooks;
+mod install;
 pub mod java;
 pub mod node;
 pub mod once;
@@ -252,6 +253,8 @@ pub struct Workshop {
     pub guard: ShimProgram,
     /// The executable that instances start for what the agent serves itself.
     pub program: PathBuf,
+    /// Held by whoever installs something on the host.
+    pub installing: tokio::sync::Mutex<()>,
 }
 
 /// One preparation under way.
@@ -498,7 +501,7 @@ impl Workshop {
         blocking(move || {
             let failed = |error: &io::Error| Fault::io("finish the release in", &work, error);
             // Of use to the build alone: its home directory, and what was its `/tmp`.
-            for own in [build::HOME, build::PRIVATE] {
+            for own in [build::HOME, "home-root", build::PRIVATE] {
                 let _ = remove::tree(&work.join(own));
             }
             files::write_json(&work.join("release.json"), &value, 0o600)
@@ -584,6 +587,7 @@ mod tests {
             fences: Fences::none(),
             guard: ShimProgram::current(),
             program: PathBuf::new(),
+            installing: tokio::sync::Mutex::default(),
         };
         let order = ReleaseOrder {
             key: ReleaseKey {
@@ -598,6 +602,7 @@ mod tests {
             platform: Platform::Procfile,
             properties: Default::default(),
             options: BTreeMap::new(),
+            install: false,
             prepare_timeout_ms: 1000,
             asked_by: None,
             run_once: None,

@@ -78,13 +78,11 @@ fn has_lock(tree: &Path) -> bool {
 /// Installs what it needs.
 pub async fn install(workshop: &Workshop, site: &Site<'_>) -> Result<Made, Fault> {
     let package = Package::read(&site.tree)?;
-    let others = site.user.is_some();
     let asked = package.engine.clone().map(|text| runtimes::Wanted {
         text,
         by: "`engines.node` of the bundle's package.json",
     });
-    let option = site.order.options.get("RuntimeVersion");
-    let node = workshop.runtime(&runtimes::NODE, others, option, asked);
+    let node = workshop.runtime(site, &runtimes::NODE, asked);
     let node = node.await?;
     // Where the modules will lie once the tree has its final name.
     let place = workshop.layout.release(&site.order.key).join("app");
@@ -117,12 +115,18 @@ struct Tool {
 }
 
 /// The package manager that the lock file is of. What the host lacks is had through npm.
-fn tool(workshop: &Workshop, others: bool, manager: PackageManager) -> Result<Tool, Fault> {
-    if let Some(program) = programs::find(manager.as_str(), others) {
+async fn tool(
+    workshop: &Workshop,
+    site: &Site<'_>,
+    manager: PackageManager,
+) -> Result<Tool, Fault> {
+    if let Some(program) = programs::find(manager.as_str(), site.user.is_some()) {
         let first = Vec::new();
         return Ok(Tool { program, first });
     }
-    let program = workshop.require("npm", others, runtimes::NODE.install)?;
+    let program = workshop
+        .require(site, "npm", &runtimes::NODE.packages)
+        .await?;
     let first = match manager {
         PackageManager::Npm => Vec::new(),
         PackageManager::Yarn => vec!["exec", "--yes", "--", "yarn@1"],
@@ -144,7 +148,7 @@ async fn install_packages(
         .get("NPM_USE_PRODUCTION")
         .is_some_and(|value| value.eq_ignore_ascii_case("false"));
     let manager = platform::package_manager(&Directory(&site.tree));
-    let tool = tool(workshop, site.user.is_some(), manager)?;
+    let tool = tool(workshop, site, manager).await?;
     let berry = site.tree.join(".yarnrc.yml").is_file();
     let mut arguments: Vec<String> = tool.first.iter().map(|&text| text.to_owned()).collect();
     arguments.extend(arguments_of(manager, berry, has_lock(&site.tree), with_dev));

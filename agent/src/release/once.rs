@@ -182,6 +182,7 @@ impl Workshop {
             cgroup: self.fences.cgroups().map(|trees| trees.once(key)),
             limits: build::limits(&once.order.options),
             private_tmp: place.private_tmp.clone(),
+            whole_root: false,
         };
         let guarded = Guarded {
             shown: start.shown,

@@ -2,12 +2,21 @@
 //! ([`crate::web`]) that serves what is no script.
 
 use super::build::{Made, Site, Step};
+use super::install::Packages;
 use super::node::{hand_over, take_back};
 use super::{Fault, Workshop, programs, runtimes};
 use std::fs;
 use std::path::Path;
 
-const INSTALL_COMPOSER: &str = "Install Composer on it, for example `apt-get install composer`, or put `vendor` into the bundle.";
+const COMPOSER: Packages = Packages {
+    what: "Composer",
+    apt: "composer",
+    dnf: "composer",
+    apk: "composer",
+    zypper: "php-composer2",
+    stop: "",
+    otherwise: "or put `vendor` into the bundle",
+};
 /// Options that become settings of PHP (EB guide, "create_deploy_PHP.container").
 const SETTINGS: [&str; 5] = [
     "memory_limit",
@@ -28,13 +37,12 @@ pub async fn install(
     from_procfile: bool,
 ) -> Result<Made, Fault> {
     let others = site.user.is_some();
-    composer(workshop, site, others).await?;
+    composer(workshop, site).await?;
     let mut made = Made::default();
     if from_procfile {
         return Ok(made);
     }
-    let option = site.order.options.get("RuntimeVersion");
-    let fpm = workshop.runtime(&runtimes::PHP_FPM, others, option, None);
+    let fpm = workshop.runtime(site, &runtimes::PHP_FPM, None);
     let fpm = fpm.await?;
     let program = super::own_program(workshop, others)?;
     let root = document_root(site)?;
@@ -56,7 +64,7 @@ pub async fn install(
         (
             "php".to_owned(),
             format!(
-                "rm -f \"$HOME/php.sock\"; exec {} --nodaemonize --fpm-config {}",
+                "rm -f \"$HOME/php.sock\"; exec {} --nodaemonize --force-stderr --fpm-config {}",
                 quoted(&fpm.program.path),
                 quoted(&place.join(super::PLATFORM).join(CONFIGURATION)),
             ),
@@ -65,11 +73,11 @@ pub async fn install(
     Ok(made)
 }
 
-async fn composer(workshop: &Workshop, site: &Site<'_>, others: bool) -> Result<(), Fault> {
+async fn composer(workshop: &Workshop, site: &Site<'_>) -> Result<(), Fault> {
     if !site.tree.join("composer.json").is_file() || site.tree.join("vendor").is_dir() {
         return Ok(());
     }
-    let composer = workshop.require("composer", others, INSTALL_COMPOSER)?;
+    let composer = workshop.require(site, "composer", &COMPOSER).await?;
     let mut arguments = vec!["install", "--no-dev", "--no-interaction", "--prefer-dist"];
     let options = site.order.options.get("composer_options");
     arguments.extend(options.map_or("", |text| text).split_whitespace());
@@ -108,10 +116,10 @@ fn document_root(site: &Site<'_>) -> Result<String, Fault> {
 /// What php-fpm is told: its socket is in the home directory of the instance, which it starts in the place of.
 fn configuration_of(site: &Site<'_>) -> Result<String, Fault> {
     let mut text = format!(
-        "[global]\nerror_log = /proc/self/fd/2\ndaemonize = no\n\n[web]\nlisten = ${{HOME}}/php.sock\n\
+        "[global]\nerror_log = /dev/null\ndaemonize = no\n\n[web]\nlisten = ${{HOME}}/php.sock\n\
          pm = dynamic\npm.max_children = {CHILDREN}\npm.start_servers = 2\npm.min_spare_servers = 1\n\
          pm.max_spare_servers = 3\ncatch_workers_output = yes\ndecorate_workers_output = no\nclear_env = no\n\
-         php_admin_flag[log_errors] = on\nphp_admin_value[error_log] = /proc/self/fd/2\n"
+         php_admin_flag[log_errors] = on\n"
     );
     for name in SETTINGS {
         let Some(value) = site.order.options.get(name) else {

@@ -1,5 +1,7 @@
 //! Finds interpreters on the host, as the user who will run them.
 
+use super::build::Site;
+use super::install::Packages;
 use super::{Fault, Workshop, runtimes};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -105,9 +107,19 @@ pub async fn version(program: &Path, argument: &str) -> Option<String> {
 }
 
 impl Workshop {
-    /// The program `name`, or a failure that says what to install.
-    pub fn require(&self, name: &str, for_others: bool, install: &str) -> Result<Program, Fault> {
-        find(name, for_others).ok_or_else(|| runtimes::missing(name, for_others, install))
+    /// The program `name` for a release, installed where the host has none.
+    pub async fn require(
+        &self,
+        site: &Site<'_>,
+        name: &str,
+        packages: &Packages,
+    ) -> Result<Program, Fault> {
+        let for_others = site.user.is_some();
+        if let Some(program) = find(name, for_others) {
+            return Ok(program);
+        }
+        self.install_packages(site, name, packages).await?;
+        find(name, for_others).ok_or_else(|| runtimes::missing(name, for_others, packages))
     }
 }
 

@@ -19,10 +19,8 @@ const LONGEST_VERSION: u64 = 4096;
 pub async fn install(workshop: &Workshop, site: &Site<'_>, plan: &Plan) -> Result<Made, Fault> {
     let requirements = platform::requirements(&mut Directory(&site.tree))?;
     let server = server(plan);
-    let others = site.user.is_some();
-    let option = site.order.options.get("RuntimeVersion");
     let asked = asked_version(&site.tree)?;
-    let python = workshop.runtime(&runtimes::PYTHON, others, option, asked);
+    let python = workshop.runtime(site, &runtimes::PYTHON, asked);
     let python = python.await?;
     let mut made = Made::default();
     made.environment
@@ -190,7 +188,7 @@ fn explain_venv(fault: Fault) -> Fault {
         "interpreter-missing",
         format!(
             "The host's Python cannot make a virtualenv. {}",
-            runtimes::PYTHON.install
+            runtimes::PYTHON.packages.advice()
         ),
     )
     .with_log(log)

@@ -13,9 +13,7 @@ const WITHOUT: &str = "test:development";
 
 /// Installs what a bundle needs.
 pub async fn install(workshop: &Workshop, site: &Site<'_>) -> Result<Made, Fault> {
-    let others = site.user.is_some();
-    let option = site.order.options.get("RuntimeVersion");
-    let ruby = workshop.runtime(&runtimes::RUBY, others, option, None);
+    let ruby = workshop.runtime(site, &runtimes::RUBY, None);
     let ruby = ruby.await?;
     let mut made = Made {
         path: vec![ruby.program.directory.clone()],
@@ -33,7 +31,9 @@ pub async fn install(workshop: &Workshop, site: &Site<'_>) -> Result<Made, Fault
     if !platform::has_gemfile(&Directory(&site.tree)) {
         return Ok(made);
     }
-    let bundler = workshop.require("bundle", others, runtimes::RUBY.install)?;
+    let bundler = workshop
+        .require(site, "bundle", &runtimes::RUBY.packages)
+        .await?;
     made.path.push(bundler.directory.clone());
     let locked = site.tree.join("Gemfile.lock").is_file();
     if locked {

@@ -1,6 +1,8 @@
 //! Which interpreter of a language runs a release: of those that the host has side by side, the one that the option
 //! `RuntimeVersion`, else the bundle, asks for; the host's usual one where neither does.
 
+use super::build::Site;
+use super::install::Packages;
 use super::programs::{self, Program, open_to_others, search_path};
 use super::{Fault, Workshop};
 use std::fs;
@@ -16,8 +18,8 @@ pub struct Runtime {
     version_argument: &'static str,
     /// Directories beside `PATH` that it is in, with one `*` at most, in place of a part of the path.
     places: &'static [&'static str],
-    /// What to install where it is missing: a sentence.
-    pub install: &'static str,
+    /// What to install where it is missing.
+    pub packages: Packages,
 }
 
 /// Node.js.
@@ -32,7 +34,15 @@ pub const NODE: Runtime = Runtime {
         "/usr/local/n/versions/node/*/bin",
         "/usr/local/nvm/versions/node/*/bin",
     ],
-    install: "Install Node.js with npm on it, for example `apt-get install nodejs npm`.",
+    packages: Packages {
+        what: "Node.js with npm",
+        apt: "nodejs npm",
+        dnf: "nodejs npm",
+        apk: "nodejs npm",
+        zypper: "nodejs-default npm-default",
+        stop: "",
+        otherwise: "",
+    },
 };
 /// Python 3.
 pub const PYTHON: Runtime = Runtime {
@@ -44,7 +54,15 @@ pub const PYTHON: Runtime = Runtime {
         "/opt/python/*/bin",
         "/usr/local/pyenv/versions/*/bin",
     ],
-    install: "Install Python 3 with venv on it, for example `apt-get install python3 python3-venv`.",
+    packages: Packages {
+        what: "Python 3 with venv",
+        apt: "python3 python3-venv",
+        dnf: "python3 python3-pip",
+        apk: "python3 py3-pip",
+        zypper: "python3 python3-pip",
+        stop: "",
+        otherwise: "",
+    },
 };
 /// Ruby.
 pub const RUBY: Runtime = Runtime {
@@ -52,7 +70,15 @@ pub const RUBY: Runtime = Runtime {
     program: "ruby",
     version_argument: "--version",
     places: &["/opt/*/bin", "/opt/rubies/*/bin"],
-    install: "Install Ruby with Bundler on it, for example `apt-get install ruby bundler`.",
+    packages: Packages {
+        what: "Ruby with Bundler",
+        apt: "ruby bundler ruby-dev build-essential",
+        dnf: "ruby ruby-devel rubygem-bundler gcc make",
+        apk: "ruby ruby-bundler ruby-dev build-base",
+        zypper: "ruby ruby-devel gcc make",
+        stop: "",
+        otherwise: "",
+    },
 };
 /// PHP, as its FastCGI server.
 pub const PHP_FPM: Runtime = Runtime {
@@ -60,7 +86,15 @@ pub const PHP_FPM: Runtime = Runtime {
     program: "php-fpm",
     version_argument: "--version",
     places: &["/opt/*/sbin", "/opt/remi/*/root/usr/sbin"],
-    install: "Install php-fpm on it, for example `apt-get install php-fpm php-cli`.",
+    packages: Packages {
+        what: "php-fpm",
+        apt: "php-fpm php-cli php-mysql php-pgsql php-mbstring php-xml php-curl",
+        dnf: "php-fpm php-cli php-mbstring php-xml",
+        apk: "php-fpm php php-mbstring php-xml php-curl",
+        zypper: "php-fpm php-cli",
+        stop: "php*-fpm.service",
+        otherwise: "",
+    },
 };
 /// Go.
 pub const GO: Runtime = Runtime {
@@ -68,7 +102,15 @@ pub const GO: Runtime = Runtime {
     program: "go",
     version_argument: "version",
     places: &["/usr/local/go/bin", "/usr/lib/*/bin", "/opt/*/bin"],
-    install: "Install Go on it, for example `apt-get install golang-go`, or put `bin/application` into the bundle.",
+    packages: Packages {
+        what: "Go",
+        apt: "golang-go",
+        dnf: "golang",
+        apk: "go",
+        zypper: "go",
+        stop: "",
+        otherwise: "or put `bin/application` into the bundle",
+    },
 };
 /// Java.
 pub const JAVA: Runtime = Runtime {
@@ -76,7 +118,15 @@ pub const JAVA: Runtime = Runtime {
     program: "java",
     version_argument: "-version",
     places: &["/usr/lib/jvm/*/bin", "/opt/*/bin"],
-    install: "Install Java on it, for example `apt-get install default-jre-headless`.",
+    packages: Packages {
+        what: "Java",
+        apt: "default-jdk-headless",
+        dnf: "java-latest-openjdk-headless",
+        apk: "openjdk17-jre-headless",
+        zypper: "java-17-openjdk-headless",
+        stop: "",
+        otherwise: "",
+    },
 };
 /// .NET.
 pub const DOTNET: Runtime = Runtime {
@@ -90,7 +140,15 @@ pub const DOTNET: Runtime = Runtime {
         "/opt/dotnet",
         "/opt/*",
     ],
-    install: "Install the .NET runtime on it (https://learn.microsoft.com/dotnet/core/install/linux), or publish the application with `--self-contained`.",
+    packages: Packages {
+        what: "the .NET runtime",
+        apt: "",
+        dnf: "dotnet-runtime-8.0 aspnetcore-runtime-8.0",
+        apk: "aspnetcore8-runtime",
+        zypper: "",
+        stop: "",
+        otherwise: "see https://learn.microsoft.com/dotnet/core/install/linux, or publish the application with `--self-contained`",
+    },
 };
 
 /// A version of a runtime that somebody asks for.
@@ -147,14 +205,16 @@ pub struct Found {
 }
 
 impl Workshop {
-    /// The interpreter for a release: `option` and `bundle` say which, in this order.
+    /// The interpreter for a release: the option `RuntimeVersion` and `bundle` say which, in this order. Installed where
+    /// the host has none.
     pub async fn runtime(
         &self,
+        site: &Site<'_>,
         runtime: &Runtime,
-        for_others: bool,
-        option: Option<&String>,
         bundle: Option<Wanted>,
     ) -> Result<Found, Fault> {
+        let for_others = site.user.is_some();
+        let option = site.order.options.get("RuntimeVersion");
         let option = option.map(|text| Wanted {
             text: text.clone(),
             by: "the option RuntimeVersion",
@@ -162,7 +222,12 @@ impl Workshop {
         let wanted = option.or(bundle);
         let mut candidates = candidates(runtime, for_others);
         if candidates.is_empty() {
-            return Err(missing(runtime.program, for_others, runtime.install));
+            self.install_packages(site, runtime.program, &runtime.packages)
+                .await?;
+            candidates = self::candidates(runtime, for_others);
+        }
+        if candidates.is_empty() {
+            return Err(missing(runtime.program, for_others, &runtime.packages));
         }
         let Some(wanted) = wanted else {
             let program = candidates.remove(0);
@@ -193,7 +258,7 @@ impl Workshop {
 }
 
 /// That the host lacks the program `name`.
-pub fn missing(name: &str, for_others: bool, install: &str) -> Fault {
+pub fn missing(name: &str, for_others: bool, packages: &Packages) -> Fault {
     let whose = if for_others {
         " that every user may run"
     } else {
@@ -201,7 +266,7 @@ pub fn missing(name: &str, for_others: bool, install: &str) -> Fault {
     };
     Fault::new(
         "interpreter-missing",
-        format!("The host has no `{name}`{whose}. {install}"),
+        format!("The host has no `{name}`{whose}. {}", packages.advice()),
     )
 }
 

@@ -1,13 +1,23 @@
 //! Tomcat: the host's, with a `CATALINA_BASE` of its own for each instance, made when it starts.
 
 use super::build::{Made, Site};
+use super::install::Packages;
 use super::platform::Plan;
 use super::{Fault, Workshop, java, programs};
 use beanpole_bundle::platform::{self, Directory};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const INSTALL: &str = "Install Tomcat on it, for example `apt-get install tomcat10`, which has it in /usr/share/tomcat10.";
+const TOMCAT: Packages = Packages {
+    what: "Tomcat",
+    // Without the service that Debian's `tomcat10` starts at port 8080.
+    apt: "tomcat10-user",
+    dnf: "tomcat",
+    apk: "",
+    zypper: "tomcat",
+    stop: "tomcat.service",
+    otherwise: "or unpack it to /opt/tomcat",
+};
 /// Where distributions and people put Tomcat, the newest first.
 const HOMES: [&str; 7] = [
     "/usr/share/tomcat11",
@@ -29,10 +39,15 @@ pub async fn install(workshop: &Workshop, site: &Site<'_>, plan: &Plan) -> Resul
     if plan.from_procfile {
         return Ok(made);
     }
+    if home().is_none() {
+        workshop
+            .install_packages(site, "catalina.sh", &TOMCAT)
+            .await?;
+    }
     let home = home().ok_or_else(|| {
         Fault::new(
             "interpreter-missing",
-            format!("The host has no Tomcat. {INSTALL}"),
+            format!("The host has no Tomcat. {}", TOMCAT.advice()),
         )
     })?;
     let directory = site.platform_directory()?;
@@ -113,6 +128,7 @@ fn configuration(home: &Path, name: &str) -> Result<String, Fault> {
     let etc = Path::new("/etc").join(home.file_name().unwrap_or_default());
     let places = [
         home.join("conf").join(name),
+        home.join("skel/conf").join(name),
         home.join("etc").join(name),
         etc.join(name),
     ];
@@ -124,8 +140,9 @@ fn configuration(home: &Path, name: &str) -> Result<String, Fault> {
     Err(Fault::new(
         "interpreter-missing",
         format!(
-            "The host's Tomcat in {} has no {name} that the agent can read. {INSTALL}",
-            home.display()
+            "The host's Tomcat in {} has no {name} that the agent can read. {}",
+            home.display(),
+            TOMCAT.advice()
         ),
     ))
 }

@@ -51,6 +51,9 @@ pub struct BuildSpec {
     pub limits: Limits,
     /// What it has for `/tmp` and `/var/tmp`; none: those of the host.
     pub private_tmp: Option<PathBuf>,
+    /// Whether it keeps all that root may do. Never for what comes from a bundle by itself.
+    #[serde(default)]
+    pub whole_root: bool,
 }
 
 /// How it ended.
@@ -172,6 +175,7 @@ fn start(spec: &BuildSpec) -> Result<i32, String> {
         open_files: spec.limits.open_files,
         first_to_go: true,
         low_ports: false,
+        whole_root: spec.whole_root,
     };
     sys::fence(&mut command, fence);
     let child = command.spawn().map_err(|error| error.to_string())?;

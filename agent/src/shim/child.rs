@@ -55,6 +55,7 @@ pub(super) fn start(spec: &ShimSpec, run: Run<'_>, doors: &[Arc<OwnedFd>]) -> io
         open_files: spec.limits.open_files,
         first_to_go: false,
         low_ports: spec.low_ports,
+        whole_root: false,
     };
     sys::fence(&mut command, fence);
     let child = command.spawn()?;

@@ -185,7 +185,7 @@ fn script(root: &Path, parts: &[String]) -> Option<Script> {
         name.push('/');
         name.push_str(part);
         if !at.is_dir() {
-            if part.to_ascii_lowercase().ends_with(SCRIPT) && at.is_file() {
+            if part.to_ascii_lowercase().ends_with(SCRIPT) {
                 let info: String = parts[index + 1..]
                     .iter()
                     .flat_map(|part| ["/", part])
@@ -281,6 +281,7 @@ mod tests {
         assert_eq!(found("/cart/7"), is("/index.php", "/cart/7"));
         assert_eq!(found("/style.css"), None);
         assert_eq!(found("/docs/"), None);
+        assert_eq!(found("/nothing.php"), None);
         assert_eq!(
             found("/style.css/x.php"),
             is("/index.php", "/style.css/x.php")

@@ -299,6 +299,7 @@ pub fn release(number: u64, bundle: &[u8]) -> ReleaseOrder {
         platform: Platform::Auto,
         properties: Properties([("GREETING".to_owned(), "hello".to_owned())].into()),
         options: Default::default(),
+        install: false,
         prepare_timeout_ms: 120_000,
         asked_by: None,
         run_once: None,

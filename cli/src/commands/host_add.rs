@@ -52,6 +52,10 @@ pub struct Add {
     /// A label for placement
     #[arg(long = "label", value_name = "NAME=VALUE")]
     labels: Vec<String>,
+    /// Install nothing on it that platforms need (runtimes, by its package manager): deployments name what is missing
+    /// instead
+    #[arg(long)]
+    no_install: bool,
 }
 
 /// Shows the key, asks, adds.
@@ -94,6 +98,7 @@ pub fn run(context: &Context, command: &Add) -> Result<(), Failure> {
         take_over: command.take_over,
         instance_address: command.instance_address.clone(),
         labels,
+        no_install: command.no_install,
     };
     let told = interrupt::failure(format!(
         "Stopped waiting; the controller goes on adding {}.",

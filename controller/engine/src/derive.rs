@@ -407,7 +407,12 @@ impl Records {
             .filter_map(|(key, asked_by)| {
                 let run_once = once.remove(&key);
                 let order = self.release_order(&key, asked_by)?;
-                Some(ReleaseOrder { run_once, ..order })
+                let install = self.hosts.get(host).is_some_and(HostRecord::installs);
+                Some(ReleaseOrder {
+                    run_once,
+                    install,
+                    ..order
+                })
             })
             .collect();
         HostOrders {
@@ -448,6 +453,7 @@ impl Records {
             platform: release.platform,
             properties: release.settings.properties(),
             options: release.settings.platform_options(),
+            install: false,
             prepare_timeout_ms: release.settings.deployment().timeout_ms,
             asked_by,
             run_once: None,
@@ -519,6 +525,7 @@ pub(crate) mod tests {
             edge: None,
             agent: None,
             taken: None,
+            no_install: false,
             added_at: Timestamp::EPOCH,
         }
     }

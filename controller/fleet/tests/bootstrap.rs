@@ -545,6 +545,7 @@ async fn a_host_of_another_controller_is_left_as_it_is_until_it_is_taken_over() 
         platform: Platform::Procfile,
         properties: Properties::default(),
         options: BTreeMap::new(),
+        install: false,
         prepare_timeout_ms: 1000,
         asked_by: None,
         run_once: None,

@@ -871,11 +871,19 @@ pub struct HostRecord {
     /// The other controller that it belongs to now.
     #[serde(default)]
     pub taken: Option<Owner>,
+    /// Agents install nothing on it: platforms name what they lack instead.
+    #[serde(default)]
+    pub no_install: bool,
     /// When it was added.
     pub added_at: Timestamp,
 }
 
 impl HostRecord {
+    /// Whether its agent may install what platforms need. The controller's own machine is its owner's to look after.
+    pub fn installs(&self) -> bool {
+        !self.local && !self.no_install
+    }
+
     /// Whether its instances have an address by which no other machine reaches them.
     pub fn is_reached_from_itself_alone(&self) -> bool {
         let address: Result<IpAddr, _> = self.instance_address.parse();

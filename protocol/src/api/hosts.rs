@@ -155,6 +155,9 @@ pub struct AddHost {
     /// Labels for placement.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// Install nothing on it that platforms need: deployments name what is missing instead.
+    #[serde(default)]
+    pub no_install: bool,
 }
 
 /// Change a host's labels.
@@ -232,6 +235,9 @@ pub struct Host {
     pub facts: Option<HostFacts>,
     /// Labels for placement.
     pub labels: BTreeMap<String, String>,
+    /// Whether its agent installs what platforms need.
+    #[serde(default)]
+    pub installs: bool,
     /// The instances it holds.
     pub instances: u32,
     /// When it was added.

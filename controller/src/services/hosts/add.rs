@@ -84,6 +84,7 @@ pub(crate) async fn add(app: &App, request_id: RequestId, body: AddHost) -> Resu
         fingerprint: Some(added.host_key.fingerprint.clone()),
         instance_address,
         labels: body.labels,
+        no_install: body.no_install,
         draining: false,
         removing: false,
         edge: None,

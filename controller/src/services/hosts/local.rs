@@ -57,6 +57,7 @@ pub(super) fn record(id: HostId, added_at: Timestamp) -> HostRecord {
         edge: None,
         agent: None,
         taken: None,
+        no_install: false,
         added_at,
     }
 }

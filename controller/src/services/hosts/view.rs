@@ -140,6 +140,7 @@ pub(super) fn view(app: &App, host: &HostRecord, instances: &[InstanceRecord]) -
         clock_skew_ms: state.clock_skew_ms,
         facts: report.map(|report| report.facts.clone()),
         labels: host.labels.clone(),
+        installs: host.installs(),
         instances: instances.iter().filter(|i| i.host == host.id).count() as u32,
         added_at: host.added_at,
     }

@@ -1,0 +1,236 @@
+//! Installs what a platform needs on the host, by the package manager that is there, as root and where the host's orders
+//! allow it: one at a time, and nothing that is there already.
+//!
+//! A package manager that was killed in the middle leaves work to the next one; apt is told to finish it first.
+
+use super::build::{Codes, Guarded, HOME, INHERITED, Site, make_home};
+use super::{Fault, Workshop};
+use crate::shim::build::BuildSpec;
+use beanpole_protocol::agent::{Limits, Properties, ReleasePhase};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+const CODES: Codes = Codes {
+    failed: "install-failed",
+    out_of_memory: "install-failed",
+};
+/// Where package managers and what they run are.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Lists of packages, without which apt finds none.
+const APT_LISTS: &str = "/var/lib/apt/lists";
+
+/// Packages by package manager, each with blanks between; empty where a distribution has none.
+pub struct Packages {
+    /// For people.
+    pub what: &'static str,
+    /// Debian, Ubuntu.
+    pub apt: &'static str,
+    /// Fedora, RHEL, Amazon Linux.
+    pub dnf: &'static str,
+    /// Alpine.
+    pub apk: &'static str,
+    /// SUSE.
+    pub zypper: &'static str,
+    /// Services that distributions start with them, and that nobody asked for.
+    pub stop: &'static str,
+    /// What else helps, as the end of a sentence.
+    pub otherwise: &'static str,
+}
+
+/// A package manager.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manager {
+    Apt,
+    Dnf,
+    Yum,
+    Apk,
+    Zypper,
+}
+
+impl Manager {
+    const ALL: [(Self, &'static str); 5] = [
+        (Self::Apt, "apt-get"),
+        (Self::Dnf, "dnf"),
+        (Self::Yum, "yum"),
+        (Self::Apk, "apk"),
+        (Self::Zypper, "zypper"),
+    ];
+
+    fn here() -> Option<Self> {
+        let there = |program: &str| {
+            PATH.split(':')
+                .any(|at| Path::new(at).join(program).is_file())
+        };
+        Self::ALL
+            .into_iter()
+            .find(|(_, program)| there(program))
+            .map(|(manager, _)| manager)
+    }
+
+    fn packages(self, of: &Packages) -> &'static str {
+        match self {
+            Self::Apt => of.apt,
+            Self::Dnf | Self::Yum => of.dnf,
+            Self::Apk => of.apk,
+            Self::Zypper => of.zypper,
+        }
+    }
+
+    /// For people, and to be typed.
+    fn shown(self, packages: &str) -> String {
+        match self {
+            Self::Apt => format!("apt-get install -y {packages}"),
+            Self::Dnf => format!("dnf install -y {packages}"),
+            Self::Yum => format!("yum install -y {packages}"),
+            Self::Apk => format!("apk add {packages}"),
+            Self::Zypper => format!("zypper install -y {packages}"),
+        }
+    }
+
+    /// Lines for a shell that installs packages.
+    fn script(self, packages: &str) -> String {
+        match self {
+            Self::Apt => format!(
+                "dpkg --configure -a && \
+                 {{ ls {APT_LISTS}/*Packages* >/dev/null 2>&1 || apt-get -q update; }} && \
+                 {{ apt-get -q install -y --no-install-recommends {packages} || \
+                 {{ apt-get -q update && apt-get -q install -y --no-install-recommends {packages}; }}; }}"
+            ),
+            Self::Apk => format!("apk add --no-cache {packages}"),
+            Self::Zypper => format!("zypper --non-interactive install {packages}"),
+            other => other.shown(packages),
+        }
+    }
+}
+
+impl Packages {
+    /// What to do where it is missing: a sentence with the command for this host.
+    pub fn advice(&self) -> String {
+        let command = Manager::here()
+            .map(|manager| (manager, manager.packages(self)))
+            .filter(|(_, packages)| !packages.is_empty())
+            .map(|(manager, packages)| manager.shown(packages));
+        let otherwise = if self.otherwise.is_empty() {
+            String::new()
+        } else {
+            format!(", {}", self.otherwise)
+        };
+        match command {
+            Some(command) => format!("Install {} on it (`{command}`){otherwise}.", self.what),
+            None => format!("Install {} on it{otherwise}.", self.what),
+        }
+    }
+}
+
+impl Workshop {
+    /// Installs `packages` for the program `name`, where the agent may and can; does nothing where not, and what needs
+    /// it tells that it is missing.
+    pub(super) async fn install_packages(
+        &self,
+        site: &Site<'_>,
+        name: &str,
+        packages: &Packages,
+    ) -> Result<(), Fault> {
+        if !site.order.install || !rustix::process::geteuid().is_root() {
+            return Ok(());
+        }
+        let Some(manager) = Manager::here() else {
+            return Ok(());
+        };
+        let list = manager.packages(packages);
+        if list.is_empty() {
+            return Ok(());
+        }
+        let _turn = self.installing.lock().await;
+        // Another preparation may have installed it meanwhile.
+        if super::programs::find(name, site.user.is_some()).is_some() {
+            return Ok(());
+        }
+        tracing::info!(packages = list, "installing what a platform needs");
+        let mut script = manager.script(list);
+        if !packages.stop.is_empty() {
+            let units = super::programs::quoted(packages.stop);
+            script = format!(
+                "{{ {script}; }} && {{ [ ! -d /run/systemd/system ] || \
+                 for unit in $(systemctl list-unit-files --no-legend {units} | cut -d' ' -f1); do \
+                 systemctl disable --now --quiet \"$unit\"; done; }}"
+            );
+        }
+        self.run_as_root(site, &manager.shown(list), &script).await
+    }
+
+    /// Runs lines for a shell as root, to their end and without anything of the application's in their environment.
+    async fn run_as_root(&self, site: &Site<'_>, shown: &str, script: &str) -> Result<(), Fault> {
+        (site.progress)(ReleasePhase::Building {
+            command: shown.to_owned(),
+        });
+        // Its own: an application's user may write into that of its build.
+        let home = site.work.join(format!("{HOME}-root"));
+        make_home(&home, None)?;
+        let inherited = INHERITED
+            .iter()
+            .filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)));
+        let mut environment: BTreeMap<String, String> = inherited.collect();
+        for (name, value) in [
+            ("PATH", PATH),
+            ("LANG", "C.UTF-8"),
+            ("DEBIAN_FRONTEND", "noninteractive"),
+            ("HOME", &home.to_string_lossy()),
+        ] {
+            environment.insert(name.to_owned(), value.to_owned());
+        }
+        environment.insert(
+            super::build::MARK.to_owned(),
+            site.pid_file.display().to_string(),
+        );
+        let limits = Limits::default();
+        let spec = BuildSpec {
+            program: PathBuf::from("/bin/sh"),
+            arguments: vec!["-c".to_owned(), script.to_owned()],
+            directory: PathBuf::from("/"),
+            environment: Properties(environment),
+            user: None,
+            cgroup: self
+                .fences
+                .cgroups()
+                .map(|trees| trees.build(&site.order.key)),
+            limits,
+            // Package scripts may leave there what belongs to the host.
+            private_tmp: None,
+            whole_root: true,
+        };
+        let ended = self
+            .follow(Guarded {
+                shown,
+                spec,
+                log: &site.log,
+                record: &site.pid_file,
+            })
+            .await?;
+        match ended.judge(&CODES, shown, &limits) {
+            None => Ok(()),
+            Some(fault) => Err(fault.with_log(ended.lines)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named_with_what_to_type() {
+        let packages = super::super::runtimes::NODE.packages;
+        let advice = packages.advice();
+        assert!(
+            advice.starts_with("Install Node.js with npm on it"),
+            "{advice}"
+        );
+        assert_eq!(Manager::Apk.shown(packages.apk), "apk add nodejs npm");
+        assert_eq!(
+            Manager::Apt.shown(packages.apt),
+            "apt-get install -y nodejs npm"
+        );
+        assert!(Manager::Apt.script("x").contains("dpkg --configure -a"));
+    }
+}
