@@ -10,6 +10,7 @@
 
 pub mod ebextensions;
 pub mod hooks;
+mod look;
 mod packed;
 pub mod platform;
 pub mod procfile;
@@ -17,6 +18,7 @@ mod shared;
 mod statics;
 mod yaml;
 
+pub use look::{Look, look, look_into_zip};
 pub use packed::{Commands, NotRun, check_runs, commands, not_run};
 pub use shared::Shared;
 pub use statics::served;
@@ -54,7 +56,8 @@ impl Refused {
                 "Add a line such as `web: ./server --port $PORT`, or deploy to an environment that gets no requests: beanpole create NAME --tier worker"
             }
             "no-platform" => {
-                "Put a Procfile with a line such as `web: ./server --port $PORT` at the top of what you deploy."
+                "Put a Procfile with a line such as `web: ./server --port $PORT` at the top of what you deploy, or choose \
+                 the environment's platform: beanpole platform list"
             }
             "hook-invalid" => {
                 "Give that script a first line such as `#!/bin/sh`, or move the file elsewhere if it is no hook."

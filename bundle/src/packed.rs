@@ -3,6 +3,7 @@
 use crate::ebextensions::{self, ContainerCommand, PassedOver};
 use crate::hooks::{self, When};
 use crate::platform::{self, Top};
+use crate::statics;
 use crate::{
     Archive, Contents, Entry, Refused, UnpackLimits, damaged, examine, follow, link_targets, open,
     shown,
@@ -38,6 +39,8 @@ pub struct Commands {
     pub container: Vec<ContainerCommand>,
     /// The processes that its Procfile names; none where it has no Procfile.
     pub processes: Vec<String>,
+    /// The directory of a static site that load balancers can serve, and whether its files make the bundle one.
+    pub site: Option<(String, bool)>,
 }
 
 /// The release command and the container commands of a bundle, and its processes by name.
@@ -48,8 +51,18 @@ pub fn commands(file: File, platform: Platform) -> Result<Commands, Refused> {
             release: named.release_command,
             container: ebextensions::read(packed)?.commands,
             processes: named.processes.into_iter().map(|(name, _)| name).collect(),
+            site: site(packed),
         })
     })
+}
+
+/// A static site in a directory of its own: all of a bundle is never served by load balancers, and one that is too large for
+/// them is served by its instances alone.
+fn site(packed: &Packed<'_>) -> Option<(String, bool)> {
+    let root =
+        platform::site_root(packed, &platform::Options::new()).filter(|root| !root.is_empty())?;
+    statics::add(packed, "", &root, &mut BTreeMap::new()).ok()?;
+    Some((root, platform::detect(packed) == Some(Platform::Static)))
 }
 
 /// What Elastic Beanstalk would do for a bundle and hosts do not.
@@ -379,6 +392,24 @@ mod tests {
                 .len(),
             1
         );
+    }
+
+    #[test]
+    fn a_static_site_is_known_by_its_directory_or_by_choice() {
+        let site = |files: &[(&str, &str)]| {
+            let found = commands(bundle(files), Platform::Auto).expect("readable");
+            found.site
+        };
+        let page = ("dist/index.html", "hello");
+        assert_eq!(site(&[page]), Some(("dist".to_owned(), true)));
+        let with_server = site(&[page, ("package.json", r#"{"scripts":{"start":"x"}}"#)]);
+        assert_eq!(with_server, Some(("dist".to_owned(), false)));
+        assert_eq!(
+            site(&[("index.html", "")]),
+            None,
+            "all of a bundle is not served"
+        );
+        assert_eq!(site(&[("Procfile", "web: x\n")]), None);
     }
 
     #[test]

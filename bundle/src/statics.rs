@@ -24,7 +24,7 @@ pub fn served(
     })
 }
 
-fn add(
+pub(crate) fn add(
     packed: &Packed<'_>,
     path: &str,
     directory: &str,

@@ -309,7 +309,7 @@ fn a_bundle_that_no_host_could_run_is_refused_before_anything_changes() {
         ("good", "Procfile", "web: ./x\n"),
         ("bad-line", "Procfile", "web: ./x\nworker ./y\n"),
         ("no-web", "Procfile", "worker: ./y\n"),
-        ("static", "index.html", "hello"),
+        ("notes", "notes.txt", "hello"),
     ] {
         let digest = controller.upload_bundle(&bundle_with(name, content.as_bytes()));
         let body = json!({"label": label, "bundle": digest});
@@ -324,7 +324,7 @@ fn a_bundle_that_no_host_could_run_is_refused_before_anything_changes() {
     let refusals = [
         ("bad-line", "procfile-invalid", "Line 2"),
         ("no-web", "procfile-without-web", "`worker`"),
-        ("static", "no-platform", "nothing says how to run it"),
+        ("notes", "no-platform", "nothing says how to run it"),
     ];
     for (label, code, says) in refusals {
         for way in ["deployments", "deployments?plan=true"] {

@@ -22,9 +22,7 @@ fn deployed(bed: &Bed, name: &str, options: &[&str]) -> String {
     bed.run_in(&source, &["deploy", &environment, "--label", "one"])
         .ok();
     assert_live(bed, &environment, "one", 1);
-    let text = bed.get(&environment, "/").text();
-    println!("{name}: {}", text.trim());
-    text
+    bed.get(&environment, "/").text()
 }
 
 #[track_caller]
@@ -53,11 +51,7 @@ fn runtimes_are_installed_at_their_first_use_and_run_applications() {
     says(&node, &["Hello from Node.js", "version one"]);
     let go = deployed(&bed, "go-hello", &[]);
     says(&go, &["Hello from Go", "version one"]);
-    let java = deployed(
-        &bed,
-        "java-hello",
-        &["--platform", "java", "--option", "Xmx=96m"],
-    );
+    let java = deployed(&bed, "java-hello", &["--option", "Xmx=96m"]);
     says(&java, &["Hello from Java", "version one", "9", " MiB"]);
     let tomcat = deployed(
         &bed,
@@ -87,6 +81,14 @@ fn runtimes_are_installed_at_their_first_use_and_run_applications() {
     let missing = bed.get("static-site-prod", "/nothing");
     assert_eq!(missing.status, 404);
     says(&missing.text(), &["This page is not here"]);
+    // Load balancers serve the directory as well, by themselves.
+    let host = Hosts::on("h1", "pkill -STOP -f 'beanpole. web' ; echo stopped");
+    assert_eq!(host.trim(), "stopped");
+    says(
+        &bed.get("static-site-prod", "/index.html").text(),
+        &["Hello from a directory"],
+    );
+    Hosts::on("h1", "pkill -CONT -f 'beanpole. web'");
     let flask = deployed(&bed, "flask-hello", &[]);
     says(&flask, &["Hello from Flask", "version one"]);
     let fastapi = deployed(&bed, "fastapi-hello", &[]);
@@ -113,4 +115,56 @@ fn a_host_that_is_not_to_be_changed_is_told_what_it_lacks() {
         .exits(1)
         .says("The host has no `go`")
         .says("apt-get install -y golang-go");
+}
+
+/// The runtime of .NET from where Debian has one, and a compiler for it; prints the compiled application.
+const DOTNET: &str = r#"
+set -e
+export DEBIAN_FRONTEND=noninteractive
+apt-get -q update >/dev/null
+apt-get -q install -y --no-install-recommends mono-mcs >/dev/null
+python3 -m venv /opt/wheel
+/opt/wheel/bin/pip -q install dotnetcore2
+bin=$(echo /opt/wheel/lib/python3*/site-packages/dotnetcore2/bin)
+ln -s "$bin" /opt/dotnet
+cd /tmp
+all=""
+for name in System.Private.CoreLib System.Runtime System.Console System.Net.Sockets System.Net.Primitives \
+  System.Runtime.Extensions netstandard; do
+  all="$all -r:$(echo "$bin"/shared/Microsoft.NETCore.App/3.1.*/$name.dll)"
+done
+mcs -noconfig -nostdlib $all -out:Hello.dll Hello.cs
+od -An -v -tx1 Hello.dll | tr -d ' \n'"#;
+
+#[test]
+fn what_was_published_for_dotnet_runs_on_it() {
+    let Some(_hosts) = hosts("dotnet", &["h1"]) else {
+        return;
+    };
+    let bed = bed_on_h1();
+    let source = example("dotnet-hello");
+    let read = |name: &str| std::fs::read_to_string(source.join(name)).expect("read");
+    let code = read("Hello.cs").replace('\'', "'\\''");
+    Hosts::on("h1", &format!("printf %s '{code}' >/tmp/Hello.cs"));
+    let compiled = Hosts::on("h1", DOTNET);
+    let compiled = hex::decode(compiled.trim()).expect("hexadecimal");
+    let published = tempfile::tempdir().expect("temporary directory");
+    std::fs::write(published.path().join("Hello.dll"), compiled).expect("write");
+    let config = "Hello.runtimeconfig.json";
+    std::fs::write(published.path().join(config), read(config)).expect("write");
+    let create = [
+        "create",
+        "dotnet-prod",
+        "--env",
+        "DOTNET_SYSTEM_GLOBALIZATION_INVARIANT=1",
+    ];
+    bed.run_in(published.path(), &create).ok();
+    bed.run_in(
+        published.path(),
+        &["deploy", "dotnet-prod", "--label", "one"],
+    )
+    .ok();
+    assert_live(&bed, "dotnet-prod", "one", 1);
+    let text = bed.get("dotnet-prod", "/").text();
+    says(&text, &["Hello from .NET", "version one"]);
 }

@@ -611,6 +611,7 @@ impl World {
             bundle_size: 1,
             release_command,
             container_commands,
+            site: None,
             processes: None,
             created_at: self.at(),
         };

@@ -4,6 +4,7 @@
 //! host: [`Top`] is what both can be asked. A file for each platform says by what it is known and what it
 //! starts where no `Procfile` does; [`find`] asks them in the order of [`FOUND`].
 
+mod about;
 mod directory;
 mod dotnet;
 mod go;
@@ -21,6 +22,7 @@ use beanpole_protocol::api::Tier;
 use serde_json::Value;
 use std::collections::BTreeMap;
 
+pub use about::{ABOUT, About, sign};
 pub use directory::Directory;
 pub use java::{JAR_OF_THE_BUNDLE, jvm_words};
 pub use node::{PackageManager, package, package_manager};
@@ -339,3 +341,6 @@ fn nothing<T: Top>(top: &T, what: &str) -> Refused {
     }
     Refused::new("no-platform", message)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,126 +1,291 @@
-//! `beanpole proxy check`: whether a load balancer of ours answers at an address, for those that watch it.
+//! `beanpole check`: what would become of a directory or ZIP on a host, told without one.
 
+use crate::context::Context;
 use crate::output::errors::Failure;
-use beanpole_daemon::clock;
-use beanpole_protocol::problem::Problem;
+use crate::project::{ignored, pack};
+use beanpole_bundle::platform::{Options, Top};
+use beanpole_bundle::{Look, Refused, UnpackLimits};
+use beanpole_protocol::EnvironmentName;
+use beanpole_protocol::agent::Platform;
+use beanpole_protocol::api::Tier;
+use beanpole_protocol::options::OptionSettings;
 use clap::Args;
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
-/// How long a load balancer may take to answer.
-const LIMIT: Duration = Duration::from_secs(1);
-/// The most that is read of an answer, in bytes: far above any that a load balancer gives itself.
-const LONGEST: usize = 16 * 1024;
-
-/// Ask whether a load balancer answers by HTTP at an address, within a second
+/// Say how this directory or a ZIP would run, and what of it would not
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  beanpole proxy check 127.0.0.1:80\n\nExit code 0: it answers; 1: it does not, or something else answers there."
+    after_help = "Examples:\n  beanpole check\n  beanpole check build/shop.zip --platform tomcat\n  beanpole check --json\n\nIt asks no controller and no host. Exit code 1: no host could run it."
 )]
 pub struct Check {
-    /// Where
-    #[arg(value_name = "ADDR", value_parser = super::daemons::listen_address)]
-    address: SocketAddr,
-    /// It is one with --proxy-protocol
-    #[arg(long)]
-    proxy_protocol: bool,
+    /// What would be deployed [default: what `beanpole deploy` would take]
+    #[arg(value_name = "DIR|ZIP")]
+    from: Option<PathBuf>,
+    /// The platform of its environment [default: that of deploy.toml, else found from the files]
+    #[arg(long, value_parser = super::source::platform)]
+    platform: Option<Platform>,
+    /// `web` gets requests, `worker` does not [default: that of deploy.toml, else web]
+    #[arg(long, value_parser = super::source::tier)]
+    tier: Option<Tier>,
 }
 
-/// Asks for a tunnel, which load balancers refuse by themselves, whatever domains lead through them: no application is asked,
-/// and none is kept awake. One that does not take requests yet, because it waits for the newest table, does not answer.
-pub fn run(asked: &Check) -> Result<(), Failure> {
-    let address = asked.address;
-    let request = format!("check-{:032x}", clock::random_bits());
-    let why = match ask(asked, &request) {
-        Ok(answer) if is_ours(&answer, &request) => return Ok(()),
-        Ok(answer) if answer.starts_with("HTTP/") => "something else answers by HTTP".to_owned(),
-        Ok(_) => "what answers does not speak HTTP".to_owned(),
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            format!("no answer within {} s", LIMIT.as_secs())
-        }
-        Err(error) => error.to_string(),
+/// What is said.
+#[derive(Serialize)]
+struct Report {
+    from: PathBuf,
+    platform: &'static str,
+    found_by: Option<String>,
+    build: Vec<Line>,
+    processes: Vec<Line>,
+    release_command: Option<String>,
+    hooks: Vec<String>,
+    container_commands: Vec<String>,
+    settings: Vec<Setting>,
+    not_supported: Vec<String>,
+}
+
+/// A command by its name.
+#[derive(Serialize)]
+struct Line {
+    name: String,
+    command: String,
+}
+
+/// An option and where it comes from.
+#[derive(Serialize)]
+struct Setting {
+    namespace: String,
+    name: String,
+    value: String,
+    from: String,
+}
+
+/// Looks and tells.
+pub fn run(context: &Context, command: &Check) -> Result<(), Failure> {
+    let project = context.project()?;
+    let place = match &project.settings.environment {
+        Some(name) => project.settings.of(name),
+        // Every environment has what is said for all.
+        None => EnvironmentName::new("none")
+            .map(|name| project.settings.of(&name))
+            .unwrap_or_default(),
     };
-    Err(
-        Failure::new(format!("No load balancer answers at {address}: {why}.")).hint(
-            "See where load balancers listen: beanpole edge list, or --http of `beanpole proxy`",
-        ),
-    )
-}
-
-/// What comes to a request of that id, as far as it comes in time.
-fn ask(asked: &Check, request: &str) -> io::Result<String> {
-    let end = Instant::now() + LIMIT;
-    let mut stream = TcpStream::connect_timeout(&asked.address, LIMIT)?;
-    stream.set_write_timeout(Some(LIMIT))?;
-    if asked.proxy_protocol {
-        stream.write_all(b"PROXY UNKNOWN\r\n")?;
-    }
-    let head = format!(
-        "CONNECT beanpole-check.invalid:443 HTTP/1.1\r\nHost: beanpole-check.invalid:443\r\n\
-         Accept: application/problem+json\r\nX-Request-Id: {request}\r\nConnection: close\r\n\r\n"
-    );
-    stream.write_all(head.as_bytes())?;
-    let mut answer = Vec::new();
-    let mut piece = [0; 4096];
-    while answer.len() < LONGEST {
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            break;
-        }
-        stream.set_read_timeout(Some(left))?;
-        match stream.read(&mut piece) {
-            Ok(0) if answer.is_empty() => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(0) => break,
-            Ok(count) => answer.extend_from_slice(&piece[..count]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // What came may be all of an answer.
-            Err(error) if answer.is_empty() => return Err(error),
-            Err(_) => break,
-        }
-    }
-    if answer.is_empty() {
-        return Err(io::ErrorKind::WouldBlock.into());
-    }
-    Ok(String::from_utf8_lossy(&answer).into_owned())
-}
-
-/// Whether an answer is what a load balancer says itself to a request of that id: that it opens no tunnels; or, before it looked
-/// at any request, that there are too many connections.
-fn is_ours(answer: &str, request: &str) -> bool {
-    let Some((head, body)) = answer.split_once("\r\n\r\n") else {
-        return false;
+    let here = std::env::current_dir()
+        .map_err(|error| Failure::caused("The current directory cannot be read.", &error))?;
+    let root = project.root.clone().unwrap_or(here);
+    let from = match (&command.from, &project.settings.source.from) {
+        (Some(from), _) => from.clone(),
+        (None, Some(from)) => root.join(from),
+        (None, None) => root,
     };
-    if let Ok(problem) = serde_json::from_str::<Problem>(body) {
-        return problem.code == "no-tunnel" && problem.request_id.as_deref() == Some(request);
+    let from = pack::resolve(&from)?;
+    let platform = command.platform.or(place.platform).unwrap_or_default();
+    let tier = command.tier.or(place.tier).unwrap_or(Tier::Web);
+    let settings = place.creation.overlaid(&place.deployment);
+    let options = settings.platform_options();
+    let refused = |refused: Refused| Failure {
+        code: Some(refused.code.to_owned()),
+        ..Failure::new(format!("{}: {}", from.display(), refused.message)).hint(refused.hint())
+    };
+    let found = if from.is_dir() {
+        let mut files = Files::of(&from, &project.settings.source.ignore)?;
+        beanpole_bundle::look(&mut files, platform, &options, tier)
+    } else {
+        zip(&from, platform, &options, tier)?
+    };
+    let report = report(from.clone(), found.map_err(refused)?, &settings);
+    if context.output.json {
+        return context.output.json(&report);
     }
-    let mut headers = head.lines().filter_map(|line| line.split_once(':'));
-    let id = headers.find(|(name, _)| name.eq_ignore_ascii_case("x-request-id"));
-    head.split(' ').nth(1) == Some("503")
-        && id.is_some_and(|(_, id)| body.ends_with(&format!("\nRequest {}\n", id.trim())))
+    for line in lines(&report) {
+        context.output.line(line);
+    }
+    Ok(())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+fn zip(
+    path: &Path,
+    platform: Platform,
+    options: &Options,
+    tier: Tier,
+) -> Result<Result<Look, Refused>, Failure> {
+    let open = || {
+        File::open(path)
+            .map_err(|error| Failure::caused(format!("Cannot read {}.", path.display()), &error))
+    };
+    if let Err(refused) = beanpole_bundle::check(open()?, &UnpackLimits::default()) {
+        return Ok(Err(refused));
+    }
+    Ok(beanpole_bundle::look_into_zip(
+        open()?,
+        platform,
+        options,
+        tier,
+    ))
+}
 
-    #[test]
-    fn a_load_balancer_is_known_by_what_it_alone_says() {
-        let answer = |status: &str, body: &str| {
-            format!("HTTP/1.1 {status} X\r\nx-request-id: a\r\n\r\n{body}")
-        };
-        let refused = |code: &str| {
-            let mut problem = Problem::new(405, code, "title", "detail");
-            problem.request_id = Some("a".to_owned());
-            answer("405", &serde_json::to_string(&problem).expect("JSON"))
-        };
-        assert!(is_ours(&refused("no-tunnel"), "a"));
-        assert!(!is_ours(&refused("no-tunnel"), "b"));
-        assert!(!is_ours(&refused("method-not-allowed"), "a"));
-        let crowded = "Not available now\n\nThere are too many connections.\n\nRequest a\n";
-        assert!(is_ours(&answer("503", crowded), "b"));
-        assert!(!is_ours(&answer("200", crowded), "b"));
-        assert!(!is_ours(&answer("503", "busy"), "b"));
-        assert!(!is_ours("SSH-2.0-OpenSSH", "a"));
+fn report(from: PathBuf, look: Look, settings: &OptionSettings) -> Report {
+    let lines = |all: Vec<(String, String)>| {
+        all.into_iter()
+            .map(|(name, command)| Line { name, command })
+            .collect()
+    };
+    let hooks = look
+        .hooks_not_run
+        .iter()
+        .map(|directory| format!("the hooks in {directory}: those in .platform/hooks run"));
+    let keys = look
+        .passed_over
+        .iter()
+        .map(|over| format!("{}: {}", over.file, over.keys.join(", ")));
+    let not_supported = hooks.chain(keys).collect();
+    let mut set = Vec::new();
+    for (namespace, options) in &settings.0 {
+        let secret = namespace == beanpole_protocol::options::PROPERTIES;
+        for (name, value) in options {
+            set.push(Setting {
+                namespace: namespace.clone(),
+                name: name.clone(),
+                value: if secret {
+                    "***".to_owned()
+                } else {
+                    value.clone()
+                },
+                from: crate::project::FILE.to_owned(),
+            });
+        }
+    }
+    Report {
+        from,
+        platform: look.plan.platform.as_str(),
+        found_by: look.sign,
+        build: lines(look.plan.build),
+        processes: lines(look.plan.processes),
+        release_command: look.plan.release_command,
+        hooks: look.hooks,
+        container_commands: look
+            .commands
+            .into_iter()
+            .map(|command| command.name)
+            .collect(),
+        settings: set,
+        not_supported,
+    }
+}
+
+/// The report for people: a word, then what it is.
+fn lines(report: &Report) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut add = |word: &str, text: String| lines.push(format!("{word:<12}{text}"));
+    let title = beanpole_bundle::platform::ABOUT
+        .iter()
+        .find(|about| about.platform.as_str() == report.platform);
+    let title = title.map_or(report.platform, |about| about.platform.title());
+    let by = match &report.found_by {
+        Some(file) => format!(" ({file})"),
+        None => String::new(),
+    };
+    add("Platform", format!("{title}{by}"));
+    if let Some(about) = beanpole_bundle::platform::ABOUT
+        .iter()
+        .find(|about| about.platform.as_str() == report.platform && about.installs != "nothing")
+    {
+        add("Installs", about.installs.to_owned());
+    }
+    for line in &report.build {
+        add("Build", format!("{}: {}", line.name, line.command));
+    }
+    for line in &report.processes {
+        add("Start", format!("{}: {}", line.name, line.command));
+    }
+    if report.processes.is_empty() {
+        add("Start", "what the build leaves: one JAR".to_owned());
+    }
+    if let Some(command) = &report.release_command {
+        add("Once", format!("release: {command}"));
+    }
+    for hook in &report.hooks {
+        add("Hook", hook.clone());
+    }
+    for name in &report.container_commands {
+        add("Command", format!("container_commands: {name}"));
+    }
+    for one in &report.settings {
+        add(
+            "Setting",
+            format!(
+                "{}:{} = {} ({})",
+                one.namespace, one.name, one.value, one.from
+            ),
+        );
+    }
+    for text in &report.not_supported {
+        add("Not done", text.clone());
+    }
+    lines
+}
+
+/// The files of a directory that a bundle of it would hold.
+struct Files<'r> {
+    root: &'r Path,
+    all: BTreeSet<PathBuf>,
+}
+
+impl<'r> Files<'r> {
+    fn of(root: &'r Path, ignore: &[String]) -> Result<Self, Failure> {
+        let all = ignored::list(root, ignore)?.into_iter().collect();
+        Ok(Self { root, all })
+    }
+}
+
+impl Top for Files<'_> {
+    type Error = Refused;
+
+    fn has_file(&self, name: &str) -> bool {
+        self.all.contains(Path::new(name)) && self.root.join(name).is_file()
+    }
+
+    fn head(&mut self, name: &str, longest: u64) -> Result<Option<Vec<u8>>, Refused> {
+        if !self.has_file(name) {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        let read = fs::File::open(self.root.join(name))
+            .and_then(|file| file.take(longest).read_to_end(&mut bytes));
+        match read {
+            Ok(_) => Ok(Some(bytes)),
+            Err(error) => Err(Refused {
+                code: "host-io",
+                message: format!("{name} cannot be read: {error}."),
+            }),
+        }
+    }
+
+    fn names(&self) -> Vec<(String, bool)> {
+        let tops: BTreeSet<(String, bool)> = self
+            .all
+            .iter()
+            .filter_map(|path| {
+                let mut parts = path.iter();
+                let first = parts.next()?.to_string_lossy().into_owned();
+                Some((first, parts.next().is_some()))
+            })
+            .collect();
+        tops.into_iter().collect()
+    }
+
+    fn files_in(&self, name: &str) -> Vec<String> {
+        let directory = Path::new(name);
+        let inside = self
+            .all
+            .iter()
+            .filter(|path| path.parent() == Some(directory));
+        inside
+            .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+            .collect()
     }
 }

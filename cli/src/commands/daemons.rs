@@ -1,6 +1,6 @@
 //! The daemons on their own: what `up` starts, and what runs on hosts.
 
-use super::check::{self, Check};
+use super::proxy_check::{self, Check};
 use crate::client::find;
 use crate::context::Context;
 use crate::local::children;
@@ -547,7 +547,7 @@ pub fn agent(command: Agent) -> Result<(), Failure> {
 pub fn proxy(context: &Context, command: Proxy) -> Result<(), Failure> {
     match command.action {
         Some(ProxyAction::Reload(reload)) => have_reloaded(context, &reload),
-        Some(ProxyAction::Check(asked)) => check::run(&asked),
+        Some(ProxyAction::Check(asked)) => proxy_check::run(&asked),
         None => keep_proxy(command.runs),
     }
 }

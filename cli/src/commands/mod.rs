@@ -28,8 +28,10 @@ pub mod logs;
 pub mod maintenance;
 pub mod open;
 pub mod page;
+pub mod platform;
 pub mod printenv;
 pub mod promote;
+pub mod proxy_check;
 pub mod releases;
 pub mod restart;
 pub mod restore;
@@ -92,6 +94,8 @@ fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Up(command) => up::run(context, &command),
         Command::Host(command) => host::run(context, command),
         Command::Edge(command) => edge::run(context, command),
+        Command::Check(command) => check::run(context, &command),
+        Command::Platform(command) => platform::run(context, command),
         Command::Init(command) => init::run(context, &command),
         Command::Create(command) => create::run(context, &command),
         Command::Deploy(command) => deploy::run(context, &command),

@@ -596,6 +596,7 @@ pub(crate) mod tests {
             reason: "deploy".to_owned(),
             release_command: None,
             container_commands: Default::default(),
+            site: None,
             outcome: None,
             live_at: None,
             ill: None,

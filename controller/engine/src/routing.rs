@@ -76,7 +76,7 @@ impl Records {
             let Some(release) = self.releases.get(&(environment.id.clone(), *number)) else {
                 continue;
             };
-            let paths = release.settings.static_files();
+            let paths = release.static_files();
             if paths.is_empty() {
                 continue;
             }

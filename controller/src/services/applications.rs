@@ -208,6 +208,7 @@ pub(crate) fn create_version(
         description: body.description,
         release_command: None,
         container_commands: Default::default(),
+        site: None,
         processes: None,
         bundle: body.bundle,
         bundle_size: 0,

@@ -7,7 +7,7 @@ use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::{Bundle, Tier};
 use beanpole_protocol::problem::Problem;
 use beanpole_store::blobs::BlobError;
-use beanpole_store::model::{ContainerCommands, VersionRecord};
+use beanpole_store::model::{ContainerCommands, SiteRecord, VersionRecord};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use std::collections::BTreeMap;
@@ -209,6 +209,9 @@ pub(crate) fn note_commands(app: &App, record: &mut VersionRecord) -> Result<(),
     record.release_command = found.release.map(|command| procfile::shown(&command));
     record.container_commands = container;
     record.processes = Some(found.processes);
+    record.site = found
+        .site
+        .map(|(root, by_itself)| SiteRecord { root, by_itself });
     Ok(())
 }
 

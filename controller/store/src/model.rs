@@ -16,7 +16,7 @@ use beanpole_protocol::api::{
 use beanpole_protocol::content::PageFor;
 use beanpole_protocol::edge::EdgeOrders;
 use beanpole_protocol::event::Event;
-use beanpole_protocol::options::OptionSettings;
+use beanpole_protocol::options::{OptionSettings, SITE};
 use beanpole_protocol::proxy::{RoutingTable, TargetMode};
 use beanpole_protocol::{
     AgentId, ApplicationName, Cname, ControllerId, Digest, Domain, EnvironmentId, EnvironmentName,
@@ -92,8 +92,20 @@ pub struct VersionRecord {
     /// before that was kept, or the Procfile cannot be read.
     #[serde(default)]
     pub processes: Option<Vec<String>>,
+    /// The static site in it; absent where it has none that load balancers can serve.
+    #[serde(default)]
+    pub site: Option<SiteRecord>,
     /// When it was created.
     pub created_at: Timestamp,
+}
+
+/// A static site in a bundle.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteRecord {
+    /// Its directory.
+    pub root: String,
+    /// Whether the bundle is one by its files, without anybody choosing the platform.
+    pub by_itself: bool,
 }
 
 impl VersionRecord {
@@ -337,6 +349,9 @@ pub struct ReleaseRecord {
     /// The names of its container commands.
     #[serde(default)]
     pub container_commands: ContainerCommands,
+    /// The static site in its bundle.
+    #[serde(default)]
+    pub site: Option<SiteRecord>,
     /// How its last deployment ended.
     pub outcome: Option<OperationStatus>,
     /// When it last became live.
@@ -349,6 +364,26 @@ pub struct ReleaseRecord {
 }
 
 impl ReleaseRecord {
+    /// The directories of its bundle that load balancers serve, by the paths of their URLs: what its settings say, and a static
+    /// site at all paths.
+    pub fn static_files(&self) -> BTreeMap<String, String> {
+        let mut paths = self.settings.static_files();
+        let chosen = self
+            .settings
+            .get(SITE, "Root")
+            .filter(|root| !root.is_empty());
+        if let Some(site) = &self.site
+            && (self.platform == Platform::Static || self.platform == Platform::Auto && site.by_itself)
+            // Another directory is served by the instances.
+            && chosen.is_none_or(|root| root.trim_matches('/') == site.root)
+        {
+            paths
+                .entry(String::new())
+                .or_insert_with(|| site.root.clone());
+        }
+        paths
+    }
+
     /// Its key.
     pub fn key_of(environment: &EnvironmentId, number: ReleaseNumber) -> Vec<u8> {
         key::join(&[environment.as_str().as_bytes(), &number.0.to_be_bytes()])

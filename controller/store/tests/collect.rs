@@ -44,6 +44,7 @@ fn version(label: &str, bundle: &Digest) -> VersionRecord {
         release_command: None,
         processes: None,
         container_commands: Default::default(),
+        site: None,
         created_at: Timestamp::EPOCH,
     }
 }
@@ -94,6 +95,7 @@ fn release(environment: &EnvironmentRecord, bundle: &Digest) -> ReleaseRecord {
         reason: "deploy".to_owned(),
         release_command: None,
         container_commands: Default::default(),
+        site: None,
         outcome: None,
         live_at: None,
         ill: None,

@@ -18,7 +18,8 @@ use beanpole_protocol::options::{
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{Digest, EnvironmentName, ReleaseNumber, Timestamp, VersionLabel};
 use beanpole_store::model::{
-    ContainerCommands, EnvironmentRecord, InstanceRecord, QueuedWish, ReleaseRecord, VersionRecord,
+    ContainerCommands, EnvironmentRecord, InstanceRecord, QueuedWish, ReleaseRecord, SiteRecord,
+    VersionRecord,
 };
 use beanpole_store::{StoreError, Tx};
 use std::collections::BTreeMap;
@@ -63,6 +64,7 @@ pub(super) struct Content {
     pub(super) bundle_size: u64,
     pub(super) release_command: Option<String>,
     pub(super) container_commands: ContainerCommands,
+    pub(super) site: Option<SiteRecord>,
 }
 
 impl From<VersionRecord> for Content {
@@ -73,6 +75,7 @@ impl From<VersionRecord> for Content {
             bundle_size: version.bundle_size,
             release_command: version.release_command,
             container_commands: version.container_commands,
+            site: version.site,
         }
     }
 }
@@ -85,6 +88,7 @@ impl From<&ReleaseRecord> for Content {
             bundle_size: release.bundle_size,
             release_command: release.release_command.clone(),
             container_commands: release.container_commands.clone(),
+            site: release.site.clone(),
         }
     }
 }
@@ -409,6 +413,7 @@ impl Engine {
             reason: wish.reason,
             release_command: wish.content.release_command,
             container_commands: wish.content.container_commands,
+            site: wish.content.site,
             outcome: None,
             live_at: None,
             ill: None,

@@ -253,6 +253,7 @@ mod tests {
             bundle_size: 1,
             release_command: None,
             container_commands: Default::default(),
+            site: None,
             processes: Some(vec!["web".to_owned()]),
             created_at: Timestamp::EPOCH,
         };

@@ -452,6 +452,7 @@ mod tests {
             release_command: None,
             processes: None,
             container_commands: Default::default(),
+            site: None,
             created_at: NOW,
         };
         store.update(|tx| tx.put(&record)).expect("memory");
