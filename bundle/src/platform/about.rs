@@ -55,7 +55,7 @@ pub const ABOUT: [About; 10] = [
             "manage.py",
         ],
         installs: "a virtualenv with the first of requirements.txt, Pipfile.lock, Pipfile, pyproject.toml",
-        starts: "gunicorn (WSGI) or uvicorn (ASGI) with WSGIPath, else Django's wsgi.py, else what app.py, main.py or the like makes",
+        starts: "gunicorn or uvicorn, with what WSGIPath names or sources make",
         version: ".python-version, runtime.txt",
         eb: "Python",
         verified: &[
@@ -75,7 +75,7 @@ pub const ABOUT: [About; 10] = [
         platform: Platform::Ruby,
         known_by: &["Gemfile", "config.ru"],
         installs: "bundle install, unless the host's own gems will do",
-        starts: "Puma, else rackup; for Rails assets:precompile in the build and db:migrate once for each deployment",
+        starts: "Puma, else rackup",
         version: "the host's",
         eb: "Ruby",
         verified: &[
@@ -87,7 +87,7 @@ pub const ABOUT: [About; 10] = [
         platform: Platform::Php,
         known_by: &["composer.json", "index.php", "public/index.php"],
         installs: "composer install, unless vendor is there",
-        starts: "php-fpm behind the agent's web server, which serves what is no script",
+        starts: "php-fpm behind a web server of the agent",
         version: "the host's",
         eb: "PHP",
         verified: &[
@@ -111,7 +111,7 @@ pub const ABOUT: [About; 10] = [
         platform: Platform::Tomcat,
         known_by: &["WEB-INF", "*.war"],
         installs: "nothing",
-        starts: "Tomcat with a CATALINA_BASE for each instance; one WAR at /, of several ROOT.war at / and foo.war at /foo",
+        starts: "Tomcat, with a CATALINA_BASE for each instance",
         version: "java.runtime.version of system.properties",
         eb: "Tomcat",
         verified: &[
@@ -138,10 +138,16 @@ pub const ABOUT: [About; 10] = [
         platform: Platform::Dotnet,
         known_by: &["*.runtimeconfig.json"],
         installs: "nothing",
-        starts: "dotnet with the published DLL, or the executable of a self-contained application",
+        starts: "dotnet with the published DLL, or what brings its runtime",
         version: "the host's",
         eb: ".NET on Linux",
-        verified: &[("published DLL, self-contained executable", None)],
+        verified: &[
+            (
+                "published DLL on .NET Core 3.1",
+                Some("platforms::what_was_published_for_dotnet_runs_on_it"),
+            ),
+            ("self-contained executable, ASP.NET Core", None),
+        ],
     },
     About {
         platform: Platform::Procfile,

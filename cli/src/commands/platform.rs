@@ -48,6 +48,16 @@ impl From<&About> for Shown {
     }
 }
 
+/// As many files as a line has room for.
+fn few(files: &[&str]) -> String {
+    let shown = files.get(..3).unwrap_or(files).join(", ");
+    if files.len() > 3 {
+        format!("{shown}, …")
+    } else {
+        shown
+    }
+}
+
 /// Lists them.
 pub fn run(context: &Context, command: Platforms) -> Result<(), Failure> {
     let Command::List = command.command;
@@ -61,7 +71,7 @@ pub fn run(context: &Context, command: Platforms) -> Result<(), Failure> {
             vec![
                 one.name.to_owned(),
                 one.title.to_owned(),
-                one.known_by.join(", "),
+                few(one.known_by),
                 one.starts.to_owned(),
             ]
         })
