@@ -59,6 +59,9 @@ pub(crate) fn open(dir: &Path) -> Result<(Sled, Option<Recovery>), StoreError> {
         }
         Ok(sled) => return Ok((sled, None)),
         Err(OpenFailure::Other(error)) => return Err(error),
+        Err(OpenFailure::Held) => {
+            return Err(StoreError::Backend(format!("{} is in use", path.display())));
+        }
         Err(OpenFailure::Damaged(why)) => why,
     };
     tracing::error!(path = %path.display(), %why, "the database is damaged; trying to mend it");

@@ -14,12 +14,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// Where the check is among the records. Before all of them, and hidden from scans: tables are named
 /// by letters.
 const CHECK: &[u8] = b"\0check";
 /// The first key that scans may see.
 const FIRST: &[u8] = &[1];
+/// How long somebody else may have a database before it is not opened.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// How often to look whether it is free.
+const LOCK_LOOK: Duration = Duration::from_millis(20);
 /// Memory for sled's page cache. Its own default of 1 GiB does not fit small machines.
 const CACHE_BYTES: u64 = 64 << 20;
 
@@ -46,6 +52,8 @@ pub struct Sled {
 pub(crate) enum OpenFailure {
     /// It is not all there, or makes no sense.
     Damaged(String),
+    /// Somebody has it open.
+    Held,
     /// Anything else: permissions, a full disk.
     Other(StoreError),
 }
@@ -59,11 +67,30 @@ impl Sled {
                 why,
                 backup: None,
             },
+            OpenFailure::Held => StoreError::Backend(format!("{} is in use", path.display())),
             OpenFailure::Other(error) => error,
         })
     }
 
     pub(crate) fn try_open(path: &Path) -> Result<Self, OpenFailure> {
+        let end = Instant::now() + LOCK_WAIT;
+        loop {
+            match Self::try_once(path) {
+                // Threads of sled's own let go of a database a moment after it is closed.
+                Err(OpenFailure::Held) if Instant::now() < end => thread::sleep(LOCK_LOOK),
+                Err(OpenFailure::Held) => {
+                    return Err(OpenFailure::Other(StoreError::Backend(format!(
+                        "{} was in use for {} s",
+                        path.display(),
+                        LOCK_WAIT.as_secs()
+                    ))));
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn try_once(path: &Path) -> Result<Self, OpenFailure> {
         // sled panics over some kinds of damage; that must not be the end of the controller.
         let opened = catch_unwind(AssertUnwindSafe(|| {
             let database = sled::Config::new()
@@ -80,6 +107,7 @@ impl Sled {
         }));
         let (database, tree, stored, found) = match opened {
             Ok(Ok(opened)) => opened,
+            Ok(Err(error)) if is_held(&error) => return Err(OpenFailure::Held),
             Ok(Err(error @ sled::Error::Io(_))) if !looks_corrupt(&error) => {
                 return Err(OpenFailure::Other(failed(error)));
             }
@@ -135,6 +163,11 @@ fn check_of(tree: &sled::Tree, commits: u64) -> sled::Result<Check> {
         check.add(&key, &value);
     }
     Ok(check)
+}
+
+/// sled has no word of its own for a database whose lock somebody else has.
+fn is_held(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
 }
 
 /// sled reports some damage as an I/O error of the kinds that a healthy file never gives.

@@ -257,26 +257,29 @@ fn a_database_of_a_version_without_checks_gets_one_with_its_next_change() {
     let records = sled.open_tree("records").expect("tree");
     records.insert("counters\0a", "\u{1}7").expect("insert");
     drop((records, sled));
-    let sled = opened_again(|| Sled::try_open(&database).ok());
+    let sled = Sled::try_open(&database).expect("opened");
     assert!(!sled.is_known_to_be_whole());
     drop(sled);
-    let store = opened_again(|| Store::open(dir.path()).ok());
+    let store = Store::open(dir.path()).expect("opened");
     assert_eq!(store.update(|tx| tx.counter("a")).expect("update"), 8);
     drop(store);
-    let sled = opened_again(|| Sled::try_open(&database).ok());
+    let sled = Sled::try_open(&database).expect("opened");
     assert!(sled.is_known_to_be_whole());
 }
 
-/// What can be opened once the threads of whoever had it have ended.
-fn opened_again<T>(mut open: impl FnMut() -> Option<T>) -> T {
-    let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    loop {
-        if let Some(opened) = open() {
-            return opened;
-        }
-        assert!(std::time::Instant::now() < end, "somebody has it still");
-        std::thread::yield_now();
-    }
+#[test]
+fn a_database_that_somebody_has_open_is_waited_for_and_not_taken_for_a_damaged_one() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    filled(dir.path());
+    let held = Sled::try_open(&database(dir.path())).expect("opened");
+    let opening = std::thread::scope(|scope| {
+        let opening = scope.spawn(|| Store::open(dir.path()));
+        drop(held);
+        opening.join().expect("no panic")
+    });
+    let store = opening.expect("opened");
+    assert_eq!(store.recovery(), None);
+    assert_eq!(names(&store), ["shop"]);
 }
 
 #[test]
