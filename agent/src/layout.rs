@@ -1,6 +1,7 @@
 //! Where the agent keeps things: everything below `DATA/agent`.
 
 use crate::fences::cgroups::Owner;
+use beanpole_protocol::EnvironmentId;
 use beanpole_protocol::agent::ReleaseKey;
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -102,6 +103,23 @@ impl Layout {
     /// Logs of builds, and records of those that run.
     pub fn builds(&self) -> PathBuf {
         self.root.join("builds")
+    }
+
+    /// What setting the host up for an environment has changed and no service was restarted for.
+    pub fn setup(&self, environment: &EnvironmentId) -> PathBuf {
+        self.root
+            .join("setup")
+            .join(format!("changed-{environment}.json"))
+    }
+
+    /// What directories of the host were filled with.
+    pub fn sources(&self) -> PathBuf {
+        self.root.join("setup").join("sources.json")
+    }
+
+    /// What packages files were of that came by their URLs.
+    pub fn package_files(&self) -> PathBuf {
+        self.root.join("setup").join("packages.json")
     }
 
     /// The releases of one environment.

@@ -4,6 +4,28 @@
 use crate::Refused;
 use std::path::{Path, PathBuf};
 
+/// What hooks are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A version comes to a host.
+    Deployment,
+    /// Only the settings under which it runs there change.
+    Configuration,
+}
+
+impl Kind {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Deployment, Self::Configuration];
+
+    /// Where its hooks lie in a bundle.
+    const fn directory(self) -> &'static str {
+        match self {
+            Self::Deployment => ".platform/hooks",
+            Self::Configuration => ".platform/confighooks",
+        }
+    }
+}
+
 /// When hooks run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum When {
@@ -19,18 +41,15 @@ impl When {
     /// All of them, in their order.
     pub const ALL: [Self; 3] = [Self::Prebuild, Self::Predeploy, Self::Postdeploy];
 
-    /// Where its hooks lie in a bundle.
-    pub fn directory(self) -> PathBuf {
-        Path::new(".platform/hooks").join(match self {
+    /// Where its hooks of a kind lie in a bundle.
+    pub fn directory(self, kind: Kind) -> PathBuf {
+        Path::new(kind.directory()).join(match self {
             Self::Prebuild => "prebuild",
             Self::Predeploy => "predeploy",
             Self::Postdeploy => "postdeploy",
         })
     }
 }
-
-/// What Elastic Beanstalk would run of a bundle and hosts do not.
-pub const NOT_RUN: [&str; 1] = [".platform/confighooks"];
 
 /// Bytes that tell what kind of program a file is.
 pub const HEAD: u64 = 4;

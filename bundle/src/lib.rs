@@ -8,7 +8,12 @@
 //! [`check_runs`] says whether a host could run it at all: [`platform`] and [`procfile`] are what the
 //! agent, too, finds that out with, and what it runs on the way by [`hooks`] and [`ebextensions`].
 
+mod config;
+pub mod cron;
 pub mod ebextensions;
+pub mod env_yaml;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod hooks;
 mod look;
 mod packed;
@@ -62,10 +67,9 @@ impl Refused {
             "hook-invalid" => {
                 "Give that script a first line such as `#!/bin/sh`, or move the file elsewhere if it is no hook."
             }
-            "ebextensions-invalid" => {
-                "Mend that file and deploy again; nothing was changed. `.ebextensions` is read for its \
-                 `container_commands`."
-            }
+            "ebextensions-invalid" => "Mend that file and deploy again; nothing was changed.",
+            "cron-invalid" => "Mend cron.yaml and deploy again; nothing was changed.",
+            "env-yaml-invalid" => "Mend env.yaml and deploy again; nothing was changed.",
             "package-invalid" => "Mend package.json and deploy again; nothing was changed.",
             "static-directory-missing" => {
                 "Put that directory into the bundle, or mend the option, which `beanpole config` shows. What an application \

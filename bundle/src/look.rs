@@ -1,9 +1,9 @@
 //! Everything that can be told of a bundle without a host: how it runs, what runs on the way, and what is passed over.
 
-use crate::ebextensions::{self, ContainerCommand, PassedOver};
-use crate::hooks::{self, When};
+use crate::ebextensions::{self, ContainerCommand, NeedsRoot, PassedOver, Resource};
+use crate::hooks::{self, Kind, When};
 use crate::platform::{self, Options, Plan, Top};
-use crate::{Refused, packed};
+use crate::{Refused, cron, env_yaml, packed};
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::Tier;
 use std::fs::File;
@@ -19,10 +19,12 @@ pub struct Look {
     pub hooks: Vec<String>,
     /// Container commands, in their order.
     pub commands: Vec<ContainerCommand>,
-    /// Hooks that are not run.
-    pub hooks_not_run: Vec<&'static str>,
+    /// The first thing that only root may do on a host.
+    pub needs_root: Option<NeedsRoot>,
     /// Keys of configuration files that do nothing.
     pub passed_over: Vec<PassedOver>,
+    /// What its configuration files want beside the environment.
+    pub resources: Vec<Resource>,
 }
 
 /// Looks into a bundle that is to run on `platform`.
@@ -34,9 +36,14 @@ pub fn look<T: Top>(
 ) -> Result<Look, T::Error> {
     let plan = platform::find(top, platform, options)?;
     plan.suits(tier)?;
+    cron::read(top)?;
+    env_yaml::read(top)?;
     let extensions = ebextensions::read(top)?;
     let mut found = Vec::new();
-    for directory in When::ALL.map(When::directory) {
+    let directories = Kind::ALL
+        .into_iter()
+        .flat_map(|kind| When::ALL.map(|when| when.directory(kind)));
+    for directory in directories {
         let Some(directory) = directory.to_str() else {
             continue;
         };
@@ -50,16 +57,12 @@ pub fn look<T: Top>(
             found.push(path);
         }
     }
-    let not_run = hooks::NOT_RUN.into_iter().filter(|directory| {
-        ["prebuild", "predeploy", "postdeploy"]
-            .iter()
-            .any(|when| !top.files_in(&format!("{directory}/{when}")).is_empty())
-    });
     Ok(Look {
         sign: platform::sign(top, plan.platform),
         hooks: found,
-        commands: extensions.commands,
-        hooks_not_run: not_run.collect(),
+        commands: extensions.container_commands,
+        needs_root: extensions.needs_root,
+        resources: extensions.resources,
         passed_over: extensions.passed_over,
         plan,
     })

@@ -1,6 +1,6 @@
 //! Looks into a ZIP without unpacking it.
 
-use crate::ebextensions::{self, ContainerCommand, PassedOver};
+use crate::ebextensions::{self, ContainerCommand, NeedsRoot, PassedOver, Resource};
 use crate::hooks::{self, When};
 use crate::platform::{self, Top};
 use crate::statics;
@@ -8,6 +8,7 @@ use crate::{
     Archive, Contents, Entry, Refused, UnpackLimits, damaged, examine, follow, link_targets, open,
     shown,
 };
+use crate::{cron, env_yaml};
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::Tier;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,17 +17,20 @@ use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
 /// Refuses a bundle that hosts could not run on `platform` in an environment of `tier`, as far as
-/// that can be told without them.
+/// that can be told without them. Gives the first thing in it that only root can do there, if there is any: whether
+/// that may be, the application's permissions say.
 pub fn check_runs(
     file: File,
     platform: Platform,
     options: &platform::Options,
     tier: Tier,
-) -> Result<(), Refused> {
+) -> Result<Option<NeedsRoot>, Refused> {
     look_into(file, |packed| {
         platform::find(packed, platform, options)?.suits(tier)?;
         packed.check_hooks()?;
-        ebextensions::read(packed).map(|_| ())
+        cron::read(packed)?;
+        env_yaml::read(packed)?;
+        Ok(ebextensions::read(packed)?.needs_root)
     })
 }
 
@@ -37,6 +41,8 @@ pub struct Commands {
     pub release: Option<String>,
     /// Its container commands, in their order.
     pub container: Vec<ContainerCommand>,
+    /// Whether its configuration files have hosts set up besides.
+    pub sets_up: bool,
     /// The processes that its Procfile names; none where it has no Procfile.
     pub processes: Vec<String>,
     /// The directory of a static site that load balancers can serve, and whether its files make the bundle one.
@@ -47,9 +53,11 @@ pub struct Commands {
 pub fn commands(file: File, platform: Platform) -> Result<Commands, Refused> {
     look_into(file, |packed| {
         let named = platform::named(packed, platform)?;
+        let extensions = ebextensions::read(packed)?;
         Ok(Commands {
             release: named.release_command,
-            container: ebextensions::read(packed)?.commands,
+            sets_up: extensions.sets_up(),
+            container: extensions.container_commands,
             processes: named.processes.into_iter().map(|(name, _)| name).collect(),
             site: site(packed),
         })
@@ -68,20 +76,19 @@ fn site(packed: &Packed<'_>) -> Option<(String, bool)> {
 /// What Elastic Beanstalk would do for a bundle and hosts do not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NotRun {
-    /// Those of [`hooks::NOT_RUN`] that it has.
-    pub hooks: Vec<&'static str>,
     /// Keys of its configuration files.
     pub extensions: Vec<PassedOver>,
+    /// What its configuration files want beside the environment.
+    pub resources: Vec<Resource>,
 }
 
 /// What of a bundle is passed over.
 pub fn not_run(file: File) -> Result<NotRun, Refused> {
     look_into(file, |packed| {
-        let files = &packed.contents.files;
-        let has = |directory: &&str| files.iter().any(|(path, _)| path.starts_with(directory));
+        let extensions = ebextensions::read(packed)?;
         Ok(NotRun {
-            hooks: hooks::NOT_RUN.into_iter().filter(has).collect(),
-            extensions: ebextensions::read(packed)?.passed_over,
+            extensions: extensions.passed_over,
+            resources: extensions.resources,
         })
     })
 }
@@ -119,7 +126,10 @@ impl Packed<'_> {
     /// Refuses hooks that no host could start.
     fn check_hooks(&mut self) -> Result<(), Refused> {
         let contents = self.contents;
-        let directories = When::ALL.map(When::directory);
+        let directories: Vec<PathBuf> = hooks::Kind::ALL
+            .into_iter()
+            .flat_map(|kind| When::ALL.map(|when| when.directory(kind)))
+            .collect();
         let hooks = contents.files.iter().filter(|(path, _)| {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let directory = path.parent().unwrap_or(Path::new(""));
@@ -216,7 +226,7 @@ mod tests {
     }
 
     fn runs(file: File, platform: Platform, tier: Tier) -> Result<(), Refused> {
-        check_runs(file, platform, &platform::Options::new(), tier)
+        check_runs(file, platform, &platform::Options::new(), tier).map(|_| ())
     }
 
     fn refusal(files: &[(&str, &str)], platform: Platform, tier: Tier) -> Refused {
@@ -313,12 +323,12 @@ mod tests {
         ];
         runs(bundle(&fine), auto, web).expect("runs");
         assert_eq!(not_run(bundle(&fine)), Ok(NotRun::default()));
-        let other = (".platform/confighooks/predeploy/1.sh", "no script");
-        runs(bundle(&[procfile, other]), auto, web).expect("runs, without it");
-        let left_out = not_run(bundle(&[procfile, other])).expect("readable");
-        assert_eq!(left_out.hooks, [".platform/confighooks"]);
-        for place in ["prebuild", "postdeploy"] {
-            let name = format!(".platform/hooks/{place}/1.sh");
+        for place in [
+            "hooks/prebuild",
+            "hooks/postdeploy",
+            "confighooks/predeploy",
+        ] {
+            let name = format!(".platform/{place}/1.sh");
             let refused = refusal(&[procfile, (&name, "make assets\n")], auto, web);
             assert_eq!(refused.code, "hook-invalid");
             assert!(refused.message.contains(&name), "{refused}");
@@ -355,7 +365,7 @@ mod tests {
         let (auto, web) = (Platform::Auto, Tier::Web);
         let procfile = ("Procfile", "web: ./x\n");
         let config = |text| (".ebextensions/01.config", text);
-        let fine = "packages: {yum: {git: []}}\ncontainer_commands:\n  b: {command: x}\n  a: {command: y}\n";
+        let fine = "Outputs: {}\ncontainer_commands:\n  b: {command: x}\n  a: {command: y}\n";
         let files = [procfile, config(fine)];
         runs(bundle(&files), auto, web).expect("runs");
         let found = commands(bundle(&files), Platform::Auto)
@@ -365,7 +375,7 @@ mod tests {
         assert_eq!(names, ["a", "b"]);
         let left_out = not_run(bundle(&files)).expect("readable").extensions;
         assert_eq!(left_out[0].file, ".ebextensions/01.config");
-        assert_eq!(left_out[0].keys, ["packages"]);
+        assert_eq!(left_out[0].keys, ["Outputs"]);
         let files = [procfile, config("container_commands:\n  a: {test: x}\n")];
         let refused = refusal(&files, auto, web);
         assert_eq!(refused.code, "ebextensions-invalid");

@@ -300,6 +300,77 @@ fn an_application_with_an_environment_stays() {
 }
 
 #[test]
+fn a_bundle_that_asks_for_root_is_refused_until_its_application_may() {
+    let controller = Controller::start();
+    controller.application("shop");
+    let shop = "/v1/applications/shop";
+    assert_eq!(controller.get(shop).json()["root"], false);
+    let mut bundle = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    for (name, content) in [
+        ("Procfile", "web: ./x\n"),
+        (
+            ".ebextensions/a.config",
+            "# more\npackages: {yum: {git: []}}\n",
+        ),
+    ] {
+        let options = zip::write::SimpleFileOptions::default();
+        bundle.start_file(name, options).expect("an entry");
+        std::io::Write::write_all(&mut bundle, content.as_bytes()).expect("written");
+    }
+    let bundle = bundle.finish().expect("a ZIP").into_inner();
+    let digest = controller.upload_bundle(&bundle);
+    let body = json!({"label": "v1", "bundle": digest});
+    let made = controller.post(&format!("{shop}/versions"), &body);
+    assert_eq!(made.status, 201, "{made:?}");
+    let body = json!({"application": "shop", "name": "shop-prod"});
+    assert_eq!(controller.post("/v1/environments", &body).status, 202);
+    controller.until_ready("shop-prod");
+    let deploy = || {
+        let path = "/v1/environments/shop-prod/deployments";
+        controller.post(path, &json!({"version": "v1"}))
+    };
+    let refused = deploy();
+    refused.expect_problem(422, "root-not-allowed");
+    let problem = refused.json().to_string();
+    for says in [
+        "`packages` in .ebextensions/a.config, line 2",
+        "beanpole app root allow shop",
+    ] {
+        assert!(problem.contains(says), "{problem}");
+    }
+    let patch = |body: &Value| {
+        controller.call(
+            "PATCH",
+            shop,
+            &[("content-type", "application/json")],
+            body.to_string().as_bytes(),
+        )
+    };
+    assert_eq!(patch(&json!({"root": true})).json()["root"], true);
+    // It has no host, which is said after that.
+    deploy().expect_problem(409, "no-place");
+    assert_eq!(patch(&json!({})).json()["root"], true);
+    assert_eq!(patch(&json!({"root": false})).json()["root"], false);
+    deploy().expect_problem(422, "root-not-allowed");
+    let missing = "/v1/applications/other";
+    let body = json!({"root": true}).to_string();
+    let missing = controller.call(
+        "PATCH",
+        missing,
+        &[("content-type", "application/json")],
+        body.as_bytes(),
+    );
+    missing.expect_problem(404, "application-not-found");
+    let events = controller.get("/v1/events?limit=1000").body;
+    let events = String::from_utf8_lossy(&events).into_owned();
+    assert_eq!(
+        events.matches("application-root-allowed").count(),
+        1,
+        "{events}"
+    );
+}
+
+#[test]
 fn a_bundle_that_no_host_could_run_is_refused_before_anything_changes() {
     let controller = Controller::start();
     controller.application("shop");
@@ -693,7 +764,7 @@ fn the_description_has_every_path_of_the_api() {
         ("/healthz", "get"),
         ("/openapi.json", "get"),
         ("/v1/applications", "get post"),
-        ("/v1/applications/{application}", "get delete"),
+        ("/v1/applications/{application}", "delete get patch"),
         ("/v1/applications/{application}/versions", "get post"),
         (
             "/v1/applications/{application}/versions/{label}",

@@ -9,7 +9,7 @@ use beanpole_protocol::{
     EnvironmentId, Generation, HostId, Incarnation, InstanceId, OperationId, ReleaseNumber,
     Timestamp,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// One environment and everything around it.
@@ -33,8 +33,9 @@ pub struct World<'a> {
     pub replace_after: Duration,
     /// What a split has shown so far.
     pub evidence: Option<Evidence>,
-    /// Releases whose bundle has container commands, by the number of their prepared tree.
-    pub with_commands: BTreeSet<ReleaseNumber>,
+    /// Releases whose bundle's configuration files have something done on hosts, by the number of their prepared tree;
+    /// whether that is more than container commands.
+    pub with_commands: BTreeMap<ReleaseNumber, bool>,
     /// The first table that has its hostnames as they are; absent while none was made.
     pub routed: Option<Generation>,
 }
@@ -168,12 +169,18 @@ impl HostState<'_> {
     }
 
     /// Why a release that is ready there is not what it should be: its agent knows of no container
-    /// commands.
-    pub(crate) fn ran_no_commands(&self, seen: &ReleaseReport) -> Option<String> {
-        let without = seen.phase == ReleasePhase::Ready && !seen.ran_container_commands;
-        without.then(|| {
+    /// commands, or of nothing else that configuration files tell (`sets_up`).
+    pub(crate) fn ran_no_commands(&self, seen: &ReleaseReport, sets_up: bool) -> Option<String> {
+        let lacks = if !seen.ran_container_commands {
+            "runs no container commands"
+        } else if sets_up && !seen.set_up {
+            "carries out no packages, files or commands of .ebextensions"
+        } else {
+            return None;
+        };
+        (seen.phase == ReleasePhase::Ready).then(|| {
             format!(
-                "The agent on {} is of a version that runs no container commands; \
+                "The agent on {} is of a version that {lacks}; \
                  `beanpole host upgrade {}` brings it up to date. Then deploy again.",
                 self.name, self.name
             )

@@ -903,6 +903,7 @@ fn preparing(asked_by: Option<OperationId>, again_at: Option<Timestamp>) -> Stil
             again_at,
             has_release_command: false,
             ran_container_commands: true,
+            set_up: true,
             once: None,
         });
     })

@@ -97,6 +97,7 @@ impl About {
                 again_at: None,
                 has_release_command: self.knows_how,
                 ran_container_commands: self.ran_commands,
+                set_up: self.ran_commands,
                 once: self.once.clone().map(|(operation, phase)| OnceReport {
                     operation: OperationId::from_bits(operation),
                     phase,
@@ -407,7 +408,7 @@ fn an_agent_that_runs_no_container_commands_fails_a_release_that_has_some() {
         other => panic!("{other:?}"),
     };
     assert_eq!(decided(&world), Happened::StageFinished { stage: 0 });
-    world.with_commands.insert(NEW);
+    world.with_commands.insert(NEW, false);
     match decided(&world) {
         Happened::Failed { failure } => {
             assert_eq!(failure.code, "agent-outdated");

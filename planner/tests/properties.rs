@@ -347,6 +347,7 @@ impl Fake {
                             again_at: None,
                             has_release_command: false,
                             ran_container_commands: true,
+                            set_up: true,
                             once: None,
                         })
                         .to_vec();

@@ -114,8 +114,16 @@ pub struct ReleaseOrder {
     /// Whether the agent may install what the platform needs on the host, as root.
     #[serde(default)]
     pub install: bool,
+    /// Whether only settings differ from what was live when it was made. Where that release's bundle was prepared
+    /// before, `confighooks` take the place of `hooks`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub configures: bool,
     /// How long preparing may take, in milliseconds.
     pub prepare_timeout_ms: u64,
+    /// Whether the application may act as root on its hosts. Without it, hooks and container commands run as its user,
+    /// and a bundle that asks for more is refused (`root-not-allowed`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub root: bool,
     /// The operation that waits for it now. One that did not ask before has a failure of before tried
     /// again at once.
     #[serde(default)]
@@ -427,6 +435,10 @@ pub struct ReleaseReport {
     /// of before run none.
     #[serde(default)]
     pub ran_container_commands: bool,
+    /// Whether it is ready, and all that its bundle's configuration files tell a host was carried out: agents of
+    /// before know of container commands alone.
+    #[serde(default)]
+    pub set_up: bool,
     /// How far its release command is, once it was ordered.
     #[serde(default)]
     pub once: Option<OnceReport>,

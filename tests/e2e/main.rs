@@ -11,6 +11,7 @@ mod changes;
 mod content;
 mod crashes;
 mod demo;
+mod ebextensions;
 mod edges;
 mod examples;
 mod failures;

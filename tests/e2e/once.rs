@@ -164,7 +164,7 @@ fn container_commands_for_the_leader_run_once_and_the_others_on_each_host() {
     let app = bed.serving("shop-prod", 2);
     let trace = |word: &str| format!("echo {word} >>{}/runs", traces.0.display());
     let config = format!(
-        "packages: {{yum: {{git: []}}}}\ncontainer_commands:\n  02_migrate: {{command: {}, leader_only: true}}\n  \
+        "Outputs: {{a: b}}\ncontainer_commands:\n  02_migrate: {{command: {}, leader_only: true}}\n  \
          01_assets: {{command: {}}}\n",
         trace("migrate"),
         trace("assets"),
@@ -175,7 +175,7 @@ fn container_commands_for_the_leader_run_once_and_the_others_on_each_host() {
     let load = bed.load("shop-prod");
     bed.deploy(&app, "shop-prod", "v2")
         .ok()
-        .says(".ebextensions/app.config has keys that do nothing here: packages")
+        .says(".ebextensions/app.config has keys that do nothing here: Outputs")
         .says("with the container command `01_assets`")
         .says("Run the container command `02_migrate` and the release command")
         .says("Succeeded: the container command `02_migrate`");

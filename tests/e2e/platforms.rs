@@ -33,7 +33,7 @@ fn says(text: &str, parts: &[&str]) {
 }
 
 /// A Beanpole whose only instances are on one fresh host.
-fn bed_on_h1() -> Bed {
+pub fn bed_on_h1() -> Bed {
     let bed = Bed::up();
     add(&bed, "root", "h1", &[]).ok();
     until_host_is(&bed, "h1", "Ready", 20);

@@ -651,6 +651,7 @@ impl FakeHost {
                         .then(|| clock(prepared.until)),
                     has_release_command: prepared.phase == ReleasePhase::Ready,
                     ran_container_commands: prepared.phase == ReleasePhase::Ready,
+                    set_up: prepared.phase == ReleasePhase::Ready,
                     once: self.once.get(key).map(|once| once.report.clone()),
                 })
                 .collect(),

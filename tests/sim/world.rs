@@ -174,6 +174,7 @@ impl World {
                 tx.put(&ApplicationRecord {
                     name: ApplicationName::new("app").expect("a name"),
                     description: String::new(),
+                    root: false,
                     created_at: Timestamp::from_millis(START_MS),
                 })
             })

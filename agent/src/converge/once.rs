@@ -199,6 +199,11 @@ impl Release {
         self.ready().is_some_and(|prepared| prepared.runs_once())
     }
 
+    /// Whether it is ready and its host was set up for it.
+    pub(super) fn is_set_up(&self) -> bool {
+        self.ready().is_some_and(|prepared| prepared.set_up)
+    }
+
     /// Whether it is ready and its container commands have run.
     pub(super) fn ran_container_commands(&self) -> bool {
         self.ready()

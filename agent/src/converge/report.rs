@@ -45,6 +45,7 @@ impl Host {
                     again_at: known.and_then(|r| Some(r.retry?.at)),
                     has_release_command: known.is_some_and(Release::has_release_command),
                     ran_container_commands: known.is_some_and(Release::ran_container_commands),
+                    set_up: known.is_some_and(Release::is_set_up),
                     once: known.and_then(|r| r.once.clone()),
                 }
             })

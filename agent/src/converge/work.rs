@@ -1,7 +1,7 @@
 //! The loop, and the instances' side of a turn.
 
 use super::{Host, Release, Trouble, pause_after};
-use crate::release::{Fault, Prepared};
+use crate::release::{Fault, Prepared, build};
 use crate::runtime::{InstanceSpec, RunsAs, RuntimeError, Workload};
 use crate::shim::spec::GateSpec;
 use beanpole_daemon::clock;
@@ -365,6 +365,7 @@ fn spec(
             ready: order.ready.clone(),
             hooks: prepared.postdeploy.clone(),
             hook_timeout_ms: release.prepare_timeout_ms,
+            hooks_as_root: build::acts_as_root(release),
         },
         runs_as: RunsAs::Application,
     }

@@ -43,6 +43,8 @@ const GUARD_WAIT: Duration = Duration::from_secs(5);
 const KILL_WAIT: Duration = Duration::from_secs(5);
 /// The home directory of a build, in that of its preparation.
 pub(super) const HOME: &str = "home";
+/// That of what runs as root.
+pub(super) const ROOTS_HOME: &str = "/root";
 /// Holds what is mounted as a build's `/tmp`.
 pub(super) const PRIVATE: &str = "private";
 /// Names the build in the environment of its processes.
@@ -94,11 +96,27 @@ pub struct Site<'a> {
     pub order: &'a ReleaseOrder,
     /// For whom.
     pub user: Option<User>,
+    /// Whether commands run as root all the same, with all that root may do.
+    pub root: bool,
     /// Told each command.
     pub progress: &'a (dyn Fn(ReleasePhase) + Send + Sync),
 }
 
 impl Site<'_> {
+    /// The same for hooks and container commands of the bundle, which run as root where the application may do that.
+    pub(super) fn of_hooks(&self) -> Site<'_> {
+        Site {
+            work: self.work.clone(),
+            tree: self.tree.clone(),
+            log: self.log.clone(),
+            pid_file: self.pid_file.clone(),
+            order: self.order,
+            user: self.user.clone(),
+            root: acts_as_root(self.order),
+            progress: self.progress,
+        }
+    }
+
     /// A directory beside the tree for what the platform is configured by; it stays with the release.
     pub fn platform_directory(&self) -> Result<PathBuf, Fault> {
         let directory = self.work.join(super::PLATFORM);
@@ -248,6 +266,11 @@ impl Drop for Guard {
     }
 }
 
+/// Whether hooks and commands of a release's bundle run as root here.
+pub(crate) fn acts_as_root(order: &ReleaseOrder) -> bool {
+    order.root && rustix::process::geteuid().is_root()
+}
+
 fn mark(record: &Path) -> String {
     format!("{MARK}={}", record.display())
 }
@@ -293,8 +316,13 @@ impl Workshop {
         (site.progress)(ReleasePhase::Building {
             command: shown.to_owned(),
         });
-        let home = site.work.join(HOME);
-        make_home(&home, site.user.as_ref())?;
+        let home = if site.root {
+            PathBuf::from(ROOTS_HOME)
+        } else {
+            let home = site.work.join(HOME);
+            make_home(&home, site.user.as_ref())?;
+            home
+        };
         let not_started = |why: &dyn std::fmt::Display| {
             Fault::new(
                 codes.failed,
@@ -304,7 +332,9 @@ impl Workshop {
         let private_tmp = self
             .fences
             .private_tmp()
-            .then(|| make_tmp(&site.work))
+            .then_some(())
+            .filter(|()| !site.root)
+            .map(|()| make_tmp(&site.work))
             .transpose()
             .map_err(|error| not_started(&error))?;
         let cgroup = self.fences.cgroups();
@@ -313,11 +343,11 @@ impl Workshop {
             arguments: step.arguments.to_vec(),
             directory: step.directory.to_owned(),
             environment: environment(site, step, &home, extra, own),
-            user: site.user.clone(),
+            user: site.user.clone().filter(|_| !site.root),
             cgroup: cgroup.map(|trees| trees.build(&site.order.key)),
             limits: limits(&site.order.options),
             private_tmp,
-            whole_root: false,
+            whole_root: site.root,
         };
         let command = Guarded {
             shown,

@@ -68,8 +68,12 @@ impl Workshop {
             return Ok(());
         }
         hand_over(around.site).await?;
+        let own = Around {
+            site: &around.site.of_hooks(),
+            ..*around
+        };
         for command in everywhere() {
-            self.run_container_command(around, command).await?;
+            self.run_container_command(&own, command).await?;
         }
         take_back(around.site).await
     }

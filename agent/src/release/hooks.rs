@@ -1,14 +1,17 @@
 //! Hooks of a bundle, run while its release is prepared: `.platform/hooks/prebuild` before anything is
-//! installed, `.platform/hooks/predeploy` last, as Elastic Beanstalk does. Those in
+//! installed, `.platform/hooks/predeploy` last, as Elastic Beanstalk does; those of `.platform/confighooks` in their place
+//! where only settings change. Those in
 //! `.platform/hooks/postdeploy` are found here, and run by each instance's shim ([`crate::shim`]).
 //!
-//! They are part of the preparation: within its time and limits, as the application's user, in the
-//! tree, with their output in its log. The first one that fails fails it.
+//! They are part of the preparation: within its time and limits, as the application's user (as root, where the
+//! application may act as root), in the tree, with their output in its log. The first one that fails fails it.
 
 use super::build::{Codes, Site, Step};
 use super::node::{hand_over, take_back};
 use super::{Fault, Workshop, blocking};
-use beanpole_bundle::hooks::{self, When};
+use beanpole_bundle::hooks::{self, Kind, When};
+use beanpole_protocol::ReleaseNumber;
+use beanpole_protocol::agent::{ReleaseKey, ReleaseOrder};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -24,23 +27,49 @@ const CODES: Codes = Codes {
 const LONGEST_SCRIPT: u64 = 1 << 20;
 
 impl Workshop {
+    /// What hooks a preparation runs: where a release of the same bundle is here already and only settings change,
+    /// those for that. A host that has none is a new one, and what sets the application up there runs.
+    pub(super) fn kind_of_hooks(&self, order: &ReleaseOrder) -> Kind {
+        let is_here = || {
+            let directory = self.layout.environment(&order.key);
+            fs::read_dir(directory)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+                .map(|number| ReleaseKey {
+                    environment: order.key.environment.clone(),
+                    number: ReleaseNumber(number),
+                })
+                .filter(|key| *key != order.key)
+                .filter_map(|key| self.load(&key))
+                .any(|prepared| prepared.bundle == order.bundle)
+        };
+        if order.configures && is_here() {
+            Kind::Configuration
+        } else {
+            Kind::Deployment
+        }
+    }
+
     /// Runs the hooks of one kind, in the order of their names. `path` is `PATH`, `extra` what they
     /// find in their environment besides what a build does.
     pub(super) async fn run_hooks(
         &self,
         site: &Site<'_>,
-        when: When,
+        (kind, when): (Kind, When),
         path: &str,
         extra: &BTreeMap<String, String>,
     ) -> Result<(), Fault> {
         let found = {
             let tree = site.tree.clone();
-            blocking(move || find(&tree, when)).await?
+            blocking(move || find(&tree, kind, when)).await?
         };
         if found.is_empty() {
             return Ok(());
         }
         hand_over(site).await?;
+        let own = site.of_hooks();
         for hook in found {
             let step = Step {
                 program: &site.tree.join(&hook),
@@ -49,15 +78,15 @@ impl Workshop {
                 path,
             };
             let shown = hook.to_string_lossy();
-            self.run_as(site, &step, &shown, &CODES, extra).await?;
+            self.run_as(&own, &step, &shown, &CODES, extra).await?;
         }
         take_back(site).await
     }
 }
 
 /// The hooks of one kind, in the order of their names.
-pub(super) fn find(tree: &Path, when: When) -> Result<Vec<PathBuf>, Fault> {
-    let directory = when.directory();
+pub(super) fn find(tree: &Path, kind: Kind, when: When) -> Result<Vec<PathBuf>, Fault> {
+    let directory = when.directory(kind);
     let here = tree.join(&directory);
     let failed = |error: &io::Error| Fault::io("read", &here, error);
     let entries = match fs::read_dir(&here) {
@@ -96,10 +125,12 @@ pub(super) fn find(tree: &Path, when: When) -> Result<Vec<PathBuf>, Fault> {
 /// both, too. Only before anything of the application's has run in the tree: from then on a file there
 /// may lead elsewhere.
 pub(super) fn make_fit(tree: &Path) -> Result<(), Fault> {
-    for when in When::ALL {
-        for hook in find(tree, when)? {
-            let path = tree.join(hook);
-            mend(&path).map_err(|error| Fault::io("make executable", &path, &error))?;
+    for kind in Kind::ALL {
+        for when in When::ALL {
+            for hook in find(tree, kind, when)? {
+                let path = tree.join(hook);
+                mend(&path).map_err(|error| Fault::io("make executable", &path, &error))?;
+            }
         }
     }
     Ok(())
@@ -150,7 +181,7 @@ mod tests {
             (".platform/hooks/postdeploy/warm", "#!/bin/sh\n"),
         ]);
         let names = |when| -> Vec<String> {
-            let found = find(tree.path(), when).expect("hooks");
+            let found = find(tree.path(), Kind::Deployment, when).expect("hooks");
             let names = found.iter().filter_map(|hook| hook.file_name());
             names
                 .map(|name| name.to_string_lossy().into_owned())
@@ -164,7 +195,8 @@ mod tests {
     #[test]
     fn what_nothing_could_start_is_named() {
         let tree = tree(&[(".platform/hooks/predeploy/1.sh", "echo hello\n")]);
-        let fault = find(tree.path(), When::Predeploy).expect_err("no script").0;
+        let found = find(tree.path(), Kind::Deployment, When::Predeploy);
+        let fault = found.expect_err("no script").0;
         assert_eq!(fault.code, "hook-invalid");
         assert!(
             fault.message.contains("predeploy/1.sh"),

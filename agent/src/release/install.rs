@@ -3,19 +3,20 @@
 //!
 //! A package manager that was killed in the middle leaves work to the next one; apt is told to finish it first.
 
-use super::build::{Codes, Guarded, HOME, INHERITED, Site, make_home};
+use super::build::{Codes, Site, make_home};
+use super::root::{Run, has};
 use super::{Fault, Workshop};
-use crate::shim::build::BuildSpec;
-use beanpole_protocol::agent::{Limits, Properties, ReleasePhase};
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use beanpole_protocol::agent::Limits;
+use std::path::Path;
 
 const CODES: Codes = Codes {
     failed: "install-failed",
     out_of_memory: "install-failed",
 };
-/// Where package managers and what they run are.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The home directory of what installs, in that of the preparation.
+pub(super) const HOME: &str = "home-root";
+/// How long apt waits for another apt, in seconds: hosts upgrade themselves at times.
+const APT_WAIT: u32 = 300;
 /// Lists of packages, without which apt finds none.
 const APT_LISTS: &str = "/var/lib/apt/lists";
 
@@ -39,7 +40,7 @@ pub struct Packages {
 
 /// A package manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Manager {
+pub(super) enum Manager {
     Apt,
     Dnf,
     Yum,
@@ -56,15 +57,38 @@ impl Manager {
         (Self::Zypper, "zypper"),
     ];
 
-    fn here() -> Option<Self> {
-        let there = |program: &str| {
-            PATH.split(':')
-                .any(|at| Path::new(at).join(program).is_file())
-        };
+    /// The one of this host.
+    pub(super) fn here() -> Option<Self> {
         Self::ALL
             .into_iter()
-            .find(|(_, program)| there(program))
+            .find(|(_, program)| has(program))
             .map(|(manager, _)| manager)
+    }
+
+    /// The program.
+    pub(super) fn program(self) -> &'static str {
+        Self::ALL
+            .into_iter()
+            .find(|(manager, _)| *manager == self)
+            .map_or("", |(_, program)| program)
+    }
+
+    /// Whether its packages are files of rpm.
+    pub(super) fn is_rpm(self) -> bool {
+        matches!(self, Self::Dnf | Self::Yum | Self::Zypper)
+    }
+
+    /// A package in a version, as it is asked for.
+    pub(super) fn versioned(self, name: &str, version: &str) -> String {
+        match self {
+            Self::Dnf | Self::Yum => format!("{name}-{version}"),
+            _ => format!("{name}={version}"),
+        }
+    }
+
+    /// Lines for a shell that has apt know what there is.
+    pub(super) fn update() -> String {
+        format!("apt-get -q -o DPkg::Lock::Timeout={APT_WAIT} update")
     }
 
     fn packages(self, of: &Packages) -> &'static str {
@@ -87,17 +111,25 @@ impl Manager {
         }
     }
 
-    /// Lines for a shell that installs packages.
-    fn script(self, packages: &str) -> String {
+    /// Lines for a shell that installs packages, which are words of it.
+    pub(super) fn script(self, packages: &str) -> String {
         match self {
-            Self::Apt => format!(
-                "dpkg --configure -a && \
-                 {{ ls {APT_LISTS}/*Packages* >/dev/null 2>&1 || apt-get -q update; }} && \
-                 {{ apt-get -q install -y --no-install-recommends {packages} || \
-                 {{ apt-get -q update && apt-get -q install -y --no-install-recommends {packages}; }}; }}"
-            ),
+            Self::Apt => {
+                let update = Self::update();
+                let install = format!(
+                    "apt-get -q -o DPkg::Lock::Timeout={APT_WAIT} install -y --no-install-recommends {packages}"
+                );
+                // Lists of before may name what is not kept any more.
+                format!(
+                    "dpkg --configure -a && \
+                     {{ ls {APT_LISTS}/*Packages* >/dev/null 2>&1 || {update}; }} && \
+                     {{ {install} || {{ {update} && {install}; }}; }}"
+                )
+            }
             Self::Apk => format!("apk add --no-cache {packages}"),
-            Self::Zypper => format!("zypper --non-interactive install {packages}"),
+            Self::Zypper => {
+                format!("zypper --non-interactive install --allow-unsigned-rpm {packages}")
+            }
             other => other.shown(packages),
         }
     }
@@ -156,57 +188,22 @@ impl Workshop {
                  systemctl disable --now --quiet \"$unit\"; done; }}"
             );
         }
-        self.run_as_root(site, &manager.shown(list), &script).await
+        self.install_by(site, &manager.shown(list), script).await
     }
 
     /// Runs lines for a shell as root, to their end and without anything of the application's in their environment.
-    async fn run_as_root(&self, site: &Site<'_>, shown: &str, script: &str) -> Result<(), Fault> {
-        (site.progress)(ReleasePhase::Building {
-            command: shown.to_owned(),
-        });
+    async fn install_by(&self, site: &Site<'_>, shown: &str, script: String) -> Result<(), Fault> {
         // Its own: an application's user may write into that of its build.
-        let home = site.work.join(format!("{HOME}-root"));
+        let (home, limits) = (site.work.join(HOME), Limits::default());
         make_home(&home, None)?;
-        let inherited = INHERITED
-            .iter()
-            .filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)));
-        let mut environment: BTreeMap<String, String> = inherited.collect();
-        for (name, value) in [
-            ("PATH", PATH),
-            ("LANG", "C.UTF-8"),
-            ("DEBIAN_FRONTEND", "noninteractive"),
-            ("HOME", &home.to_string_lossy()),
-        ] {
-            environment.insert(name.to_owned(), value.to_owned());
-        }
-        environment.insert(
-            super::build::MARK.to_owned(),
-            site.pid_file.display().to_string(),
-        );
-        let limits = Limits::default();
-        let spec = BuildSpec {
-            program: PathBuf::from("/bin/sh"),
-            arguments: vec!["-c".to_owned(), script.to_owned()],
-            directory: PathBuf::from("/"),
-            environment: Properties(environment),
-            user: None,
-            cgroup: self
-                .fences
-                .cgroups()
-                .map(|trees| trees.build(&site.order.key)),
+        let run = Run {
+            shown,
+            arguments: vec!["-c".to_owned(), script],
+            directory: Path::new("/"),
+            environment: &[("HOME".to_owned(), home.to_string_lossy().into_owned())].into(),
             limits,
-            // Package scripts may leave there what belongs to the host.
-            private_tmp: None,
-            whole_root: true,
         };
-        let ended = self
-            .follow(Guarded {
-                shown,
-                spec,
-                log: &site.log,
-                record: &site.pid_file,
-            })
-            .await?;
+        let ended = self.run_as_root(site, run).await?;
         match ended.judge(&CODES, shown, &limits) {
             None => Ok(()),
             Some(fault) => Err(fault.with_log(ended.lines)),
@@ -232,5 +229,15 @@ mod tests {
             "apt-get install -y nodejs npm"
         );
         assert!(Manager::Apt.script("x").contains("dpkg --configure -a"));
+        assert_eq!(
+            Manager::Apt
+                .script("x")
+                .matches("--no-install-recommends x")
+                .count(),
+            2
+        );
+        assert_eq!(Manager::Apk.script("x"), "apk add --no-cache x");
+        assert_eq!(Manager::Apt.versioned("a", "1"), "a=1");
+        assert_eq!(Manager::Dnf.versioned("a", "1"), "a-1");
     }
 }

@@ -18,8 +18,10 @@ pub mod php;
 pub mod platform;
 pub mod programs;
 pub mod python;
+mod root;
 pub mod ruby;
 pub mod runtimes;
+mod setup;
 pub mod site;
 pub mod tomcat;
 pub mod tree;
@@ -31,7 +33,7 @@ use crate::layout::Layout;
 use crate::remove;
 use crate::runtime::ProcessSpec;
 use crate::runtime::process::ShimProgram;
-use beanpole_bundle::ebextensions::ContainerCommand;
+use beanpole_bundle::ebextensions::{ContainerCommand, Extensions};
 use beanpole_bundle::hooks::When;
 use beanpole_bundle::procfile;
 use beanpole_daemon::files;
@@ -163,6 +165,9 @@ pub struct Prepared {
     /// knew of none.
     #[serde(default)]
     pub ran_container_commands: bool,
+    /// Whether all else that the configuration files of its bundle tell a host was carried out, if there is any.
+    #[serde(default)]
+    pub set_up: bool,
     /// Hooks that run in each instance when it has started, below the tree, in their order.
     #[serde(default)]
     pub postdeploy: Vec<PathBuf>,
@@ -326,7 +331,7 @@ impl Workshop {
     ) -> Result<Prepared, Fault> {
         (job.progress)(ReleasePhase::Unpacking);
         let tree = work.join("app");
-        let mut commands = self.unpack(work, &tree, job, bundle, cancelled).await?;
+        let extensions = self.unpack(work, &tree, job, bundle, cancelled).await?;
         let site = build::Site {
             work: work.to_owned(),
             tree: tree.clone(),
@@ -334,11 +339,14 @@ impl Workshop {
             pid_file: self.layout.build_pid(&job.order.key),
             order: &job.order,
             user: job.user.clone(),
+            root: false,
             progress: &*job.progress,
         };
+        self.set_up(&site, &extensions, cancelled).await?;
+        let kind = self.kind_of_hooks(&job.order);
         self.run_hooks(
             &site,
-            When::Prebuild,
+            (kind, When::Prebuild),
             &programs::path_with([]),
             &named(&job.order),
         )
@@ -364,13 +372,14 @@ impl Workshop {
             path: &path,
             extra: &extra,
         };
+        let mut commands = extensions.container_commands;
         self.run_container_commands(&around, &commands).await?;
-        self.run_hooks(&site, When::Predeploy, &path, &extra)
+        self.run_hooks(&site, (kind, When::Predeploy), &path, &extra)
             .await?;
         commands.retain(|command| command.leader_only);
         let postdeploy = {
             let tree = tree.clone();
-            blocking(move || hooks::find(&tree, When::Postdeploy)).await?
+            blocking(move || hooks::find(&tree, kind, When::Postdeploy)).await?
         };
         let prepared = Prepared {
             bundle: job.order.bundle.clone(),
@@ -379,6 +388,7 @@ impl Workshop {
             release_command: plan.release_command,
             leader_commands: commands,
             ran_container_commands: true,
+            set_up: true,
             postdeploy,
             path: made.path,
             environment: made.environment,
@@ -450,7 +460,7 @@ impl Workshop {
         Ok(built)
     }
 
-    /// Unpacks the bundle and makes it fit to run; gives its container commands.
+    /// Unpacks the bundle and makes it fit to run; gives what its configuration files say.
     async fn unpack(
         &self,
         work: &Path,
@@ -458,7 +468,7 @@ impl Workshop {
         job: &Job,
         bundle: &Path,
         cancelled: &Arc<AtomicBool>,
-    ) -> Result<Vec<ContainerCommand>, Fault> {
+    ) -> Result<Extensions, Fault> {
         let (work, tree, bundle) = (work.to_owned(), tree.to_owned(), bundle.to_owned());
         let (limits, reserve) = (self.limits, self.reserve_bytes);
         let environment = self.layout.environment(&job.order.key);
@@ -480,7 +490,7 @@ impl Workshop {
             let started = std::time::Instant::now();
             let unpacked = unpack::unpack(&bundle, &tree, &limits, room, &cancelled)?;
             hooks::make_fit(&tree)?;
-            let commands = platform::container_commands(&tree)?;
+            let extensions = platform::extensions(&tree)?;
             tracing::info!(
                 environment = %key.environment,
                 release = key.number.0,
@@ -489,7 +499,7 @@ impl Workshop {
                 took_ms = started.elapsed().as_millis() as u64,
                 "unpacked a bundle"
             );
-            Ok(commands)
+            Ok(extensions)
         })
         .await
     }
@@ -501,7 +511,7 @@ impl Workshop {
         blocking(move || {
             let failed = |error: &io::Error| Fault::io("finish the release in", &work, error);
             // Of use to the build alone: its home directory, and what was its `/tmp`.
-            for own in [build::HOME, "home-root", build::PRIVATE] {
+            for own in [build::HOME, install::HOME, build::PRIVATE, setup::FETCHED] {
                 let _ = remove::tree(&work.join(own));
             }
             files::write_json(&work.join("release.json"), &value, 0o600)
@@ -603,7 +613,9 @@ mod tests {
             properties: Default::default(),
             options: BTreeMap::new(),
             install: false,
+            configures: false,
             prepare_timeout_ms: 1000,
+            root: false,
             asked_by: None,
             run_once: None,
         };
@@ -627,6 +639,7 @@ mod tests {
             release_command: None,
             leader_commands: Vec::new(),
             ran_container_commands: true,
+            set_up: true,
             postdeploy: Vec::new(),
             path: Vec::new(),
             environment: BTreeMap::new(),

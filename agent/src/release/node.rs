@@ -253,7 +253,8 @@ pub async fn take_back(site: &Site<'_>) -> Result<(), Fault> {
         None => Ok(()),
         Some(user) => {
             let directory = site.tree.clone();
-            blocking(move || tree::seal(&directory, &user)).await
+            let roots_own = super::build::acts_as_root(site.order);
+            blocking(move || tree::seal(&directory, &user, roots_own)).await
         }
     }
 }

@@ -52,6 +52,8 @@ struct Start<'a> {
     directory: PathBuf,
     /// Wins over the rest of its environment.
     own: &'a BTreeMap<String, String>,
+    /// Whether it runs as root.
+    root: bool,
 }
 
 /// Where a command finds its home and its temporary files.
@@ -134,6 +136,7 @@ impl Workshop {
                         arguments: commands::arguments(&command.command),
                         directory,
                         own: &command.env.0,
+                        root: build::acts_as_root(once.order),
                     };
                     self.start_once(once, start, &place, log).await?
                 }
@@ -153,6 +156,7 @@ impl Workshop {
                 arguments: vec!["-c".to_owned(), command.clone()],
                 directory: tree,
                 own: &BTreeMap::new(),
+                root: false,
             };
             let ended = self.start_once(once, start, &place, log).await?;
             let fault = ended.judge(&RELEASE, &shown, &limits);
@@ -173,16 +177,17 @@ impl Workshop {
     ) -> Result<Ended, Fault> {
         let key = &once.order.key;
         let record = self.layout.once_pid(key);
+        let environment = environment(once, place, &start, &record);
         let spec = BuildSpec {
             program: PathBuf::from(commands::SHELL),
             arguments: start.arguments,
             directory: start.directory,
-            environment: environment(once, place, start.own, &record),
-            user: once.user.clone(),
+            environment,
+            user: once.user.clone().filter(|_| !start.root),
             cgroup: self.fences.cgroups().map(|trees| trees.once(key)),
             limits: build::limits(&once.order.options),
-            private_tmp: place.private_tmp.clone(),
-            whole_root: false,
+            private_tmp: place.private_tmp.clone().filter(|_| !start.root),
+            whole_root: start.root,
         };
         let guarded = Guarded {
             shown: start.shown,
@@ -240,22 +245,21 @@ fn make_place(work: &Path, user: Option<&User>, private: bool) -> Result<Place, 
 }
 
 /// As an instance has it: nothing comes from the agent's own.
-fn environment(
-    once: &Once<'_>,
-    place: &Place,
-    own: &BTreeMap<String, String>,
-    record: &Path,
-) -> Properties {
+fn environment(once: &Once<'_>, place: &Place, start: &Start<'_>, record: &Path) -> Properties {
     let mut all: BTreeMap<String, String> = once.prepared.app_environment(once.order);
-    all.extend(own.clone());
+    all.extend(start.own.clone());
     let mut default = |name: &str, value: String| {
         all.entry(name.to_owned()).or_insert(value);
     };
-    default("HOME", place.home.to_string_lossy().into_owned());
     default("LANG", "C.UTF-8".to_owned());
     default("SHELL", "/bin/sh".to_owned());
-    default("TMPDIR", place.tmp.to_string_lossy().into_owned());
-    if let Some(user) = &once.user {
+    if start.root {
+        default("HOME", build::ROOTS_HOME.to_owned());
+    } else {
+        default("HOME", place.home.to_string_lossy().into_owned());
+        default("TMPDIR", place.tmp.to_string_lossy().into_owned());
+    }
+    if let Some(user) = once.user.as_ref().filter(|_| !start.root) {
         default("USER", user.name.clone());
         default("LOGNAME", user.name.clone());
     }

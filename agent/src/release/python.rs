@@ -68,7 +68,7 @@ pub async fn install(workshop: &Workshop, site: &Site<'_>, plan: &Plan) -> Resul
         if let Some(user) = site.user.clone() {
             let directory = venv.clone();
             blocking(move || {
-                tree::seal(&directory, &user)?;
+                tree::seal(&directory, &user, false)?;
                 tree::make_private(&directory, Some(&user))
             })
             .await?;

@@ -157,7 +157,7 @@ impl Run<'_> {
         if let Some(user) = self.site.user.clone() {
             let directory = gems.to_owned();
             blocking(move || {
-                tree::seal(&directory, &user)?;
+                tree::seal(&directory, &user, false)?;
                 tree::make_private(&directory, Some(&user))
             })
             .await?;

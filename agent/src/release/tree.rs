@@ -40,13 +40,16 @@ pub fn give(directory: &Path, user: &User) -> Result<(), Fault> {
 
 /// Takes a tree back from the user that built in it: root's, readable for all who can reach it,
 /// writable for root alone.
-pub fn seal(directory: &Path, user: &User) -> Result<(), Fault> {
-    walk(directory, &Walk::Sealing(user)).map_err(|error| Fault::io("take back", directory, &error))
+///
+/// With `roots_own`, files that root made there meanwhile become readable, too: those of hooks that run as root.
+pub fn seal(directory: &Path, user: &User, roots_own: bool) -> Result<(), Fault> {
+    walk(directory, &Walk::Sealing(user, roots_own))
+        .map_err(|error| Fault::io("take back", directory, &error))
 }
 
 enum Walk<'a> {
     Giving(&'a User),
-    Sealing(&'a User),
+    Sealing(&'a User, bool),
 }
 
 fn walk(directory: &Path, walk: &Walk<'_>) -> io::Result<()> {
@@ -64,7 +67,7 @@ fn walk_open(directory: OwnedFd, walk: &Walk<'_>, depth: usize) -> io::Result<()
     }
     let (sealing, uid, gid) = match walk {
         Walk::Giving(user) => (false, user.uid, user.gid),
-        Walk::Sealing(_) => (true, 0, 0),
+        Walk::Sealing(..) => (true, 0, 0),
     };
     let owner = rustix::fs::Uid::from_raw(uid);
     let group = rustix::fs::Gid::from_raw(gid);
@@ -102,10 +105,13 @@ fn walk_open(directory: OwnedFd, walk: &Walk<'_>, depth: usize) -> io::Result<()
                     OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC,
                     Mode::empty(),
                 )?;
-                if let Walk::Sealing(user) = walk
-                    && rustix::fs::fstat(&file)?.st_uid != user.uid
-                {
-                    continue;
+                if let Walk::Sealing(user, roots_own) = walk {
+                    let found = rustix::fs::fstat(&file)?;
+                    // With another name it may be any file of the system.
+                    let by_root = *roots_own && found.st_uid == 0 && found.st_nlink == 1;
+                    if found.st_uid != user.uid && !by_root {
+                        continue;
+                    }
                 }
                 let mode = if stat.st_mode & 0o111 == 0 {
                     0o644
@@ -181,7 +187,17 @@ mod tests {
         );
         // What a build can do where the kernel does not protect hard links.
         fs::hard_link(&secret, tree.join("below/link")).expect("link");
-        seal(&tree, &user()).expect("seal");
+        let made = tree.join("below/made");
+        fs::write(&made, "a hook's").expect("write");
+        fs::set_permissions(&made, fs::Permissions::from_mode(0o600)).expect("mode");
+        seal(&tree, &user(), false).expect("seal");
+        let mode = |path: &Path| fs::metadata(path).expect("there").mode() & 0o777;
+        assert_eq!(mode(&made), 0o600);
+        give(&tree, &user()).expect("give");
+        std::os::unix::fs::chown(&made, Some(0), Some(0)).expect("root's");
+        std::os::unix::fs::chown(&secret, Some(0), Some(0)).expect("root's");
+        seal(&tree, &user(), true).expect("seal");
+        assert_eq!(mode(&made), 0o644);
         let own = fs::metadata(tree.join("below/own")).expect("there");
         assert_eq!((own.uid(), own.mode() & 0o777), (0, 0o644));
         let left = fs::metadata(&secret).expect("there");

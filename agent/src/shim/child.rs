@@ -48,14 +48,17 @@ pub(super) fn start(spec: &ShimSpec, run: Run<'_>, doors: &[Arc<OwnedFd>]) -> io
         .stdin(Stdio::from(File::open("/dev/null")?))
         .stdout(Stdio::from(out_writer))
         .stderr(Stdio::from(err_writer));
+    // Only hooks are files.
+    let unfenced = spec.gate.hooks_as_root && matches!(run, Run::File(_));
+    let user = spec.user.as_ref().filter(|_| !unfenced);
     let fence = ChildFence {
         cgroups: doors.to_vec(),
-        user: spec.user.as_ref().map(|user| (user.uid, user.gid)),
+        user: user.map(|user| (user.uid, user.gid)),
         root: rustix::process::geteuid().is_root(),
         open_files: spec.limits.open_files,
         first_to_go: false,
         low_ports: spec.low_ports,
-        whole_root: false,
+        whole_root: unfenced,
     };
     sys::fence(&mut command, fence);
     let child = command.spawn()?;

@@ -96,6 +96,9 @@ pub struct GateSpec {
     /// How long each of them may take, in milliseconds.
     #[serde(default)]
     pub hook_timeout_ms: u64,
+    /// Whether they run as root.
+    #[serde(default)]
+    pub hooks_as_root: bool,
 }
 
 /// The process type that gets the traffic, and with it the port.

@@ -4,6 +4,7 @@ mod builds;
 mod edge;
 mod inherited;
 mod once;
+mod setup;
 mod world;
 
 use beanpole_agent::fences::cgroups::Group;

@@ -300,7 +300,9 @@ pub fn release(number: u64, bundle: &[u8]) -> ReleaseOrder {
         properties: Properties([("GREETING".to_owned(), "hello".to_owned())].into()),
         options: Default::default(),
         install: false,
+        configures: false,
         prepare_timeout_ms: 120_000,
+        root: false,
         asked_by: None,
         run_once: None,
     }

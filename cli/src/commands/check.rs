@@ -44,6 +44,7 @@ struct Report {
     release_command: Option<String>,
     hooks: Vec<String>,
     container_commands: Vec<String>,
+    needs_root: Option<String>,
     settings: Vec<Setting>,
     not_supported: Vec<String>,
 }
@@ -134,15 +135,12 @@ fn report(from: PathBuf, look: Look, settings: &OptionSettings) -> Report {
             .map(|(name, command)| Line { name, command })
             .collect()
     };
-    let hooks = look
-        .hooks_not_run
-        .iter()
-        .map(|directory| format!("the hooks in {directory}: those in .platform/hooks run"));
     let keys = look
         .passed_over
         .iter()
         .map(|over| format!("{}: {}", over.file, over.keys.join(", ")));
-    let not_supported = hooks.chain(keys).collect();
+    let resources = look.resources.iter().map(ToString::to_string);
+    let not_supported = keys.chain(resources).collect();
     let mut set = Vec::new();
     for (namespace, options) in &settings.0 {
         let secret = namespace == beanpole_protocol::options::PROPERTIES;
@@ -172,6 +170,7 @@ fn report(from: PathBuf, look: Look, settings: &OptionSettings) -> Report {
             .into_iter()
             .map(|command| command.name)
             .collect(),
+        needs_root: look.needs_root.map(|needs| needs.to_string()),
         settings: set,
         not_supported,
     }
@@ -213,6 +212,12 @@ fn lines(report: &Report) -> Vec<String> {
     }
     for name in &report.container_commands {
         add("Command", format!("container_commands: {name}"));
+    }
+    if let Some(needs) = &report.needs_root {
+        add(
+            "Root",
+            format!("{needs} is root's: `beanpole app root allow APP` lets an application"),
+        );
     }
     for one in &report.settings {
         add(

@@ -1,7 +1,7 @@
 //! From a directory, a ZIP or a git ref to a version on the controller: pack, upload what is not
 //! known yet, name it.
 
-use super::environment_path;
+use super::{apps, environment_path};
 use crate::client::{Client, escape};
 use crate::context::Context;
 use crate::output::errors::Failure;
@@ -11,6 +11,7 @@ use crate::project::git;
 use crate::project::pack::{self, Packed};
 use crate::project::settings::LabelStyle;
 use beanpole_bundle::NotRun;
+use beanpole_bundle::ebextensions::NeedsRoot;
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::{Bundle, CreateVersion, Environment, Tier, Version};
 use beanpole_protocol::ids::shown;
@@ -51,7 +52,9 @@ pub fn make_version(
 ) -> Result<(Version, bool), Failure> {
     let (packed, commit) = pack(context, wanted)?;
     if let Some(runs_as) = &wanted.runs_as {
-        packed.check_runs(runs_as)?;
+        if let Some(needs) = packed.check_runs(runs_as)? {
+            check_root(context, application, &needs)?;
+        }
         for note in notes(&packed.not_run()?) {
             crate::output::warn(&note);
         }
@@ -104,23 +107,34 @@ pub fn make_version(
     Ok((version, true))
 }
 
+/// Refuses a bundle that asks for what only root may do on hosts, where its application may not act as root there.
+fn check_root(
+    context: &Context,
+    application: &ApplicationName,
+    needs: &NeedsRoot,
+) -> Result<(), Failure> {
+    if apps::may_be_root(context.client()?, application)? {
+        return Ok(());
+    }
+    let mut failure = Failure::new(needs.refusal(application)).hint(NeedsRoot::hint(application));
+    failure.code = Some(NeedsRoot::NOT_ALLOWED.to_owned());
+    Err(failure)
+}
+
 /// Says what of a bundle is passed over.
 fn notes(not_run: &NotRun) -> Vec<String> {
-    let hooks = not_run.hooks.iter().map(|directory| {
-        format!(
-            "Note: the hooks in {directory} are not run. Those in .platform/hooks are, and the \
-             `release` command of the Procfile once for each deployment."
-        )
-    });
     let extensions = not_run.extensions.iter().map(|over| {
         format!(
-            "Note: {} has keys that do nothing here: {}. Of .ebextensions only `container_commands` \
-             are run.",
+            "Note: {} has keys that do nothing here: {}.",
             over.file,
             over.keys.join(", ")
         )
     });
-    hooks.chain(extensions).collect()
+    let resources = not_run
+        .resources
+        .iter()
+        .map(|resource| format!("Note: {resource}."));
+    extensions.chain(resources).collect()
 }
 
 /// Packs what is wanted: the command line first, then `deploy.toml`, then the directory.
@@ -320,21 +334,35 @@ mod tests {
     #[test]
     fn what_is_passed_over_is_named_with_its_file() {
         let not_run = NotRun {
-            hooks: vec![".platform/confighooks"],
             extensions: vec![beanpole_bundle::ebextensions::PassedOver {
                 file: ".ebextensions/01.config".to_owned(),
-                keys: vec!["packages".to_owned(), "option_settings".to_owned()],
+                keys: vec!["Outputs".to_owned(), "option_settings".to_owned()],
             }],
+            resources: [
+                ("Queue", "AWS::SQS::Queue"),
+                ("Stream", "AWS::Kinesis::Stream"),
+            ]
+            .map(|(name, kind)| beanpole_bundle::ebextensions::Resource {
+                name: name.to_owned(),
+                kind: Some(kind.to_owned()),
+                file: ".ebextensions/02.config".to_owned(),
+                line: 3,
+            })
+            .to_vec(),
         };
         let notes = notes(&not_run);
-        assert!(notes[0].contains("the hooks in .platform/confighooks are not run"));
         assert!(
-            notes[1].contains(
-                ".ebextensions/01.config has keys that do nothing here: packages, option_settings."
+            notes[0].contains(
+                ".ebextensions/01.config has keys that do nothing here: Outputs, option_settings."
             ),
             "{}",
-            notes[1]
+            notes[0]
         );
+        assert_eq!(
+            notes[1],
+            "Note: the resource Queue (AWS::SQS::Queue) in .ebextensions/02.config, line 3, is not made here yet."
+        );
+        assert!(notes[2].ends_with("is of a type that Beanpole does not make."));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use super::ignored;
 use crate::commands::source::RunsAs;
 use crate::output::errors::Failure;
+use beanpole_bundle::ebextensions::NeedsRoot;
 use beanpole_bundle::{NotRun, Refused, UnpackLimits};
 use beanpole_protocol::Digest;
 use sha2::{Digest as _, Sha256};
@@ -35,8 +36,9 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// Refuses what the hosts of an environment could not run, before it is sent.
-    pub fn check_runs(&self, as_what: &RunsAs) -> Result<(), Failure> {
+    /// Refuses what the hosts of an environment could not run, before it is sent. Gives the first thing in it that only
+    /// root may do there.
+    pub fn check_runs(&self, as_what: &RunsAs) -> Result<Option<NeedsRoot>, Failure> {
         let RunsAs {
             platform,
             options,

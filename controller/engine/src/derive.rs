@@ -8,11 +8,13 @@ use beanpole_protocol::agent::{HostOrders, InstanceOrder, OnceOrder, ReleaseKey,
 use beanpole_protocol::api::EnvironmentStatus;
 use beanpole_protocol::options::OptionSettings;
 use beanpole_protocol::proxy::RoutingTable;
-use beanpole_protocol::{EnvironmentId, Generation, HostId, OperationId, ReleaseNumber, Timestamp};
+use beanpole_protocol::{
+    ApplicationName, EnvironmentId, Generation, HostId, OperationId, ReleaseNumber, Timestamp,
+};
 use beanpole_store::StoreError;
 use beanpole_store::model::{
-    EnvironmentRecord, HostOrdersRecord, HostRecord, InstanceRecord, LingererRecord,
-    OperationRecord, ReleaseRecord, TableRecord,
+    ApplicationRecord, EnvironmentRecord, HostOrdersRecord, HostRecord, InstanceRecord,
+    LingererRecord, OperationRecord, ReleaseRecord, TableRecord,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
@@ -24,6 +26,8 @@ pub(crate) struct Records {
     instances: Vec<InstanceRecord>,
     lingering: Vec<LingererRecord>,
     pub(crate) releases: BTreeMap<(EnvironmentId, ReleaseNumber), ReleaseRecord>,
+    /// Applications that may act as root on hosts.
+    root: BTreeSet<ApplicationName>,
     pub(crate) operations: Vec<OperationRecord>,
 }
 
@@ -256,6 +260,13 @@ impl Engine {
                 .into_iter()
                 .map(|release| ((release.environment.clone(), release.number), release))
                 .collect(),
+            root: self
+                .store
+                .list::<ApplicationRecord>()?
+                .into_iter()
+                .filter(|application| application.root)
+                .map(|application| application.name)
+                .collect(),
             operations,
         })
     }
@@ -454,7 +465,10 @@ impl Records {
             properties: release.settings.properties(),
             options: release.settings.platform_options(),
             install: false,
+            configures: release.is_of_settings(),
             prepare_timeout_ms: release.settings.deployment().timeout_ms,
+            // As it is now, also for a release of before: who took it back means it.
+            root: self.root.contains(&environment.application),
             asked_by,
             run_once: None,
         })
@@ -641,6 +655,7 @@ pub(crate) mod tests {
                 again_at: Some(Timestamp::from_millis(600_000)),
                 has_release_command: false,
                 ran_container_commands: true,
+                set_up: true,
                 once: None,
             }],
             ..reported()

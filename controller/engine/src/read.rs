@@ -140,25 +140,26 @@ pub(crate) fn rules(
     }
 }
 
-/// The trees of releases with container commands, of those that plans of an environment can be about:
+/// The trees of releases whose configuration files have something done on hosts, and whether that is more than
+/// container commands; of those that plans of an environment can be about:
 /// the newest, which a deployment is on its way to, the live one, and what instances run.
 fn with_commands<'i>(
     reader: &impl Reader,
     environment: &EnvironmentRecord,
     instances: impl Iterator<Item = &'i InstanceState>,
-) -> Result<BTreeSet<ReleaseNumber>, StoreError> {
+) -> Result<BTreeMap<ReleaseNumber, bool>, StoreError> {
     let numbers: BTreeSet<ReleaseNumber> = instances
         .map(|instance| instance.release)
         .chain(environment.live)
         .chain([environment.last_release])
         .collect();
-    let mut trees = BTreeSet::new();
+    let mut trees = BTreeMap::new();
     for number in numbers {
         let release = release(reader, &environment.id, number)?;
         trees.extend(
             release
                 .filter(|release| !release.container_commands.is_empty())
-                .map(|release| release.tree),
+                .map(|release| (release.tree, release.container_commands.sets_up)),
         );
     }
     Ok(trees)

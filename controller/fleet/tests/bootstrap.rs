@@ -546,7 +546,9 @@ async fn a_host_of_another_controller_is_left_as_it_is_until_it_is_taken_over() 
         properties: Properties::default(),
         options: BTreeMap::new(),
         install: false,
+        configures: false,
         prepare_timeout_ms: 1000,
+        root: false,
         asked_by: None,
         run_once: None,
     });

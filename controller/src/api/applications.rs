@@ -8,7 +8,7 @@ use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use beanpole_protocol::api::{
-    Application, Bundle, CreateApplication, CreateVersion, Page, Version,
+    Application, Bundle, CreateApplication, CreateVersion, Page, UpdateApplication, Version,
 };
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{ApplicationName, Digest, VersionLabel};
@@ -18,7 +18,7 @@ use utoipa_axum::routes;
 pub(super) fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(list, create))
-        .routes(routes!(get, delete))
+        .routes(routes!(get, update, delete))
         .routes(routes!(list_versions, create_version))
         .routes(routes!(get_version, delete_version))
         .routes(routes!(head_bundle, get_bundle, put_bundle))
@@ -69,6 +69,22 @@ async fn get(
         .blocking(move |app| applications::get(app, &name))
         .await?;
     Ok(axum::Json(found))
+}
+
+/// Change what an application may do.
+#[utoipa::path(patch, path = "/v1/applications/{application}", tag = "applications", params(("application" = String, Path)), request_body = UpdateApplication, responses(
+    (status = 200, body = Application),
+))]
+async fn update(
+    State(app): State<App>,
+    caller: Caller,
+    In(name): In<ApplicationName>,
+    Json(body): Json<UpdateApplication>,
+) -> Answer<axum::Json<Application>> {
+    let changed = app
+        .blocking(move |app| applications::update(app, &caller.request_id, &name, &body))
+        .await?;
+    Ok(axum::Json(changed))
 }
 
 /// Delete an application that has no environments, with its versions.

@@ -4,7 +4,7 @@ use crate::app::{App, Refused, store_problem};
 use beanpole_daemon::clock;
 use beanpole_engine::{Draft, Need, emit, needed_releases, write_application};
 use beanpole_protocol::api::{
-    Application, CreateApplication, CreateVersion, EnvironmentStatus, Version,
+    Application, CreateApplication, CreateVersion, EnvironmentStatus, UpdateApplication, Version,
 };
 use beanpole_protocol::event::Severity;
 use beanpole_protocol::options::RELEASE;
@@ -19,6 +19,7 @@ fn application_view(record: ApplicationRecord) -> Application {
     Application {
         name: record.name,
         description: record.description,
+        root: record.root,
         created_at: record.created_at,
     }
 }
@@ -85,6 +86,7 @@ pub(crate) fn create(
     let record = ApplicationRecord {
         name: body.name,
         description: body.description,
+        root: false,
         created_at: clock::now(),
     };
     app.store.update(|tx| {
@@ -98,6 +100,59 @@ pub(crate) fn create(
         write_application(tx, request_id, &record)?;
         Ok(())
     })?;
+    app.tell_news();
+    Ok(application_view(record))
+}
+
+/// Whether bundles of an application may act as root on hosts. One that is not there may not.
+pub(crate) fn may_be_root(app: &App, name: &ApplicationName) -> Result<bool, Problem> {
+    let found: Option<ApplicationRecord> = app
+        .store
+        .get(&ApplicationRecord::key_of(name))
+        .map_err(store_problem)?;
+    Ok(found.is_some_and(|record| record.root))
+}
+
+/// Changes what an application may do.
+pub(crate) fn update(
+    app: &App,
+    request_id: &RequestId,
+    name: &ApplicationName,
+    body: &UpdateApplication,
+) -> Result<Application, Problem> {
+    let record = app.store.update(|tx| {
+        let key = ApplicationRecord::key_of(name);
+        let Some(mut record) = tx.get::<ApplicationRecord>(&key)? else {
+            return Err(Refused::from(no_application(name)));
+        };
+        let Some(root) = body.root.filter(|root| *root != record.root) else {
+            return Ok(record);
+        };
+        record.root = root;
+        tx.put(&record)?;
+        let (code, message) = if root {
+            (
+                "application-root-allowed",
+                format!("Bundles of {name} may act as root on its hosts from now on."),
+            )
+        } else {
+            (
+                "application-root-denied",
+                format!(
+                    "Bundles of {name} may not act as root on its hosts any more. What they did there stays."
+                ),
+            )
+        };
+        emit(
+            tx,
+            Draft::new(Severity::Info, code, message, clock::now())
+                .request(request_id)
+                .application(name),
+        )?;
+        Ok(record)
+    })?;
+    // Orders of hosts carry it.
+    app.wake();
     app.tell_news();
     Ok(application_view(record))
 }

@@ -1,11 +1,12 @@
 //! Uploading and reading bundles, in pieces, never whole in memory.
 
 use crate::app::App;
+use beanpole_bundle::ebextensions::NeedsRoot;
 use beanpole_bundle::{Refused, UnpackLimits, procfile};
-use beanpole_protocol::Digest;
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::{Bundle, Tier};
 use beanpole_protocol::problem::Problem;
+use beanpole_protocol::{ApplicationName, Digest};
 use beanpole_store::blobs::BlobError;
 use beanpole_store::model::{ContainerCommands, SiteRecord, VersionRecord};
 use bytes::Bytes;
@@ -153,21 +154,38 @@ fn refused(refused: Refused) -> Problem {
     Problem::new(422, refused.code, "The bundle is refused", refused.message).hint(hint)
 }
 
-/// Refuses a bundle that the hosts of an environment could not run: better before anything is changed
-/// than on each of them. One that is not here is let through: what needs it says so.
+/// Refuses a bundle that the hosts of an environment could not run, or that asks for what its application is not
+/// allowed: better before anything is changed than on each of them. One that is not here is let through: what needs it
+/// says so.
 pub(crate) fn check_runs(
     app: &App,
+    application: &ApplicationName,
     bundle: &Digest,
     platform: Platform,
     options: &BTreeMap<String, String>,
     tier: Tier,
 ) -> Result<(), Problem> {
-    match app.blobs.file(bundle).map_err(problem)? {
-        Some((file, _)) => {
-            beanpole_bundle::check_runs(file, platform, options, tier).map_err(refused)
+    let Some((file, _)) = app.blobs.file(bundle).map_err(problem)? else {
+        return Ok(());
+    };
+    let needs = beanpole_bundle::check_runs(file, platform, options, tier).map_err(refused)?;
+    match needs {
+        Some(needs) if !super::applications::may_be_root(app, application)? => {
+            Err(root_not_allowed(application, &needs))
         }
-        None => Ok(()),
+        _ => Ok(()),
     }
+}
+
+/// That an application may not act as root on its hosts, and its bundle wants to.
+fn root_not_allowed(application: &ApplicationName, needs: &NeedsRoot) -> Problem {
+    Problem::new(
+        422,
+        NeedsRoot::NOT_ALLOWED,
+        "The bundle asks for what only root may do",
+        needs.refusal(application),
+    )
+    .hint(NeedsRoot::hint(application))
 }
 
 /// Refuses a bundle that does not have what the load balancer is to serve of it. One that is not here is let through.
@@ -197,7 +215,10 @@ pub(crate) fn note_commands(app: &App, record: &mut VersionRecord) -> Result<(),
     let Ok(found) = beanpole_bundle::commands(file, Platform::Auto) else {
         return Ok(());
     };
-    let mut container = ContainerCommands::default();
+    let mut container = ContainerCommands {
+        sets_up: found.sets_up,
+        ..ContainerCommands::default()
+    };
     for command in found.container {
         let of = if command.leader_only {
             &mut container.leader

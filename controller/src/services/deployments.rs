@@ -22,6 +22,7 @@ pub(crate) fn check_deploy(
     };
     bundles::check_runs(
         app,
+        &target.application,
         &target.bundle,
         target.platform,
         &target.options,
@@ -64,7 +65,8 @@ pub(crate) fn check_create(app: &App, body: &CreateEnvironment) -> Result<(), Pr
     match version {
         Some(version) => {
             let options = body.settings.platform_options();
-            bundles::check_runs(app, &version.bundle, body.platform, &options, body.tier)?;
+            let (application, bundle) = (&body.application, &version.bundle);
+            bundles::check_runs(app, application, bundle, body.platform, &options, body.tier)?;
             let paths = body.settings.static_files();
             bundles::check_static_files(app, &version.bundle, &paths, body.tier)
         }

@@ -35,6 +35,9 @@ pub struct ApplicationRecord {
     pub name: ApplicationName,
     /// For people.
     pub description: String,
+    /// Whether its bundles may act as root on hosts.
+    #[serde(default)]
+    pub root: bool,
     /// When it was created.
     pub created_at: Timestamp,
 }
@@ -53,19 +56,22 @@ impl Record for ApplicationRecord {
     }
 }
 
-/// The names of a bundle's container commands, in the order in which they run.
+/// What a bundle's configuration files have done on hosts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerCommands {
-    /// Those that run on each host that prepares a release of it.
+    /// The names of the container commands that run on each host that prepares a release of it, in their order.
     pub everywhere: Vec<String>,
     /// Those that run once for each deployment.
     pub leader: Vec<String>,
+    /// Whether hosts are set up besides, with packages, files and the like.
+    #[serde(default)]
+    pub sets_up: bool,
 }
 
 impl ContainerCommands {
-    /// Whether there are none.
+    /// Whether there is nothing.
     pub fn is_empty(&self) -> bool {
-        self.everywhere.is_empty() && self.leader.is_empty()
+        self.everywhere.is_empty() && self.leader.is_empty() && !self.sets_up
     }
 }
 
@@ -382,6 +388,14 @@ impl ReleaseRecord {
                 .or_insert_with(|| site.root.clone());
         }
         paths
+    }
+
+    /// The reason of one that a change of settings made.
+    pub const OF_SETTINGS: &str = "settings";
+
+    /// Whether a change of settings made it.
+    pub fn is_of_settings(&self) -> bool {
+        self.reason == Self::OF_SETTINGS
     }
 
     /// Its key.

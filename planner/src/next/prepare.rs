@@ -135,8 +135,8 @@ impl Turn<'_, '_> {
         host: &HostState<'_>,
         seen: &ReleaseReport,
     ) -> Option<String> {
-        let has_some = self.world.with_commands.contains(&tree);
-        host.ran_no_commands(seen).filter(|_| has_some)
+        let sets_up = self.world.with_commands.get(&tree)?;
+        host.ran_no_commands(seen, *sets_up)
     }
 
     /// Whether a failure counts for this operation. One of before it says nothing: a registry may be

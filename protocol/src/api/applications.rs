@@ -10,8 +10,21 @@ pub struct Application {
     pub name: ApplicationName,
     /// For people.
     pub description: String,
+    /// Whether its bundles may act as root on hosts: `packages`, `files` and the like of `.ebextensions`, hooks and
+    /// container commands.
+    #[serde(default)]
+    pub root: bool,
     /// When it was created.
     pub created_at: Timestamp,
+}
+
+/// Change an application. What is left out stays.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateApplication {
+    /// Whether its bundles may act as root on hosts.
+    #[serde(default)]
+    pub root: Option<bool>,
 }
 
 /// Create an application.

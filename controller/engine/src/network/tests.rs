@@ -64,6 +64,7 @@ fn engine() -> Engine {
         tx.put(&ApplicationRecord {
             name: application.clone(),
             description: String::new(),
+            root: false,
             created_at: NOW,
         })?;
         tx.put(&host(&HostId::from_bits(1)))?;

@@ -16,7 +16,9 @@ use beanpole_protocol::options::{
     BatchSize, Change, DeploymentPolicy, OptionSettings, Replacement, SplitSteps,
 };
 use beanpole_protocol::problem::Problem;
-use beanpole_protocol::{Digest, EnvironmentName, ReleaseNumber, Timestamp, VersionLabel};
+use beanpole_protocol::{
+    ApplicationName, Digest, EnvironmentName, ReleaseNumber, Timestamp, VersionLabel,
+};
 use beanpole_store::model::{
     ContainerCommands, EnvironmentRecord, InstanceRecord, QueuedWish, ReleaseRecord, SiteRecord,
     VersionRecord,
@@ -96,6 +98,8 @@ impl From<&ReleaseRecord> for Content {
 /// What a deployment would run, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
+    /// The environment's application.
+    pub application: ApplicationName,
     /// The version's bundle.
     pub bundle: Digest,
     /// The environment's platform.
@@ -286,6 +290,7 @@ impl Engine {
                 (None, None) => None,
             };
             Ok::<_, Fault>(bundle.map(|bundle| Target {
+                application: environment.application.clone(),
                 bundle,
                 platform: environment.platform,
                 tier: environment.tier,

@@ -38,6 +38,7 @@ impl Engine {
                 let record = ApplicationRecord {
                     name: body.application.clone(),
                     description: description.clone(),
+                    root: false,
                     created_at: call.now,
                 };
                 write_application(tx, &call.request_id, &record)?;

@@ -337,6 +337,7 @@ mod tests {
                 tx.put(&ApplicationRecord {
                     name: environment.application.clone(),
                     description: String::new(),
+                    root: false,
                     created_at: NOW,
                 })?;
                 let new = NewOperation::new(OperationKind::Deploy, plan.clone());

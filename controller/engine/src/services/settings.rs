@@ -304,7 +304,7 @@ impl Engine {
             policy: None,
             batch: None,
             split: None,
-            reason: "settings".to_owned(),
+            reason: ReleaseRecord::OF_SETTINGS.to_owned(),
         };
         self.work_out(reader, environment, call, wish)
     }

@@ -444,6 +444,7 @@ impl FakeAgent {
                 again_at: None,
                 has_release_command: false,
                 ran_container_commands: true,
+                set_up: true,
                 once: None,
             })
             .collect();

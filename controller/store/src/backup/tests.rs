@@ -25,6 +25,7 @@ fn world() -> World {
             tx.put(&ApplicationRecord {
                 name: ApplicationName::new("shop").expect("name"),
                 description: "beans".to_owned(),
+                root: false,
                 created_at: Timestamp::from_millis(5),
             })
         })

@@ -9,6 +9,7 @@ fn add(store: &Store, name: &str, description: &str) {
             tx.put(&ApplicationRecord {
                 name: ApplicationName::new(name).expect("name"),
                 description: description.to_owned(),
+                root: false,
                 created_at: Timestamp::EPOCH,
             })
         })
