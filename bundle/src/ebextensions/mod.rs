@@ -8,8 +8,8 @@
 //! there once. Keys that nobody knows are passed over and can be told. What is wrong is refused with its file and
 //! line; values of `env`, of options and of files, and URLs, are in no message.
 //!
-//! A file for each idea: [`commands`], [`packages`], [`accounts`] (groups and users), [`files`], [`sources`],
-//! [`services`], [`settings`] (`option_settings`) and [`resources`].
+//! A file for each idea: `commands`, `packages`, `accounts` (groups and users), `files`, `sources`,
+//! `services`, `settings` (`option_settings`) and `resources`.
 
 mod accounts;
 mod commands;
