@@ -3,7 +3,7 @@
 use super::build::{Made, Site};
 use super::cache::Key;
 use super::platform::Plan;
-use super::{Fault, Workshop, runtimes, tree};
+use super::{Fault, Workshop, runtimes};
 
 /// Finds Go where something is built.
 pub async fn install(workshop: &Workshop, site: &Site<'_>, plan: &Plan) -> Result<Made, Fault> {
@@ -18,17 +18,7 @@ pub async fn install(workshop: &Workshop, site: &Site<'_>, plan: &Plan) -> Resul
         .with(&go.version)
         .with(std::env::consts::ARCH)
         .name("go");
-    let cache = workshop.caches.path(&name);
-    {
-        // It is the application's own, and stays so: two builds of it may use it at once.
-        let _turn = workshop.caches.turn(&name).await;
-        if !cache.is_dir() {
-            tree::make_private(&cache, site.user.as_ref())?;
-            if let Some(user) = &site.user {
-                tree::give(&cache, user)?;
-            }
-        }
-    }
+    let cache = workshop.own_cache(site, &name).await?;
     for (variable, below) in [("GOCACHE", "build"), ("GOMODCACHE", "modules")] {
         let place = cache.join(below).to_string_lossy().into_owned();
         made.build_environment.insert(variable.to_owned(), place);

@@ -4,7 +4,7 @@ use super::build::{Made, Site};
 use super::cache::Key;
 use super::platform::Plan;
 use super::runtimes::{self, Found};
-use super::{Fault, Workshop, tree};
+use super::{Fault, Workshop};
 use beanpole_bundle::platform::{self, Directory};
 
 /// Longest `system.properties` in bytes.
@@ -47,16 +47,7 @@ pub async fn install(workshop: &Workshop, site: &Site<'_>, plan: &Plan) -> Resul
     let name = Key::default()
         .with(site.order.application.as_str())
         .name("java");
-    let cache = workshop.caches.path(&name);
-    {
-        let _turn = workshop.caches.turn(&name).await;
-        if !cache.is_dir() {
-            tree::make_private(&cache, site.user.as_ref())?;
-            if let Some(user) = &site.user {
-                tree::give(&cache, user)?;
-            }
-        }
-    }
+    let cache = workshop.own_cache(site, &name).await?;
     let shown = cache.to_string_lossy();
     for (variable, value) in [
         ("MAVEN_OPTS", format!("-Dmaven.repo.local={shown}/maven")),

@@ -547,6 +547,21 @@ impl Drop for SetOnDrop {
     }
 }
 
+impl Workshop {
+    /// A cache that is the application's own, and stays so: its builds write into it, also two at once.
+    async fn own_cache(&self, site: &build::Site<'_>, name: &str) -> Result<PathBuf, Fault> {
+        let cache = self.caches.path(name);
+        let _turn = self.caches.turn(name).await;
+        if !cache.is_dir() {
+            tree::make_private(&cache, site.user.as_ref())?;
+            if let Some(user) = &site.user {
+                tree::give(&cache, user)?;
+            }
+        }
+        Ok(cache)
+    }
+}
+
 /// The executable that instances start for what the agent serves itself.
 fn own_program(workshop: &Workshop, for_others: bool) -> Result<PathBuf, Fault> {
     if !for_others || programs::open_to_others(&workshop.program) {
