@@ -258,7 +258,8 @@ impl Host<'_> {
             if !self.is_there(native, &tells).await {
                 changed.add(Changed::package(package.manager, name))?;
                 let shown = format!("{} install {name}", native.program());
-                self.script(&shown, native.script(&quoted(&path))).await?;
+                self.script(&shown, native.script_for_file(&quoted(&path)))
+                    .await?;
             }
             all.insert(key, tells);
             blocking(move || {
