@@ -4,6 +4,8 @@ use crate::world::{World, bundle, release};
 use beanpole_protocol::EnvironmentId;
 use beanpole_protocol::agent::{HostReport, ReleasePhase};
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -189,4 +191,82 @@ async fn confighooks_take_the_place_of_hooks_where_only_settings_change() {
     world.order(&[one, two, release(3, &app)], &[]).await;
     world.until("a third", |report| ready(report, 3)).await;
     assert_eq!(ran(&world, 3), [false, false]);
+}
+
+/// Answers one request with an archive of `directory`; gives its URL.
+fn serve_archive_of(directory: &Path) -> String {
+    let made = std::process::Command::new("tar")
+        .args(["-czf", "-", "-C"])
+        .args([directory, Path::new(".")])
+        .output()
+        .expect("tar runs");
+    assert!(made.status.success(), "{made:?}");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a request");
+        let mut reader = BufReader::new(stream.try_clone().expect("the same"));
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            reader.read_line(&mut head).expect("a line");
+        }
+        let length = made.stdout.len();
+        let answer =
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+        stream.write_all(answer.as_bytes()).expect("answered");
+        stream.write_all(&made.stdout).expect("answered");
+    });
+    format!("http://{address}/a.tar.gz")
+}
+
+#[tokio::test]
+async fn an_archive_goes_into_the_release_and_leads_nothing_out_of_it() {
+    let top = tempfile::tempdir().expect("temporary directory");
+    let (content, outside) = (top.path().join("content"), top.path().join("outside"));
+    fs::create_dir_all(&content).expect("make");
+    fs::create_dir_all(&outside).expect("make");
+    fs::write(content.join("text"), "hello").expect("write");
+    std::os::unix::fs::symlink(&outside, content.join("out")).expect("link");
+    let config = |url: &str, file: &str| {
+        let config = format!(
+            "sources: {{/var/app/current/vendor: '{url}'}}\nfiles: {{/var/app/current/vendor/{file}: {{content: x}}}}\n"
+        );
+        bundle(&[PROCFILE, (CONFIG, &config), ("vendor/before", "")])
+    };
+    let mut world = World::new();
+    let app = config(&serve_archive_of(&content), "more");
+    world.send(&app).await.expect("blob");
+    let one = release(1, &app);
+    world.order(std::slice::from_ref(&one), &[]).await;
+    world.until("a release", |report| ready(report, 1)).await;
+    let tree = tree(&world, 1);
+    assert_eq!(text(&tree.join("vendor/text")), "hello");
+    assert_eq!(text(&tree.join("vendor/more")), "x");
+    assert!(!tree.join("vendor/before").exists());
+    let mut left: Vec<String> = fs::read_dir(tree.parent().expect("the release"))
+        .expect("readable")
+        .map(|entry| {
+            entry
+                .expect("there")
+                .file_name()
+                .to_string_lossy()
+                .into_owned()
+        })
+        .filter(|name| name != "synced")
+        .collect();
+    left.sort();
+    assert_eq!(left, ["app", "release.json"]);
+
+    let app = config(&serve_archive_of(&content), "out/motd");
+    world.send(&app).await.expect("blob");
+    world.order(&[release(2, &app)], &[]).await;
+    let failure = world.failure().await;
+    assert_eq!(failure.code, "setup-failed", "{failure:?}");
+    assert!(
+        failure
+            .message
+            .contains("is not in the release's directory"),
+        "{failure:?}"
+    );
+    assert_eq!(fs::read_dir(&outside).expect("readable").count(), 0);
 }

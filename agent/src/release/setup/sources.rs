@@ -151,7 +151,12 @@ impl Host<'_> {
                 .run_as(site, &step, &shown, &CODES, &nothing)
                 .await?;
             let (sealed, user) = (fresh.clone(), self.site.user.clone());
-            blocking(move || user.map_or(Ok(()), |user| tree::seal(&sealed, &user, false))).await?;
+            blocking(move || {
+                // The release keeps what came of it alone.
+                fs::remove_file(&open).map_err(|error| Fault::io("remove", &open, &error))?;
+                user.map_or(Ok(()), |user| tree::seal(&sealed, &user, false))
+            })
+            .await?;
         }
         blocking(move || exchange(&fresh, &directory)).await
     }
