@@ -8,6 +8,7 @@
 //! [`check_runs`] says whether a host could run it at all: [`platform`] and [`procfile`] are what the
 //! agent, too, finds that out with, and what it runs on the way by [`hooks`] and [`ebextensions`].
 
+mod brought;
 mod config;
 pub mod cron;
 pub mod ebextensions;
@@ -23,8 +24,9 @@ mod shared;
 mod statics;
 mod yaml;
 
+pub use brought::Brought;
 pub use look::{Look, look, look_into_zip};
-pub use packed::{Commands, NotRun, check_runs, commands, not_run};
+pub use packed::{Commands, NotRun, brought, check_runs, commands, not_run};
 pub use shared::Shared;
 pub use statics::served;
 

@@ -3,7 +3,7 @@
 use crate::ebextensions::{self, ContainerCommand, NeedsRoot, PassedOver, Resource};
 use crate::hooks::{self, Kind, When};
 use crate::platform::{self, Options, Plan, Top};
-use crate::{Refused, cron, env_yaml, packed};
+use crate::{Brought, Refused, cron, env_yaml, packed};
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::Tier;
 use std::fs::File;
@@ -25,6 +25,8 @@ pub struct Look {
     pub passed_over: Vec<PassedOver>,
     /// What its configuration files want beside the environment.
     pub resources: Vec<Resource>,
+    /// The options that it brings along.
+    pub brought: Brought,
 }
 
 /// Looks into a bundle that is to run on `platform`.
@@ -37,8 +39,9 @@ pub fn look<T: Top>(
     let plan = platform::find(top, platform, options)?;
     plan.suits(tier)?;
     cron::read(top)?;
-    env_yaml::read(top)?;
+    let manifest = env_yaml::read(top)?;
     let extensions = ebextensions::read(top)?;
+    let brought = Brought::of(&extensions, manifest.as_ref())?;
     let mut found = Vec::new();
     let directories = Kind::ALL
         .into_iter()
@@ -64,6 +67,7 @@ pub fn look<T: Top>(
         needs_root: extensions.needs_root,
         resources: extensions.resources,
         passed_over: extensions.passed_over,
+        brought,
         plan,
     })
 }

@@ -8,7 +8,7 @@ use crate::{
     Archive, Contents, Entry, Refused, UnpackLimits, damaged, examine, follow, link_targets, open,
     shown,
 };
-use crate::{cron, env_yaml};
+use crate::{Brought, cron, env_yaml};
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::Tier;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,8 +29,10 @@ pub fn check_runs(
         platform::find(packed, platform, options)?.suits(tier)?;
         packed.check_hooks()?;
         cron::read(packed)?;
-        env_yaml::read(packed)?;
-        Ok(ebextensions::read(packed)?.needs_root)
+        let manifest = env_yaml::read(packed)?;
+        let extensions = ebextensions::read(packed)?;
+        Brought::of(&extensions, manifest.as_ref())?;
+        Ok(extensions.needs_root)
     })
 }
 
@@ -64,6 +66,11 @@ pub fn commands(file: File, platform: Platform) -> Result<Commands, Refused> {
     })
 }
 
+/// The options that a bundle brings along.
+pub fn brought(file: File) -> Result<Brought, Refused> {
+    look_into(file, |packed| Brought::read(packed))
+}
+
 /// A static site in a directory of its own: all of a bundle is never served by load balancers, and one that is too large for
 /// them is served by its instances alone.
 fn site(packed: &Packed<'_>) -> Option<(String, bool)> {
@@ -80,15 +87,19 @@ pub struct NotRun {
     pub extensions: Vec<PassedOver>,
     /// What its configuration files want beside the environment.
     pub resources: Vec<Resource>,
+    /// Options, as [`Brought::passed_over`].
+    pub options: Vec<String>,
 }
 
 /// What of a bundle is passed over.
 pub fn not_run(file: File) -> Result<NotRun, Refused> {
     look_into(file, |packed| {
+        let options = Brought::read(packed)?.passed_over;
         let extensions = ebextensions::read(packed)?;
         Ok(NotRun {
             extensions: extensions.passed_over,
             resources: extensions.resources,
+            options,
         })
     })
 }

@@ -300,6 +300,55 @@ fn an_application_with_an_environment_stays() {
 }
 
 #[test]
+fn options_of_a_bundle_are_an_environments_below_its_own_and_wrong_ones_are_refused() {
+    let controller = Controller::start();
+    controller.application("shop");
+    let version = |label: &str, config: &str| {
+        let mut bundle = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        for (name, content) in [
+            ("Procfile", "web: ./x\n"),
+            (".ebextensions/a.config", config),
+        ] {
+            let options = zip::write::SimpleFileOptions::default();
+            bundle.start_file(name, options).expect("an entry");
+            std::io::Write::write_all(&mut bundle, content.as_bytes()).expect("written");
+        }
+        let bundle = bundle.finish().expect("a ZIP").into_inner();
+        let body = json!({"label": label, "bundle": controller.upload_bundle(&bundle)});
+        let made = controller.post("/v1/applications/shop/versions", &body);
+        assert_eq!(made.status, 201, "{made:?}");
+    };
+    version(
+        "wrong",
+        "option_settings:\n  aws:elasticbeanstalk:command:\n    BatchSize: many\n",
+    );
+    let body = json!({"application": "shop", "name": "shop-prod"});
+    assert_eq!(controller.post("/v1/environments", &body).status, 202);
+    controller.until_ready("shop-prod");
+    let deployments = "/v1/environments/shop-prod/deployments";
+    let refused = controller.post(deployments, &json!({"version": "wrong"}));
+    refused.expect_problem(422, "ebextensions-invalid");
+    let problem = refused.json().to_string();
+    assert!(
+        problem.contains(".ebextensions/a.config, line 3"),
+        "{problem}"
+    );
+
+    version(
+        "fits-nowhere",
+        "option_settings:\n  aws:autoscaling:asg: {MinSize: 3}\n  beanpole:instance: {MemoryMax: 64}\n  aws:ec2:vpc: {VPCId: v}\n",
+    );
+    let body = json!({"application": "shop", "name": "shop-test", "version": "fits-nowhere",
+        "settings": {"aws:autoscaling:asg": {"MinSize": "2"}}});
+    let planned = controller.post("/v1/environments?plan=true", &body);
+    let told = planned.json().to_string();
+    assert!(
+        told.contains("2 more instances"),
+        "the environment's own counts first: {told}"
+    );
+}
+
+#[test]
 fn a_bundle_that_asks_for_root_is_refused_until_its_application_may() {
     let controller = Controller::start();
     controller.application("shop");

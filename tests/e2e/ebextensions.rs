@@ -26,7 +26,7 @@ fn with_every_key(app: App, motd: &str) -> App {
                      "02_not": {"command": "touch /srv/not", "test": "false"}},
         "container_commands": {"01": {"command": "id -un >made"},
                                "02_leader": {"command": "echo $(id -un) $(cat made) >>/srv/leader", "leader_only": true}},
-        "option_settings": {"aws:autoscaling:asg": {"MinSize": 1}},
+        "option_settings": {"aws:elasticbeanstalk:application:environment": {"GREETING": "hello"}, "aws:ec2:vpc": {"VPCId": "vpc-1"}},
         "Resources": {"Queue": {"Type": "AWS::SQS::Queue"}, "Stream": {"Type": "AWS::Kinesis::Stream"}}
     }"#;
     app.file(".ebextensions/01-host.config", first.as_bytes())
@@ -76,7 +76,11 @@ fn every_key_of_ebextensions_is_carried_out_once_and_only_where_it_may() {
     bed.run(&["app", "list"]).ok().says("allowed");
     bed.deploy(&app, "shop-prod", "v1")
         .ok()
-        .says("the resource Stream (AWS::Kinesis::Stream)");
+        .says("the resource Stream (AWS::Kinesis::Stream)")
+        .says("aws:ec2:vpc:VPCId in .ebextensions/02-app.config, line 6");
+    bed.run(&["printenv", "shop-prod"])
+        .ok()
+        .says("GREETING=hello");
     assert_live(&bed, "shop-prod", "v1", 1);
     for (line, says) in [
         ("dpkg-query -W -f '${db:Status-Abbrev} ' jq file", "ii  ii"),
@@ -133,4 +137,8 @@ fn every_key_of_ebextensions_is_carried_out_once_and_only_where_it_may() {
         .exits(1)
         .says("may not act as root");
     assert_live(&bed, "shop-prod", "v3", 1);
+    // Options go with the files that set them.
+    bed.deploy(&bed.app("shop"), "shop-prod", "v5").ok();
+    let left = bed.run(&["printenv", "shop-prod"]).ok().out.clone();
+    assert!(!left.contains("GREETING"), "{left}");
 }

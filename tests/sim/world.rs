@@ -613,6 +613,9 @@ impl World {
             release_command,
             container_commands,
             site: None,
+            options: Default::default(),
+            manifest: Default::default(),
+            options_passed_over: Vec::new(),
             processes: None,
             created_at: self.at(),
         };

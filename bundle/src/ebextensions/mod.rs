@@ -318,14 +318,7 @@ impl Gathered {
                     self.container_commands.insert(place, command)?;
                 }
             }
-            "option_settings" => {
-                let found = settings::read(file, value)?;
-                // What reads a version's own settings is in the controller; hosts have no use for them.
-                if !found.is_empty() {
-                    over.add(key);
-                }
-                self.settings.extend(found);
-            }
+            "option_settings" => self.settings.extend(settings::read(file, value)?),
             _ => self.resources.extend(resources::read(file, value)?),
         }
         Ok(())

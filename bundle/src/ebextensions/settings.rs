@@ -1,5 +1,5 @@
-//! `option_settings`: options of the environment that a version brings along. They are only read here; what they
-//! count for is decided where the environment's own are.
+//! `option_settings`: options of the environment that a version brings along. They are only read here; which of them
+//! count is in [`crate::Brought`].
 
 use crate::Refused;
 use crate::config::File;

@@ -152,15 +152,9 @@ fn other_keys_are_passed_over_and_told_whatever_is_in_them() {
     .expect("valid");
     let over = PassedOver {
         file: ".ebextensions/01.config".to_owned(),
-        keys: [
-            "Outputs",
-            "option_settings",
-            "Mappings",
-            "packages.msi",
-            "services.windows",
-        ]
-        .map(str::to_owned)
-        .to_vec(),
+        keys: ["Outputs", "Mappings", "packages.msi", "services.windows"]
+            .map(str::to_owned)
+            .to_vec(),
     };
     assert_eq!(found.passed_over, [over]);
     assert_eq!(found.needs_root, None);

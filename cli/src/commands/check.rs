@@ -3,8 +3,8 @@
 use crate::context::Context;
 use crate::output::errors::Failure;
 use crate::project::{ignored, pack};
-use beanpole_bundle::platform::{Options, Top};
-use beanpole_bundle::{Look, Refused, UnpackLimits};
+use beanpole_bundle::platform::Top;
+use beanpole_bundle::{Brought, Look, Refused, UnpackLimits};
 use beanpole_protocol::EnvironmentName;
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::Tier;
@@ -87,16 +87,18 @@ pub fn run(context: &Context, command: &Check) -> Result<(), Failure> {
     let platform = command.platform.or(place.platform).unwrap_or_default();
     let tier = command.tier.or(place.tier).unwrap_or(Tier::Web);
     let settings = place.creation.overlaid(&place.deployment);
-    let options = settings.platform_options();
     let refused = |refused: Refused| Failure {
         code: Some(refused.code.to_owned()),
         ..Failure::new(format!("{}: {}", from.display(), refused.message)).hint(refused.hint())
     };
     let found = if from.is_dir() {
         let mut files = Files::of(&from, &project.settings.source.ignore)?;
-        beanpole_bundle::look(&mut files, platform, &options, tier)
+        let options = |brought: Brought| brought.options().overlaid(&settings).platform_options();
+        Brought::read(&mut files)
+            .map(options)
+            .and_then(|options| beanpole_bundle::look(&mut files, platform, &options, tier))
     } else {
-        zip(&from, platform, &options, tier)?
+        zip(&from, platform, &settings, tier)?
     };
     let report = report(from.clone(), found.map_err(refused)?, &settings);
     if context.output.json {
@@ -111,7 +113,7 @@ pub fn run(context: &Context, command: &Check) -> Result<(), Failure> {
 fn zip(
     path: &Path,
     platform: Platform,
-    options: &Options,
+    settings: &OptionSettings,
     tier: Tier,
 ) -> Result<Result<Look, Refused>, Failure> {
     let open = || {
@@ -121,10 +123,14 @@ fn zip(
     if let Err(refused) = beanpole_bundle::check(open()?, &UnpackLimits::default()) {
         return Ok(Err(refused));
     }
+    let options = match beanpole_bundle::brought(open()?) {
+        Ok(brought) => brought.options().overlaid(settings).platform_options(),
+        Err(refused) => return Ok(Err(refused)),
+    };
     Ok(beanpole_bundle::look_into_zip(
         open()?,
         platform,
-        options,
+        &options,
         tier,
     ))
 }
@@ -140,23 +146,39 @@ fn report(from: PathBuf, look: Look, settings: &OptionSettings) -> Report {
         .iter()
         .map(|over| format!("{}: {}", over.file, over.keys.join(", ")));
     let resources = look.resources.iter().map(ToString::to_string);
-    let not_supported = keys.chain(resources).collect();
+    let options = look
+        .brought
+        .passed_over
+        .iter()
+        .map(|option| format!("option {option}"));
+    let not_supported = keys.chain(resources).chain(options).collect();
     let mut set = Vec::new();
-    for (namespace, options) in &settings.0 {
+    let mut add = |namespace: &str, name: &str, value: &str, from: String| {
         let secret = namespace == beanpole_protocol::options::PROPERTIES;
+        set.push(Setting {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            value: if secret { "***" } else { value }.to_owned(),
+            from,
+        });
+    };
+    for (namespace, options) in &settings.0 {
         for (name, value) in options {
-            set.push(Setting {
-                namespace: namespace.clone(),
-                name: name.clone(),
-                value: if secret {
-                    "***".to_owned()
-                } else {
-                    value.clone()
-                },
-                from: crate::project::FILE.to_owned(),
-            });
+            add(namespace, name, value, crate::project::FILE.to_owned());
         }
     }
+    for one in &look.brought.settings {
+        // What deploy.toml says counts before it.
+        if settings.get(&one.namespace, &one.name).is_none() {
+            let from = format!("{}, line {}", one.file, one.line);
+            add(&one.namespace, &one.name, &one.value, from);
+        }
+    }
+    for one in &look.brought.manifest {
+        let from = format!("{}, line {}, for a new environment", one.file, one.line);
+        add(&one.namespace, &one.name, &one.value, from);
+    }
+    set.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
     Report {
         from,
         platform: look.plan.platform.as_str(),

@@ -6,7 +6,7 @@ use crate::output::errors::Failure;
 use crate::output::table;
 use crate::watch;
 use beanpole_protocol::EnvironmentName;
-use beanpole_protocol::api::{Operation, PlanView, UpdateSettings};
+use beanpole_protocol::api::{Environment, Operation, PlanView, UpdateSettings};
 use beanpole_protocol::options::{
     COMMAND, INSTANCE, KNOWN, LOADBALANCER, OLDER_STATIC_FILES, OptionSettings, OptionSpec,
     PROPERTIES, STATIC_FILES, is_of_static_files, named, nearest,
@@ -48,7 +48,8 @@ pub fn run(context: &Context, command: &Config) -> Result<(), Failure> {
     let path = format!("{}/settings", environment_path(&name));
     if command.set.is_empty() && command.remove.is_empty() {
         let settings: OptionSettings = context.client()?.get(&path)?;
-        return show(context, &settings);
+        let environment: Environment = context.client()?.get(&environment_path(&name))?;
+        return show(context, &settings, &environment);
     }
     let mut change = UpdateSettings {
         queue: command.queue,
@@ -87,12 +88,26 @@ pub fn send(
     watch::finish(context, operation, detach)
 }
 
-fn show(context: &Context, settings: &OptionSettings) -> Result<(), Failure> {
+fn show(
+    context: &Context,
+    settings: &OptionSettings,
+    environment: &Environment,
+) -> Result<(), Failure> {
     if context.output.json {
         let mut shown = settings.clone();
         shown.0.remove(PROPERTIES);
         return context.output.json(&shown);
     }
+    let from = |namespace: &str, name: &str| {
+        let of_version = environment.options_of_version.get(namespace);
+        if of_version.is_some_and(|names| names.iter().any(|one| one == name)) {
+            "version"
+        } else if settings.get(namespace, name).is_some() {
+            "set"
+        } else {
+            "default"
+        }
+    };
     let named = settings.0.iter().flat_map(|(namespace, options)| {
         let known = named(namespace).filter(|spec| options.contains_key(spec.name));
         known.map(move |spec| {
@@ -100,7 +115,7 @@ fn show(context: &Context, settings: &OptionSettings) -> Result<(), Failure> {
             vec![
                 format!("{namespace}:{}", spec.name),
                 value.to_owned(),
-                "set".to_owned(),
+                from(namespace, spec.name).to_owned(),
             ]
         })
     });
@@ -113,18 +128,17 @@ fn show(context: &Context, settings: &OptionSettings) -> Result<(), Failure> {
             vec![
                 format!("{namespace}:{path}"),
                 directory.clone(),
-                "set".to_owned(),
+                from(namespace, path).to_owned(),
             ]
         })
     });
     let rows = KNOWN
         .iter()
         .map(|spec| {
-            let own = settings.get(spec.namespace, spec.name);
             vec![
                 format!("{}:{}", spec.namespace, spec.name),
                 in_force(settings, spec),
-                if own.is_some() { "set" } else { "default" }.to_owned(),
+                from(spec.namespace, spec.name).to_owned(),
             ]
         })
         .chain(named)

@@ -221,7 +221,7 @@ fn begin(
         batch: command.batch,
         split: command.split.clone(),
         no_auto_rollback: command.no_auto_rollback || auto_rollback == Some(false),
-        settings: changed_settings(context, name, settings)?,
+        settings: changed_settings(context, environment, settings)?,
         queue: command.queue,
     };
     let client = context.client()?;
@@ -278,7 +278,7 @@ fn platform_options(
 /// What `deploy.toml` says that the environment does not have yet.
 fn changed_settings(
     context: &Context,
-    name: &EnvironmentName,
+    environment: &Environment,
     wanted: &OptionSettings,
 ) -> Result<OptionSettings, Failure> {
     if wanted.0.is_empty() {
@@ -286,11 +286,16 @@ fn changed_settings(
     }
     let current: OptionSettings = context
         .client()?
-        .get(&format!("{}/settings", environment_path(name)))?;
+        .get(&format!("{}/settings", environment_path(&environment.name)))?;
+    // What the version of today sets may be gone with it.
+    let of_version = |namespace: &str, option: &str| {
+        let names = environment.options_of_version.get(namespace);
+        names.is_some_and(|names| names.iter().any(|name| name == option))
+    };
     let mut changed = OptionSettings::default();
     for (namespace, options) in &wanted.0 {
         for (option, value) in options {
-            if current.get(namespace, option) != Some(value) {
+            if current.get(namespace, option) != Some(value) || of_version(namespace, option) {
                 changed.set(namespace, option, value.clone());
             }
         }

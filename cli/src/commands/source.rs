@@ -134,7 +134,11 @@ fn notes(not_run: &NotRun) -> Vec<String> {
         .resources
         .iter()
         .map(|resource| format!("Note: {resource}."));
-    extensions.chain(resources).collect()
+    let options = not_run
+        .options
+        .iter()
+        .map(|option| format!("Note: an option that does nothing here: {option}."));
+    extensions.chain(resources).chain(options).collect()
 }
 
 /// Packs what is wanted: the command line first, then `deploy.toml`, then the directory.
@@ -336,7 +340,7 @@ mod tests {
         let not_run = NotRun {
             extensions: vec![beanpole_bundle::ebextensions::PassedOver {
                 file: ".ebextensions/01.config".to_owned(),
-                keys: vec!["Outputs".to_owned(), "option_settings".to_owned()],
+                keys: vec!["Outputs".to_owned(), "packages.msi".to_owned()],
             }],
             resources: [
                 ("Queue", "AWS::SQS::Queue"),
@@ -349,11 +353,12 @@ mod tests {
                 line: 3,
             })
             .to_vec(),
+            options: vec!["aws:ec2:vpc:VPCId in .ebextensions/03.config, line 2".to_owned()],
         };
         let notes = notes(&not_run);
         assert!(
             notes[0].contains(
-                ".ebextensions/01.config has keys that do nothing here: Outputs, option_settings."
+                ".ebextensions/01.config has keys that do nothing here: Outputs, packages.msi."
             ),
             "{}",
             notes[0]
@@ -363,6 +368,10 @@ mod tests {
             "Note: the resource Queue (AWS::SQS::Queue) in .ebextensions/02.config, line 3, is not made here yet."
         );
         assert!(notes[2].ends_with("is of a type that Beanpole does not make."));
+        assert_eq!(
+            notes[3],
+            "Note: an option that does nothing here: aws:ec2:vpc:VPCId in .ebextensions/03.config, line 2."
+        );
     }
 
     #[test]

@@ -283,6 +283,7 @@ fn restore_settings(scene: &mut Scene<'_, '_>) -> Result<(), StoreError> {
     let key = ReleaseRecord::key_of(&scene.environment.id, from);
     if let Some(live) = scene.tx.get::<ReleaseRecord>(&key)? {
         before = live.settings.with_capacity_of(&before);
+        scene.environment.brought = live.brought.also_in(&before);
     }
     scene.environment.settings = before;
     Ok(())
@@ -301,6 +302,7 @@ fn follow_settings(scene: &mut Scene<'_, '_>) -> Result<(), StoreError> {
     let key = ReleaseRecord::key_of(&scene.environment.id, live);
     if let Some(mut release) = scene.tx.get::<ReleaseRecord>(&key)? {
         release.settings.follow(before, &scene.environment.settings);
+        release.brought = scene.environment.brought.also_in(&release.settings);
         scene.tx.put(&release)?;
     }
     Ok(())

@@ -382,6 +382,7 @@ mod tests {
             cname: Some(Cname::new("shop").expect("a name")),
             domains: vec![domain("api.example.org"), domain("*.example.net")],
             settings: settings(),
+            brought: OptionSettings::default(),
             ..environment()
         }
     }

@@ -288,6 +288,7 @@ impl Engine {
                 .live
                 .and_then(|live| releases.get(&live).cloned()),
             failed,
+            options_of_version: environment.brought.also_in(&environment.settings).names(),
             operation: operation
                 .map(|operation| self.view_operation(&operation, observed, now))
                 .transpose()?,

@@ -227,12 +227,25 @@ pub(crate) fn note_commands(app: &App, record: &mut VersionRecord) -> Result<(),
         };
         of.push(procfile::shown(&command.name));
     }
+    note_options(app, record)?;
     record.release_command = found.release.map(|command| procfile::shown(&command));
     record.container_commands = container;
     record.processes = Some(found.processes);
     record.site = found
         .site
         .map(|(root, by_itself)| SiteRecord { root, by_itself });
+    Ok(())
+}
+
+/// Notes what options a version brings along. Where they cannot be read there are none here, as with its commands.
+fn note_options(app: &App, record: &mut VersionRecord) -> Result<(), Problem> {
+    if let Some((file, _)) = app.blobs.file(&record.bundle).map_err(problem)?
+        && let Ok(brought) = beanpole_bundle::brought(file)
+    {
+        record.options = brought.options();
+        record.manifest = brought.options_of_manifest();
+        record.options_passed_over = brought.passed_over;
+    }
     Ok(())
 }
 

@@ -64,10 +64,12 @@ pub(crate) fn check_create(app: &App, body: &CreateEnvironment) -> Result<(), Pr
         .map_err(store_problem)?;
     match version {
         Some(version) => {
-            let options = body.settings.platform_options();
+            let settings = version.options.overlaid(&version.manifest);
+            let settings = settings.overlaid(&body.settings);
+            let options = settings.platform_options();
             let (application, bundle) = (&body.application, &version.bundle);
             bundles::check_runs(app, application, bundle, body.platform, &options, body.tier)?;
-            let paths = body.settings.static_files();
+            let paths = settings.static_files();
             bundles::check_static_files(app, &version.bundle, &paths, body.tier)
         }
         None => Ok(()),

@@ -101,6 +101,15 @@ pub struct VersionRecord {
     /// The static site in it; absent where it has none that load balancers can serve.
     #[serde(default)]
     pub site: Option<SiteRecord>,
+    /// The options that its configuration files set, where the environment does not itself.
+    #[serde(default)]
+    pub options: OptionSettings,
+    /// The options that its manifest gives an environment that is made.
+    #[serde(default)]
+    pub manifest: OptionSettings,
+    /// Options in it that do nothing here, each with its place.
+    #[serde(default)]
+    pub options_passed_over: Vec<String>,
     /// When it was created.
     pub created_at: Timestamp,
 }
@@ -163,6 +172,10 @@ pub struct EnvironmentRecord {
     pub status: EnvironmentStatus,
     /// Its settings; a release freezes a copy of them.
     pub settings: OptionSettings,
+    /// Those of its settings that the files of its version set: they go with it. What is in here with another value than
+    /// in the settings was set otherwise since, and counts for nothing.
+    #[serde(default)]
+    pub brought: OptionSettings,
     /// The release that is live: the last one deployed with success.
     pub live: Option<ReleaseNumber>,
     /// The number of the newest release; 0 before the first.
@@ -347,6 +360,9 @@ pub struct ReleaseRecord {
     /// The settings it last ran under, environment properties included: what was changed in place while
     /// it was live is in them.
     pub settings: OptionSettings,
+    /// Those of them that the files of its version set, as [`EnvironmentRecord::brought`].
+    #[serde(default)]
+    pub brought: OptionSettings,
     /// What made it: `deploy`, `rollback to 3`, `settings`.
     pub reason: String,
     /// Its release command, for people; absent where it has none.

@@ -45,6 +45,9 @@ fn version(label: &str, bundle: &Digest) -> VersionRecord {
         processes: None,
         container_commands: Default::default(),
         site: None,
+        options: Default::default(),
+        manifest: Default::default(),
+        options_passed_over: Vec::new(),
         created_at: Timestamp::EPOCH,
     }
 }
@@ -63,6 +66,7 @@ fn environment(number: u128, status: EnvironmentStatus) -> EnvironmentRecord {
         content: Default::default(),
         routed: None,
         settings: Default::default(),
+        brought: Default::default(),
         live: None,
         last_release: ReleaseNumber(1),
         operation: None,
@@ -92,6 +96,7 @@ fn release(environment: &EnvironmentRecord, bundle: &Digest) -> ReleaseRecord {
         bundle_size: 0,
         platform: Platform::Auto,
         settings: Default::default(),
+        brought: Default::default(),
         reason: "deploy".to_owned(),
         release_command: None,
         container_commands: Default::default(),

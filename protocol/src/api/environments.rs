@@ -218,6 +218,9 @@ pub struct Environment {
     /// The operation that begins when that one has ended.
     #[serde(default)]
     pub queued: Option<Operation>,
+    /// Options, by namespace, that the configuration files of its version set and it does not itself.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub options_of_version: BTreeMap<String, Vec<String>>,
     /// The instances it shall have.
     pub size: u32,
     /// Its instances.

@@ -184,52 +184,77 @@ impl OptionSettings {
         }
     }
 
+    /// Those of these settings that `other` does not have with the same value.
+    pub fn without(&self, other: &Self) -> Self {
+        self.filtered(|namespace, name, value| other.get(namespace, name) != Some(value))
+    }
+
+    /// Those of these settings that `other` has with the same value.
+    pub fn also_in(&self, other: &Self) -> Self {
+        self.filtered(|namespace, name, value| other.get(namespace, name) == Some(value))
+    }
+
+    /// These settings as they hold below `own`: those that `own` does not set.
+    pub fn below(&self, own: &Self) -> Self {
+        self.filtered(|namespace, name, _| own.get(namespace, name).is_none())
+    }
+
+    /// What is set, without the values.
+    pub fn names(&self) -> BTreeMap<String, Vec<String>> {
+        let all = self.0.iter();
+        all.map(|(namespace, options)| (namespace.clone(), options.keys().cloned().collect()))
+            .collect()
+    }
+
+    fn filtered(&self, keep: impl Fn(&str, &str, &str) -> bool) -> Self {
+        let mut all = self.clone();
+        for (namespace, options) in &mut all.0 {
+            options.retain(|name, value| keep(namespace, name, value));
+        }
+        all.0.retain(|_, options| !options.is_empty());
+        all
+    }
+
+    /// Checks an option by itself.
+    ///
+    /// # Errors
+    /// There is none of that name, or it does not take the value.
+    pub fn validate_one(namespace: &str, name: &str, value: &str) -> Result<(), OptionError> {
+        if namespace == PROPERTIES {
+            return property::validate(name, value);
+        }
+        if is_of_static_files(namespace) {
+            return statics::validate(namespace, name, value);
+        }
+        if namespace == JVM && spec(namespace, name).is_none() {
+            return platforms::validate_jvm(name, value);
+        }
+        let Some(spec) = spec(namespace, name) else {
+            return Err(OptionError::Unknown {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                suggestion: suggested(namespace, name),
+            });
+        };
+        if !spec.kind.accepts(value) {
+            return Err(OptionError::Value {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                value: value.to_owned(),
+                rule: match spec.kind.fault(value) {
+                    Some(fault) => format!("{}. {fault}", spec.kind.rule()),
+                    None => spec.kind.rule(),
+                },
+            });
+        }
+        Ok(())
+    }
+
     /// Checks every option and value.
     pub fn validate(&self) -> Result<(), OptionError> {
         for (namespace, options) in &self.0 {
             for (name, value) in options {
-                if namespace == PROPERTIES {
-                    property::validate(name, value)?;
-                    continue;
-                }
-                if is_of_static_files(namespace) {
-                    statics::validate(namespace, name, value)?;
-                    continue;
-                }
-                if namespace == JVM && spec(namespace, name).is_none() {
-                    platforms::validate_jvm(name, value)?;
-                    continue;
-                }
-                let Some(spec) = spec(namespace, name) else {
-                    let like = nearest(name, named(namespace).map(|known| known.name));
-                    if let Some(like) = like {
-                        return Err(OptionError::Unknown {
-                            namespace: namespace.clone(),
-                            name: name.clone(),
-                            suggestion: Some(format!("{namespace}:{like}")),
-                        });
-                    }
-                    let suggestion = nearest(name, KNOWN.iter().map(|known| known.name));
-                    return Err(OptionError::Unknown {
-                        namespace: namespace.clone(),
-                        name: name.clone(),
-                        suggestion: suggestion.and_then(|name| {
-                            let known = KNOWN.iter().find(|known| known.name == name)?;
-                            Some(format!("{}:{}", known.namespace, known.name))
-                        }),
-                    });
-                };
-                if !spec.kind.accepts(value) {
-                    return Err(OptionError::Value {
-                        namespace: namespace.clone(),
-                        name: name.clone(),
-                        value: value.clone(),
-                        rule: match spec.kind.fault(value) {
-                            Some(fault) => format!("{}. {fault}", spec.kind.rule()),
-                            None => spec.kind.rule(),
-                        },
-                    });
-                }
+                Self::validate_one(namespace, name, value)?;
             }
         }
         self.check_names()?;
@@ -251,6 +276,16 @@ impl OptionSettings {
         self.get(namespace, name)
             .unwrap_or_else(|| spec(namespace, name).map_or("", |spec| spec.default))
     }
+}
+
+/// A known option of nearly this name, first in its own namespace.
+fn suggested(namespace: &str, name: &str) -> Option<String> {
+    if let Some(like) = nearest(name, named(namespace).map(|known| known.name)) {
+        return Some(format!("{namespace}:{like}"));
+    }
+    let like = nearest(name, KNOWN.iter().map(|known| known.name))?;
+    let known = KNOWN.iter().find(|known| known.name == like)?;
+    Some(format!("{}:{}", known.namespace, known.name))
 }
 
 #[cfg(test)]
@@ -283,6 +318,24 @@ mod tests {
             &settings(&[("A", "1"), ("B", "2"), ("D", "1")]),
         );
         assert_eq!(followed, settings(&[("A", "own"), ("B", "2"), ("D", "1")]));
+    }
+
+    #[test]
+    fn what_is_set_above_hides_what_is_below_and_both_can_be_told_apart() {
+        let settings = |all: &[(&str, &str)]| {
+            let mut settings = OptionSettings::default();
+            for (name, value) in all {
+                settings.set(PROPERTIES, name, *value);
+            }
+            settings
+        };
+        let own = settings(&[("A", "1")]);
+        let brought = settings(&[("A", "2"), ("B", "2")]).below(&own);
+        assert_eq!(brought, settings(&[("B", "2")]));
+        let both = brought.overlaid(&own);
+        assert_eq!(both.without(&brought), own);
+        assert_eq!(brought.also_in(&both), brought);
+        assert!(brought.also_in(&own).0.is_empty(), "no empty namespaces");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! To another release.
 
+use super::layers::Layers;
 use super::problems::{nothing_deployed, refused};
-use super::settings::{acceptable, changed};
+use super::settings::acceptable;
 use super::{NewOperation, idle, rules as odd, version};
 use crate::health::health;
 use crate::network::check_ports;
@@ -115,7 +116,7 @@ pub struct Target {
 /// What a deployment is asked to do.
 pub(super) struct Wish<'r> {
     pub(super) content: Content,
-    pub(super) settings: &'r OptionSettings,
+    pub(super) layers: &'r Layers,
     /// An earlier release with the same content, prepared on hosts.
     pub(super) tree: Option<ReleaseNumber>,
     pub(super) repute: Repute,
@@ -255,8 +256,11 @@ impl Engine {
         version: Option<&VersionLabel>,
         settings: &OptionSettings,
     ) -> Result<Option<Target>, Problem> {
-        self.target_with(name, version, |environment| {
-            environment.settings.overlaid(settings)
+        self.target_with(name, version, |environment, version| {
+            Ok(match version {
+                Some(version) => Layers::with_version(environment, version, settings).settings,
+                None => environment.settings.overlaid(settings),
+            })
         })
     }
 
@@ -266,36 +270,45 @@ impl Engine {
         name: &EnvironmentName,
         body: &api::UpdateSettings,
     ) -> Result<Option<Target>, Problem> {
-        self.target_with(name, None, |environment| changed(environment, body))
+        self.target_with(name, None, |environment, _| {
+            Ok(Layers::changed(&self.store, environment, body)?.settings)
+        })
     }
 
     fn target_with(
         &self,
         name: &EnvironmentName,
         version: Option<&VersionLabel>,
-        settings: impl Fn(&EnvironmentRecord) -> OptionSettings,
+        settings: impl Fn(&EnvironmentRecord, Option<&VersionRecord>) -> Result<OptionSettings, Fault>,
     ) -> Result<Option<Target>, Problem> {
         let found = || {
             let Some(environment) = read::find_environment(&self.store, name)? else {
                 return Ok(None);
             };
-            let bundle = match (version, environment.live) {
-                (Some(label), _) => self
-                    .store
-                    .one::<VersionRecord>(&VersionRecord::key_of(&environment.application, label))?
-                    .map(|version| version.bundle),
-                (None, Some(live)) => {
-                    read::release(&self.store, &environment.id, live)?.map(|release| release.bundle)
-                }
-                (None, None) => None,
+            let live = match environment.live {
+                Some(live) => read::release(&self.store, &environment.id, live)?,
+                None => None,
             };
-            Ok::<_, Fault>(bundle.map(|bundle| Target {
+            let Some(label) = version.or(live.as_ref().map(|live| &live.version)) else {
+                return Ok(None);
+            };
+            let key = VersionRecord::key_of(&environment.application, label);
+            let found = self.store.one::<VersionRecord>(&key)?;
+            let bundle = match (version, live) {
+                (None, Some(live)) => Some(live.bundle),
+                _ => found.as_ref().map(|version| version.bundle.clone()),
+            };
+            let Some(bundle) = bundle else {
+                return Ok(None);
+            };
+            let settings = settings(&environment, found.as_ref())?;
+            Ok::<_, Fault>(Some(Target {
                 application: environment.application.clone(),
                 bundle,
                 platform: environment.platform,
                 tier: environment.tier,
-                static_files: settings(&environment).static_files(),
-                options: settings(&environment).platform_options(),
+                static_files: settings.static_files(),
+                options: settings.platform_options(),
             }))
         };
         found().map_err(Problem::from)
@@ -320,9 +333,9 @@ impl Engine {
         body: &api::Deploy,
         call: &Call<'_>,
     ) -> Result<NewOperation, Fault> {
-        let (deployment, settings) = self.work_out_deploy(tx, environment, call, body)?;
+        let (deployment, layers) = self.work_out_deploy(tx, environment, call, body)?;
         let mut new = deployment.begin(tx, environment, OperationKind::Deploy)?;
-        let before = std::mem::replace(&mut environment.settings, settings);
+        let before = layers.put_in(environment);
         new.settings_before = (before != environment.settings).then_some(before);
         new.no_auto_rollback = body.no_auto_rollback;
         Ok(new)
@@ -337,13 +350,13 @@ impl Engine {
     ) -> Result<PlanView, Problem> {
         let planned = || {
             let environment = idle(&self.store, name)?;
-            let (deployment, settings) =
+            let (deployment, Layers { settings, .. }) =
                 self.work_out_deploy(&self.store, &environment, call, &body)?;
             let plan = self.foretell(&environment, &deployment.plan, &settings, call)?;
             let label = &deployment.release.version;
             let version = version(&self.store, &environment.application, label)?;
             Ok::<_, Fault>(PlanView {
-                warnings: odd::unnamed_processes(name, &settings, &version),
+                warnings: odd::of_version(name, &settings, &version),
                 ..plan
             })
         };
@@ -356,16 +369,7 @@ impl Engine {
         environment: &EnvironmentRecord,
         call: &Call<'_>,
         body: &api::Deploy,
-    ) -> Result<(Deployment, OptionSettings), Fault> {
-        let settings = environment.settings.overlaid(&body.settings);
-        let change = acceptable(reader, environment, &settings)?;
-        check_ports(
-            reader,
-            call.observed,
-            &environment.name,
-            &settings,
-            self.config.api_port,
-        )?;
+    ) -> Result<(Deployment, Layers), Fault> {
         let label = match (&body.version, environment.live) {
             (Some(label), _) => label.clone(),
             (None, Some(live)) => read::release(reader, &environment.id, live)?
@@ -374,20 +378,30 @@ impl Engine {
             (None, None) => return Err(nothing_deployed(environment).into()),
         };
         let version = version(reader, &environment.application, &label)?;
+        let layers = Layers::with_version(environment, &version, &body.settings);
+        let settings = &layers.settings;
+        let change = acceptable(reader, environment, settings)?;
+        check_ports(
+            reader,
+            call.observed,
+            &environment.name,
+            settings,
+            self.config.api_port,
+        )?;
         let wish = Wish {
             content: Content::from(version),
-            settings: &settings,
+            layers: &layers,
             tree: None,
             repute: Repute::New,
             runs_once: true,
-            replaces: change == Change::Replace && body.policy.is_none() && in_place(&settings),
+            replaces: change == Change::Replace && body.policy.is_none() && in_place(settings),
             policy: body.policy,
             batch: body.batch,
             split: body.split.clone(),
             reason: "deploy".to_owned(),
         };
         let deployment = self.work_out(reader, environment, call, wish)?;
-        Ok((deployment, settings))
+        Ok((deployment, layers))
     }
 
     /// The next release and the way to it.
@@ -398,7 +412,8 @@ impl Engine {
         call: &Call<'_>,
         wish: Wish<'_>,
     ) -> Result<Deployment, Fault> {
-        let options = wish.settings.deployment();
+        let Layers { settings, brought } = wish.layers;
+        let options = settings.deployment();
         let asked = Asked {
             policy: wish.policy,
             batch: wish.batch,
@@ -414,7 +429,8 @@ impl Engine {
             bundle: wish.content.bundle,
             bundle_size: wish.content.bundle_size,
             platform: environment.platform,
-            settings: wish.settings.clone(),
+            settings: settings.clone(),
+            brought: brought.clone(),
             reason: wish.reason,
             release_command: wish.content.release_command,
             container_commands: wish.content.container_commands,
@@ -424,8 +440,8 @@ impl Engine {
             ill: None,
             created_at: call.now,
         };
-        let size = wish.settings.instance_count();
-        let replacement = Some(wish.settings.replacement(size)).filter(|_| wish.replaces);
+        let size = settings.instance_count();
+        let replacement = Some(settings.replacement(size)).filter(|_| wish.replaces);
         let (policy, batch) = match replacement {
             Some(Replacement::Disabled) => (DeploymentPolicy::AllAtOnce, options.batch),
             Some(Replacement::Immutable) => (DeploymentPolicy::Immutable, options.batch),
@@ -446,19 +462,19 @@ impl Engine {
             Some(live) => read::release(reader, &environment.id, live)?,
             None => None,
         };
-        let leaves = live.map_or_else(|| wish.settings.clone(), |live| live.settings);
-        let mut rules = read::rules(wish.settings, &leaves, environment.tier, wish.repute);
+        let leaves = live.map_or_else(|| settings.clone(), |live| live.settings);
+        let mut rules = read::rules(settings, &leaves, environment.tier, wish.repute);
         if let Some(replacement) = replacement {
             fits_somewhere(&world, &rules.needs)?;
             replace_by(&mut rules, replacement);
         }
         if let Some(steps) = wish.split {
             // A step without a time of its own lasts as long as one of the settings would.
-            let own = wish.settings.evaluation_s();
+            let own = settings.evaluation_s();
             rules.split = steps.with_waits(own).0;
         }
         let mut plan = plan(&world, &goal, &rules, call.bits.rotate_left(17)).map_err(refused)?;
-        odd::know_ports(wish.settings, &world, &plan)?;
+        odd::know_ports(settings, &world, &plan)?;
         let commands = &release.container_commands;
         run_everywhere(&mut plan, &commands.everywhere);
         let once = told_once(&commands.leader, release.release_command.as_deref());

@@ -1,9 +1,10 @@
 //! The life of an environment: created, taken down; and giving up what runs on it.
 
 use super::deploy::{Content, Deployment, Wish};
+use super::layers::Layers;
 use super::problems::bad_option;
 use super::queue::drop_queued;
-use super::rules::unnamed_processes;
+use super::rules::of_version;
 use super::settings::check_tier;
 use super::{NewOperation, application, existing, free, version};
 use crate::events::{Draft, emit, emit_for};
@@ -70,9 +71,8 @@ impl Engine {
                 Some(label) => Some(version(&self.store, &body.application, label)?),
                 None => None,
             };
-            let warnings = version.map(|version| {
-                unnamed_processes(&environment.name, &environment.settings, &version)
-            });
+            let warnings = version
+                .map(|version| of_version(&environment.name, &environment.settings, &version));
             Ok::<_, Fault>(PlanView {
                 warnings: warnings.unwrap_or_default(),
                 ..plan
@@ -92,11 +92,20 @@ impl Engine {
             application(reader, &body.application)?;
         }
         let cname = free_names(reader, body)?;
+        let version = match &body.version {
+            Some(label) => Some(version(reader, &body.application, label)?),
+            None => None,
+        };
+        let layers = Layers::at_creation(&body.settings, version.as_ref());
+        if layers.settings != body.settings {
+            layers.settings.validate_whole().map_err(bad_option)?;
+            check_tier(body.tier, &layers.settings)?;
+        }
         check_ports(
             reader,
             call.observed,
             &body.name,
-            &body.settings,
+            &layers.settings,
             self.config.api_port,
         )?;
         let environment = EnvironmentRecord {
@@ -111,7 +120,8 @@ impl Engine {
             content: Default::default(),
             routed: None,
             status: EnvironmentStatus::Launching,
-            settings: body.settings.clone(),
+            settings: layers.settings.clone(),
+            brought: layers.brought.clone(),
             live: None,
             last_release: ReleaseNumber(0),
             operation: None,
@@ -129,12 +139,12 @@ impl Engine {
             terminated_at: None,
             last_event_at: Timestamp::EPOCH,
         };
-        let Some(label) = &body.version else {
+        let Some(version) = version else {
             return Ok((environment, None));
         };
         let wish = Wish {
-            content: Content::from(version(reader, &body.application, label)?),
-            settings: &body.settings,
+            content: Content::from(version),
+            layers: &layers,
             tree: None,
             repute: Repute::New,
             runs_once: true,

@@ -5,6 +5,7 @@ pub(crate) mod content;
 mod deploy;
 mod domains;
 mod environments;
+mod layers;
 mod operation;
 mod problems;
 mod queue;

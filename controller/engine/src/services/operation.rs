@@ -1,6 +1,6 @@
 //! An operation, written with its first event.
 
-use super::rules::{idle_rules, unnamed_processes};
+use super::rules::{idle_rules, passed_over, unnamed_processes};
 use crate::events::{Draft, emit_for};
 use crate::{Call, receipt};
 use beanpole_planner::Plan;
@@ -203,6 +203,11 @@ impl NewOperation {
                     .operation(&operation);
                 emit_for(tx, environment, draft)?;
             }
+            if let Some(text) = passed_over(&version).filter(|_| kind != OperationKind::Configure) {
+                let draft = Draft::new(Severity::Info, "options-passed-over", text, now)
+                    .operation(&operation);
+                emit_for(tx, environment, draft)?;
+            }
         }
         tx.put(&operation.index())?;
         tx.put(&operation)?;
@@ -254,6 +259,9 @@ mod tests {
             release_command: None,
             container_commands: Default::default(),
             site: None,
+            options: OptionSettings::default(),
+            manifest: OptionSettings::default(),
+            options_passed_over: Vec::new(),
             processes: Some(vec!["web".to_owned()]),
             created_at: Timestamp::EPOCH,
         };

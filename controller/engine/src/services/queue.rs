@@ -5,7 +5,8 @@
 //! one that dies after it finds it under way.
 
 use super::deploy::check_policy;
-use super::settings::{changed, scaled};
+use super::layers::Layers;
+use super::settings::scaled;
 use super::{NewOperation, existing, no_release, version};
 use crate::events::{Draft, emit_for};
 use crate::read::{self, Reader};
@@ -133,12 +134,12 @@ impl Engine {
             QueuedWish::Deploy(body) => self.new_deploy(tx, environment, body, call),
             QueuedWish::Rollback(body) => self.new_rollback(tx, environment, body, call),
             QueuedWish::Scale(body) => {
-                let settings = scaled(environment, body.instances)?;
-                self.reconfigure(tx, environment, settings, OperationKind::Scale, call)
+                let layers = scaled(environment, body.instances)?;
+                self.reconfigure(tx, environment, layers, OperationKind::Scale, call)
             }
             QueuedWish::Configure(body) => {
-                let settings = changed(environment, body);
-                self.reconfigure(tx, environment, settings, OperationKind::Configure, call)
+                let layers = Layers::changed(tx, environment, body)?;
+                self.reconfigure(tx, environment, layers, OperationKind::Configure, call)
             }
         }
     }
@@ -151,12 +152,13 @@ fn check(
     wish: &QueuedWish,
 ) -> Result<(), Fault> {
     let settings = match wish {
-        QueuedWish::Deploy(body) => {
-            if let Some(label) = &body.version {
-                version(reader, &environment.application, label)?;
+        QueuedWish::Deploy(body) => match &body.version {
+            Some(label) => {
+                let version = version(reader, &environment.application, label)?;
+                Layers::with_version(environment, &version, &body.settings).settings
             }
-            environment.settings.overlaid(&body.settings)
-        }
+            None => environment.settings.overlaid(&body.settings),
+        },
         QueuedWish::Rollback(body) => {
             if let Some(number) = body.to
                 && read::release(reader, &environment.id, number)?.is_none()
@@ -165,8 +167,8 @@ fn check(
             }
             return Ok(());
         }
-        QueuedWish::Scale(body) => scaled(environment, body.instances)?,
-        QueuedWish::Configure(body) => changed(environment, body),
+        QueuedWish::Scale(body) => scaled(environment, body.instances)?.settings,
+        QueuedWish::Configure(body) => Layers::changed(reader, environment, body)?.settings,
     };
     super::settings::acceptable(reader, environment, &settings)?;
     if let QueuedWish::Deploy(body) = wish {
@@ -454,6 +456,9 @@ mod tests {
             processes: None,
             container_commands: Default::default(),
             site: None,
+            options: OptionSettings::default(),
+            manifest: OptionSettings::default(),
+            options_passed_over: Vec::new(),
             created_at: NOW,
         };
         store.update(|tx| tx.put(&record)).expect("memory");

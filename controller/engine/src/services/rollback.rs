@@ -1,6 +1,7 @@
 //! Going back: to an earlier release, as a new one, or from what a failed deployment has left.
 
 use super::deploy::{Asked, Content, Deployment, Wish, chosen_policy};
+use super::layers::Layers;
 use super::problems::{is_live, no_release, nothing_before, only_ill, refused};
 use super::{NewOperation, idle};
 use crate::read::{self, Reader, Repute};
@@ -20,7 +21,7 @@ struct Back {
     to: ReleaseNumber,
     way: WayBack,
     /// The environment's settings then.
-    settings: OptionSettings,
+    layers: Layers,
 }
 
 /// How a rollback gets there.
@@ -98,8 +99,8 @@ impl Engine {
         body: &api::Rollback,
         call: &Call<'_>,
     ) -> Result<NewOperation, Fault> {
-        let Back { way, settings, .. } = self.work_out_rollback(tx, environment, call, body)?;
-        let before = std::mem::replace(&mut environment.settings, settings);
+        let Back { way, layers, .. } = self.work_out_rollback(tx, environment, call, body)?;
+        let before = layers.put_in(environment);
         match way {
             WayBack::Deploy(deployment) => {
                 let mut new = deployment.begin(tx, environment, OperationKind::Rollback)?;
@@ -124,13 +125,13 @@ impl Engine {
     ) -> Result<PlanView, Problem> {
         let planned = || {
             let environment = idle(&self.store, name)?;
-            let Back { to, way, settings } =
+            let Back { to, way, layers } =
                 self.work_out_rollback(&self.store, &environment, call, body)?;
             let (plan, version) = match way {
                 WayBack::Deploy(new) => (new.plan, new.release.version),
                 WayBack::Leave(live, plan) => (*plan, live.version),
             };
-            let plan = self.foretell(&environment, &plan, &settings, call)?;
+            let plan = self.foretell(&environment, &plan, &layers.settings, call)?;
             Ok::<_, Fault>(PlanView {
                 back_to: Some(BackTo {
                     release: to,
@@ -168,8 +169,8 @@ impl Engine {
         };
         // How much capacity there is belongs to now, not to the release: going back must not take
         // away the instances that today's traffic needs.
-        let settings = target.settings.clone();
-        let settings = settings.with_capacity_of(&environment.settings);
+        let layers = Layers::of_release(target, environment);
+        let settings = &layers.settings;
         // How to go there is today's choice, whatever the release was deployed by. What was live and healthy
         // needs no trial: whoever goes back wants to be back.
         let today = environment.settings.deployment();
@@ -197,7 +198,7 @@ impl Engine {
                 batch,
             };
             let world = self.world(reader, environment, call.observed, call.now, true)?;
-            let rules = read::rules(&settings, &settings, environment.tier, Repute::Live);
+            let rules = read::rules(settings, settings, environment.tier, Repute::Live);
             let plan = match plan(&world, &goal, &rules, call.bits) {
                 Ok(plan) => plan,
                 Err(Refusal::Nothing) => Plan::default(),
@@ -206,12 +207,12 @@ impl Engine {
             return Ok(Back {
                 to: target.number,
                 way: WayBack::Leave(Box::new(target.clone()), Box::new(plan)),
-                settings,
+                layers,
             });
         }
         let wish = Wish {
             content: Content::from(target),
-            settings: &settings,
+            layers: &layers,
             tree: target.live_at.map(|_| target.tree),
             repute: target.live_at.map_or(Repute::New, |_| Repute::Live),
             runs_once: target.live_at.is_none(),
@@ -225,7 +226,7 @@ impl Engine {
         Ok(Back {
             to: target.number,
             way: WayBack::Deploy(Box::new(deployment)),
-            settings,
+            layers,
         })
     }
 }

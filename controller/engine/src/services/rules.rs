@@ -41,6 +41,29 @@ pub(super) fn idle_rules(environment: &EnvironmentRecord) -> Vec<String> {
     told
 }
 
+/// What is odd of a version under these settings, a sentence or two each.
+pub(super) fn of_version(
+    name: &EnvironmentName,
+    settings: &OptionSettings,
+    version: &VersionRecord,
+) -> Vec<String> {
+    let mut odd = unnamed_processes(name, settings, version);
+    odd.extend(passed_over(version));
+    odd
+}
+
+/// That options of a version's files do nothing.
+pub(super) fn passed_over(version: &VersionRecord) -> Option<String> {
+    let over = &version.options_passed_over;
+    (!over.is_empty()).then(|| {
+        format!(
+            "Options of {} that do nothing here: {}.",
+            version.label,
+            over.join("; ")
+        )
+    })
+}
+
 /// Processes that options make known and the Procfile of a version does not name, one sentence or two each. Another program of
 /// the instance may listen for one (decision 99), so that it is no error; a forgotten line costs a start's whole time.
 pub(super) fn unnamed_processes(
@@ -161,6 +184,9 @@ mod tests {
             release_command: None,
             container_commands: Default::default(),
             site: None,
+            options: OptionSettings::default(),
+            manifest: OptionSettings::default(),
+            options_passed_over: Vec::new(),
             processes: Some(vec!["web".to_owned(), "admin".to_owned()]),
             created_at: Timestamp::EPOCH,
         };

@@ -1,6 +1,7 @@
 //! The same version otherwise: another number of instances, other settings, started afresh.
 
 use super::deploy::{Content, Deployment, Wish};
+use super::layers::Layers;
 use super::problems::{bad_option, nothing_deployed, refused};
 use super::{NewOperation, existing, idle, rules as odd, swap};
 use crate::apply::Scene;
@@ -57,7 +58,7 @@ impl Engine {
                 return Ok(None);
             };
             let now = environment.settings.instance_count();
-            let settings = scaled(&environment, wanted)?;
+            let layers = scaled(&environment, wanted)?;
             if wanted == now {
                 return Ok(Some(operation));
             }
@@ -71,7 +72,7 @@ impl Engine {
             let Some(entry) = entry else {
                 return Ok(None);
             };
-            environment.settings = settings;
+            layers.put_in(&mut environment);
             environment.updated_at = call.now;
             if let Some(before) = operation.settings_before.take() {
                 operation.settings_before = Some(before.with_capacity_of(&environment.settings));
@@ -105,8 +106,8 @@ impl Engine {
     ) -> Result<PlanView, Problem> {
         let planned = || {
             let before = idle(&self.store, name)?;
-            let settings = scaled(&before, body.instances)?;
-            self.foretell_settings(&before, settings, call)
+            let layers = scaled(&before, body.instances)?;
+            self.foretell_settings(&before, layers, call)
         };
         planned().map_err(Problem::from)
     }
@@ -174,8 +175,8 @@ impl Engine {
         unambiguous(body)?;
         let planned = || {
             let before = idle(&self.store, name)?;
-            let settings = changed(&before, body);
-            self.foretell_settings(&before, settings, call)
+            let layers = Layers::changed(&self.store, &before, body)?;
+            self.foretell_settings(&before, layers, call)
         };
         planned().map_err(Problem::from)
     }
@@ -184,26 +185,25 @@ impl Engine {
     fn foretell_settings(
         &self,
         before: &EnvironmentRecord,
-        settings: OptionSettings,
+        layers: Layers,
         call: &Call<'_>,
     ) -> Result<PlanView, Fault> {
-        let change = acceptable(&self.store, before, &settings)?;
-        check_tier(before.tier, &settings)?;
+        let settings = &layers.settings;
+        let change = acceptable(&self.store, before, settings)?;
+        check_tier(before.tier, settings)?;
         check_ports(
             &self.store,
             call.observed,
             &before.name,
-            &settings,
+            settings,
             self.config.api_port,
         )?;
         let live = match before.live {
             Some(live) => read::release(&self.store, &before.id, live)?,
             None => None,
         };
-        let after = EnvironmentRecord {
-            settings,
-            ..before.clone()
-        };
+        let mut after = before.clone();
+        layers.put_in(&mut after);
         let mut warnings = Vec::new();
         let plan = match live {
             None => Plan::default(),
@@ -226,20 +226,21 @@ impl Engine {
         &self,
         tx: &mut Tx<'_>,
         environment: &mut EnvironmentRecord,
-        settings: OptionSettings,
+        layers: Layers,
         kind: OperationKind,
         call: &Call<'_>,
     ) -> Result<NewOperation, Fault> {
-        let change = acceptable(tx, environment, &settings)?;
-        check_tier(environment.tier, &settings)?;
+        let settings = &layers.settings;
+        let change = acceptable(tx, environment, settings)?;
+        check_tier(environment.tier, settings)?;
         check_ports(
             tx,
             call.observed,
             &environment.name,
-            &settings,
+            settings,
             self.config.api_port,
         )?;
-        let before = std::mem::replace(&mut environment.settings, settings);
+        let before = layers.put_in(environment);
         let live = match environment.live {
             Some(live) => read::release(tx, &environment.id, live)?,
             None => None,
@@ -294,9 +295,13 @@ impl Engine {
         // Limits alone do not change what is prepared on hosts.
         let same_tree = settings.properties() == live.settings.properties()
             && settings.platform_options() == live.settings.platform_options();
+        let layers = Layers {
+            settings: settings.clone(),
+            brought: environment.brought.clone(),
+        };
         let wish = Wish {
             content: Content::from(live),
-            settings,
+            layers: &layers,
             tree: same_tree.then_some(live.tree),
             repute: Repute::New,
             runs_once: false,
@@ -334,10 +339,7 @@ fn to_size(environment: &EnvironmentRecord, live: &ReleaseRecord) -> Goal {
 }
 
 /// An environment's settings with another number of instances.
-pub(super) fn scaled(
-    environment: &EnvironmentRecord,
-    instances: u32,
-) -> Result<OptionSettings, Problem> {
+pub(super) fn scaled(environment: &EnvironmentRecord, instances: u32) -> Result<Layers, Problem> {
     if instances > 10_000 {
         return Err(Problem::invalid(
             "instances-out-of-range",
@@ -356,7 +358,9 @@ pub(super) fn scaled(
             environment.name
         )));
     }
-    Ok(settings)
+    let mut brought = environment.brought.clone();
+    brought.remove(options::ASG, "MinSize");
+    Ok(Layers { settings, brought })
 }
 
 /// Refuses a call that sets and removes the same option.
@@ -373,20 +377,6 @@ fn unambiguous(body: &api::UpdateSettings) -> Result<(), Problem> {
         }
     }
     Ok(())
-}
-
-/// An environment's settings with those of a call.
-pub(super) fn changed(
-    environment: &EnvironmentRecord,
-    body: &api::UpdateSettings,
-) -> OptionSettings {
-    let mut settings = environment.settings.overlaid(&body.set);
-    for (namespace, names) in &body.remove {
-        for option in names {
-            settings.remove(namespace, option);
-        }
-    }
-    settings
 }
 
 /// Refuses a policy that an environment of its tier has no use for, before it stands in the way of everything.
