@@ -138,7 +138,10 @@ fn every_key_of_ebextensions_is_carried_out_once_and_only_where_it_may() {
         .says("may not act as root");
     assert_live(&bed, "shop-prod", "v3", 1);
     // Options go with the files that set them.
-    bed.deploy(&bed.app("shop"), "shop-prod", "v5").ok();
+    for directory in [".ebextensions", ".platform"] {
+        std::fs::remove_dir_all(app.dir.join(directory)).expect("removed");
+    }
+    bed.deploy(&app, "shop-prod", "v5").ok();
     let left = bed.run(&["printenv", "shop-prod"]).ok().out.clone();
     assert!(!left.contains("GREETING"), "{left}");
 }
