@@ -308,11 +308,12 @@ impl Edge {
             application: ApplicationName::new("beanpole").expect("it is a name"),
             release: ReleaseNumber(0),
             incarnation: held.incarnation,
-            workload: Workload::Processes {
+            workload: Workload {
                 directory: self.home(),
                 processes: vec![ProcessSpec {
                     name: PROCESS.to_owned(),
                     command: command_line(&self.program, &self.terms(), &held.orders),
+                    runs_container: false,
                 }],
             },
             port: 0,

@@ -77,6 +77,11 @@ impl Layout {
         self.root.join("cache")
     }
 
+    /// Part of the names of images, which only root knows.
+    pub fn image_secret(&self) -> PathBuf {
+        self.root.join("images.secret")
+    }
+
     /// What runs: a directory for each instance, from before it runs to after its end.
     pub fn instances(&self) -> PathBuf {
         self.root.join("instances")

@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod blobs;
+pub mod containers;
 pub mod converge;
 pub mod edge;
 pub mod facts;

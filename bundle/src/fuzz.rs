@@ -3,7 +3,7 @@
 
 use crate::ebextensions::{self, Content, DIRECTORY, Extensions, Target};
 use crate::platform::Top;
-use crate::{Refused, cron, env_yaml, procfile};
+use crate::{Refused, containers, cron, env_yaml, procfile};
 use std::path::Component;
 
 /// One configuration file and nothing else.
@@ -142,6 +142,90 @@ pub fn env_yaml(bytes: &[u8]) {
     if let Err(refused) = env_yaml::parse(bytes) {
         sane(&refused);
     }
+}
+
+/// A bundle whose files of that name all hold the same.
+struct Named<'b>(&'static str, &'b [u8]);
+
+impl Top for Named<'_> {
+    type Error = Refused;
+
+    fn has_file(&self, name: &str) -> bool {
+        name == self.0 || name.ends_with("Dockerfile")
+    }
+
+    fn head(&mut self, name: &str, longest: u64) -> Result<Option<Vec<u8>>, Refused> {
+        let longest = usize::try_from(longest).unwrap_or(usize::MAX);
+        let bytes = match name {
+            _ if name == self.0 || name == ".env" => self.1,
+            _ if name.ends_with("Dockerfile") => b"FROM scratch\nEXPOSE 1\n",
+            _ => return Ok(None),
+        };
+        Ok(Some(bytes[..bytes.len().min(longest)].to_owned()))
+    }
+
+    fn names(&self) -> Vec<(String, bool)> {
+        Vec::new()
+    }
+
+    fn files_in(&self, _: &str) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+/// A `Dockerfile`, a `Dockerrun.aws.json` and a `docker-compose.yml`: nothing of the host without root, nothing of the
+/// bundle that leads out of it, and names that are names of processes, images and files.
+pub fn containers(bytes: &[u8]) {
+    for name in ["Dockerfile", "Dockerrun.aws.json", "docker-compose.yml"] {
+        match containers::read(&mut Named(name, bytes), None) {
+            Ok(found) => contained(&found),
+            Err(refused) => sane(&refused),
+        }
+    }
+}
+
+fn contained(found: &containers::Containers) {
+    let is_name = |name: &str| {
+        !name.is_empty()
+            && name.len() <= 64
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+    };
+    let inside = |path: &str| !path.starts_with('/') && !path.split('/').any(|part| part == "..");
+    let mut names: Vec<&str> = Vec::new();
+    for one in &found.containers {
+        assert!(
+            is_name(&one.name) && !names.contains(&one.name.as_str()),
+            "{}",
+            one.name
+        );
+        names.push(&one.name);
+        assert!(one.host_names.iter().all(|name| is_name(name)));
+        match &one.image {
+            containers::Image::Build { context, file, .. } => {
+                assert!(inside(context) && inside(file));
+            }
+            containers::Image::Pull { name, .. } => {
+                assert!(!name.is_empty() && !name.contains(char::is_whitespace));
+            }
+        }
+        for mount in &one.mounts {
+            assert!(mount.to.starts_with('/') && !mount.to.split('/').any(|part| part == ".."));
+            match &mount.from {
+                containers::From::Volume(name) => assert!(is_name(name), "{name}"),
+                containers::From::Bundle(path) => assert!(inside(path) && mount.read_only),
+                containers::From::Host(path) => {
+                    assert!(found.needs_root.is_some() && path.starts_with('/'));
+                }
+                containers::From::Own => {}
+            }
+        }
+        let has_rights = one.rights.privileged || !one.rights.capabilities.is_empty();
+        assert!(!has_rights || found.needs_root.is_some());
+    }
+    let web = found.containers.iter().filter(|one| one.port.is_some());
+    assert!(web.count() <= 1);
 }
 
 #[cfg(test)]
@@ -306,6 +390,49 @@ mod tests {
         })
     }
 
+    /// What files of containers are made of.
+    fn containers_words() -> impl Strategy<Value = Vec<u8>> {
+        let words = select(
+            &[
+                "services:\n",
+                "  a:\n",
+                "  b:\n",
+                "  web:\n",
+                "    image: x\n",
+                "    build: .\n",
+                "    build: ../x\n",
+                "    ports: ['80:1', '2', '3/udp']\n",
+                "    volumes: ['v:/v', './x:/x', '/etc:/e:ro', '/own']\n",
+                "volumes: {v: }\n",
+                "    privileged: true\n",
+                "    cap_add: [A]\n",
+                "    env_file: [.env]\n",
+                "    depends_on: [a]\n",
+                "    command: x ${A:-b} 'c'\n",
+                "    restart: 'no'\n",
+                "\u{feff}",
+                "A=b\n",
+                "{\"AWSEBDockerrunVersion\": 2,",
+                "{\"AWSEBDockerrunVersion\": \"1\",",
+                "\"Image\": {\"Name\": \"a\"},",
+                "\"Ports\": [{\"ContainerPort\": 1}]",
+                "\"Volumes\": [{\"HostDirectory\": \"/etc\", \"ContainerDirectory\": \"/e\"}],",
+                "\"containerDefinitions\": [",
+                "{\"name\": \"a\", \"image\": \"b\"}",
+                ",",
+                "]",
+                "}",
+                "\"volumes\": [{\"name\": \"v\", \"host\": {\"sourcePath\": \"/var/app/current/../x\"}}],",
+                "FROM a\n",
+                "EXPOSE $P\n",
+                "RUN --mount x\n",
+                "\\\n",
+                "ENV P=1\n",
+            ][..],
+        );
+        prop::collection::vec(words, 0..12).prop_map(|words| words.concat().into_bytes())
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.saturating_mul(8), ..ProptestConfig::default() })]
 
@@ -322,6 +449,11 @@ mod tests {
         #[test]
         fn crontabs_hold(bytes in bytes()) {
             cron(&bytes);
+        }
+
+        #[test]
+        fn files_of_containers_hold(bytes in prop_oneof![bytes(), containers_words()]) {
+            containers(&bytes);
         }
 
         #[test]

@@ -10,6 +10,7 @@
 
 mod brought;
 mod config;
+pub mod containers;
 pub mod cron;
 pub mod ebextensions;
 pub mod env_yaml;
@@ -70,6 +71,7 @@ impl Refused {
                 "Give that script a first line such as `#!/bin/sh`, or move the file elsewhere if it is no hook."
             }
             "ebextensions-invalid" => "Mend that file and deploy again; nothing was changed.",
+            "containers-invalid" => "Mend that file and deploy again; nothing was changed.",
             "cron-invalid" => "Mend cron.yaml and deploy again; nothing was changed.",
             "env-yaml-invalid" => "Mend env.yaml and deploy again; nothing was changed.",
             "package-invalid" => "Mend package.json and deploy again; nothing was changed.",

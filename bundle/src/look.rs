@@ -64,7 +64,9 @@ pub fn look<T: Top>(
         sign: platform::sign(top, plan.platform),
         hooks: found,
         commands: extensions.container_commands,
-        needs_root: extensions.needs_root,
+        needs_root: extensions
+            .needs_root
+            .or_else(|| plan.containers.as_ref()?.needs_root.clone()),
         resources: extensions.resources,
         passed_over: extensions.passed_over,
         brought,

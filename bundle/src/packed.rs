@@ -26,13 +26,15 @@ pub fn check_runs(
     tier: Tier,
 ) -> Result<Option<NeedsRoot>, Refused> {
     look_into(file, |packed| {
-        platform::find(packed, platform, options)?.suits(tier)?;
+        let plan = platform::find(packed, platform, options)?;
+        plan.suits(tier)?;
         packed.check_hooks()?;
         cron::read(packed)?;
         let manifest = env_yaml::read(packed)?;
         let extensions = ebextensions::read(packed)?;
         Brought::of(&extensions, manifest.as_ref())?;
-        Ok(extensions.needs_root)
+        let of_containers = plan.containers.and_then(|containers| containers.needs_root);
+        Ok(extensions.needs_root.or(of_containers))
     })
 }
 
@@ -89,17 +91,29 @@ pub struct NotRun {
     pub resources: Vec<Resource>,
     /// Options, as [`Brought::passed_over`].
     pub options: Vec<String>,
+    /// What containers ask for, as [`crate::containers::Containers::passed_over`].
+    pub containers: Vec<String>,
 }
 
 /// What of a bundle is passed over.
-pub fn not_run(file: File) -> Result<NotRun, Refused> {
+pub fn not_run(file: File, platform: Platform) -> Result<NotRun, Refused> {
     look_into(file, |packed| {
+        let is_docker = match platform {
+            Platform::Auto => platform::detect(packed) == Some(Platform::Docker),
+            chosen => chosen == Platform::Docker,
+        };
+        let containers = if is_docker {
+            crate::containers::read(packed, None)?.passed_over
+        } else {
+            Vec::new()
+        };
         let options = Brought::read(packed)?.passed_over;
         let extensions = ebextensions::read(packed)?;
         Ok(NotRun {
             extensions: extensions.passed_over,
             resources: extensions.resources,
             options,
+            containers,
         })
     })
 }
@@ -333,7 +347,7 @@ mod tests {
             (".platform/hooks/prebuild/lib/common", "no hook"),
         ];
         runs(bundle(&fine), auto, web).expect("runs");
-        assert_eq!(not_run(bundle(&fine)), Ok(NotRun::default()));
+        assert_eq!(not_run(bundle(&fine), auto), Ok(NotRun::default()));
         for place in [
             "hooks/prebuild",
             "hooks/postdeploy",
@@ -384,7 +398,7 @@ mod tests {
             .container;
         let names: Vec<_> = found.iter().map(|command| command.name.as_str()).collect();
         assert_eq!(names, ["a", "b"]);
-        let left_out = not_run(bundle(&files)).expect("readable").extensions;
+        let left_out = not_run(bundle(&files), auto).expect("readable").extensions;
         assert_eq!(left_out[0].file, ".ebextensions/01.config");
         assert_eq!(left_out[0].keys, ["Outputs"]);
         let files = [procfile, config("container_commands:\n  a: {test: x}\n")];

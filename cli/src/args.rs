@@ -1,10 +1,10 @@
 //! The command line: what stands before and after each verb.
 
 use crate::commands::{
-    abort, acme, apps, attach, backup, ca, cert, check, completions, config, create, cut, daemons,
-    demo, demo_app, deploy, domain, edge, events, health, host, init, list, logs, maintenance,
-    open, page, platform, printenv, promote, releases, restart, restore, rollback, scale, setenv,
-    show, status, swap, terminate, up, version, versions, web, why,
+    abort, acme, apps, attach, backup, ca, cert, check, completions, config, container, create,
+    cut, daemons, demo, demo_app, deploy, domain, edge, events, health, host, init, list, logs,
+    maintenance, open, page, platform, printenv, promote, releases, restart, restore, rollback,
+    scale, setenv, show, status, swap, terminate, up, version, versions, web, why,
 };
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -150,6 +150,8 @@ pub enum Command {
     DemoApp(demo_app::DemoApp),
     #[command(hide = true)]
     Web(web::Web),
+    #[command(hide = true)]
+    Container(container::Container),
 }
 
 impl Command {

@@ -510,7 +510,7 @@ fn an_application_that_comes_with_an_environment_does_not_stay_without_it() {
 fn a_platform_or_name_that_cannot_be_is_refused_and_not_described() {
     let controller = Controller::start();
     controller.application("shop");
-    let body = json!({"application": "shop", "name": "shop-prod", "platform": "docker"});
+    let body = json!({"application": "shop", "name": "shop-prod", "platform": "podman"});
     let refused = controller.post("/v1/environments", &body);
     assert_eq!(refused.status, 400, "{refused:?}");
     let detail = refused.json()["detail"].to_string();
@@ -520,7 +520,7 @@ fn a_platform_or_name_that_cannot_be_is_refused_and_not_described() {
         .post("/v1/environments", &reserved)
         .expect_problem(400, "environment-name-reserved");
     let schemas = &controller.get("/openapi.json").json()["components"]["schemas"];
-    assert!(!schemas["Platform"].to_string().contains("docker"));
+    assert!(!schemas["Platform"].to_string().contains("podman"));
 }
 
 #[test]

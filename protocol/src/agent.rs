@@ -198,11 +198,13 @@ pub enum Platform {
     Dotnet,
     /// A directory of files.
     Static,
+    /// Containers: a `Dockerfile`, a `Dockerrun.aws.json` or a `docker-compose.yml`, on the host's Docker Engine.
+    Docker,
 }
 
 impl Platform {
     /// All that can be chosen, with `auto` first.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Auto,
         Self::Node,
         Self::Python,
@@ -212,6 +214,7 @@ impl Platform {
         Self::Java,
         Self::Tomcat,
         Self::Dotnet,
+        Self::Docker,
         Self::Static,
         Self::Procfile,
     ];
@@ -230,6 +233,7 @@ impl Platform {
             Self::Tomcat => "tomcat",
             Self::Dotnet => "dotnet",
             Self::Static => "static",
+            Self::Docker => "docker",
         }
     }
 
@@ -247,6 +251,7 @@ impl Platform {
             Self::Tomcat => "Tomcat",
             Self::Dotnet => ".NET on Linux",
             Self::Static => "static site",
+            Self::Docker => "Docker",
         }
     }
 }

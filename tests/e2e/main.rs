@@ -8,6 +8,7 @@ mod alone;
 mod builds;
 mod certificates;
 mod changes;
+mod containers;
 mod content;
 mod crashes;
 mod demo;

@@ -14,7 +14,7 @@ fn example(name: &str) -> PathBuf {
 
 /// Deploys an example to an environment of its own and gives what it answers at `/`.
 #[track_caller]
-fn deployed(bed: &Bed, name: &str, options: &[&str]) -> String {
+pub fn deployed(bed: &Bed, name: &str, options: &[&str]) -> String {
     let source = example(name);
     let environment = format!("{name}-prod");
     let create = [&["create", &environment, "--application", name], options].concat();

@@ -2,12 +2,13 @@
 
 use super::work::{Done, Work};
 use super::{Host, Release, Retry, State, release_pause_after};
+use crate::containers;
 use crate::fences::FenceError;
 use crate::release::{Fault, Job, Prepared, build};
 use crate::remove;
 use beanpole_daemon::clock;
 use beanpole_protocol::agent::{HostOrders, ReleaseKey, ReleaseOrder, ReleasePhase};
-use beanpole_protocol::{ApplicationName, Digest, EnvironmentId, ReleaseNumber};
+use beanpole_protocol::{ApplicationName, Digest, EnvironmentId, InstanceId, ReleaseNumber};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -147,7 +148,7 @@ impl Host {
                 self.workshop.prepare(&job, &bundle).await
             }
         };
-        Done::Prepared(key, self.doubted(&digest, outcome).await)
+        Done::Prepared(key, Box::new(self.doubted(&digest, outcome).await))
     }
 
     /// A failure that is said to be the bundle's is the host's where its copy of it is not what was
@@ -298,6 +299,7 @@ impl Host {
         if gone > 0 {
             tracing::info!(gone, "removed bundles that no release needs");
         }
+        self.sweep_engine();
         if let Some(trees) = self.workshop.fences.cgroups() {
             trees.remove_ownerless(|owner| self.layout.holds(owner));
         }
@@ -312,6 +314,34 @@ impl Host {
 }
 
 impl Host {
+    /// Removes what the Engine holds of releases and instances that are no more. Blocks.
+    fn sweep_engine(&self) {
+        let secret = self.layout.image_secret();
+        // Without it no image was ever made here.
+        if !secret.exists() {
+            return;
+        }
+        let releases: BTreeSet<ReleaseKey> = {
+            let state = self.state();
+            let ordered = state.orders.releases.iter().map(|order| order.key.clone());
+            ordered.chain(state.releases.keys().cloned()).collect()
+        };
+        let seen = self.runtime.observe().into_iter().map(|seen| seen.id);
+        let ordered = self.orders();
+        let ordered = ordered.instances.iter().map(|order| order.id.clone());
+        let instances: BTreeSet<InstanceId> = seen.chain(ordered).collect();
+        let swept = containers::clean::secret(&secret)
+            .map_err(|error| error.to_string())
+            .and_then(|secret| {
+                let sweep = containers::clean::sweep(&secret, &releases, &instances);
+                let runtime = tokio::runtime::Handle::current();
+                runtime.block_on(sweep).map_err(|error| error.to_string())
+            });
+        if let Err(error) = swept {
+            tracing::warn!(error, "images and containers that nobody needs may be left");
+        }
+    }
+
     /// The applications that have something on this host; none while something is here that is not
     /// ordered any more, since nobody knows whose it is. A release that is ordered later is prepared
     /// after the sweep, and makes its user then.

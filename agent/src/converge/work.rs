@@ -1,18 +1,19 @@
 //! The loop, and the instances' side of a turn.
 
 use super::{Host, Release, Trouble, pause_after};
+use crate::containers;
 use crate::release::{Fault, Prepared, build};
-use crate::runtime::{InstanceSpec, RunsAs, RuntimeError, Workload};
+use crate::runtime::{InstanceSpec, ProcessSpec, RunsAs, RuntimeError, Workload};
 use crate::shim::spec::GateSpec;
 use beanpole_daemon::clock;
 use beanpole_protocol::agent::{
     InstanceOrder, InstancePhase, InstanceReport, OnceReport, Properties, ReleaseKey, ReleaseOrder,
+    ReleasePhase,
 };
 use beanpole_protocol::options::port_variable;
 use beanpole_protocol::{Incarnation, InstanceId, ReleaseNumber};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
@@ -28,7 +29,7 @@ const DEFAULT_GRACE: Duration = Duration::from_secs(10);
 /// How a piece of work ended.
 pub(super) enum Done {
     /// A preparation.
-    Prepared(ReleaseKey, Result<Prepared, Fault>),
+    Prepared(ReleaseKey, Box<Result<Prepared, Fault>>),
     /// A release command.
     Once(ReleaseKey, OnceReport),
     /// A start, stop or removal of an instance, and for which order.
@@ -139,7 +140,7 @@ impl Host {
         match done {
             Ok(Done::Prepared(key, outcome)) => {
                 work.building -= 1;
-                self.prepared(&key, outcome);
+                self.prepared(&key, *outcome);
             }
             Ok(Done::Once(key, report)) => {
                 work.building -= 1;
@@ -165,6 +166,20 @@ impl Host {
         match outcome {
             Ok(()) => {
                 state.troubles.remove(&id);
+            }
+            // No failure of its own: it starts when its release is made ready again.
+            Err(error @ RuntimeError::ImageGone { .. }) => {
+                tracing::warn!(instance = %id, "{error}: its release is prepared again");
+                state.troubles.remove(&id);
+                let order = state.orders.instances.iter().find(|order| order.id == id);
+                let key = order.map(|order| ReleaseKey {
+                    environment: order.environment.clone(),
+                    number: order.release,
+                });
+                if let Some(release) = key.and_then(|key| state.releases.get_mut(&key)) {
+                    release.prepared = None;
+                    release.enter(ReleasePhase::NeedsBundle);
+                }
             }
             Err(error) => {
                 let failure = error.failure();
@@ -282,11 +297,57 @@ impl Host {
             }
             known.prepared.clone()?
         };
-        let tree = self.layout.release(&release.key).join("app");
+        let place = self.layout.release(&release.key);
+        let processes = match &prepared.containers {
+            None => prepared.process_specs(),
+            Some(ready) => {
+                let all = ready.containers.containers.iter();
+                let program = &self.workshop.program;
+                all.map(|one| ProcessSpec {
+                    name: one.name.clone(),
+                    command: containers::command(
+                        program,
+                        &place,
+                        &release.key,
+                        &one.name,
+                        &order.limits,
+                    ),
+                    runs_container: true,
+                })
+                .collect()
+            }
+        };
+        let workload = Workload {
+            directory: place.join("app"),
+            processes,
+        };
         Some(Move::Start {
             stop_first: seen.is_some(),
-            spec: Box::new(spec(order, release, &prepared, &tree)),
+            spec: Box::new(spec(order, release, &prepared, workload)),
         })
+    }
+
+    /// Refuses to start an instance whose images the Engine has no more, before its processes try in vain.
+    async fn has_images(&self, order: &InstanceOrder) -> Result<(), RuntimeError> {
+        let key = ReleaseKey {
+            environment: order.environment.clone(),
+            number: order.release,
+        };
+        let prepared = {
+            let state = self.state();
+            let release = state.releases.get(&key);
+            release.and_then(|release| release.prepared.clone())
+        };
+        let Some(ready) = prepared.as_ref().and_then(|one| one.containers.as_ref()) else {
+            return Ok(());
+        };
+        match containers::clean::lacks(ready.images.values()).await {
+            Ok(None) => Ok(()),
+            Ok(Some(image)) => Err(RuntimeError::ImageGone { image }),
+            Err(error) => Err(RuntimeError::Engine {
+                why: error.to_string(),
+            }),
+        }
     }
 
     async fn remove_instance(self: Arc<Self>, id: InstanceId, grace: Duration) -> Done {
@@ -307,6 +368,7 @@ impl Host {
                     if stop_first {
                         self.runtime.stop(&order.id, grace).await?;
                     }
+                    self.has_images(&order).await?;
                     self.runtime.start(*spec).await
                 }
                 .await
@@ -335,7 +397,7 @@ fn spec(
     order: &InstanceOrder,
     release: &ReleaseOrder,
     prepared: &Prepared,
-    tree: &Path,
+    workload: Workload,
 ) -> InstanceSpec {
     let mut environment = prepared.app_environment(release);
     for (name, value) in [
@@ -352,10 +414,7 @@ fn spec(
         application: release.application.clone(),
         release: order.release,
         incarnation: order.incarnation,
-        workload: Workload::Processes {
-            directory: tree.to_owned(),
-            processes: prepared.process_specs(),
-        },
+        workload,
         port: order.port,
         ports: order.ports.clone(),
         environment: Properties(environment),

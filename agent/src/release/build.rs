@@ -151,6 +151,8 @@ pub struct Made {
     pub caches: Vec<String>,
     /// Caches that a later release may want, though this one does without.
     pub keeps: Vec<String>,
+    /// What the processes run, where they are containers.
+    pub containers: Option<crate::containers::Ready>,
 }
 
 /// One command of a build.

@@ -7,6 +7,7 @@
 pub mod build;
 pub mod cache;
 mod commands;
+pub mod containers;
 pub mod dotnet;
 pub mod go;
 mod hooks;
@@ -27,6 +28,7 @@ pub mod tomcat;
 pub mod tree;
 pub mod unpack;
 
+use crate::containers::Ready;
 use crate::fences::Fences;
 use crate::fences::users::User;
 use crate::layout::Layout;
@@ -137,6 +139,7 @@ impl Fault {
                     | "no-platform"
                     | "hook-invalid"
                     | "ebextensions-invalid"
+                    | "containers-invalid"
             )
     }
 
@@ -180,6 +183,9 @@ pub struct Prepared {
     /// Caches that a later release may want, though this one does without.
     #[serde(default)]
     pub keeps: Vec<String>,
+    /// What its processes run, where they are containers.
+    #[serde(default)]
+    pub containers: Option<Ready>,
     /// The boot in which it was made: until `synced` a later boot does not trust it.
     pub boot_id: String,
 }
@@ -224,6 +230,7 @@ impl Prepared {
             .map(|(name, command)| ProcessSpec {
                 name: name.clone(),
                 command: command.clone(),
+                runs_container: false,
             })
             .collect()
     }
@@ -394,6 +401,7 @@ impl Workshop {
             environment: made.environment,
             caches: made.caches,
             keeps: made.keeps,
+            containers: made.containers,
             boot_id: self.boot_id.clone(),
         };
         self.finish(work, job, prepared).await
@@ -415,6 +423,7 @@ impl Workshop {
             Platform::Tomcat => tomcat::install(self, site, plan).await,
             Platform::Dotnet => dotnet::install(self, site, plan).await,
             Platform::Static => site::install(self, site, plan),
+            Platform::Docker => containers::install(self, site).await,
             Platform::Auto | Platform::Procfile => Ok(build::Made::default()),
         }
     }
@@ -660,6 +669,7 @@ mod tests {
             environment: BTreeMap::new(),
             caches: Vec::new(),
             keeps: Vec::new(),
+            containers: None,
             boot_id: "this".to_owned(),
         };
         workshop.finish(&work, &job, prepared).await.expect("whole");

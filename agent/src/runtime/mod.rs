@@ -1,5 +1,5 @@
-//! How instances run: one trait, a face for each way of running them. Processes under a shim come
-//! first ([`process::ProcessRuntime`]); containers will be a second face of the same trait.
+//! How instances run: as processes under a shim ([`process::ProcessRuntime`]), some of which run a container
+//! ([`crate::containers`]).
 //!
 //! A runtime holds what runs and tells what it sees. It decides nothing: what shall run comes from
 //! the orders, and the converge loop compares the two and calls [`Runtime::start`] and
@@ -63,21 +63,13 @@ pub enum RunsAs {
     Edge,
 }
 
-/// The two faces of an instance.
+/// What runs in an instance.
 #[derive(Clone, Debug)]
-pub enum Workload {
-    /// The processes of a Procfile.
-    Processes {
-        /// Where they start: the release's read-only tree.
-        directory: PathBuf,
-        /// One of each.
-        processes: Vec<ProcessSpec>,
-    },
-    /// Containers of an image.
-    Containers {
-        /// The image to run.
-        image: String,
-    },
+pub struct Workload {
+    /// Where its processes start: the release's read-only tree.
+    pub directory: PathBuf,
+    /// One of each.
+    pub processes: Vec<ProcessSpec>,
 }
 
 /// One process type of a Procfile.
@@ -87,6 +79,8 @@ pub struct ProcessSpec {
     pub name: String,
     /// Its command line, for `/bin/sh`.
     pub command: String,
+    /// Whether it runs a container: it runs as the agent does, and what it leaves goes by the Engine.
+    pub runs_container: bool,
 }
 
 /// Why a runtime could not do what it was told.
@@ -129,6 +123,18 @@ pub enum RuntimeError {
         /// What it said.
         why: String,
     },
+    /// The Engine has an image of its release no more.
+    #[error("the image {image} of its release is not on the host any more")]
+    ImageGone {
+        /// Its id.
+        image: String,
+    },
+    /// Docker Engine is away.
+    #[error("{why}")]
+    Engine {
+        /// How.
+        why: String,
+    },
     /// Another program listens on its port.
     #[error("{}", _0.message.trim_end_matches('.'))]
     PortTaken(Failure),
@@ -160,6 +166,8 @@ impl RuntimeError {
             Self::Io { .. } => "host-io",
             Self::Fence(_) => "fence-failed",
             Self::Shim { .. } => "supervisor-failed",
+            Self::ImageGone { .. } => "image-gone",
+            Self::Engine { .. } => "docker-away",
             Self::PortTaken(failure) => return failure.clone(),
             Self::NotReloaded { .. } => "not-reloaded",
             Self::Stuck { .. } => "instance-stuck",

@@ -9,6 +9,7 @@ mod guard;
 use super::client::Client;
 use super::recover::{self, MARK};
 use super::{InstanceSpec, RunsAs, Runtime, RuntimeError, Workload, port, tail};
+use crate::containers;
 use crate::fences::Fences;
 use crate::fences::users::User;
 use crate::remove;
@@ -249,16 +250,10 @@ impl ProcessRuntime {
     }
 
     async fn start_one(&self, spec: InstanceSpec) -> Result<(), RuntimeError> {
-        let Workload::Processes {
+        let Workload {
             directory,
             processes,
-        } = &spec.workload
-        else {
-            return Err(RuntimeError::Unsupported {
-                id: spec.id,
-                why: "containers are not available yet".to_owned(),
-            });
-        };
+        } = &spec.workload;
         let wrong = processes.iter().find(|process| !is_name(&process.name));
         if processes.is_empty() || wrong.is_some() {
             let why = wrong.map_or("it has no process".to_owned(), |process| {
@@ -305,6 +300,7 @@ impl ProcessRuntime {
                     name: process.name.clone(),
                     command: process.command.clone(),
                     port: spec.ports.get(&process.name).copied(),
+                    runs_container: process.runs_container,
                 })
                 .collect(),
             ports: spec.ports.clone(),
@@ -502,10 +498,31 @@ impl ProcessRuntime {
         let spec: Option<ShimSpec> =
             beanpole_daemon::files::read_json(&path).map_err(|error| stuck(error.to_string()))?;
         let Some(spec) = spec else { return Ok(()) };
+        let runs_containers = spec.runs_containers();
         tokio::task::spawn_blocking(move || recover::clean(&directory, &spec))
             .await
             .unwrap_or_else(|error| Err(error.to_string()))
-            .map_err(stuck)
+            .map_err(stuck)?;
+        if runs_containers {
+            containers::clean::remove_instance(&instance.id)
+                .await
+                .map_err(stuck)?;
+        }
+        Ok(())
+    }
+
+    /// Ends what an instance's containers left that were killed before they could be.
+    async fn end_containers(&self, instance: &Instance) -> Result<(), RuntimeError> {
+        let path = instance.directory.join(files::SPEC);
+        let spec: Option<ShimSpec> = beanpole_daemon::files::read_json(&path).ok().flatten();
+        if !spec.is_some_and(|spec| spec.runs_containers()) {
+            return Ok(());
+        }
+        let ended = containers::clean::remove_instance(&instance.id).await;
+        ended.map_err(|why| RuntimeError::Stuck {
+            id: instance.id.clone(),
+            why,
+        })
     }
 
     async fn stop_one(&self, id: &InstanceId, grace: Duration) -> Result<(), RuntimeError> {
@@ -540,7 +557,10 @@ impl ProcessRuntime {
             let _ = tokio::time::timeout(grace + STOP_MARGIN, gone).await;
         }
         let _gate = instance.gate.lock().await;
-        if runs(&lock(&instance.known)) {
+        if !runs(&lock(&instance.known)) {
+            return self.end_containers(&instance).await;
+        }
+        {
             // Its shim is dead or stuck.
             self.clean(&instance).await?;
             let mut status = lock(&instance.known).status.clone();

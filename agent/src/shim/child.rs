@@ -50,7 +50,8 @@ pub(super) fn start(spec: &ShimSpec, run: Run<'_>, doors: &[Arc<OwnedFd>]) -> io
         .stderr(Stdio::from(err_writer));
     // Only hooks are files.
     let unfenced = spec.gate.hooks_as_root && matches!(run, Run::File(_));
-    let user = spec.user.as_ref().filter(|_| !unfenced);
+    let runs_container = matches!(run, Run::Process(program) if program.runs_container);
+    let user = spec.user.as_ref().filter(|_| !unfenced && !runs_container);
     let fence = ChildFence {
         cgroups: doors.to_vec(),
         user: user.map(|user| (user.uid, user.gid)),

@@ -83,6 +83,13 @@ pub struct ShimSpec {
     pub low_ports: bool,
 }
 
+impl ShimSpec {
+    /// Whether any of its processes runs a container.
+    pub fn runs_containers(&self) -> bool {
+        self.processes.iter().any(|program| program.runs_container)
+    }
+}
+
 /// What has to succeed in an instance before it counts as started.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GateSpec {
@@ -114,6 +121,10 @@ pub struct Program {
     /// Its `$PORT`, where that is another one than the instance's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// Whether it runs a container: as the shim does, not as the application's user, who may not speak to the Engine. Its
+    /// command is the agent's own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub runs_container: bool,
 }
 
 /// How much log is kept for each process.

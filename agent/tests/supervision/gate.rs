@@ -111,11 +111,12 @@ fn with_hooks(number: u128, process: &str, hooks: &[(&str, &str)]) -> (InstanceS
         open(&path);
     }
     let mut spec = World::spec(number, &[(process, "sleep 1000")]);
-    spec.workload = Workload::Processes {
+    spec.workload = Workload {
         directory: tree.path().to_owned(),
         processes: vec![ProcessSpec {
             name: process.to_owned(),
             command: "sleep 1000".to_owned(),
+            runs_container: false,
         }],
     };
     spec.gate.hooks = hooks.iter().map(|(name, _)| PathBuf::from(name)).collect();
@@ -216,9 +217,7 @@ async fn hooks_of_a_web_process_wait_until_it_listens() {
     let listens = "import os, socket, time; s = socket.create_server(('', int(os.environ['PORT']))); time.sleep(1000)";
     let command =
         format!("until test -e $HOME/go; do sleep 0.05; done; exec python3 -c \"{listens}\"");
-    if let Workload::Processes { processes, .. } = &mut spec.workload {
-        processes[0].command = command;
-    }
+    spec.workload.processes[0].command = command;
     world.runtime.start(spec.clone()).await.expect("started");
     world
         .until(&spec.id, "its hooks wait", |report| {

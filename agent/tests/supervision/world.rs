@@ -103,13 +103,14 @@ impl World {
             application: ApplicationName::new("supervision-test").expect("name"),
             release: ReleaseNumber(1),
             incarnation: Incarnation(1),
-            workload: Workload::Processes {
+            workload: Workload {
                 directory: PathBuf::from("/"),
                 processes: commands
                     .iter()
                     .map(|(name, command)| ProcessSpec {
                         name: (*name).to_owned(),
                         command: (*command).to_owned(),
+                        runs_container: false,
                     })
                     .collect(),
             },

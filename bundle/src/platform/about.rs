@@ -26,8 +26,11 @@ pub struct About {
 const INSTALLED: Option<&str> =
     Some("platforms::runtimes_are_installed_at_their_first_use_and_run_applications");
 
+const CONTAINERS: Option<&str> =
+    Some("containers::applications_in_containers_are_built_run_healed_and_rolled_back");
+
 /// Every platform, in the order in which they are looked for.
-pub const ABOUT: [About; 10] = [
+pub const ABOUT: [About; 11] = [
     About {
         platform: Platform::Node,
         known_by: &["package.json"],
@@ -147,6 +150,27 @@ pub const ABOUT: [About; 10] = [
                 Some("platforms::what_was_published_for_dotnet_runs_on_it"),
             ),
             ("self-contained executable, ASP.NET Core", None),
+        ],
+    },
+    About {
+        platform: Platform::Docker,
+        known_by: &[
+            "Dockerrun.aws.json",
+            "Dockerfile",
+            "compose.yaml",
+            "compose.yml",
+            "docker-compose.yml",
+            "docker-compose.yaml",
+        ],
+        installs: "images, built by the Dockerfile or pulled; Docker Engine",
+        starts: "containers: one, those of Dockerrun.aws.json version 2, or Compose's services",
+        version: "none",
+        eb: "Docker; ECS",
+        verified: &[
+            ("Dockerfile built on the host", CONTAINERS),
+            ("Dockerrun.aws.json version 1, pulled from a registry", None),
+            ("Dockerrun.aws.json version 2, volumes", CONTAINERS),
+            ("docker-compose.yml", CONTAINERS),
         ],
     },
     About {

@@ -6,6 +6,7 @@
 
 mod about;
 mod directory;
+mod docker;
 mod dotnet;
 mod go;
 mod java;
@@ -16,6 +17,7 @@ mod ruby;
 mod site;
 mod tomcat;
 
+use crate::containers::{self, Containers};
 use crate::{Refused, procfile};
 use beanpole_protocol::agent::Platform;
 use beanpole_protocol::api::Tier;
@@ -55,6 +57,8 @@ pub struct Plan {
     pub from_procfile: bool,
     /// What runs once for each deployment of it, before any of its processes.
     pub release_command: Option<String>,
+    /// What its processes run, where they are containers.
+    pub containers: Option<Containers>,
 }
 
 impl Plan {
@@ -67,6 +71,16 @@ impl Plan {
             .collect();
         if tier == Tier::Worker || names.is_empty() || names.contains(&format!("`{WEB}`")) {
             return Ok(());
+        }
+        if self.containers.is_some() {
+            return Err(Refused::new(
+                containers::INVALID,
+                format!(
+                    "No container is to be reached from outside, and one has to take the requests of a web environment: \
+                     publish a port of one of {}.",
+                    names.join(", ")
+                ),
+            ));
         }
         Err(Refused::new(
             "procfile-without-web",
@@ -160,6 +174,8 @@ struct Found {
     processes: Vec<(String, String)>,
     /// What it runs once for each deployment.
     release_command: Option<String>,
+    /// What its processes run, where they are containers.
+    containers: Option<Containers>,
 }
 
 impl Found {
@@ -187,7 +203,7 @@ const SURE: [(Platform, [&str; 2]); 4] = [
 
 /// In which order platforms are looked for where no files are a sure sign. A `Procfile` alone is one only where nothing
 /// else is.
-pub const FOUND: [Platform; 10] = [
+pub const FOUND: [Platform; 11] = [
     Platform::Node,
     Platform::Python,
     Platform::Ruby,
@@ -196,12 +212,16 @@ pub const FOUND: [Platform; 10] = [
     Platform::Tomcat,
     Platform::Java,
     Platform::Dotnet,
+    Platform::Docker,
     Platform::Procfile,
     Platform::Static,
 ];
 
 /// The platform that the files of a bundle speak of; none where they speak of none.
 pub fn detect<T: Top>(top: &T) -> Option<Platform> {
+    if containers::is_sure(top) {
+        return Some(Platform::Docker);
+    }
     let sure = SURE
         .iter()
         .find(|(_, files)| files.iter().all(|name| top.has_file(name)));
@@ -221,6 +241,7 @@ fn speaks_of<T: Top>(top: &T, platform: Platform) -> bool {
         Platform::Tomcat => tomcat::is(top),
         Platform::Java => java::is(top),
         Platform::Dotnet => dotnet::is(top),
+        Platform::Docker => docker::is(top),
         Platform::Procfile => top.has_file("Procfile"),
         Platform::Static => site::root(top, &Options::new()).is_some(),
     }
@@ -244,6 +265,7 @@ fn look<T: Top>(
         Platform::Tomcat => Ok(tomcat::look(top, procfile)?),
         Platform::Dotnet => dotnet::look(top, procfile),
         Platform::Static => Ok(site::look(top, options, procfile)?),
+        Platform::Docker => docker::look(top),
     }
 }
 
@@ -261,7 +283,7 @@ pub fn find<T: Top>(top: &mut T, platform: Platform, options: &Options) -> Resul
                 return Err(nothing(
                     top,
                     "The bundle has no Procfile at its top, and no package.json, requirements.txt, Gemfile, \
-                     composer.json, go.mod, JAR, WAR or index.html, so nothing says how to run it.",
+                     composer.json, go.mod, JAR, WAR, Dockerfile or index.html, so nothing says how to run it.",
                 )
                 .into());
             }
@@ -271,6 +293,18 @@ pub fn find<T: Top>(top: &mut T, platform: Platform, options: &Options) -> Resul
         }
         chosen => chosen,
     };
+    if platform == Platform::Docker {
+        // Neither a Procfile nor a Buildfile says anything of containers.
+        let found = look(top, platform, options, false)?;
+        return Ok(Plan {
+            platform,
+            build: Vec::new(),
+            processes: found.processes,
+            from_procfile: false,
+            release_command: None,
+            containers: found.containers,
+        });
+    }
     if only_release && platform == Platform::Procfile {
         return Err(Refused::new(
             "procfile-invalid",
@@ -292,6 +326,7 @@ pub fn find<T: Top>(top: &mut T, platform: Platform, options: &Options) -> Resul
         from_procfile: named.is_some(),
         processes: named.unwrap_or(found.processes),
         release_command: release_command.or(found.release_command),
+        containers: found.containers,
     })
 }
 
@@ -307,14 +342,18 @@ pub struct Named {
 /// What the Procfile of a bundle names, and the release command that `platform` has where it names none.
 pub fn named<T: Top>(top: &mut T, platform: Platform) -> Result<Named, T::Error> {
     let mut named = Named::default();
-    if let Some(text) = text(top, "Procfile", procfile::LONGEST)? {
-        named.processes = procfile::parse(&text)?;
-        named.release_command = procfile::take_release(&mut named.processes);
-    }
     let platform = match platform {
         Platform::Auto => detect(top),
         chosen => Some(chosen),
     };
+    if platform == Some(Platform::Docker) {
+        named.processes = containers::read(top, None)?.shown();
+        return Ok(named);
+    }
+    if let Some(text) = text(top, "Procfile", procfile::LONGEST)? {
+        named.processes = procfile::parse(&text)?;
+        named.release_command = procfile::take_release(&mut named.processes);
+    }
     if named.release_command.is_none() && platform == Some(Platform::Ruby) {
         named.release_command = ruby::migration(top)?;
     }

@@ -151,7 +151,13 @@ fn report(from: PathBuf, look: Look, settings: &OptionSettings) -> Report {
         .passed_over
         .iter()
         .map(|option| format!("option {option}"));
-    let not_supported = keys.chain(resources).chain(options).collect();
+    let containers = look.plan.containers.iter();
+    let containers = containers.flat_map(|all| all.passed_over.iter().cloned());
+    let not_supported = keys
+        .chain(resources)
+        .chain(options)
+        .chain(containers)
+        .collect();
     let mut set = Vec::new();
     let mut add = |namespace: &str, name: &str, value: &str, from: String| {
         let secret = namespace == beanpole_protocol::options::PROPERTIES;

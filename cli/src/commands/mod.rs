@@ -10,6 +10,7 @@ pub mod cert;
 pub mod check;
 pub mod completions;
 pub mod config;
+pub mod container;
 pub mod create;
 pub mod cut;
 pub mod daemons;
@@ -143,6 +144,7 @@ fn dispatch(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Shim(_) => Err(Failure::misuse("The shim is started by the agent.")),
         Command::DemoApp(command) => demo_app::run(&command),
         Command::Web(command) => web::run(command),
+        Command::Container(command) => container::run(command),
     }
 }
 

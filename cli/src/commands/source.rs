@@ -55,7 +55,7 @@ pub fn make_version(
         if let Some(needs) = packed.check_runs(runs_as)? {
             check_root(context, application, &needs)?;
         }
-        for note in notes(&packed.not_run()?) {
+        for note in notes(&packed.not_run(runs_as)?) {
             crate::output::warn(&note);
         }
     }
@@ -138,7 +138,15 @@ fn notes(not_run: &NotRun) -> Vec<String> {
         .options
         .iter()
         .map(|option| format!("Note: an option that does nothing here: {option}."));
-    extensions.chain(resources).chain(options).collect()
+    let containers = not_run
+        .containers
+        .iter()
+        .map(|asked| format!("Note: containers do not get {asked}."));
+    extensions
+        .chain(resources)
+        .chain(options)
+        .chain(containers)
+        .collect()
 }
 
 /// Packs what is wanted: the command line first, then `deploy.toml`, then the directory.
@@ -353,6 +361,7 @@ mod tests {
                 line: 3,
             })
             .to_vec(),
+            containers: vec!["port 81 in Dockerrun.aws.json, line 4".to_owned()],
             options: vec!["aws:ec2:vpc:VPCId in .ebextensions/03.config, line 2".to_owned()],
         };
         let notes = notes(&not_run);
@@ -371,6 +380,10 @@ mod tests {
         assert_eq!(
             notes[3],
             "Note: an option that does nothing here: aws:ec2:vpc:VPCId in .ebextensions/03.config, line 2."
+        );
+        assert_eq!(
+            notes[4],
+            "Note: containers do not get port 81 in Dockerrun.aws.json, line 4."
         );
     }
 

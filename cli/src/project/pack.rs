@@ -49,8 +49,9 @@ impl Packed {
     }
 
     /// What Elastic Beanstalk would do for the bundle and hosts do not.
-    pub fn not_run(&self) -> Result<NotRun, Failure> {
-        beanpole_bundle::not_run(self.reader()?).map_err(|refused| self.refused(&refused))
+    pub fn not_run(&self, as_what: &RunsAs) -> Result<NotRun, Failure> {
+        beanpole_bundle::not_run(self.reader()?, as_what.platform)
+            .map_err(|refused| self.refused(&refused))
     }
 
     fn reader(&self) -> Result<File, Failure> {

@@ -122,7 +122,7 @@ fn misuse_exits_2_and_says_what_to_write() {
         &["deploy", "shop-prod", "--batch", "0"],
         &["deploy", "shop-prod", "--policy", "Immutible"],
         &["create", "shop-prod", "--platform", "pyton"],
-        &["create", "shop-prod", "--platform", "docker"],
+        &["create", "shop-prod", "--platform", "podman"],
         &["setenv", "shop-prod", "1A=x"],
         &["setenv", "shop-prod", "PORT=80"],
         &["list", "--token", "bp_secret\nsecond"],
