@@ -1,5 +1,5 @@
 //! Options that a bundle brings along: `option_settings` of its configuration files, and `OptionSettings` of its
-//! manifest `env.yaml`.
+//! manifest `env.yaml`, and what fragments of nginx come to (`nginx`).
 //!
 //! The order is Elastic Beanstalk's (EB guide, "command-options", "Precedence"): what an environment was told itself
 //! counts before what the files of its version say, and those before the defaults. Of two files that set an option the
@@ -11,6 +11,7 @@
 use crate::Refused;
 use crate::ebextensions::{self, Extensions, Setting};
 use crate::env_yaml::{self, EnvYaml};
+use crate::nginx::{self, Nginx};
 use crate::platform::Top;
 use beanpole_protocol::options::{ENVIRONMENT, OptionError, OptionSettings, PROPERTIES};
 use std::collections::BTreeMap;
@@ -21,7 +22,7 @@ const TOLD: usize = 20;
 /// The options of a bundle, each once and fit to be set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Brought {
-    /// Those of its configuration files.
+    /// Those of its configuration files and fragments of nginx.
     pub settings: Vec<Setting>,
     /// Those of its manifest, for an environment that is made.
     pub manifest: Vec<Setting>,
@@ -37,20 +38,32 @@ impl Brought {
     pub fn read<T: Top>(top: &mut T) -> Result<Self, T::Error> {
         let manifest = env_yaml::read(top)?;
         let extensions = ebextensions::read(top)?;
-        Ok(Self::of(&extensions, manifest.as_ref())?)
+        Self::beside(top, &extensions, manifest.as_ref())
     }
 
-    /// Sorts out what a bundle sets.
+    /// The same, where some of its files were read already.
     ///
     /// # Errors
-    /// A known option has a value that it does not take.
-    pub fn of(extensions: &Extensions, manifest: Option<&EnvYaml>) -> Result<Self, Refused> {
+    /// As [`Brought::read`].
+    pub(crate) fn beside<T: Top>(
+        top: &mut T,
+        extensions: &Extensions,
+        manifest: Option<&EnvYaml>,
+    ) -> Result<Self, T::Error> {
+        Ok(Self::of(extensions, manifest, nginx::read(top)?)?)
+    }
+
+    /// Sorts out what a bundle sets. What `option_settings` say counts before fragments of nginx.
+    fn of(
+        extensions: &Extensions,
+        manifest: Option<&EnvYaml>,
+        nginx: Nginx,
+    ) -> Result<Self, Refused> {
         let mut passed_over = Vec::new();
-        let settings = sorted_out(
-            &extensions.settings,
-            "ebextensions-invalid",
-            &mut passed_over,
-        )?;
+        let mut files = nginx.settings;
+        files.extend(extensions.settings.iter().cloned());
+        let settings = sorted_out(&files, "ebextensions-invalid", &mut passed_over)?;
+        passed_over.extend(nginx.passed_over);
         let manifest = match manifest {
             Some(manifest) => sorted_out(&manifest.settings, "env-yaml-invalid", &mut passed_over)?,
             None => Vec::new(),
@@ -169,7 +182,7 @@ mod tests {
             settings,
             ..Extensions::default()
         };
-        Brought::of(&extensions, None)
+        Brought::of(&extensions, None, Nginx::default())
     }
 
     #[test]

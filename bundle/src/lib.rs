@@ -18,6 +18,7 @@ pub mod env_yaml;
 pub mod fuzz;
 pub mod hooks;
 mod look;
+mod nginx;
 mod packed;
 pub mod platform;
 pub mod procfile;
@@ -74,6 +75,7 @@ impl Refused {
             "containers-invalid" => "Mend that file and deploy again; nothing was changed.",
             "cron-invalid" => "Mend cron.yaml and deploy again; nothing was changed.",
             "env-yaml-invalid" => "Mend env.yaml and deploy again; nothing was changed.",
+            "nginx-invalid" => "Mend that file and deploy again; nothing was changed.",
             "package-invalid" => "Mend package.json and deploy again; nothing was changed.",
             "static-directory-missing" => {
                 "Put that directory into the bundle, or mend the option, which `beanpole config` shows. What an application \

@@ -41,7 +41,7 @@ pub fn look<T: Top>(
     cron::read(top)?;
     let manifest = env_yaml::read(top)?;
     let extensions = ebextensions::read(top)?;
-    let brought = Brought::of(&extensions, manifest.as_ref())?;
+    let brought = Brought::beside(top, &extensions, manifest.as_ref())?;
     let mut found = Vec::new();
     let directories = Kind::ALL
         .into_iter()

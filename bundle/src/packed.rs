@@ -32,7 +32,7 @@ pub fn check_runs(
         cron::read(packed)?;
         let manifest = env_yaml::read(packed)?;
         let extensions = ebextensions::read(packed)?;
-        Brought::of(&extensions, manifest.as_ref())?;
+        Brought::beside(packed, &extensions, manifest.as_ref())?;
         let of_containers = plan.containers.and_then(|containers| containers.needs_root);
         Ok(extensions.needs_root.or(of_containers))
     })

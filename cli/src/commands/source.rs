@@ -137,7 +137,7 @@ fn notes(not_run: &NotRun) -> Vec<String> {
     let options = not_run
         .options
         .iter()
-        .map(|option| format!("Note: an option that does nothing here: {option}."));
+        .map(|option| format!("Note: {option}: does nothing here."));
     let containers = not_run
         .containers
         .iter()
@@ -379,7 +379,7 @@ mod tests {
         assert!(notes[2].ends_with("is of a type that Beanpole does not make."));
         assert_eq!(
             notes[3],
-            "Note: an option that does nothing here: aws:ec2:vpc:VPCId in .ebextensions/03.config, line 2."
+            "Note: aws:ec2:vpc:VPCId in .ebextensions/03.config, line 2: does nothing here."
         );
         assert_eq!(
             notes[4],
