@@ -98,6 +98,7 @@ pub fn router(agent: Arc<Agent>) -> Router {
         .route("/v1/orders", put(take_orders))
         .route("/v1/owner", put(take_claim))
         .route("/v1/blobs/{digest}", get(blob_status).merge(patch(append)))
+        .route("/v1/blobs/{digest}/made", post(make))
         .route("/v1/instances/{id}/logs", get(instance_logs))
         .route("/v1/edge/control", get(edge_control))
         .route("/v1/edge/logs", get(edge_logs))
@@ -236,6 +237,26 @@ async fn append(
     let body = body.into_data_stream();
     let outcome = agent.host.blobs.append(&digest, offset, size, body).await;
     // Complete, or no room: both change what the loop does next.
+    agent.host.wake();
+    json(&outcome?)
+}
+
+#[derive(Deserialize)]
+struct Make {
+    base: String,
+    size: u64,
+}
+
+/// Makes a blob of another one and of what it lacks.
+async fn make(
+    State(agent): Access,
+    Path(digest): Path<String>,
+    Query(Make { base, size }): Query<Make>,
+    body: Body,
+) -> Answer {
+    let (digest, base): (Digest, Digest) = (parameter(&digest)?, parameter(&base)?);
+    let body = body.into_data_stream();
+    let outcome = agent.host.blobs.make(&digest, &base, size, body).await;
     agent.host.wake();
     json(&outcome?)
 }

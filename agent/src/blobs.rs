@@ -13,6 +13,7 @@ use sha2::Digest as _;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -135,15 +136,7 @@ impl Blobs {
     {
         let writer = self.writer(digest);
         let Ok(_turn) = tokio::time::timeout(LONGEST_WAIT, writer.lock()).await else {
-            return Err(Problem::new(
-                503,
-                "blob-busy",
-                "Another call is still writing this blob",
-                format!(
-                    "Blob {} is being written by an earlier call.",
-                    digest.short()
-                ),
-            ));
+            return Err(busy(digest));
         };
         let status = self.status(digest);
         if status.complete {
@@ -219,6 +212,91 @@ impl Blobs {
             });
         }
         self.complete(digest).await
+    }
+
+    /// Makes a blob of `size` bytes of the blob `base` and the delta in `body`, and has its digest verified. A part of it that
+    /// arrived otherwise stays and goes on: then this makes nothing.
+    ///
+    /// # Errors
+    /// There is no such base, the delta is of no use, or there is no room; nothing is kept then.
+    pub async fn make<S, E>(
+        &self,
+        digest: &Digest,
+        base: &Digest,
+        size: u64,
+        mut body: S,
+    ) -> Result<BlobStatus, Problem>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Unpin,
+        E: std::fmt::Display,
+    {
+        let writer = self.writer(digest);
+        let Ok(_turn) = tokio::time::timeout(LONGEST_WAIT, writer.lock()).await else {
+            return Err(busy(digest));
+        };
+        let status = self.status(digest);
+        if status.complete || status.have > 0 {
+            return Ok(status);
+        }
+        let base_file =
+            File::open(self.path(base)).map_err(|_| Problem::not_found("bundle", base.short()))?;
+        // The delta is shorter than what it makes.
+        check_space(&self.directory, size.saturating_mul(2), self.reserve_bytes)
+            .map_err(|error| no_room(&error))?;
+        let aside = self.directory.join(format!("{digest}.delta"));
+        let mut file = tokio::fs::OpenOptions::new()
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&aside)
+            .await
+            .map_err(|error| write_problem(digest, &error))?;
+        let mut have = 0;
+        while let Some(piece) = body.next().await {
+            let piece = piece.map_err(|error| {
+                Problem::invalid("body-broken", format!("The body ended early: {error}."))
+            })?;
+            have += piece.len() as u64;
+            if have > size {
+                return Err(Problem::invalid(
+                    "wrong-size",
+                    format!(
+                        "More than {size} bytes came to make blob {} of.",
+                        digest.short()
+                    ),
+                ));
+            }
+            file.write_all(&piece)
+                .await
+                .map_err(|error| write_problem(digest, &error))?;
+        }
+        file.flush()
+            .await
+            .map_err(|error| write_problem(digest, &error))?;
+        drop(file);
+        let part = self.part(digest);
+        let made = tokio::task::spawn_blocking(move || {
+            let made = made_of(&aside, &base_file, size, &part);
+            let _ = fs::remove_file(&aside);
+            if made.is_err() {
+                let _ = fs::remove_file(&part);
+            }
+            made
+        })
+        .await
+        .map_err(|error| Problem::internal(error.to_string()))?;
+        match made {
+            Ok(()) => self.complete(digest).await,
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(Problem::new(
+                422,
+                "delta-of-no-use",
+                "The bundle cannot be made of another one",
+                format!("Blob {}: {error}.", digest.short()),
+            )
+            .hint("Send all of it.")),
+            Err(error) => Err(write_problem(digest, &error)),
+        }
     }
 
     async fn write(
@@ -337,6 +415,32 @@ pub fn digest_of_bytes(bytes: &[u8]) -> String {
     hex::encode(sha2::Sha256::digest(bytes))
 }
 
+fn made_of(delta: &Path, base: &File, size: u64, part: &Path) -> io::Result<()> {
+    let file = File::options()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(part)?;
+    let mut out = io::BufWriter::with_capacity(CHUNK, file);
+    beanpole_bundle::delta::apply(File::open(delta)?, base, size, &mut out)?;
+    out.into_inner()
+        .map_err(io::IntoInnerError::into_error)?
+        .sync_data()
+}
+
+fn busy(digest: &Digest) -> Problem {
+    Problem::new(
+        503,
+        "blob-busy",
+        "Another call is still writing this blob",
+        format!(
+            "Blob {} is being written by an earlier call.",
+            digest.short()
+        ),
+    )
+}
+
 fn no_room(error: &SpaceError) -> Problem {
     Problem::new(
         507,
@@ -387,6 +491,69 @@ mod tests {
         let bytes: Vec<u8> = (0..1_500_000_u32).map(|n| (n % 251) as u8).collect();
         let digest = Digest::new(digest_of_bytes(&bytes)).expect("digest");
         (bytes, digest)
+    }
+
+    /// The bytes with some more in their midst, their digest, and the delta that leads there.
+    async fn changed(blobs: &Blobs) -> (Digest, Vec<u8>, Digest, Vec<u8>) {
+        let (base, base_digest) = content();
+        let size = base.len() as u64;
+        let whole = blobs.append(&base_digest, 0, size, body(&base)).await;
+        assert!(whole.expect("room").complete);
+        let mut new = base;
+        new.splice(700_000..700_000, *b"something new");
+        let digest = Digest::new(digest_of_bytes(&new)).expect("digest");
+        let mut file = tempfile::tempfile().expect("a file");
+        std::io::Write::write_all(&mut file, &new).expect("written");
+        let base = File::open(blobs.path(&base_digest)).expect("there");
+        let delta = beanpole_bundle::delta::make(&base, &file);
+        let delta = delta.expect("readable").expect("worth it");
+        (base_digest, new, digest, delta)
+    }
+
+    #[tokio::test]
+    async fn a_blob_is_made_of_another_one_and_what_it_lacks() {
+        let (_directory, blobs) = blobs(0);
+        let (base, new, digest, delta) = changed(&blobs).await;
+        let made = blobs.make(&digest, &base, new.len() as u64, body(&delta));
+        assert!(made.await.expect("made").complete);
+        assert_eq!(fs::read(blobs.path(&digest)).expect("read"), new);
+        assert_eq!(
+            fs::read_dir(&blobs.directory).expect("list").count(),
+            2,
+            "nothing is left beside"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_made_leaves_nothing_and_says_why() {
+        let (_directory, blobs) = blobs(0);
+        let (base, new, digest, delta) = changed(&blobs).await;
+        let size = new.len() as u64;
+        let cut = &delta[..delta.len() / 2];
+        let refused = blobs
+            .make(&digest, &base, size, body(cut))
+            .await
+            .expect_err("cut");
+        assert_eq!(refused.code, "delta-of-no-use");
+        let none = Digest::new("0".repeat(64)).expect("digest");
+        let refused = blobs
+            .make(&digest, &none, size, body(&delta))
+            .await
+            .expect_err("none");
+        assert_eq!(refused.status, 404);
+        // A disk that forgot: as long as before, and not the same.
+        let path = blobs.path(&base);
+        let length = fs::metadata(&path).expect("there").len();
+        fs::write(&path, vec![0; length as usize]).expect("written");
+        let refused = blobs
+            .make(&digest, &base, size, body(&delta))
+            .await
+            .expect_err("damaged");
+        assert!(
+            ["digest-mismatch", "delta-of-no-use"].contains(&refused.code.as_str()),
+            "{refused:?}"
+        );
+        assert_eq!(blobs.status(&digest).have, 0, "all of it can be sent");
     }
 
     #[tokio::test]

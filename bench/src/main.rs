@@ -9,6 +9,7 @@ mod deploy;
 mod idle;
 mod process;
 mod proxy;
+mod push;
 mod stats;
 
 use clap::{Parser, ValueEnum};
@@ -94,6 +95,8 @@ enum Section {
     Idle,
     /// Deployments to three hosts.
     Deploy,
+    /// How bundles get to 3 and 20 hosts.
+    Push,
 }
 
 /// A section that gives figures: what measures it.
@@ -103,9 +106,10 @@ type Others = (
     fn(&Setup) -> Result<Vec<Figure>, Failed>,
 );
 
-const OTHERS: [Others; 2] = [
+const OTHERS: [Others; 3] = [
     (Section::Idle, "idle", idle::measure),
     (Section::Deploy, "deploy", deploy::measure),
+    (Section::Push, "push", push::measure),
 ];
 
 /// Measures Beanpole beside others, on this machine, and says which targets are reached.

@@ -12,6 +12,7 @@ mod brought;
 mod config;
 pub mod containers;
 pub mod cron;
+pub mod delta;
 pub mod ebextensions;
 pub mod env_yaml;
 #[cfg(any(test, fuzzing))]

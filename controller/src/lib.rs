@@ -14,6 +14,7 @@ mod app;
 mod auth;
 mod certificate;
 mod config;
+mod deltas;
 mod driver;
 mod fail_points;
 mod free;

@@ -1,8 +1,9 @@
 //! The connections to agents and proxies: orders and tables go out, reports come in.
 
 use crate::app::App;
+use crate::deltas::Bundles;
 use crate::services::{certificates, edges, hosts};
-use crate::statics::{self, Statics};
+use crate::statics::Statics;
 use beanpole_engine::Observed;
 use beanpole_fleet::{
     AgentClient, BundleSource, Changeover, Dialer, HostLink, HostLinkConfig, LinkEvent, LinkNews,
@@ -17,8 +18,6 @@ use beanpole_store::Store;
 use beanpole_store::blobs::Blobs;
 use beanpole_store::model::PageRecord;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{mpsc, watch};
 
@@ -107,15 +106,6 @@ pub(crate) struct Incoming {
     proxies: mpsc::Receiver<ProxyEvent>,
 }
 
-/// Bundles for agents. They verify the digest themselves.
-struct Bundles(Arc<Blobs>);
-
-impl BundleSource for Bundles {
-    fn open(&self, digest: &Digest) -> io::Result<(File, u64)> {
-        statics::bundle(&self.0, digest)
-    }
-}
-
 /// Pages for load balancers.
 struct Pages(Store);
 
@@ -147,7 +137,7 @@ impl Links {
             dialers: Mutex::default(),
             changeover: Changeover::default(),
             statics: Arc::new(Statics::new(Arc::clone(&blobs))),
-            bundles: Arc::new(Bundles(blobs)),
+            bundles: Arc::new(Bundles::new(blobs)),
             pages: Arc::new(Pages(store)),
             pushes: Pushes::new(rate, PUSHES_AT_ONCE),
             host_events,

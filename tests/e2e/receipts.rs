@@ -45,7 +45,9 @@ fn a_deployment_under_load_leaves_a_receipt_that_outlives_the_controller() {
     // Requests that are under way at one of the ends count for the environment or the release alone.
     let by_release = sum(list(&receipt["releases"]), "requests");
     assert!(by_release.abs_diff(served) < 100, "{receipt:#}");
-    assert!(number(&receipt["sent"][0]["bytes"]) > 100, "{receipt:#}");
+    // Of the bundle only what the host lacks: its executable is the one of before.
+    let sent = number(&receipt["sent"][0]["bytes"]);
+    assert!((30..60_000).contains(&sent), "{receipt:#}");
     assert_eq!(
         sum(list(&receipt["phases"]), "ms"),
         number(&receipt["took_ms"]),

@@ -106,7 +106,7 @@ pub fn obstacle() -> Option<String> {
 }
 
 impl Hosts {
-    /// Starts these hosts afresh: `h1` to `h8`, `bastion`, `plain` (which systemd does not run).
+    /// Starts these hosts afresh: `h1` to `h20`, `bastion`, `plain` (which systemd does not run).
     ///
     /// # Panics
     /// When one does not come up, or another run has them for too long.
@@ -125,6 +125,7 @@ impl Hosts {
     /// A host's address.
     pub fn address(name: &str) -> String {
         match name.strip_prefix('h') {
+            Some(number) if number.len() > 1 || number == "9" => format!("10.89.2.{number}"),
             Some(number) => format!("10.89.1.{number}"),
             None if name == "plain" => "10.89.1.10".to_owned(),
             None => "10.89.1.9".to_owned(),

@@ -195,9 +195,15 @@ impl AgentClient {
         let transport = self.transport()?;
         let source: Arc<dyn BundleSource> = Arc::new(executable.clone());
         self.pushes
-            .push(&transport, &source, &executable.digest, &|sent, size, _| {
-                progress(sent, size);
-            })
+            .push(
+                &transport,
+                &source,
+                &executable.digest,
+                &[],
+                &|sent, size, _| {
+                    progress(sent, size);
+                },
+            )
             .await?;
         let order = UpgradeOrder {
             digest: executable.digest.clone(),

@@ -8,7 +8,7 @@ use crate::push::{BundleSource, Pushes};
 use crate::{chain, ssh::HostKey};
 use beanpole_daemon::clock;
 use beanpole_daemon::http::{CallError, Connection};
-use beanpole_protocol::agent::{HostOrders, HostReport, ReleasePhase};
+use beanpole_protocol::agent::{HostOrders, HostReport, ReleasePhase, ReleaseReport};
 use beanpole_protocol::problem::Problem;
 use beanpole_protocol::{ControllerId, Digest, Generation, HostId, Timestamp};
 use futures::StreamExt;
@@ -511,7 +511,11 @@ impl Link {
                 if waits || !running.insert(digest.clone()) {
                     continue;
                 }
-                tasks.spawn(self.push_bundle(transport.clone(), digest));
+                let bases = match reports.borrow().as_deref() {
+                    Some(report) => bases_for(report, &digest),
+                    None => Vec::new(),
+                };
+                tasks.spawn(self.push_bundle(transport.clone(), digest, bases));
             }
             let next_try = failed
                 .values()
@@ -556,6 +560,7 @@ impl Link {
         &self,
         transport: Transport,
         digest: Digest,
+        bases: Vec<Digest>,
     ) -> impl Future<Output = Pushed> + Send + 'static {
         let pushes = Arc::clone(&self.config.pushes);
         let source = Arc::clone(&self.config.bundles);
@@ -587,7 +592,9 @@ impl Link {
                     });
                 }
             };
-            let result = pushes.push(&transport, &source, &digest, &progress).await;
+            let result = pushes
+                .push(&transport, &source, &digest, &bases, &progress)
+                .await;
             let result = result.map_err(|error| (chain(&error), error.is_transient()));
             drop(account);
             (digest, result)
@@ -619,6 +626,9 @@ impl Drop for Sent<'_> {
     }
 }
 
+/// As many bundles of a host are looked at as what a new one could be made of.
+const MOST_BASES: usize = 3;
+
 /// A push that is over: the bundle, and if it failed, why and whether trying again soon may help.
 type Pushed = (Digest, Result<(), (String, bool)>);
 
@@ -629,6 +639,25 @@ fn needed_bundles(report: &HostReport) -> HashSet<Digest> {
         .filter(|release| release.phase == ReleasePhase::NeedsBundle)
         .map(|release| release.bundle.clone())
         .collect()
+}
+
+/// Bundles on a host that the new one may have much in common with: those of the same environment, the newest first.
+fn bases_for(report: &HostReport, digest: &Digest) -> Vec<Digest> {
+    let wanted = report.releases.iter().find(|one| one.bundle == *digest);
+    let Some(wanted) = wanted else {
+        return Vec::new();
+    };
+    let mut others: Vec<&ReleaseReport> = report
+        .releases
+        .iter()
+        .filter(|one| one.key.environment == wanted.key.environment && one.bundle != *digest)
+        .filter(|one| one.phase == ReleasePhase::Ready)
+        .collect();
+    others.sort_by_key(|one| std::cmp::Reverse(one.key.number));
+    let mut bases: Vec<Digest> = others.into_iter().map(|one| one.bundle.clone()).collect();
+    bases.dedup();
+    bases.truncate(MOST_BASES);
+    bases
 }
 
 async fn wait_until(at: Option<Instant>) {

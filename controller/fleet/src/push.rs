@@ -26,6 +26,8 @@ const CALL_LIMIT: Duration = Duration::from_secs(15);
 pub(crate) const STALL_LIMIT: Duration = Duration::from_mins(2);
 /// Pieces read ahead of the network.
 const READ_AHEAD: usize = 3;
+/// Bytes of a blob from which on it may be made of another one.
+const DELTA_FROM: u64 = 64 * 1024;
 /// How often one push is taken up again after the agent said that it holds another length, or that
 /// the digest is wrong.
 const MOST_ROUNDS: u32 = 4;
@@ -35,6 +37,13 @@ pub trait BundleSource: Send + Sync + 'static {
     /// Opens the blob with this digest; its size in bytes comes with it. `NotFound` where there is
     /// none. May block for as long as opening a file takes.
     fn open(&self, digest: &Digest) -> io::Result<(File, u64)>;
+
+    /// What leads an agent from the blob `base`, which it has, to this one; none where that would not be worth it. May
+    /// block for as long as reading both takes.
+    fn delta(&self, base: &Digest, digest: &Digest) -> io::Result<Option<Bytes>> {
+        let _ = (base, digest);
+        Ok(None)
+    }
 }
 
 /// Why a blob did not get to an agent.
@@ -112,13 +121,14 @@ impl Pushes {
         &self.budget
     }
 
-    /// Brings the blob `digest` to the agent behind `transport`. `progress` is called with
-    /// the bytes that the agent holds or was given, the size, and how many of these were just sent.
+    /// Brings the blob `digest` to the agent behind `transport`, as what it lacks of one of `bases` where it has that.
+    /// `progress` is called with the bytes that the agent holds or was given, the size, and how many were just sent.
     pub(crate) async fn push(
         &self,
         transport: &Transport,
         source: &Arc<dyn BundleSource>,
         digest: &Digest,
+        bases: &[Digest],
         progress: &(dyn Fn(u64, u64, u64) + Send + Sync),
     ) -> Result<(), PushError> {
         let _turn = self.turn().await;
@@ -148,6 +158,15 @@ impl Pushes {
             if status.complete {
                 return Ok(());
             }
+            if round == 0 && status.have == 0 && size >= DELTA_FROM {
+                let made = self
+                    .send_delta(&mut connection, source, digest, (bases, size), progress)
+                    .await?;
+                if made {
+                    return Ok(());
+                }
+                connection = transport.open().await?;
+            }
             if round == MOST_ROUNDS {
                 return Err(PushError::Corrupt {
                     digest: digest.clone(),
@@ -155,9 +174,18 @@ impl Pushes {
             }
             // An agent that holds more than there is gets the last byte disputed, and starts over.
             let offset = status.have.min(size);
-            let sent = self
-                .send(&mut connection, &file, digest, offset, size, progress)
-                .await;
+            let frame = self.budget.frame();
+            let (pieces, ready) = mpsc::channel::<io::Result<Bytes>>(READ_AHEAD);
+            let reader = Arc::clone(&file);
+            tokio::task::spawn_blocking(move || read_ahead(&reader, offset, size, frame, &pieces));
+            let upload = Upload {
+                method: Method::PATCH,
+                uri: format!("/v1/blobs/{digest}?offset={offset}&size={size}"),
+                length: size - offset,
+                pieces: ready,
+            };
+            let told = |sent: u64, more: u64| progress(offset + sent, size, more);
+            let sent = self.send(&mut connection, digest, upload, &told).await;
             match sent {
                 Ok(()) => {}
                 Err(PushError::Call {
@@ -187,19 +215,104 @@ impl Pushes {
         Ok(())
     }
 
+    /// Has the agent make the blob of one that it has; whether it did. What stands in the way but a broken connection leaves
+    /// the whole blob to be sent.
+    async fn send_delta(
+        &self,
+        connection: &mut Connection,
+        source: &Arc<dyn BundleSource>,
+        digest: &Digest,
+        (bases, size): (&[Digest], u64),
+        progress: &(dyn Fn(u64, u64, u64) + Send + Sync),
+    ) -> Result<bool, PushError> {
+        for base in bases {
+            let has_it = connection
+                .get::<BlobStatus>(&format!("/v1/blobs/{base}"), CALL_LIMIT)
+                .await
+                .is_ok_and(|status| status.complete);
+            if !has_it {
+                continue;
+            }
+            let made = {
+                let (source, base, wanted) = (Arc::clone(source), base.clone(), digest.clone());
+                tokio::task::spawn_blocking(move || source.delta(&base, &wanted)).await
+            };
+            let delta = match made {
+                Ok(Ok(Some(delta))) => delta,
+                Ok(Ok(None)) => continue,
+                Ok(Err(error)) => {
+                    tracing::debug!(blob = digest.short(), base = base.short(), %error, "no delta");
+                    continue;
+                }
+                Err(error) => {
+                    tracing::error!(%error, "making a delta broke off");
+                    continue;
+                }
+            };
+            let length = delta.len() as u64;
+            let frame = self.budget.frame();
+            let (pieces, ready) = mpsc::channel::<io::Result<Bytes>>(READ_AHEAD);
+            tokio::spawn(async move {
+                let mut left = delta;
+                while !left.is_empty() {
+                    let piece = left.split_to(frame.min(left.len()));
+                    if pieces.send(Ok(piece)).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            let upload = Upload {
+                method: Method::POST,
+                uri: format!("/v1/blobs/{digest}/made?base={base}&size={size}"),
+                length,
+                pieces: ready,
+            };
+            // As much of the whole as of the delta.
+            let told = |sent: u64, more: u64| {
+                let share = u128::from(sent) * u128::from(size) / u128::from(length.max(1));
+                progress(u64::try_from(share).unwrap_or(size), size, more);
+            };
+            return match self.send(connection, digest, upload, &told).await {
+                Ok(()) => {
+                    tracing::info!(
+                        blob = digest.short(),
+                        bytes = length,
+                        size,
+                        "sent what was lacking of a bundle"
+                    );
+                    Ok(true)
+                }
+                Err(PushError::Call {
+                    source: CallError::Refused(problem),
+                    ..
+                }) => {
+                    tracing::info!(
+                        blob = digest.short(),
+                        code = problem.code,
+                        "an agent could not make a bundle of another: it gets all of it"
+                    );
+                    Ok(false)
+                }
+                Err(error) => Err(error),
+            };
+        }
+        Ok(false)
+    }
+
+    /// Sends a body. `progress` is called with the bytes sent so far and just now.
     async fn send(
         &self,
         connection: &mut Connection,
-        file: &Arc<File>,
         digest: &Digest,
-        offset: u64,
-        size: u64,
-        progress: &(dyn Fn(u64, u64, u64) + Send + Sync),
+        upload: Upload,
+        progress: &(dyn Fn(u64, u64) + Send + Sync),
     ) -> Result<(), PushError> {
-        let frame = self.budget.frame();
-        let (pieces, mut ready) = mpsc::channel::<io::Result<Bytes>>(READ_AHEAD);
-        let reader = Arc::clone(file);
-        tokio::task::spawn_blocking(move || read_ahead(&reader, offset, size, frame, &pieces));
+        let Upload {
+            method,
+            uri,
+            length,
+            pieces: mut ready,
+        } = upload;
         // The body asks this loop for pieces, so that the budget and the progress stay here.
         let (body_in, mut body_out) = mpsc::channel::<io::Result<Bytes>>(1);
         let body = StreamBody::new(futures::stream::poll_fn(move |context| {
@@ -208,17 +321,17 @@ impl Pushes {
                 .map(|piece| piece.map(|piece| piece.map(Frame::data)))
         }));
         let request = Request::builder()
-            .method(Method::PATCH)
-            .uri(format!("/v1/blobs/{digest}?offset={offset}&size={size}"))
+            .method(method)
+            .uri(uri)
             .header(header::HOST, "beanpole")
             .header(header::CONTENT_TYPE, "application/octet-stream")
-            .header(header::CONTENT_LENGTH, size - offset)
+            .header(header::CONTENT_LENGTH, length)
             .body(BodyExt::boxed(body))
             .map_err(|error| PushError::Call {
                 digest: digest.clone(),
                 source: CallError::Garbled(error.to_string()),
             })?;
-        let sent = AtomicU64::new(offset);
+        let sent = AtomicU64::new(0);
         let moved = std::sync::Mutex::new(Instant::now());
         let touch = || {
             if let Ok(mut at) = moved.lock() {
@@ -235,7 +348,7 @@ impl Pushes {
                 }
                 touch();
                 let now = sent.fetch_add(length as u64, Ordering::Relaxed) + length as u64;
-                progress(now, size, length as u64);
+                progress(now, length as u64);
             }
             drop(body_in);
             std::future::pending::<std::convert::Infallible>().await
@@ -262,6 +375,15 @@ impl Pushes {
             () = stall => Err(PushError::Stalled { digest: digest.clone(), sent: sent.load(Ordering::Relaxed) }),
         }
     }
+}
+
+/// What is to be sent.
+struct Upload {
+    method: Method,
+    uri: String,
+    /// Bytes in all.
+    length: u64,
+    pieces: mpsc::Receiver<io::Result<Bytes>>,
 }
 
 fn read_ahead(

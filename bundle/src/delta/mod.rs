@@ -1,0 +1,263 @@
+//! Deltas: how a bundle is made of another one that a host has, so that only what it lacks travels.
+//!
+//! The bytes of the new bundle are cut where their content says so (FastCDC), so that what moved is found again; a piece
+//! that the older bundle has as well becomes a copy of it, everything else goes along. Entries of a ZIP whose files did not
+//! change are such pieces: tools that make ZIPs compress the same file to the same bytes. All of it is one stream of zstd,
+//! which knows the end of the older bundle, where a ZIP's directory is.
+//!
+//! What [`apply`] makes has the very bytes of the new bundle, or is found not to by its digest, which whoever applies it checks.
+//!
+//! Layout, numbers little-endian: the four bytes [`MAGIC`]; the sizes of the older and the new bundle, 8 bytes each; then,
+//! compressed, pieces: 0 with 4 bytes of length and as many bytes; 1 with 8 bytes of offset and 8 of length; at last 2.
+
+#[cfg(test)]
+mod tests;
+
+use fastcdc::v2020::StreamCDC;
+use std::collections::HashMap;
+use std::collections::hash_map::DefaultHasher;
+use std::fs::File;
+use std::hash::Hasher;
+use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Write};
+use std::os::unix::fs::FileExt;
+
+/// How a delta begins.
+pub const MAGIC: [u8; 4] = *b"BPD1";
+/// Shortest, usual and longest piece, in bytes.
+const SHORTEST: u32 = 2 * 1024;
+const USUAL: u32 = 8 * 1024;
+const LONGEST: u32 = 64 * 1024;
+/// As much of the end of the older bundle zstd knows, in bytes: the directories of 40,000 entries.
+const KNOWN_END: u64 = 4 << 20;
+/// zstd's level: the link is mostly slower than the controller.
+const LEVEL: i32 = 6;
+/// zstd's window, as a power of two: covers [`KNOWN_END`], and bounds the memory of who applies a delta.
+const WINDOW: u32 = 23;
+/// What copying reads at once, in bytes.
+const PART: usize = 256 * 1024;
+/// A delta that is longer than this share of the new bundle, in per cent, is not worth its making.
+const WORTH: u64 = 75;
+
+const LITERAL: u8 = 0;
+const COPY: u8 = 1;
+const END: u8 = 2;
+
+/// Makes the delta that leads from `base` to `new`; none where it would not be worth it. Reads both as a whole.
+///
+/// # Errors
+/// A file cannot be read.
+pub fn make(base: &File, new: &File) -> io::Result<Option<Vec<u8>>> {
+    let (base_size, new_size) = (base.metadata()?.len(), new.metadata()?.len());
+    let mut found: HashMap<u64, (u64, u32)> = HashMap::new();
+    for piece in cut(base) {
+        let piece = piece?;
+        let length = piece.data.len() as u32;
+        found
+            .entry(key(&piece.data))
+            .or_insert((piece.offset, length));
+    }
+    let pieces = compared(base, new, &found)?;
+    let lacking: u64 = pieces
+        .iter()
+        .filter(|piece| piece.from.is_none())
+        .map(|piece| piece.length)
+        .sum();
+    // Bundles are compressed: zstd does little for what they do not have in common.
+    if lacking > share_of(new_size) {
+        return Ok(None);
+    }
+    let known = end_of(base, base_size)?;
+    let mut delta = Vec::new();
+    delta.extend_from_slice(&MAGIC);
+    delta.extend_from_slice(&base_size.to_le_bytes());
+    delta.extend_from_slice(&new_size.to_le_bytes());
+    let mut encoder = zstd::stream::Encoder::with_ref_prefix(delta, LEVEL, &known)?;
+    encoder.window_log(WINDOW)?;
+    let mut out = BufWriter::with_capacity(PART, encoder);
+    let mut buffer = vec![0; PART];
+    for piece in &pieces {
+        if let Some(from) = piece.from {
+            out.write_all(&[COPY])?;
+            out.write_all(&from.to_le_bytes())?;
+            out.write_all(&piece.length.to_le_bytes())?;
+            continue;
+        }
+        let mut at = piece.at;
+        while at < piece.at + piece.length {
+            let left = usize::try_from(piece.at + piece.length - at).unwrap_or(PART);
+            let part = &mut buffer[..PART.min(left)];
+            new.read_exact_at(part, at)?;
+            out.write_all(&[LITERAL])?;
+            out.write_all(&(part.len() as u32).to_le_bytes())?;
+            out.write_all(part)?;
+            at += part.len() as u64;
+        }
+    }
+    out.write_all(&[END])?;
+    let encoder = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+    let delta = encoder.finish()?;
+    let is_worth_it = delta.len() as u64 <= share_of(new_size);
+    Ok(is_worth_it.then_some(delta))
+}
+
+/// How long a delta to a bundle of that size may be.
+fn share_of(size: u64) -> u64 {
+    size.saturating_mul(WORTH) / 100
+}
+
+/// A piece of the new bundle, and where the older one has it.
+struct Piece {
+    at: u64,
+    length: u64,
+    from: Option<u64>,
+}
+
+/// The new bundle in pieces, neighbours joined.
+fn compared(base: &File, new: &File, found: &HashMap<u64, (u64, u32)>) -> io::Result<Vec<Piece>> {
+    let mut pieces: Vec<Piece> = Vec::new();
+    let mut same = vec![0; LONGEST as usize];
+    for piece in cut(new) {
+        let piece = piece?;
+        let length = piece.data.len() as u64;
+        let from = match found.get(&key(&piece.data)) {
+            Some((offset, twin)) if u64::from(*twin) == length => {
+                let same = &mut same[..piece.data.len()];
+                base.read_exact_at(same, *offset)?;
+                (same == piece.data.as_slice()).then_some(*offset)
+            }
+            _ => None,
+        };
+        let joins = |last: &Piece| match (last.from, from) {
+            (Some(last_from), Some(from)) => last_from + last.length == from,
+            (None, None) => true,
+            _ => false,
+        };
+        match pieces.last_mut().filter(|last| joins(last)) {
+            Some(last) => last.length += length,
+            None => pieces.push(Piece {
+                at: piece.offset,
+                length,
+                from,
+            }),
+        }
+    }
+    Ok(pieces)
+}
+
+fn cut(file: &File) -> StreamCDC<At<'_>> {
+    StreamCDC::new(At { file, offset: 0 }, SHORTEST, USUAL, LONGEST)
+}
+
+/// Reads a file from its beginning, wherever others read it.
+struct At<'f> {
+    file: &'f File,
+    offset: u64,
+}
+
+impl Read for At<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.offset)?;
+        self.offset += read as u64;
+        Ok(read)
+    }
+}
+
+/// Two pieces with the same key are compared before one is taken for the other.
+fn key(data: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(data);
+    hasher.finish()
+}
+
+fn end_of(base: &File, size: u64) -> io::Result<Vec<u8>> {
+    let length = size.min(KNOWN_END);
+    let mut end = vec![0; length as usize];
+    base.read_exact_at(&mut end, size - length)?;
+    Ok(end)
+}
+
+/// Writes to `out` what `delta` makes of `base`; `size` bytes in all, or fewer where it fails. Gives their number.
+///
+/// # Errors
+/// `InvalidData` where the delta is none, is of another `base`, or makes something of another size; else what reading and
+/// writing say.
+pub fn apply(
+    mut delta: impl Read,
+    base: &File,
+    size: u64,
+    out: &mut impl Write,
+) -> io::Result<u64> {
+    let base_size = base.metadata()?.len();
+    if read_array::<4>(&mut delta)? != MAGIC {
+        return Err(wrong("it is no delta"));
+    }
+    if u64::from_le_bytes(read_array(&mut delta)?) != base_size {
+        return Err(wrong("it is of another bundle"));
+    }
+    if u64::from_le_bytes(read_array(&mut delta)?) != size {
+        return Err(wrong("it makes a bundle of another size"));
+    }
+    let known = end_of(base, base_size)?;
+    let mut decoder = zstd::stream::Decoder::with_ref_prefix(BufReader::new(delta), &known)?;
+    decoder.window_log_max(WINDOW)?;
+    let mut pieces = BufReader::with_capacity(PART, decoder);
+    let mut buffer = vec![0; PART];
+    let mut written = 0_u64;
+    loop {
+        match read_array::<1>(&mut pieces)?[0] {
+            LITERAL => {
+                let length = u64::from(u32::from_le_bytes(read_array(&mut pieces)?));
+                written = more(written, length, size)?;
+                let copied = io::copy(&mut (&mut pieces).take(length), out).map_err(of_delta)?;
+                if copied != length {
+                    return Err(wrong("it breaks off"));
+                }
+            }
+            COPY => {
+                let offset = u64::from_le_bytes(read_array(&mut pieces)?);
+                let length = u64::from_le_bytes(read_array(&mut pieces)?);
+                written = more(written, length, size)?;
+                let ends = offset.checked_add(length).filter(|end| *end <= base_size);
+                let ends =
+                    ends.ok_or_else(|| wrong("it copies what the other bundle does not have"))?;
+                let mut at = offset;
+                while at < ends {
+                    let part = &mut buffer[..PART.min(usize::try_from(ends - at).unwrap_or(PART))];
+                    base.read_exact_at(part, at)?;
+                    out.write_all(part)?;
+                    at += part.len() as u64;
+                }
+            }
+            END if written == size => return Ok(written),
+            _ => return Err(wrong("it breaks off")),
+        }
+    }
+}
+
+/// The bytes so far with `length` more, of `size` at most.
+fn more(written: u64, length: u64, size: u64) -> io::Result<u64> {
+    let after = written.checked_add(length).filter(|after| *after <= size);
+    after.ok_or_else(|| wrong("it makes more than it says"))
+}
+
+fn read_array<const N: usize>(from: &mut impl Read) -> io::Result<[u8; N]> {
+    let mut array = [0; N];
+    from.read_exact(&mut array).map_err(of_delta)?;
+    Ok(array)
+}
+
+/// What reading a delta says: what does not come of the system comes of the delta.
+fn of_delta(error: io::Error) -> io::Error {
+    match error.kind() {
+        ErrorKind::UnexpectedEof => wrong("it breaks off"),
+        _ if error.raw_os_error().is_none() => wrong("it is damaged"),
+        _ => error,
+    }
+}
+
+fn wrong(why: &str) -> io::Error {
+    io::Error::new(
+        ErrorKind::InvalidData,
+        format!("the delta is of no use: {why}"),
+    )
+}
