@@ -67,7 +67,7 @@ pub fn measure(setup: &Setup) -> Result<Vec<Figure>, Failed> {
             )
             .ok();
         deploys.push(lasted(&ran.json())?);
-        let bundle = largest(&bed.data())?;
+        let bundle = newest_bundle(&bed.data(), SIZE)?;
         copies.push(scp_and_unzip(&bundle)?);
         // Back to the release before and to this one again: both are prepared.
         for (policy, took) in [("AllAtOnce", &mut all_at_once), ("Rolling", &mut rolling)] {
@@ -118,17 +118,17 @@ fn noise() -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The newest file of at least the bundle's size below `dir`: the bundle itself.
-fn largest(dir: &Path) -> Result<PathBuf, Failed> {
+/// The newest bundle of at least `size` bytes that the controller has, whose data is in `data`.
+pub fn newest_bundle(data: &Path, size: u64) -> Result<PathBuf, Failed> {
     let mut found = None;
-    let mut open = vec![dir.join("controller")];
+    let mut open = vec![data.join("controller")];
     while let Some(dir) = open.pop() {
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
             let data = entry.metadata()?;
             if data.is_dir() {
                 open.push(entry.path());
-            } else if data.len() >= SIZE {
+            } else if data.len() >= size {
                 let made = data.modified()?;
                 if found.as_ref().is_none_or(|(latest, _)| *latest < made) {
                     found = Some((made, entry.path()));
@@ -138,7 +138,7 @@ fn largest(dir: &Path) -> Result<PathBuf, Failed> {
     }
     found
         .map(|(_, path)| path)
-        .ok_or_else(|| "the controller holds no bundle of 50 MB".into())
+        .ok_or_else(|| "the controller holds no such bundle".into())
 }
 
 /// Seconds until all hosts have the unpacked content.

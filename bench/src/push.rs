@@ -4,23 +4,25 @@
 //! What is compared begins with the bundle on the controller, and the peers' with a connection that is open: `ssh` shares
 //! one for each host, as the controller does. Bytes are those that a host's network device received, whoever sent them.
 
+use crate::deploy::newest_bundle;
 use crate::{Failed, Figure, Setup};
+use beanpole_protocol::Timestamp;
 use beanpole_tests::bed::Bed;
 use beanpole_tests::hosts::{Hosts, obstacle};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 /// Every host there can be.
 const NAMES: [&str; 20] = [
     "h1", "h2", "h3", "h4", "h5", "h6", "h7", "h8", "h9", "h10", "h11", "h12", "h13", "h14", "h15",
     "h16", "h17", "h18", "h19", "h20",
 ];
-/// Small files, as sources and packages are, and large ones, as pictures and models are: 100 MB in all.
+/// Small files, as sources and packages are, and large ones, as pictures and models are: a ZIP of 100 MB.
 const SMALL: (u64, usize) = (2_000, 20_000);
-const LARGE: (u64, usize) = (12, 5_000_000);
+const LARGE: (u64, usize) = (16, 5_000_000);
 /// Small files that a change touches, in whole: 1 MB.
 const CHANGED: u64 = 50;
 const MB: f64 = 1e6;
@@ -181,15 +183,11 @@ fn push(
     names: &[&'static str],
     label: &str,
 ) -> Result<((f64, u64), PathBuf), Failed> {
-    // Uploading is the developer's machine.
+    // Packing and uploading are the developer's machine: it is there when it is deployed.
     bed.run_in(dir, &["deploy", "bench", "--label", label, "--plan"])
         .ok();
-    let zip = newest(&bed.data().join("controller/blobs"))?;
-    let digest = zip
-        .file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned();
+    let zip = newest_bundle(&bed.data(), 50_000_000)?;
+    let digest = digest_of(&zip)?;
     let blob = format!("/var/lib/beanpole/agent/blobs/{digest}");
     on_all(
         names,
@@ -199,19 +197,23 @@ fn push(
         ),
     )?;
     let before = received(names);
-    let started = SystemTime::now();
-    bed.run_in(
-        dir,
-        &[
-            "deploy",
-            "bench",
-            "--version",
-            label,
-            "--policy",
-            "AllAtOnce",
-        ],
-    )
-    .ok();
+    let operation = bed
+        .run_in(
+            dir,
+            &[
+                "deploy",
+                "bench",
+                "--label",
+                label,
+                "--policy",
+                "AllAtOnce",
+                "--json",
+            ],
+        )
+        .ok()
+        .json();
+    let started: Timestamp = serde_json::from_value(operation["started_at"].clone())?;
+    let started = started.as_millis() as f64 / 1_000.0;
     let mut last = 0.0_f64;
     let mut most = 0;
     for (name, before) in names.iter().zip(before) {
@@ -230,9 +232,6 @@ fn push(
         last = last.max(at);
         most = most.max(of_device(&text).saturating_sub(before));
     }
-    let started = started
-        .duration_since(SystemTime::UNIX_EPOCH)?
-        .as_secs_f64();
     Ok(((last - started, most), zip))
 }
 
@@ -252,6 +251,13 @@ fn of_device(text: &str) -> u64 {
         .unwrap_or_default()
 }
 
+fn digest_of(zip: &Path) -> Result<String, Failed> {
+    let output = Command::new("sha256sum").arg(zip).output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let digest = text.split_whitespace().next();
+    Ok(digest.ok_or("sha256sum says nothing")?.to_owned())
+}
+
 fn on_all(names: &[&'static str], line: &str) -> Result<(), Failed> {
     std::thread::scope(|scope| {
         let all: Vec<_> = names
@@ -263,21 +269,6 @@ fn on_all(names: &[&'static str], line: &str) -> Result<(), Failed> {
         }
         Ok(())
     })
-}
-
-fn newest(directory: &Path) -> Result<PathBuf, Failed> {
-    let mut found: Option<(SystemTime, PathBuf)> = None;
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        let data = entry.metadata()?;
-        let made = data.modified()?;
-        if data.is_file() && found.as_ref().is_none_or(|(latest, _)| *latest < made) {
-            found = Some((made, entry.path()));
-        }
-    }
-    found
-        .map(|(_, path)| path)
-        .ok_or_else(|| "the controller holds no bundle".into())
 }
 
 /// The files of the application.
