@@ -30,11 +30,13 @@ const LONGEST: u32 = 64 * 1024;
 /// As much of the end of the older bundle zstd knows, in bytes: the directories of 40,000 entries.
 const KNOWN_END: u64 = 4 << 20;
 /// zstd's level: the link is mostly slower than the controller.
-const LEVEL: i32 = 6;
+const LEVEL: i32 = 3;
 /// zstd's window, as a power of two: covers [`KNOWN_END`], and bounds the memory of who applies a delta.
 const WINDOW: u32 = 23;
 /// What copying reads at once, in bytes.
 const PART: usize = 256 * 1024;
+/// What is compared at once where a copy is stretched, in bytes.
+const STEP: usize = 4096;
 /// A delta that is longer than this share of the new bundle, in per cent, is not worth its making.
 const WORTH: u64 = 75;
 
@@ -48,15 +50,17 @@ const END: u8 = 2;
 /// A file cannot be read.
 pub fn make(base: &File, new: &File) -> io::Result<Option<Vec<u8>>> {
     let (base_size, new_size) = (base.metadata()?.len(), new.metadata()?.len());
-    let mut found: HashMap<u64, (u64, u32)> = HashMap::new();
-    for piece in cut(base) {
-        let piece = piece?;
-        let length = piece.data.len() as u32;
-        found
-            .entry(key(&piece.data))
-            .or_insert((piece.offset, length));
+    let (older, newer) = std::thread::scope(|scope| {
+        let older = scope.spawn(|| cut(base));
+        (older.join(), cut(new))
+    });
+    let older = older.unwrap_or_else(|_| Err(io::Error::other("comparing broke off")))?;
+    let mut found: HashMap<u64, Cut> = HashMap::with_capacity(older.len());
+    for piece in older {
+        found.entry(piece.key).or_insert(piece);
     }
-    let pieces = compared(base, new, &found)?;
+    let mut pieces = compared(base, new, newer?, &found)?;
+    stretch(base, new, &mut pieces)?;
     let lacking: u64 = pieces
         .iter()
         .filter(|piece| piece.from.is_none())
@@ -113,20 +117,25 @@ struct Piece {
 }
 
 /// The new bundle in pieces, neighbours joined.
-fn compared(base: &File, new: &File, found: &HashMap<u64, (u64, u32)>) -> io::Result<Vec<Piece>> {
+fn compared(
+    base: &File,
+    new: &File,
+    cuts: Vec<Cut>,
+    found: &HashMap<u64, Cut>,
+) -> io::Result<Vec<Piece>> {
     let mut pieces: Vec<Piece> = Vec::new();
-    let mut same = vec![0; LONGEST as usize];
-    for piece in cut(new) {
-        let piece = piece?;
-        let length = piece.data.len() as u64;
-        let from = match found.get(&key(&piece.data)) {
-            Some((offset, twin)) if u64::from(*twin) == length => {
-                let same = &mut same[..piece.data.len()];
-                base.read_exact_at(same, *offset)?;
-                (same == piece.data.as_slice()).then_some(*offset)
+    let (mut one, mut other) = (vec![0; LONGEST as usize], vec![0; LONGEST as usize]);
+    for cut in cuts {
+        let from = match found.get(&cut.key) {
+            Some(twin) if twin.length == cut.length => {
+                let (one, other) = (&mut one[..cut.length], &mut other[..cut.length]);
+                base.read_exact_at(one, twin.offset)?;
+                new.read_exact_at(other, cut.offset)?;
+                (one == other).then_some(twin.offset)
             }
             _ => None,
         };
+        let length = cut.length as u64;
         let joins = |last: &Piece| match (last.from, from) {
             (Some(last_from), Some(from)) => last_from + last.length == from,
             (None, None) => true,
@@ -135,7 +144,7 @@ fn compared(base: &File, new: &File, found: &HashMap<u64, (u64, u32)>) -> io::Re
         match pieces.last_mut().filter(|last| joins(last)) {
             Some(last) => last.length += length,
             None => pieces.push(Piece {
-                at: piece.offset,
+                at: cut.offset,
                 length,
                 from,
             }),
@@ -144,8 +153,94 @@ fn compared(base: &File, new: &File, found: &HashMap<u64, (u64, u32)>) -> io::Re
     Ok(pieces)
 }
 
-fn cut(file: &File) -> StreamCDC<At<'_>> {
-    StreamCDC::new(At { file, offset: 0 }, SHORTEST, USUAL, LONGEST)
+/// Stretches copies into what lies between them, as far as the bytes are the same: a change seldom begins where a piece does.
+fn stretch(base: &File, new: &File, pieces: &mut Vec<Piece>) -> io::Result<()> {
+    let base_size = base.metadata()?.len();
+    for at in 0..pieces.len() {
+        if pieces[at].from.is_some() {
+            continue;
+        }
+        // Pieces that are not copies have been joined: both neighbours are, where there are any.
+        if at > 0
+            && let Some(from) = pieces[at - 1].from
+        {
+            let ends = from + pieces[at - 1].length;
+            let most = pieces[at].length.min(base_size - ends);
+            let same = same_from(base, ends, new, pieces[at].at, most)?;
+            pieces[at - 1].length += same;
+            pieces[at].at += same;
+            pieces[at].length -= same;
+        }
+        if let Some(from) = pieces.get(at + 1).and_then(|next| next.from) {
+            let most = pieces[at].length.min(from);
+            let end = pieces[at].at + pieces[at].length;
+            let same = same_before(base, from, new, end, most)?;
+            pieces[at].length -= same;
+            let next = &mut pieces[at + 1];
+            next.at -= same;
+            next.length += same;
+            next.from = Some(from - same);
+        }
+    }
+    pieces.retain(|piece| piece.length > 0);
+    Ok(())
+}
+
+/// How many bytes are the same from these places on, `most` at most.
+fn same_from(base: &File, from: u64, new: &File, at: u64, most: u64) -> io::Result<u64> {
+    let (mut one, mut other) = ([0; STEP], [0; STEP]);
+    let mut same = 0;
+    while same < most {
+        let length = STEP.min(usize::try_from(most - same).unwrap_or(STEP));
+        base.read_exact_at(&mut one[..length], from + same)?;
+        new.read_exact_at(&mut other[..length], at + same)?;
+        let differs = (0..length).find(|place| one[*place] != other[*place]);
+        same += differs.unwrap_or(length) as u64;
+        if differs.is_some() {
+            break;
+        }
+    }
+    Ok(same)
+}
+
+/// How many bytes are the same before these places, `most` at most.
+fn same_before(base: &File, from: u64, new: &File, at: u64, most: u64) -> io::Result<u64> {
+    let (mut one, mut other) = ([0; STEP], [0; STEP]);
+    let mut same = 0;
+    while same < most {
+        let length = STEP.min(usize::try_from(most - same).unwrap_or(STEP));
+        let before = same + length as u64;
+        base.read_exact_at(&mut one[..length], from - before)?;
+        new.read_exact_at(&mut other[..length], at - before)?;
+        let differs = (0..length).rev().find(|place| one[*place] != other[*place]);
+        same += differs.map_or(length, |place| length - 1 - place) as u64;
+        if differs.is_some() {
+            break;
+        }
+    }
+    Ok(same)
+}
+
+/// Where a file is cut.
+struct Cut {
+    /// Two pieces with the same one are compared before one is taken for the other.
+    key: u64,
+    offset: u64,
+    length: usize,
+}
+
+/// Cuts a file where its content says so.
+fn cut(file: &File) -> io::Result<Vec<Cut>> {
+    let mut cuts = Vec::new();
+    for piece in StreamCDC::new(At { file, offset: 0 }, SHORTEST, USUAL, LONGEST) {
+        let piece = piece?;
+        cuts.push(Cut {
+            key: key(piece.hash, &piece.data),
+            offset: piece.offset,
+            length: piece.data.len(),
+        });
+    }
+    Ok(cuts)
 }
 
 /// Reads a file from its beginning, wherever others read it.
@@ -162,10 +257,14 @@ impl Read for At<'_> {
     }
 }
 
-/// Two pieces with the same key are compared before one is taken for the other.
-fn key(data: &[u8]) -> u64 {
+/// What a piece is known by: how it ends, which is what it was cut by, its length, and a few of its bytes.
+fn key(end: u64, data: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
-    hasher.write(data);
+    hasher.write_u64(end);
+    hasher.write_usize(data.len());
+    for place in [0, data.len() / 3, data.len() / 3 * 2] {
+        hasher.write(&data[place..data.len().min(place + 16)]);
+    }
     hasher.finish()
 }
 
