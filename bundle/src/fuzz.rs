@@ -206,6 +206,7 @@ fn contained(found: &containers::Containers) {
             containers::Image::Build { context, file, .. } => {
                 assert!(inside(context) && inside(file));
             }
+            containers::Image::Made { .. } => unreachable!("no file asks for it"),
             containers::Image::Pull { name, .. } => {
                 assert!(!name.is_empty() && !name.contains(char::is_whitespace));
             }

@@ -225,6 +225,25 @@ fn several_containers_live_and_die_together(bed: &Bed) {
     bed.run(&["terminate", TASK, "--yes"]).ok();
 }
 
+/// What a Procfile starts, in an image that has what it needs.
+fn an_application_is_added_to_a_base_image(bed: &Bed) {
+    let procfile = format!("web: {}\n", runs("v1").replace("/app/", "./"));
+    let app = bed.app("made").procfile(&procfile);
+    let create = [
+        "create",
+        "made-prod",
+        "--instances",
+        "1",
+        "--option",
+        "BaseImage=base:1",
+    ];
+    bed.run_in(&app.dir, &create).ok();
+    bed.deploy(&app, "made-prod", "v1").ok();
+    answers(bed, "made-prod", "v1");
+    assert_eq!(bed.get("made-prod", "/env?PORT").text().trim(), "8080");
+    bed.run(&["terminate", "made-prod", "--yes"]).ok();
+}
+
 /// The example, from an image with Python that is this host's own.
 fn the_example_is_built_and_answers(bed: &Bed) {
     Hosts::on(
@@ -256,6 +275,7 @@ fn applications_in_containers_are_built_run_healed_and_rolled_back() {
     answers(&bed, WEB, "v2");
     an_image_that_somebody_removed_is_made_again(&bed);
     bed.run(&["terminate", WEB, "--yes"]).ok();
+    an_application_is_added_to_a_base_image(&bed);
     the_example_is_built_and_answers(&bed);
     several_containers_live_and_die_together(&bed);
     wait::until_true("nothing runs any more", Duration::from_secs(30), || {

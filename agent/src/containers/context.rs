@@ -6,14 +6,25 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// Writes the tar of `root`. `dockerfile` is part of it whatever is ignored.
-pub(super) fn write(root: &Path, dockerfile: &str, out: impl Write) -> io::Result<()> {
+/// Writes the tar of `root`. `dockerfile` is part of it whatever is ignored, with `text` in place of a file where that is given.
+pub(super) fn write(
+    root: &Path,
+    dockerfile: &str,
+    text: Option<&str>,
+    out: impl Write,
+) -> io::Result<()> {
     let ignored = ignored(root, dockerfile)?;
     let mut tar = tar::Builder::new(out);
     tar.follow_symlinks(false);
     // Built twice of the same files, steps are taken from the Engine's cache.
     tar.mode(tar::HeaderMode::Deterministic);
     add(&mut tar, root, Path::new(""), &ignored, dockerfile)?;
+    if let Some(text) = text {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, dockerfile, text.as_bytes())?;
+    }
     tar.into_inner()?.flush()
 }
 
@@ -104,7 +115,7 @@ mod tests {
         }
         std::os::unix::fs::symlink("/etc/passwd", root.path().join("link")).expect("a link");
         let mut bytes = Vec::new();
-        write(root.path(), "Dockerfile", &mut bytes).expect("written");
+        write(root.path(), "Dockerfile", None, &mut bytes).expect("written");
         let mut archive = tar::Archive::new(&bytes[..]);
         let mut names = BTreeSet::new();
         for entry in archive.entries().expect("a tar") {

@@ -24,6 +24,8 @@ use tokio_stream::wrappers::ReceiverStream;
 
 /// Pieces of a context that wait for the Engine.
 const PIECES: usize = 8;
+/// The name of a Dockerfile that no bundle has.
+const MADE: &str = ".Dockerfile.beanpole";
 /// Bytes of such a piece.
 const PIECE: usize = 256 * 1024;
 /// Another preparation may take the name of an image away that it pulled as well.
@@ -63,7 +65,9 @@ pub async fn prepare(order: &Order) -> Result<(), String> {
     for one in &order.containers.containers {
         let tag = tag(&order.secret, &order.key, &one.name);
         let id = match &one.image {
-            Image::Build { .. } => build(&engine, order, &one.image, &tag, &logins).await,
+            Image::Build { .. } | Image::Made { .. } => {
+                build(&engine, order, &one.image, &tag, &logins).await
+            }
             Image::Pull { name, update } => pull(&engine, name, *update, &tag, &logins).await,
         };
         let id = id.map_err(|why| format!("The image of the container {}: {why}", one.name))?;
@@ -92,16 +96,30 @@ async fn build(
     tag: &str,
     logins: &Logins,
 ) -> Result<String, String> {
-    let Image::Build {
-        context,
-        file,
-        arguments,
-        target,
-    } = image
-    else {
-        return Err("it is not built".to_owned());
+    let nothing = BTreeMap::new();
+    let (context, file, arguments, target, text) = match image {
+        Image::Build {
+            context,
+            file,
+            arguments,
+            target,
+        } => (
+            context.as_str(),
+            file.as_str(),
+            arguments,
+            target.as_ref(),
+            None,
+        ),
+        Image::Made { base, steps } => {
+            let text = dockerfile(base, steps);
+            ("", MADE, &nothing, None, Some(text))
+        }
+        Image::Pull { .. } => return Err("it is not built".to_owned()),
     };
-    say(&format!("docker build -f {} .", image.shown()));
+    match &text {
+        Some(text) => text.lines().for_each(say),
+        None => say(&format!("docker build -f {} .", image.shown())),
+    }
     let root = inside(&order.tree, context)?;
     let mut query = format!(
         "/build?version=1&rm=1&forcerm=1&t={}&dockerfile={}",
@@ -129,7 +147,7 @@ async fn build(
         ("content-type", "application/x-tar".to_owned()),
         ("x-registry-config", logins.config()),
     ];
-    let body = tar_of(root, file.clone());
+    let body = tar_of(root, file.to_owned(), text);
     let answer = engine
         .send("build it", Method::POST, &query, &headers, body)
         .await
@@ -137,6 +155,17 @@ async fn build(
     follow(answer, &order.secret).await?;
     let id = id_of(engine, tag).await;
     id.map_err(|error| format!("{error}."))
+}
+
+/// The Dockerfile of an application that is added to a base image.
+fn dockerfile(base: &str, steps: &[String]) -> String {
+    let mut text = format!("FROM {base}\nWORKDIR /var/app/current\nCOPY . .\n");
+    for step in steps {
+        // As JSON a line stays one, whatever is in it.
+        let run = serde_json::json!(["/bin/sh", "-c", step]);
+        text.push_str(&format!("RUN {run}\n"));
+    }
+    text
 }
 
 /// A directory of the tree, and no other, wherever links lead.
@@ -153,11 +182,11 @@ pub(super) fn inside(tree: &Path, below: &str) -> Result<PathBuf, String> {
 }
 
 /// The tar of a directory, made as it is sent.
-fn tar_of(root: PathBuf, dockerfile: String) -> Body {
+fn tar_of(root: PathBuf, dockerfile: String, text: Option<String>) -> Body {
     let (pieces, ready) = mpsc::channel::<io::Result<Frame<Bytes>>>(PIECES);
     tokio::task::spawn_blocking(move || {
         let out = io::BufWriter::with_capacity(PIECE, Pieces(&pieces));
-        if let Err(error) = context::write(&root, &dockerfile, out) {
+        if let Err(error) = context::write(&root, &dockerfile, text.as_deref(), out) {
             let _ = pieces.blocking_send(Err(error));
         }
     });

@@ -2,12 +2,13 @@
 
 use super::build::{Codes, Made, Site, acts_as_root, limits, make_home};
 use super::install::Packages;
+use super::platform::Plan;
 use super::root::Run;
 use super::{Fault, Workshop, blocking, programs};
 use crate::containers::engine::{self, Engine, EngineError};
 use crate::containers::prepare::Order;
 use crate::containers::{LOGINS, Ready, clean};
-use beanpole_bundle::containers;
+use beanpole_bundle::containers::{self, Container, Image};
 use beanpole_bundle::ebextensions::NeedsRoot;
 use beanpole_bundle::platform::Directory;
 use beanpole_daemon::files;
@@ -39,10 +40,21 @@ const START: &str = "if [ -d /run/systemd/system ]; then systemctl enable --now 
     else service docker start; fi";
 
 /// Makes the images ready.
-pub async fn install(workshop: &Workshop, site: &Site<'_>) -> Result<Made, Fault> {
-    let (tree, properties) = (site.tree.clone(), site.order.properties.0.clone());
-    let containers =
-        blocking(move || Ok(containers::read(&mut Directory(&tree), Some(&properties))?)).await?;
+pub async fn install(workshop: &Workshop, site: &Site<'_>, plan: &Plan) -> Result<Made, Fault> {
+    let is_made = |one: &Container| matches!(one.image, Image::Made { .. });
+    let made = plan.containers.clone();
+    let containers = match made.filter(|made| made.containers.iter().all(is_made)) {
+        // There are no variables in it.
+        Some(made) => made,
+        None => {
+            let (tree, properties) = (site.tree.clone(), site.order.properties.0.clone());
+            blocking(move || {
+                let mut top = Directory(&tree);
+                Ok(containers::read(&mut top, Some(&properties))?)
+            })
+            .await?
+        }
+    };
     if let Some(needs) = &containers.needs_root
         && !acts_as_root(site.order)
     {

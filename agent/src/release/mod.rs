@@ -423,7 +423,7 @@ impl Workshop {
             Platform::Tomcat => tomcat::install(self, site, plan).await,
             Platform::Dotnet => dotnet::install(self, site, plan).await,
             Platform::Static => site::install(self, site, plan),
-            Platform::Docker => containers::install(self, site).await,
+            Platform::Docker => containers::install(self, site, plan).await,
             Platform::Auto | Platform::Procfile => Ok(build::Made::default()),
         }
     }

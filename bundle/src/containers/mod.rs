@@ -6,12 +6,13 @@
 //! here is named with file and line ([`Containers::passed_over`]); what could break out of a container asks for what only
 //! root may do ([`Containers::needs_root`]). Values of variables are in no message.
 //!
-//! `dockerfile`, `single` (version 1), `task` (version 2) and `compose` read a format each; `variables` fills in what
+//! `preconfigured` adds a language's application to an image that has the language; `dockerfile`, `single` (version 1), `task` (version 2) and `compose` read a format each; `variables` fills in what
 //! Compose replaces.
 
 mod compose;
 mod dockerfile;
 mod keys;
+mod preconfigured;
 mod single;
 mod task;
 mod variables;
@@ -22,6 +23,9 @@ use crate::ebextensions::NeedsRoot;
 use crate::platform::{Top, WEB};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+
+pub use preconfigured::BASE_IMAGE;
+pub(crate) use preconfigured::made;
 
 /// Builds an image.
 pub const DOCKERFILE: &str = "Dockerfile";
@@ -136,6 +140,13 @@ pub enum Image {
         /// The stage that is wanted; none for the last.
         target: Option<String>,
     },
+    /// The bundle is added to a base image, and built there.
+    Made {
+        /// The image to begin with.
+        base: String,
+        /// What installs and builds it, a line for a shell each.
+        steps: Vec<String>,
+    },
     /// It is pulled.
     Pull {
         /// `nginx:1.25`, `registry.example.org/shop@sha256:…`.
@@ -151,6 +162,7 @@ impl Image {
         match self {
             Self::Build { context, file, .. } if context.is_empty() => file.clone(),
             Self::Build { context, file, .. } => format!("{context}/{file}"),
+            Self::Made { base, .. } => crate::shown(base),
             Self::Pull { name, .. } => crate::shown(name),
         }
     }
@@ -186,6 +198,7 @@ impl Containers {
     pub fn shown(&self) -> Vec<(String, String)> {
         let line = |one: &Container| match &one.image {
             Image::Build { .. } => format!("docker run, built by {}", one.image.shown()),
+            Image::Made { .. } => format!("docker run, made of {}", one.image.shown()),
             Image::Pull { .. } => format!("docker run {}", one.image.shown()),
         };
         self.containers

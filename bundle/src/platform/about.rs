@@ -171,6 +171,7 @@ pub const ABOUT: [About; 11] = [
             ("Dockerrun.aws.json version 1, pulled from a registry", None),
             ("Dockerrun.aws.json version 2, volumes", CONTAINERS),
             ("docker-compose.yml", CONTAINERS),
+            ("a language in an image (BaseImage)", CONTAINERS),
         ],
     },
     About {

@@ -320,13 +320,26 @@ pub fn find<T: Top>(top: &mut T, platform: Platform, options: &Options) -> Resul
         Some(text) => procfile::parse_as(&text, BUILDFILE)?,
         None => found.build,
     };
-    Ok(Plan {
+    let plan = Plan {
         platform,
         build,
         from_procfile: named.is_some(),
         processes: named.unwrap_or(found.processes),
         release_command: release_command.or(found.release_command),
-        containers: found.containers,
+        containers: None,
+    };
+    let base = options
+        .get(containers::BASE_IMAGE)
+        .filter(|base| !base.is_empty());
+    let Some(base) = base else { return Ok(plan) };
+    let containers = containers::made(top, &plan, base)?;
+    Ok(Plan {
+        platform: Platform::Docker,
+        build: Vec::new(),
+        processes: containers.shown(),
+        release_command: None,
+        containers: Some(containers),
+        ..plan
     })
 }
 

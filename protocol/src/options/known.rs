@@ -360,6 +360,14 @@ pub const KNOWN: &[OptionSpec] = &[
         Change::Restart,
         "The version of the runtime, such as 18, 3.11 or 17, of those that a host has side by side. Without it: what the bundle asks for, else what the host's PATH has.",
     ),
+    option(
+        PLATFORM,
+        "BaseImage",
+        "",
+        Kind::Text,
+        Change::Restart,
+        "An image of a registry that has the language, such as node:20-slim: the application runs in a container of it, with its packages installed there. Without it: on the host itself, unless the bundle says otherwise.",
+    ),
     // EB's default is `application`, which is what is taken where nothing is found.
     option(
         PYTHON,
