@@ -3,7 +3,9 @@
 
 use crate::ebextensions::{self, Content, DIRECTORY, Extensions, Target};
 use crate::platform::Top;
-use crate::{Refused, containers, cron, env_yaml, procfile};
+use crate::{Refused, containers, cron, delta, env_yaml, procfile};
+use std::fs::File;
+use std::io::Write;
 use std::path::Component;
 
 /// One configuration file and nothing else.
@@ -142,6 +144,36 @@ pub fn env_yaml(bytes: &[u8]) {
     if let Err(refused) = env_yaml::parse(bytes) {
         sane(&refused);
     }
+}
+
+/// Two bundles, as the halves of the bytes: what the delta between them makes is as long as the second. And a delta, as it
+/// comes and behind a head that is right: it never makes more than it says.
+pub fn deltas(bytes: &[u8]) {
+    const SIZE: u64 = 70_000;
+    let made_of = |delta: &[u8], base: &File, size: u64| {
+        let mut out = Vec::new();
+        let made = delta::apply(delta, base, size, &mut out);
+        assert!(out.len() as u64 <= size);
+        made
+    };
+    let (one, other) = bytes.split_at(bytes.len() / 2);
+    let base = file(one);
+    if let Ok(Some(delta)) = delta::make(&base, &file(other)) {
+        let made = made_of(&delta, &base, other.len() as u64);
+        assert_eq!(made.expect("it was just made"), other.len() as u64);
+    }
+    let _ = made_of(bytes, &base, SIZE);
+    let mut delta = delta::MAGIC.to_vec();
+    delta.extend_from_slice(&(one.len() as u64).to_le_bytes());
+    delta.extend_from_slice(&SIZE.to_le_bytes());
+    delta.extend(zstd::encode_all(other, 1).expect("there is memory"));
+    let _ = made_of(&delta, &base, SIZE);
+}
+
+fn file(bytes: &[u8]) -> File {
+    let mut file = tempfile::tempfile().expect("a place for files");
+    file.write_all(bytes).expect("room");
+    file
 }
 
 /// A bundle whose files of that name all hold the same.
@@ -434,6 +466,28 @@ mod tests {
         prop::collection::vec(words, 0..12).prop_map(|words| words.concat().into_bytes())
     }
 
+    /// What ZIPs and deltas are made of, with numbers that lie.
+    fn zips() -> impl Strategy<Value = Vec<u8>> {
+        let parts = prop_oneof![
+            Just(b"PK\x05\x06".to_vec()),
+            Just(b"PK\x01\x02".to_vec()),
+            Just(b"PK\x03\x04".to_vec()),
+            (0_u32..100).prop_map(|number| number.to_le_bytes().to_vec()),
+            (0_usize..60).prop_map(|length| vec![0; length]),
+            prop::collection::vec(0_u8..3, 0..12),
+            Just(vec![0xff; 8]),
+            (0_u64..90_000).prop_map(|length| [&[1][..], &[0; 8], &length.to_le_bytes()].concat()),
+            Just(b"\x00\x05\x00\x00\x00hello\x02".to_vec()),
+        ];
+        let half = prop::collection::vec(parts, 0..24).prop_map(|parts| parts.concat());
+        (half.clone(), half).prop_map(|(mut one, mut other)| {
+            let length = one.len().max(other.len());
+            one.splice(0..0, vec![0; length - one.len()]);
+            other.splice(0..0, vec![0; length - other.len()]);
+            [one, other].concat()
+        })
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.saturating_mul(8), ..ProptestConfig::default() })]
 
@@ -450,6 +504,11 @@ mod tests {
         #[test]
         fn crontabs_hold(bytes in bytes()) {
             cron(&bytes);
+        }
+
+        #[test]
+        fn bundles_made_of_others_hold(bytes in prop_oneof![bytes(), zips()]) {
+            deltas(&bytes);
         }
 
         #[test]

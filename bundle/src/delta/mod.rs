@@ -1,15 +1,16 @@
 //! Deltas: how a bundle is made of another one that a host has, so that only what it lacks travels.
 //!
-//! The bytes of the new bundle are cut where their content says so (FastCDC), so that what moved is found again; a piece
-//! that the older bundle has as well becomes a copy of it, everything else goes along. Entries of a ZIP whose files did not
-//! change are such pieces: tools that make ZIPs compress the same file to the same bytes. All of it is one stream of zstd,
-//! which knows the end of the older bundle, where a ZIP's directory is.
+//! Entries that both have, by what the directories of the ZIPs say, become copies: tools that make ZIPs compress the same
+//! file to the same bytes. What lies between is cut where its content says so (FastCDC), so that what moved is found again; a
+//! piece that the older bundle has as well becomes a copy, too, and everything else goes along. All of it is one stream of
+//! zstd, which knows the end of the older bundle, where a ZIP's directory is.
 //!
 //! What [`apply`] makes has the very bytes of the new bundle, or is found not to by its digest, which whoever applies it checks.
 //!
 //! Layout, numbers little-endian: the four bytes [`MAGIC`]; the sizes of the older and the new bundle, 8 bytes each; then,
 //! compressed, pieces: 0 with 4 bytes of length and as many bytes; 1 with 8 bytes of offset and 8 of length; at last 2.
 
+mod entries;
 #[cfg(test)]
 mod tests;
 
@@ -19,6 +20,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::fs::File;
 use std::hash::Hasher;
 use std::io::{self, BufReader, BufWriter, ErrorKind, Read, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 /// How a delta begins.
@@ -44,23 +46,14 @@ const LITERAL: u8 = 0;
 const COPY: u8 = 1;
 const END: u8 = 2;
 
-/// Makes the delta that leads from `base` to `new`; none where it would not be worth it. Reads both as a whole.
+/// Makes the delta that leads from `base` to `new`; none where it would not be worth it. Reads of both what entries that
+/// they have in common leave.
 ///
 /// # Errors
 /// A file cannot be read.
 pub fn make(base: &File, new: &File) -> io::Result<Option<Vec<u8>>> {
     let (base_size, new_size) = (base.metadata()?.len(), new.metadata()?.len());
-    let (older, newer) = std::thread::scope(|scope| {
-        let older = scope.spawn(|| cut(base));
-        (older.join(), cut(new))
-    });
-    let older = older.unwrap_or_else(|_| Err(io::Error::other("comparing broke off")))?;
-    let mut found: HashMap<u64, Cut> = HashMap::with_capacity(older.len());
-    for piece in older {
-        found.entry(piece.key).or_insert(piece);
-    }
-    let mut pieces = compared(base, new, newer?, &found)?;
-    stretch(base, new, &mut pieces)?;
+    let pieces = compared(base, new)?;
     let lacking: u64 = pieces
         .iter()
         .filter(|piece| piece.from.is_none())
@@ -116,14 +109,65 @@ struct Piece {
     from: Option<u64>,
 }
 
-/// The new bundle in pieces, neighbours joined.
-fn compared(
+/// The new bundle in pieces. That an entry is the same is what the directories say: where they are wrong, the digest of what
+/// is made is.
+fn compared(base: &File, new: &File) -> io::Result<Vec<Piece>> {
+    let (base_size, new_size) = (base.metadata()?.len(), new.metadata()?.len());
+    let in_base: HashMap<entries::Key, Range<u64>> = entries::entries(base)?.into_iter().collect();
+    let (mut copies, mut taken) = (Vec::new(), Vec::new());
+    for (key, range) in entries::entries(new)? {
+        if let Some(twin) = in_base.get(&key) {
+            taken.push(twin.clone());
+            copies.push(Piece {
+                at: range.start,
+                length: range.end - range.start,
+                from: Some(twin.start),
+            });
+        }
+    }
+    taken.sort_by_key(|range| range.start);
+    let others = between(
+        copies.iter().map(|copy| copy.at..copy.at + copy.length),
+        new_size,
+    );
+    let (older, newer) = std::thread::scope(|scope| {
+        let older = scope.spawn(|| cut(base, &between(taken.into_iter(), base_size)));
+        (older.join(), cut(new, &others))
+    });
+    let older = older.unwrap_or_else(|_| Err(io::Error::other("comparing broke off")))?;
+    let mut found: HashMap<u64, Cut> = HashMap::with_capacity(older.len());
+    for piece in older {
+        found.entry(piece.key).or_insert(piece);
+    }
+    let mut pieces = copies;
+    pieces.extend(found_again(base, new, newer?, &found)?);
+    pieces.sort_by_key(|piece| piece.at);
+    let mut pieces = joined(pieces);
+    stretch(base, new, &mut pieces)?;
+    Ok(joined(pieces))
+}
+
+/// What ranges, which are in order, leave of a file.
+fn between(ranges: impl Iterator<Item = Range<u64>>, size: u64) -> Vec<Range<u64>> {
+    let mut left = Vec::new();
+    let mut at = 0;
+    for range in ranges.chain([size..size]) {
+        if range.start > at {
+            left.push(at..range.start);
+        }
+        at = at.max(range.end);
+    }
+    left
+}
+
+/// The cuts as pieces: copies, where the older bundle has the same bytes.
+fn found_again(
     base: &File,
     new: &File,
     cuts: Vec<Cut>,
     found: &HashMap<u64, Cut>,
 ) -> io::Result<Vec<Piece>> {
-    let mut pieces: Vec<Piece> = Vec::new();
+    let mut pieces = Vec::with_capacity(cuts.len());
     let (mut one, mut other) = (vec![0; LONGEST as usize], vec![0; LONGEST as usize]);
     for cut in cuts {
         let from = match found.get(&cut.key) {
@@ -135,22 +179,30 @@ fn compared(
             }
             _ => None,
         };
-        let length = cut.length as u64;
-        let joins = |last: &Piece| match (last.from, from) {
-            (Some(last_from), Some(from)) => last_from + last.length == from,
+        pieces.push(Piece {
+            at: cut.offset,
+            length: cut.length as u64,
+            from,
+        });
+    }
+    Ok(pieces)
+}
+
+/// Pieces in which neighbours that go on where the one before ends are one.
+fn joined(pieces: Vec<Piece>) -> Vec<Piece> {
+    let mut joined: Vec<Piece> = Vec::with_capacity(pieces.len());
+    for piece in pieces {
+        let goes_on = |last: &Piece| match (last.from, piece.from) {
+            (Some(from), Some(next)) => from + last.length == next,
             (None, None) => true,
             _ => false,
         };
-        match pieces.last_mut().filter(|last| joins(last)) {
-            Some(last) => last.length += length,
-            None => pieces.push(Piece {
-                at: cut.offset,
-                length,
-                from,
-            }),
+        match joined.last_mut().filter(|last| goes_on(last)) {
+            Some(last) => last.length += piece.length,
+            None => joined.push(piece),
         }
     }
-    Ok(pieces)
+    joined
 }
 
 /// Stretches copies into what lies between them, as far as the bytes are the same: a change seldom begins where a piece does.
@@ -229,21 +281,38 @@ struct Cut {
     length: usize,
 }
 
-/// Cuts a file where its content says so.
-fn cut(file: &File) -> io::Result<Vec<Cut>> {
+/// Cuts these ranges of a file where their content says so.
+fn cut(file: &File, ranges: &[Range<u64>]) -> io::Result<Vec<Cut>> {
     let mut cuts = Vec::new();
-    for piece in StreamCDC::new(At { file, offset: 0 }, SHORTEST, USUAL, LONGEST) {
-        let piece = piece?;
-        cuts.push(Cut {
-            key: key(piece.hash, &piece.data),
-            offset: piece.offset,
-            length: piece.data.len(),
-        });
+    for range in ranges {
+        let length = range.end - range.start;
+        let bytes = At {
+            file,
+            offset: range.start,
+        };
+        if length <= u64::from(SHORTEST) {
+            let mut data = vec![0; length as usize];
+            file.read_exact_at(&mut data, range.start)?;
+            cuts.push(Cut {
+                key: key(0, &data),
+                offset: range.start,
+                length: data.len(),
+            });
+            continue;
+        }
+        for piece in StreamCDC::new(bytes.take(length), SHORTEST, USUAL, LONGEST) {
+            let piece = piece?;
+            cuts.push(Cut {
+                key: key(piece.hash, &piece.data),
+                offset: range.start + piece.offset,
+                length: piece.data.len(),
+            });
+        }
     }
     Ok(cuts)
 }
 
-/// Reads a file from its beginning, wherever others read it.
+/// Reads a file from a place on, wherever others read it.
 struct At<'f> {
     file: &'f File,
     offset: u64,

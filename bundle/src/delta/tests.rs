@@ -69,6 +69,40 @@ fn of_a_bundle_with_many_files_only_what_changed_travels() {
 }
 
 #[test]
+fn entries_are_found_wherever_they_went_and_whatever_lies_before_them() {
+    let files: Vec<(String, Vec<u8>)> = (0..20)
+        .map(|n| (format!("{n}.bin"), noise(n, 50_000)))
+        .collect();
+    let turned: Vec<(String, Vec<u8>)> = files
+        .iter()
+        .rev()
+        .map(|(name, bytes)| (format!("moved/{name}"), bytes.clone()))
+        .collect();
+    let base = zip(&files);
+    // As one that unpacks itself is.
+    let new = [noise(77, 500), zip(&turned)].concat();
+    let delta = make(&file(&base), &file(&new))
+        .expect("readable")
+        .expect("worth it");
+    assert!(delta.len() < 4_000, "{}", delta.len());
+    assert_eq!(
+        applied(&delta, &base, new.len() as u64).expect("applied"),
+        new
+    );
+}
+
+#[test]
+fn a_directory_that_lies_is_found_out_by_the_digest_and_no_sooner() {
+    let base = zip(&[("a".to_owned(), noise(1, 50_000))]);
+    let mut new = base.clone();
+    // A byte of the entry, whose CRC stays.
+    new[20_000] ^= 1;
+    let delta = make(&file(&base), &file(&new)).expect("readable");
+    let made = applied(&delta.expect("worth it"), &base, new.len() as u64).expect("applied");
+    assert_eq!(made, base, "of the right length, and not the new one");
+}
+
+#[test]
 fn within_a_large_entry_only_the_changed_piece_travels() {
     let base = noise(1, 4 << 20);
     let mut new = base.clone();

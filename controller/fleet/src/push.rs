@@ -274,6 +274,17 @@ impl Pushes {
             };
             return match self.send(connection, digest, upload, &told).await {
                 Ok(()) => {
+                    let status: BlobStatus = connection
+                        .get(&format!("/v1/blobs/{digest}"), CALL_LIMIT)
+                        .await
+                        .map_err(|source| PushError::Call {
+                            digest: digest.clone(),
+                            source,
+                        })?;
+                    if !status.complete {
+                        // A part of it was there by then, from where it goes on.
+                        return Ok(false);
+                    }
                     tracing::info!(
                         blob = digest.short(),
                         bytes = length,
