@@ -31,9 +31,13 @@ pub(super) fn write(
 fn ignored(root: &Path, dockerfile: &str) -> io::Result<Gitignore> {
     let mut builder = GitignoreBuilder::new(root);
     let own = format!("{dockerfile}.dockerignore");
+    // A link may lead anywhere by now.
+    let is_file = |path: &PathBuf| fs::symlink_metadata(path).is_ok_and(|data| data.is_file());
     let text = [own.as_str(), ".dockerignore"]
         .iter()
-        .find_map(|name| fs::read_to_string(root.join(name)).ok());
+        .map(|name| root.join(name))
+        .filter(is_file)
+        .find_map(|path| fs::read_to_string(path).ok());
     for line in text.as_deref().unwrap_or_default().lines() {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
