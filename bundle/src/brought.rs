@@ -34,7 +34,7 @@ impl Brought {
     /// Reads what a bundle sets.
     ///
     /// # Errors
-    /// A file cannot be read as what it is, or as [`Brought::of`].
+    /// A file cannot be read as what it is, or a known option has a value that it does not take.
     pub fn read<T: Top>(top: &mut T) -> Result<Self, T::Error> {
         let manifest = env_yaml::read(top)?;
         let extensions = ebextensions::read(top)?;

@@ -51,7 +51,7 @@ impl Arriving {
     /// It cannot be made.
     pub(super) fn anew(path: &Path) -> io::Result<Self> {
         match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Self::go_on(path),
         }
     }

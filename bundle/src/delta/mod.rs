@@ -151,7 +151,7 @@ fn compared(base: &File, new: &File) -> io::Result<Vec<Piece>> {
 fn between(ranges: impl Iterator<Item = Range<u64>>, size: u64) -> Vec<Range<u64>> {
     let mut left = Vec::new();
     let mut at = 0;
-    for range in ranges.chain([size..size]) {
+    for range in ranges.chain(std::iter::once(size..size)) {
         if range.start > at {
             left.push(at..range.start);
         }
