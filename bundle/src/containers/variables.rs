@@ -82,9 +82,15 @@ fn value(expression: &str, variables: &Variables<'_>) -> Result<String, Lacks> {
         Some(how) => (true, how),
         None => (false, how),
     };
-    let set = variables
-        .get(name)
-        .filter(|value| !unless_empty || !value.is_empty());
+    let known = variables.known.get(name).map(String::as_str);
+    // What is given for it is nearer than what stands for all that is not known.
+    let has_default = how.starts_with('-');
+    let set = if has_default {
+        known
+    } else {
+        variables.get(name)
+    };
+    let set = set.filter(|value| !unless_empty || !value.is_empty());
     let given = how.get(1..).unwrap_or_default();
     match (how.as_bytes().first(), set) {
         (Some(b'-'), None) => Ok(given.to_owned()),
@@ -123,5 +129,6 @@ mod tests {
         assert!(lacks.is_err_and(|Lacks(name)| name == "E"));
         variables.others = true;
         assert!(filled("a:${B:?say}", &variables).is_ok_and(|text| text == "a:1"));
+        assert!(filled("a:${B:-1.25}", &variables).is_ok_and(|text| text == "a:1.25"));
     }
 }

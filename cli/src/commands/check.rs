@@ -146,11 +146,7 @@ fn report(from: PathBuf, look: Look, settings: &OptionSettings) -> Report {
         .iter()
         .map(|over| format!("{}: {}", over.file, over.keys.join(", ")));
     let resources = look.resources.iter().map(ToString::to_string);
-    let options = look
-        .brought
-        .passed_over
-        .iter()
-        .map(|option| format!("option {option}"));
+    let options = look.brought.passed_over.iter().cloned();
     let containers = look.plan.containers.iter();
     let containers = containers.flat_map(|all| all.passed_over.iter().cloned());
     let not_supported = keys
